@@ -26,7 +26,7 @@ def _present(event: Event) -> dict[str, object]:
     """The fields that differ from their defaults."""
     fields = msgspec.structs.fields(event)
     values = {
-        f.name: getattr(event, f.name)
+        f.encode_name: getattr(event, f.name)
         for f in fields
         if f.required or getattr(event, f.name) not in (f.default, None, b"", [], {})
     }

@@ -136,7 +136,7 @@ class AnswerChecker:
         return self._by_set[digest]
 
     def _recompute(self, check: AnswerCheck, impression: Impression, explain: bool = False) -> None:
-        stamp, asked = impression.stamp, impression.asked
+        stamp, asked = impression.stamp, impression.inputs
         if stamp is None or asked is None:
             why = "the impression doesn't hold its request: it is older than that field"
             raise NotReconstructible(why)

@@ -371,7 +371,7 @@ class Pipeline:
             features=self.builder.as_shown(self._listed(candidates.features, positions_R)).block(),
             predicted=predicted,
             degraded=list(candidates.degraded),
-            asked=self._asked(query),
+            inputs=self._asked(query),
             teams=list(slate.teams),
             shares=list(slate.shares),
         )

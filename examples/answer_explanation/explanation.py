@@ -48,7 +48,7 @@ def explanation_values(check: AnswerCheck, catalogue: Catalogue) -> dict[str, An
         "time_ms": impression.time_ms,
         "place": check.place and dict(zip(("partition", "offset"), check.place, strict=True)),
         "stamp": impression.stamp,
-        "asked": impression.asked,
+        "inputs": impression.inputs,
         "degraded": impression.degraded,
         "differences": [vars(difference) for difference in check.differences],
     }
@@ -101,7 +101,7 @@ def explanation_lines(values: dict[str, Any]) -> list[str]:
     moment = datetime.fromtimestamp(values["time_ms"] / 1000, UTC)
     lines.append(f"for {values['user_id']} at {moment:%Y-%m-%d %H:%M:%S.%f} UTC")
     lines.append("stamp       " + _pairs(msgspec.to_builtins(values["stamp"])))
-    for name in ("asked", "policy", "removed", "candidates"):
+    for name in ("inputs", "policy", "removed", "candidates"):
         if values.get(name):
             lines.append(f"{name:<12}" + _pairs(msgspec.to_builtins(values[name])))
     if values["degraded"]:

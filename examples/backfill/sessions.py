@@ -30,7 +30,7 @@ class SessionsAsOf:
         impression, features = shown.impression, self._items.features
         user_id, stamp = impression.user_id, impression.stamp
         name = str(user_id)
-        if stamp is not None and impression.asked is not None:
+        if stamp is not None and impression.inputs is not None:
             if not stamp.session_offset or "session" in impression.degraded:
                 return Session(user_id, features, self._seen)
             stop = min(stamp.session_offset, shown.offset)

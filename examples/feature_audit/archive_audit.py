@@ -81,7 +81,7 @@ def _audit_set(
     def session_of(placed: PlacedImpression) -> Any:
         impression = placed.impression
         try:
-            if impression.stamp is None or impression.asked is None:
+            if impression.stamp is None or impression.inputs is None:
                 return sessions.before(impression, placed.offset)
             return sessions.of(impression)
         except NotReconstructible as error:  # its message names the user, the report must not

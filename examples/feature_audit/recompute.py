@@ -202,7 +202,7 @@ class Recomputer:
     ) -> FeatureBlock:
         """The features (N items). Raises CantRecompute if the item versions of that time are missing."""
         impression, stamp = shown.impression, shown.impression.stamp
-        is_stamped = stamp is not None and impression.asked is not None
+        is_stamped = stamp is not None and impression.inputs is not None
         offset = stamp.catalogue_offset if stamp is not None and is_stamped else None
         if offset is not None and offset > self._items.end:
             raise CantRecompute("items of then aren't archived yet")
@@ -218,7 +218,7 @@ class Recomputer:
 
 def counted_of(impression: Impression) -> list[int] | None:
     """The offsets up to which the server had counted events; None if the impression doesn't state them."""
-    stamp, asked = impression.stamp, impression.asked
+    stamp, asked = impression.stamp, impression.inputs
     if stamp is None or asked is None:
         return None
     if asked.counted:

@@ -162,9 +162,9 @@ def _usable(
             continue  # nobody saw it
         if impression.teams:
             left_out[TEAM_DRAFT] += 1
-        elif impression.asked is None or impression.stamp is None:
+        elif impression.inputs is None or impression.stamp is None:
             left_out[UNKNOWN] += 1
-        elif impression.asked.by_score:
+        elif impression.inputs.by_score:
             left_out[BY_SCORE] += 1
         elif impression.time_ms > ended_ms.get(place[0], 0):
             left_out[EARLY] += 1
@@ -229,7 +229,7 @@ def _weighed(
 
 def _as_answered(placed: tuple[Place, Impression]) -> tuple[Any, ...]:
     """Sort key: replica by replica, forward in each, since going back restarts the reconstruction."""
-    stamp, asked = placed[1].stamp, placed[1].asked
+    stamp, asked = placed[1].stamp, placed[1].inputs
     assert stamp is not None and asked is not None
     state = (stamp.item_state_offset, stamp.catalogue_offset)
     return (asked.item_state_from, stamp.line, stamp.epoch, *state, stamp.step)

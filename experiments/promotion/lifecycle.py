@@ -110,7 +110,7 @@ class Lifecycle:
     def unlearned(self) -> Live | None:
         """Newest epoch that repeats history without a forgotten user, if any."""
         pairs = zip(self.lives, self.lives[1:], strict=False)
-        epochs = [b for a, b in pairs if b.of == a.epoch != b.epoch and not b.candidate]
+        epochs = [b for a, b in pairs if b.parent_epoch == a.epoch != b.epoch and not b.candidate]
         return epochs[-1] if epochs else None
 
     @property
@@ -157,8 +157,10 @@ class Lifecycle:
         """line/epoch of rolled-back models, newest last: nothing learns from what they served."""
         names = [f"{line}/0" for line in self.rolled_back]
         for before, live in zip(self.lives, self.lives[1:], strict=False):
-            if live.of != before.epoch:
-                undone = [record for record in self.lives if live.of < record.epoch < live.epoch]
+            if live.parent_epoch != before.epoch:
+                undone = [
+                    record for record in self.lives if live.parent_epoch < record.epoch < live.epoch
+                ]
                 names += [f"{record.line}/{record.epoch}" for record in undone]
                 names += [f"{record.candidate}/0" for record in undone if record.candidate]
         return names[-_MAX_QUARANTINED:]
@@ -184,7 +186,7 @@ class Lifecycle:
                 self._move(state, ENDED, record.time_ms, record.reason)
         line, time_ms = guard_name(record.epoch), record.time_ms
         if record.guarded and line not in self.candidates:  # a name is used once
-            size = self.size(record.line, record.of)
+            size = self.size(record.line, record.parent_epoch)
             guard = Candidate(line=line, registry="", kind=GUARD, time_ms=time_ms, size=size)
             state = CandidateState(guard, since_ms=time_ms, guards=record.epoch)
             self.candidates[line] = state
@@ -193,7 +195,7 @@ class Lifecycle:
         state = self.candidates.get(decision.line)
         if state is None:
             return False
-        time_ms, why, verdict = decision.time_ms, decision.why, decision.said
+        time_ms, why, verdict = decision.time_ms, decision.why, decision.verdict
         if state.guards:
             if not state.active or (verdict != "rollback" and not decision.final):
                 return False

@@ -23,43 +23,45 @@ _HOUR_MS: Final = 3_600_000
 
 
 def begin(
-    experiment: Experiment, now_ms: int, *, given: bool = True, at_once: bool = False
+    experiment: Experiment, now_ms: int, *, by_request: bool = True, at_once: bool = False
 ) -> ExperimentState:
     """State of a new experiment. ``at_once``: with all of its traffic, without a ramp."""
     step = 0 if experiment.ramp.steps and not at_once else len(experiment.ramp.steps)
-    return move(experiment, ExperimentState(state=WAITING, step=step, given=given), now_ms, None)
+    return move(
+        experiment, ExperimentState(state=WAITING, step=step, by_request=by_request), now_ms, None
+    )
 
 
-def stop(stand: ExperimentState, now_ms: int, why: str) -> ExperimentState:
+def stop(current: ExperimentState, now_ms: int, why: str) -> ExperimentState:
     """State after a stop: no arms from the next request on."""
-    return msgspec.structs.replace(stand, state=STOPPED, traffic=0.0, since_ms=now_ms, why=why)
+    return msgspec.structs.replace(current, state=STOPPED, traffic=0.0, since_ms=now_ms, why=why)
 
 
 def move(
-    experiment: Experiment, stand: ExperimentState, now_ms: int, seen: Readout | None
+    experiment: Experiment, current: ExperimentState, now_ms: int, seen: Readout | None
 ) -> ExperimentState:
     """The next state; the same object if nothing changes. Without a readout (``seen``) the ramp doesn't
     grow."""
-    if stand.state == STOPPED:
-        return stand
+    if current.state == STOPPED:
+        return current
     if experiment.stop and now_ms >= experiment.stop:
-        return stop(stand, now_ms, "its time is over")
-    if stand.state == WAITING:
+        return stop(current, now_ms, "its time is over")
+    if current.state == WAITING:
         if now_ms < experiment.start:
-            return stand
+            return current
         return msgspec.structs.replace(
-            stand, state=RUNNING, traffic=_traffic_at(experiment, stand.step), since_ms=now_ms,
+            current, state=RUNNING, traffic=_traffic_at(experiment, current.step), since_ms=now_ms,
             started_ms=now_ms, why="",
         )  # fmt: skip
     if seen is not None and seen.verdict in (BROKEN, HARM):
-        return stop(stand, now_ms, f"{seen.verdict}: {'; '.join(seen.why)}")
-    if stand.step < len(experiment.ramp.steps) and seen is not None:
-        hours = (now_ms - stand.since_ms) / _HOUR_MS
+        return stop(current, now_ms, f"{seen.verdict}: {'; '.join(seen.why)}")
+    if current.step < len(experiment.ramp.steps) and seen is not None:
+        hours = (now_ms - current.since_ms) / _HOUR_MS
         users = seen.users / seen.counted  # only a share of very many is counted
         if hours >= experiment.ramp.hours and users >= experiment.ramp.users:
-            step, traffic = stand.step + 1, _traffic_at(experiment, stand.step + 1)
-            return msgspec.structs.replace(stand, step=step, traffic=traffic, since_ms=now_ms)
-    return stand
+            step, traffic = current.step + 1, _traffic_at(experiment, current.step + 1)
+            return msgspec.structs.replace(current, step=step, traffic=traffic, since_ms=now_ms)
+    return current
 
 
 def _traffic_at(experiment: Experiment, step: int) -> float:
@@ -93,10 +95,10 @@ def running(
     """Experiments that assign arms, with their current traffic. Raises YamlError."""
     experiments = []
     for experiment in read_experiments(_not_stopped(revision), policy, labels, judged=False):
-        stand = revision.stands.get(experiment.name)
-        if stand is not None:
-            experiment = replace(experiment, traffic=stand.traffic, ramp=Ramp())
-        if stand is None or stand.traffic > 0:
+        current = revision.states.get(experiment.name)
+        if current is not None:
+            experiment = replace(experiment, traffic=current.traffic, ramp=Ramp())
+        if current is None or current.traffic > 0:
             experiments.append(experiment)
     return tuple(experiments)
 
@@ -116,13 +118,13 @@ def apply_request(
         raise ValueError(f"the request is {request.what!r}, expected 'start' or 'stop'")
     # By name alone: unreadable experiments most need to be stopped.
     names = _names(revision)
-    if request.name not in revision.stands and request.name not in names:
+    if request.name not in revision.states and request.name not in names:
         raise ValueError(f"no experiment {request.name!r}; there are {', '.join(names) or 'none'}")
-    stand = revision.stands.get(request.name, ExperimentState(state="running"))
-    if stand.state == STOPPED:
-        raise ValueError(f"{request.name} is stopped already: {stand.why}")
-    stopped = stop(stand, now_ms, request.reason or "asked for")
-    return msgspec.structs.replace(revision, stands={**revision.stands, request.name: stopped})
+    current = revision.states.get(request.name, ExperimentState(state="running"))
+    if current.state == STOPPED:
+        raise ValueError(f"{request.name} is stopped already: {current.why}")
+    stopped = stop(current, now_ms, request.reason or "stopped by request")
+    return msgspec.structs.replace(revision, states={**revision.states, request.name: stopped})
 
 
 def _start(
@@ -144,13 +146,13 @@ def _start(
             f"the file name {file!r} is held by the experiment {name_in(revision.configs[file])!r}, which "
             f"would be overwritten: give {name!r} another name"
         )
-    stand = begin(experiment, now_ms, at_once=request.at_once)
-    if stand.state == STOPPED:
-        raise ValueError(f"{name}: {stand.why}; give it a later stop")
+    current = begin(experiment, now_ms, at_once=request.at_once)
+    if current.state == STOPPED:
+        raise ValueError(f"{name}: {current.why}; give it a later stop")
     new = msgspec.structs.replace(
         revision,
         configs={**revision.configs, file: request.text},
-        stands={**revision.stands, name: stand},
+        states={**revision.states, name: current},
     )
     read_experiments(_not_stopped(new), policy, labels)  # raises for conflicts
     return new
@@ -161,7 +163,7 @@ def _names(revision: Experiments) -> list[str]:
 
 
 def _stopped(revision: Experiments) -> set[str]:
-    return {name for name, stand in revision.stands.items() if stand.state == STOPPED}
+    return {name for name, current in revision.states.items() if current.state == STOPPED}
 
 
 def _not_stopped(revision: Experiments) -> dict[str, str]:
@@ -179,17 +181,19 @@ def with_files(
 ) -> Experiments:
     """The set with these files of the code. Experiments started by request stay. Files with a ramp, times,
     guardrails or trained lines get a state. Raises ValueError."""
-    given = {f"{name}.yaml" for name, stand in revision.stands.items() if stand.given}
-    requested = {file: text for file, text in revision.configs.items() if file in given}
+    requested_files = {
+        f"{name}.yaml" for name, current in revision.states.items() if current.by_request
+    }
+    requested = {file: text for file, text in revision.configs.items() if file in requested_files}
     new = msgspec.structs.replace(revision, configs={**files, **requested})
     names = [name_in(text) for text in new.configs.values()]
     for name in names:
         if names.count(name) > 1:  # also stopped ones, which aren't read below
             text = f"the experiment {name!r} is there twice; give one of them another name"
             raise ValueError(text)
-    states = dict(revision.stands)
+    states = dict(revision.states)
     for each in read_experiments(_not_stopped(new), policy, labels):
         managed = each.ramp.steps or each.start or each.stop or each.metrics.guardrails
         if each.name not in states and (managed or each.trains):
-            states[each.name] = begin(each, now_ms, given=False)
-    return msgspec.structs.replace(new, stands=states)
+            states[each.name] = begin(each, now_ms, by_request=False)
+    return msgspec.structs.replace(new, states=states)

@@ -226,7 +226,7 @@ class Shard:
 
     def _delta(self, total: StepSum, changes: Mapping[str, TableChange]) -> Delta:
         spec, dense = self.spec, b""
-        held = total.held and not self.settled
+        held = total.defers_rows and not self.settled
         tables = self.tables
         rows = self.published.publish(changes, lambda n, k: tables[n].lookup(k), self.settled, held)
         is_time = self.settled or self.clock_ms - self._dense_ms >= spec.dense_every_ms

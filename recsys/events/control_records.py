@@ -23,18 +23,19 @@ class ModelSize(msgspec.Struct, frozen=True):
 class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
     """The live pointer: the line that serves. Appended by the director only.
 
-    The epoch starts from a snapshot of step ``since`` and relearns what the epoch ``of`` learned after it. If
-    ``of`` isn't the previous epoch, the line was rolled back: the epochs between are quarantined and skipped.
-    ``candidate``: the line that became live, or empty. ``guarded``: the epoch ``of`` keeps learning beside
-    this one and replaces it if this one is known to be worse. ``size``: of its model; None: as configured.
+    The epoch starts from a snapshot of step ``base_step`` and relearns what ``parent_epoch`` learned after
+    it. If that isn't the previous epoch, the line was rolled back: the epochs between are skipped, and
+    examples that they served are left out. ``candidate``: the line that became live, or empty. ``guarded``:
+    the parent epoch keeps learning beside this one and replaces it if this one is known to be worse.
+    ``size``: of its model; None: as configured.
     """
 
     line: str
     epoch: int
     reason: str = ""
     time_ms: int = 0
-    since: int = 0
-    of: int = 0
+    base_step: int = msgspec.field(default=0, name="since")
+    parent_epoch: int = msgspec.field(default=0, name="of")
     candidate: str = ""
     size: ModelSize | None = None
     guarded: bool = False
@@ -86,13 +87,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
     (experiments/promotion/guard.py), whose ``rollback`` concerns the live line. Appended by the director
     only.
 
-    ``said``: promote, hold or rollback. ``to``: the stage after promotion, canary or all; ``epoch``: of the
-    live line that starts with it. ``share``: of users whom it answers from now on, as canary. ``final``: the
-    candidate is given up. ``evidence``: the numbers.
+    ``verdict``: promote, hold or rollback. ``to``: the stage after promotion, canary or all; ``epoch``: of
+    the live line that starts with it. ``share``: of users whom it answers from now on, as canary. ``final``:
+    the candidate is given up. ``evidence``: the numbers.
     """
 
     line: str
-    said: str
+    verdict: str = msgspec.field(name="said")
     to: str = ""
     epoch: int = 0
     share: float = 0.0
@@ -123,29 +124,29 @@ class OperatorRequest(msgspec.Struct, frozen=True, kw_only=True, tag="wish"):
 
 class ExperimentState(msgspec.Struct, frozen=True, kw_only=True):
     """State of an experiment: ``state`` is waiting (for its start), running or stopped; ``traffic`` is the
-    current share of its layer's users, ``step`` its step of the ramp since ``since_ms``. ``given``: its text
-    came with a request and is not a file beside the code."""
+    current share of its layer's users, ``step`` its step of the ramp since ``since_ms``. ``by_request``: its
+    text came with a request and is not a file beside the code."""
 
     state: str = "running"
     traffic: float = 0.0
     step: int = 0
     since_ms: int = 0
     started_ms: int = 0
-    given: bool = False
+    by_request: bool = msgspec.field(default=False, name="given")
     why: str = ""
 
 
 class Experiments(msgspec.Struct, frozen=True, kw_only=True, tag="experiments"):
     """A new revision of the experiments, as their YAML texts by the names of their files.
 
-    ``stands``: state by experiment; without one an experiment has always had its file's traffic. ``answers``:
+    ``states``: by experiment; without one an experiment has always had its file's traffic. ``answers``:
     the offset of the request that caused the revision. ``refused``: why that request was refused, or empty.
     """
 
     revision: int
     configs: dict[str, str] = {}
     time_ms: int = 0
-    stands: dict[str, ExperimentState] = {}
+    states: dict[str, ExperimentState] = msgspec.field(default_factory=dict, name="stands")
     answers: int = -1
     refused: str = ""
 
@@ -179,16 +180,17 @@ class Unlearning(msgspec.Struct, frozen=True, kw_only=True, tag="unlearning"):
 
     ``users``: by id (as text), the offset of the removal among their events, up to which nothing stays.
     ``state``: experiments/promotion/lifecycle.py. ``epoch``: of the line without them; it repeats the history
-    of the epoch ``of`` from a snapshot of step ``since`` on, with a model of ``size``. ``first``: the first
-    step that may have learned from them; 0: none has. ``step``: the least step to reach, then that reached.
+    of ``parent_epoch`` from a snapshot of step ``base_step`` on, with a model of ``size``. ``first``: the
+    first step that may have learned from them; 0: none has. ``step``: the least step to reach, then that
+    reached.
     """
 
     id: str
     state: str = "asked"
     users: dict[str, int] = {}
     epoch: int = 0
-    of: int = 0
-    since: int = 0
+    parent_epoch: int = msgspec.field(default=0, name="of")
+    base_step: int = msgspec.field(default=0, name="since")
     first: int = 0
     step: int = 0
     size: ModelSize | None = None

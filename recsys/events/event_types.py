@@ -135,7 +135,7 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     features: FeatureBlock | None = None
     predicted: bytes = b""
     degraded: list[str] = []
-    asked: RequestInputs | None = None
+    inputs: RequestInputs | None = msgspec.field(default=None, name="asked")
     teams: list[str] = []
     shares: list[float] = []
     event_id: str | None = None

@@ -27,7 +27,7 @@ class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
     in ``previous`` the labels learned before.
 
     ``arrived``: by label, the share of its engagements that arrive before such an example is emitted, in (0,
-    1]; empty: all. In a correction, 0 if the example was weighted for it already. ``kept``: the sampling rate
+    1]; empty: all. In a correction, 0 if the example was weighted for it already. ``sampling_rate``:
     of examples without an engagement. ``sampled_out``: this one was left out and an engagement came later;
     its ``previous`` were never learned (training/continual/open_labels.py).
     """
@@ -40,7 +40,7 @@ class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
     correction: bool = False
     previous: list[float] = []
     arrived: list[float] = []
-    kept: float = 1.0
+    sampling_rate: float = msgspec.field(default=1.0, name="kept")
     sampled_out: bool = False
     served_by: str = ""  # line/epoch; examples of one that was rolled back are not learned
     features: FeatureBlock | None = None  # of this item: N = 1
@@ -117,7 +117,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     without: list[str] = []  # line/epoch that were rolled back: examples they served are left out
     rehearsed: list[Range] = []  # older examples, replayed against forgetting …
     rehearsed_weight: float = 1.0  # … with this weight; excluded from prequential metrics
-    held: bool = False  # its rows are published with a later step
+    # Whether its rows are published with a later step.
+    defers_rows: bool = msgspec.field(default=False, name="held")
     rate: float = 1.0  # factor on the usual learning rates, of rows and dense parameters
     filled: int = 0  # the first lanes, which its examples are cut into; others are empty; 0: all
     views: list[SampledView] = []  # some of those in it, for replicas to measure delays

@@ -61,7 +61,7 @@ class OperatorState:
         """Remembers the halves of a list's entities."""
         if not self.features.lefts:
             return
-        plain = impression.asked is not None and impression.asked.plain
+        plain = impression.inputs is not None and impression.inputs.plain
         viewer = [] if plain else self._viewers.get(key_of("user", impression.user_id), [])
         lefts = self.features.left_keys(viewer, impression.context)
         self._lefts[impression.request_id] = list(lefts)

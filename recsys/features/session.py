@@ -132,7 +132,7 @@ class Session:
     def fold_impression(self, impression: Impression, items_NI: Keys) -> None:
         """Remembers the request's context; counts items as shown if the schema says that impressions are."""
         context = self.features.context_keys(impression.surface, impression.context)[0]
-        if impression.asked is not None and impression.asked.plain:
+        if impression.inputs is not None and impression.inputs.plain:
             self.requests.append((impression.request_id, PLAIN))
             return
         self.requests.append((impression.request_id, context))

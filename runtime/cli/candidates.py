@@ -113,7 +113,7 @@ def rollback(
     """
     with with_system(state) as (_, log):
         answer, served_by, seconds = director_requests.roll_back(log, name, reason)
-        if isinstance(answer, Decision) and answer.said != "rollback":
+        if isinstance(answer, Decision) and answer.verdict != "rollback":
             typer.echo(f"{answer.line} has ended: the live model stays, without a guard")
             return
         epoch = "" if isinstance(answer, Decision) else f", epoch {answer.epoch}"

@@ -77,9 +77,9 @@ def start(
         )  # fmt: skip
         revision = request_experiment(log, config, request)
         (started,) = read_experiments({str(file): request.text}, config.policy, labels_of(config))
-        stand = revision.stands[started.name]
+        current = revision.states[started.name]
         typer.echo(
-            f"{started.name} is {stand.state}, {stand.traffic:.1%} of {started.layer}, revision "
+            f"{started.name} is {current.state}, {current.traffic:.1%} of {started.layer}, revision "
             f"{revision.revision}: see `recsys experiment report {started.name} --state {state}`"
         )
 
@@ -94,7 +94,7 @@ def stop(
     with with_system(state) as (config, log):
         request = ExperimentRequest(what="stop", name=name, reason=reason, time_ms=wall_ms())
         revision = request_experiment(log, config, request)
-        typer.echo(f"{name} is stopped, revision {revision.revision}: {revision.stands[name].why}")
+        typer.echo(f"{name} is stopped, revision {revision.revision}: {revision.states[name].why}")
 
 
 @experiment.command()

@@ -219,7 +219,7 @@ def _report_running(config: Config, console: Console, holder: str) -> int:
         return 1
     resolved, _ = launch_plan.read(config.state)
     console.print(parts_table(running, resolved))
-    if running.asked != digest(config):
+    if running.config_digest != digest(config):
         fail(
             f"{config.state} runs with another configuration: `recsys down --state {config.state}` first"
         )

@@ -63,13 +63,13 @@ class ExperimentPanel:
         labels, revision = labels_of(self._config), revisions[-1]
         experiments, unreadable = parse_each(revision, self._config.policy, labels, stopped=False)
         experiments.sort(key=lambda e: (-start_ms(revisions, e.name), e.name))
-        stopped = {n: stand for n, stand in revision.stands.items() if stand.state == STOPPED}
+        stopped = {n: current for n, current in revision.states.items() if current.state == STOPPED}
         shown = [e for e in experiments[:_MAX_EXPERIMENTS] if not e.interleaves]
         self._read(shown, revisions, labels)
         rows = [self._row(experiment, revision) for experiment in experiments]
         rows += [{"name": name, "unread": why} for name, why in sorted(unreadable.items())]
         newest_first = sorted(stopped.items(), key=lambda pair: -pair[1].since_ms)
-        rows += [self._stopped_row(name, stand) for name, stand in newest_first]
+        rows += [self._stopped_row(name, current) for name, current in newest_first]
         self.left_out, rows = max(0, len(rows) - _MAX_EXPERIMENTS), rows[:_MAX_EXPERIMENTS]
         self._forget_others({row["name"] for row in rows}, stopped.keys())
         return rows
@@ -133,11 +133,11 @@ class ExperimentPanel:
             return {"name": name, "unread": row.get("failed", "not read yet")}
         return summary_row(experiment, revision) | row
 
-    def _stopped_row(self, name: str, stand: ExperimentState) -> dict[str, Any]:
-        row = {"name": name, "state": stand.state, "why": stand.why}
+    def _stopped_row(self, name: str, current: ExperimentState) -> dict[str, Any]:
+        row = {"name": name, "state": current.state, "why": current.why}
         if "report" in self._rows.get(name, {}):
             return {"hypothesis": ""} | self._rows[name] | row | {"behind": False}
-        return row | {"unread": f"stopped: {stand.why}. `recsys experiment report {name}`"}
+        return row | {"unread": f"stopped: {current.why}. `recsys experiment report {name}`"}
 
     def _forget_others(self, shown: Set[str], stopped: Set[str]) -> None:
         self._folds = {n: f for n, f in self._folds.items() if n in shown and n not in stopped}

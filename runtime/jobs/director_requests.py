@@ -133,7 +133,7 @@ def roll_back(log: Log, name: str, reason: str) -> RollbackResult:
         return None
 
     answer: Decision | Live = await_answer(find)
-    if isinstance(answer, Decision) and answer.said != "rollback" and not answer.final:
+    if isinstance(answer, Decision) and answer.verdict != "rollback" and not answer.final:
         raise Refused(answer.why)
     served_by = f"{answer.line}/0"
     if isinstance(answer, Live):

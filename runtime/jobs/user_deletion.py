@@ -106,7 +106,7 @@ def _result(control: ControlReader, name: str) -> str:
         raise Refused(f"they will be deleted, but can't be unlearned: {request.why}")
     if request.epoch and request.epoch in {live.epoch for live in control.lifecycle.lives}:
         return (
-            f"unlearned: steps {request.since + 1} to {request.step} were replayed beside the live model "
+            f"unlearned: steps {request.base_step + 1} to {request.step} were replayed beside the live model "
             f"and are epoch {request.epoch} now, {request.why}"
         )
     return _UNCHANGED if request.state == DONE else ""
@@ -137,7 +137,7 @@ def unlearn_stopped(
         return _UNCHANGED
     line = (
         f"unlearned {result.examples} of the users' examples that were left on the log, and earlier ones "
-        f"that may have been theirs: steps {result.since + 1} to {result.step} were replayed and are "
+        f"that may have been theirs: steps {result.base_step + 1} to {result.step} were replayed and are "
         f"epoch {result.epoch} now, SHA-256 {result.digest}"
     )
     if result.other_config:

@@ -81,7 +81,7 @@ def run(config: Config, stop: Stop) -> None:
         if (epoch := control.live_epoch(MAIN)) != group.epoch:
             retiring.append(group)
             live = control.lifecycle.live
-            if live is not None and live.of != group.epoch:
+            if live is not None and live.parent_epoch != group.epoch:
                 group.abandon()  # the line was rolled back: its remaining steps are useless
             group = ShardGroup.of(config, control, epoch)
             group.start()
@@ -91,7 +91,7 @@ def run(config: Config, stop: Stop) -> None:
         report(stop.heartbeat, group.statuses)
         errors = log_errors(group.statuses, errors)
         live = control.lifecycle.live
-        if retiring and live is not None and group.step > live.since:
+        if retiring and live is not None and group.step > live.base_step:
             retiring.pop(0).end()  # its workers have moved on; its last snapshot allows a rollback
         stop.heartbeat.gauge("started", group.started)
     _, plan = launch_plan.read(config.state)

@@ -26,10 +26,10 @@ def start_ms(records: Iterable[Control], name: str) -> int:
     named = re.compile(rf"^name:\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
     for control in records:
         if isinstance(control, Experiments):
-            stand = control.stands.get(name)
-            if stand is not None and stand.started_ms:
-                return stand.started_ms
-            if stand is None and any(named.search(text) for text in control.configs.values()):
+            current = control.states.get(name)
+            if current is not None and current.started_ms:
+                return current.started_ms
+            if current is None and any(named.search(text) for text in control.configs.values()):
                 return control.time_ms
     return 0
 
@@ -48,20 +48,20 @@ def read_report(log: Log, config: Config, experiment: Experiment) -> tuple[Reado
 
 def summary_row(experiment: Experiment, revision: Experiments) -> dict[str, Any]:
     """One row of `recsys experiment list`."""
-    stand = revision.stands.get(experiment.name)
+    current = revision.states.get(experiment.name)
     return {
         "name": experiment.name,
         "kind": experiment.kind,
-        "state": stand.state if stand else "running",
+        "state": current.state if current else "running",
         "layer": experiment.layer,
-        "traffic": stand.traffic if stand else experiment.traffic,
+        "traffic": current.traffic if current else experiment.traffic,
         "of": experiment.traffic,
-        "since_ms": stand.since_ms if stand else 0,
+        "since_ms": current.since_ms if current else 0,
         "arms": {arm.name: arm.share for arm in experiment.arms},
         "primary": list(experiment.credited if experiment.interleaves else experiment.primary),
         "guardrails": dict(experiment.metrics.guardrails),
         "hypothesis": experiment.hypothesis or experiment.about,
-        "why": stand.why if stand else "",
+        "why": current.why if current else "",
     }
 
 

@@ -62,7 +62,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     control_room: bool = False
     sentinel: bool = False  # whether a rule holds users who manipulate items
     only: list[str] = []  # these parts and their dependencies; empty: all
-    asked: str = ""  # digest of the configuration before addresses were filled in
+    config_digest: str = ""  # of the configuration before addresses were filled in
     own_nodes: bool = False  # whether `recsys node` started the nodes of a running cluster
     plain_serve: bool = False  # Ray Serve with its default proxy: the baseline of a benchmark
 
@@ -122,7 +122,7 @@ def resolve(
         ray=ray, embedded=embedded, viewers=viewers, metrics=bool(config.metrics.port),
         control_room=bool(room.port),
         sentinel=config.bounds.hold_nats > 0,
-        only=list(only), asked=asked,
+        only=list(only), config_digest=asked,
     )  # fmt: skip
     return config, plan
 

@@ -162,7 +162,7 @@ class Runner:
         ]
         return Running(
             supervisor=self._me,
-            asked=self._plan.asked,
+            config_digest=self._plan.config_digest,
             started_ms=self._started_ms,
             time_ms=now_ms,
             stopping=self._supervisor.stopping,

@@ -42,7 +42,7 @@ def query_of(
 ) -> Query:
     """The query that an impression answered, skipping what its deadline skipped. ``explain`` adds predictions
     and reasons, and changes nothing else. Raises ValueError for an impression without its request."""
-    inputs = impression.asked
+    inputs = impression.inputs
     if inputs is None:
         raise ValueError(
             f"impression {impression.request_id} doesn't record its request: it is older than this record, "
@@ -86,7 +86,7 @@ def stamp_differences(logged: Stamp | None, again: Stamp) -> list[Difference]:
 def differences(logged: Impression, again: Impression) -> list[Difference]:
     """Fields of the answer that aren't equal to the last bit."""
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(again), type=Impression)
-    names = ["time_ms", "request_id", "user_id", "asked", "degraded", "teams"]
+    names = ["time_ms", "request_id", "user_id", "inputs", "degraded", "teams"]
     if logged.shares or not logged.teams:  # older lists have none
         names.append("shares")
     different = _fields("", logged, again, names)

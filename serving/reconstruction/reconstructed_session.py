@@ -110,7 +110,7 @@ class ReconstructedSessions:
 
     def of(self, impression: Impression) -> Session:
         """The session of an answer. Raises NotReconstructible."""
-        stamp, inputs, seen = impression.stamp, impression.asked, self._config.sessions.seen
+        stamp, inputs, seen = impression.stamp, impression.inputs, self._config.sessions.seen
         assert stamp is not None and inputs is not None
         if SESSION in impression.degraded or not stamp.session_offset:
             return Session(impression.user_id, self._features, seen)

@@ -179,7 +179,7 @@ def test_a_feature_is_added_learned_and_taken_back_under_traffic(
         until(lambda: _scored(log, name), 180, "the candidate is scored")
         log.append(
             CONTROL,
-            [Append(0, b"", pack(Decision(line=name, said="promote", to="canary", share=0.5)))],
+            [Append(0, b"", pack(Decision(line=name, verdict="promote", to="canary", share=0.5)))],
         )
         until(lambda: any(s.line == name for _, _, s in readers.answers[-50:]), 90, "it answers")
         until(
@@ -187,13 +187,13 @@ def test_a_feature_is_added_learned_and_taken_back_under_traffic(
         )
         until(lambda: answering(1), 60, "its epoch answers")
         promoted = len(readers.answers)
-        until(lambda: readers.answers[-1][2].step > live(log).since + 3, 120, "it learns")
+        until(lambda: readers.answers[-1][2].step > live(log).base_step + 3, 120, "it learns")
         assert features()["read"] == read_app(file).feature_set().digest
         sides = readers.answers[before - EXPLAINED : before]
         assert_explained(log, news, [*sides, *readers.answers[promoted:][:EXPLAINED]])
         rollback("", "a test", news.state)
         until(lambda: answering(2), 60, "the old one answers")
-        until(lambda: readers.answers[-1][2].step > live(log).since + 3, 120, "it learns again")
+        until(lambda: readers.answers[-1][2].step > live(log).base_step + 3, 120, "it learns again")
         assert features()["read"] == first.digest
     finally:
         readers.stop()

@@ -68,7 +68,7 @@ def test_answers_with_plug_ins_are_explained_to_the_bit(
     assert [check.verdict for check in checks] == [EQUAL] * 60, [check.why for check in checks]
     impressions = [i for check in checks if (i := check.impression)]
     assert any(SOURCE in item.sources for i in impressions for item in i.items)
-    assert all(i.asked is not None and i.asked.stages == [SHORT, FAILING] for i in impressions)
+    assert all(i.inputs is not None and i.inputs.stages == [SHORT, FAILING] for i in impressions)
     failed = [i for i in impressions if FAILING in i.degraded]
     assert 10 < len(failed) < 20 and len(impressions) == 60
     added = [answer.candidates for check in checks if (answer := check.answer)]
@@ -98,5 +98,7 @@ def explained(config: Any, asked: list[tuple[str, str]]) -> list[AnswerCheck]:
 def test_impressions_without_stages_are_encoded_as_before() -> None:
     from recsys.events.event_types import RequestInputs, encode
 
-    impression = Impression(time_ms=1, request_id="r", user_id="u", items=[], asked=RequestInputs())
+    impression = Impression(
+        time_ms=1, request_id="r", user_id="u", items=[], inputs=RequestInputs()
+    )
     assert b"stages" not in encode(impression)

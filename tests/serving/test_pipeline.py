@@ -181,7 +181,7 @@ def test_by_score_nothing_is_drawn_and_nothing_moved() -> None:
     best = sorted(final, key=lambda index: -final[index])[:12]
     assert ids(answer) == [f"v{index}" for index in best] and len(set(final.values())) == 30
     assert {shown.propensity for shown in answer.items} == {1.0}
-    assert answer.impression.asked is not None and answer.impression.asked.by_score
+    assert answer.impression.inputs is not None and answer.impression.inputs.by_score
     drawn = ask(replica, by=loose, n=12, candidate_ids=given)
     assert ids(drawn) != ids(answer)
 
@@ -364,13 +364,13 @@ def test_the_impression_says_what_was_asked_and_what_else_the_answer_rests_on() 
     replica.item_state_from = 7
     packed = Session.unpack(viewer(replica, liked=(3,)).pack(), FEATURES)
     answer = ask(replica, packed, n=4, exclude_ids=("v1", 2), candidate_ids=("v5", "v6"))
-    asked = answer.impression.asked
+    asked = answer.impression.inputs
     assert asked is not None
     assert (asked.n, asked.exclude_ids, asked.candidate_ids) == (4, ["v1", 2], ["v5", "v6"])
     assert (asked.candidates, asked.item_state_from) == (60, 7)
     assert asked.session == digest_of(packed.pack())
     plain = ask(replica, packed).impression
-    size = len(encode(plain)) - len(encode(msgspec.structs.replace(plain, asked=None)))
+    size = len(encode(plain)) - len(encode(msgspec.structs.replace(plain, inputs=None)))
     assert size < 100  # beside some ten thousand of features
 
 

@@ -117,7 +117,7 @@ def guard_impressions(
     log: Log, live: Live, labels: Sequence[str], rules: PromotionConfig
 ) -> ServedImpressions:
     """Impressions of a new live line, beside those of the previous epoch in the half hour before."""
-    own, other = f"{live.line}/{live.epoch}", f"{live.line}/{live.of}"
+    own, other = f"{live.line}/{live.epoch}", f"{live.line}/{live.parent_epoch}"
     rates, since_ms = guard_engagement_rates(labels, rules), live.time_ms - BEFORE_MS
     return ServedImpressions(log, own, other, since_ms, rates, labels, rules)
 

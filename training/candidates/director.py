@@ -120,11 +120,15 @@ class Director:
     def _note_end(self, control: Control) -> None:
         """Schedules the impact list of a line that no longer answers."""
         states, due_ms = self.promoter.lifecycle.candidates, self._clock() + _LIST_AFTER_MS
-        if isinstance(control, Decision) and control.said == "rollback":
+        if isinstance(control, Decision) and control.verdict == "rollback":
             state = states.get(control.line)
             if state is not None and not state.guards:  # a guard has answered no request
                 self._to_list.append((due_ms, f"{control.line}/0", state.candidate.time_ms))
-        elif isinstance(control, Live) and self.live is not None and control.of != self.live.epoch:
+        elif (
+            isinstance(control, Live)
+            and self.live is not None
+            and control.parent_epoch != self.live.epoch
+        ):
             left = f"{self.live.line}/{self.live.epoch}"
             self._to_list.append((due_ms, left, self.live.time_ms))
             state = states.get(self.live.candidate)
@@ -155,7 +159,7 @@ class Director:
         moved, self.experiments.lost = 0, experiments_without_line(self.promoter.lifecycle)
         while (revision := self.experiments.turn(self._clock())) is not None:
             append_control(self._log, revision)
-            _LOG.info("experiments, revision %d: %s", revision.revision, revision.stands)
+            _LOG.info("experiments, revision %d: %s", revision.revision, revision.states)
             moved += 1 + self._fold()
         return moved
 

@@ -96,7 +96,7 @@ class LineStart:
     ) -> tuple[snapshots.Snapshot, int]:
         """The newest snapshot of the previous epoch, for a guard, else of the live one. It
         repeats the steps since, then goes on. Raises NoSnapshot, LogLost."""
-        of = lifecycle.guarded_live(standing).of if standing.guards else epoch
+        of = lifecycle.guarded_live(standing).parent_epoch if standing.guards else epoch
         snapshot = snapshots.require(self._folder, MAIN, of)
         self._check_available(snapshot.step + 1, lifecycle.lives)
         return snapshot, snapshot.step

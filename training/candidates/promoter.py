@@ -101,9 +101,9 @@ class Promoter:
         evidence = self.candidates[decision.line]
         if evidence.ended is not None:
             return
-        if decision.said == "promote":
+        if decision.verdict == "promote":
             evidence.restart_recent(self._rules)
-        elif decision.final or decision.said == "rollback":
+        elif decision.final or decision.verdict == "rollback":
             evidence.end()
 
     def _restarted(self, line: str, evidence: CandidateEvidence) -> CandidateEvidence:
@@ -254,7 +254,7 @@ class Promoter:
         return [
             Live(
                 line=MAIN, epoch=state.epoch, reason=state.why, time_ms=self._clock(),
-                since=steps[-1], of=self._epoch, candidate=state.line,
+                base_step=steps[-1], parent_epoch=self._epoch, candidate=state.line,
                 size=state.candidate.size, guarded=self._rules.guard_examples > 0,
             )
         ]  # fmt: skip
@@ -312,8 +312,8 @@ class Promoter:
         snapshots.adopt(self._folder, MAIN, (before, steps[-1]), epoch)
         self._adopted = epoch  # until it is live: a retry after a log failure makes no second one
         return Live(
-            line=MAIN, epoch=epoch, reason=why, time_ms=self._clock(), since=steps[-1], of=before,
-            size=self.lifecycle.size(MAIN, before),
+            line=MAIN, epoch=epoch, reason=why, time_ms=self._clock(), base_step=steps[-1],
+            parent_epoch=before, size=self.lifecycle.size(MAIN, before),
         )  # fmt: skip
 
     def _check_available(self, epoch: int, since: int) -> None:
@@ -331,7 +331,7 @@ class Promoter:
         to = verdict.to if isinstance(verdict, Promote) else ""
         return Decision(
             line=state.line,
-            said=type(verdict).__name__.lower(),
+            verdict=type(verdict).__name__.lower(),
             to=to,
             epoch=self.next_epoch() if to not in ("", CANARY) else 0,
             share=self._rules.canary_share if to == CANARY else 0.0,
@@ -354,8 +354,8 @@ def answers_request(request: OperatorRequest, record: Live | Decision) -> bool:
     """Whether a record answers a rollback request: it is granted once, also when folded again."""
     if isinstance(record, Live):
         return not record.candidate and request.line.startswith(f"{record.line}/")
-    return record.line == request.line and (record.said == "rollback" or record.to == _ROLLBACK)
+    return record.line == request.line and (record.verdict == "rollback" or record.to == _ROLLBACK)
 
 
 def _refusal(request: OperatorRequest, why: str, now_ms: int) -> Decision:
-    return Decision(line=request.line, said="hold", to=_ROLLBACK, why=why, time_ms=now_ms)
+    return Decision(line=request.line, verdict="hold", to=_ROLLBACK, why=why, time_ms=now_ms)

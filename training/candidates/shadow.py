@@ -181,5 +181,5 @@ def _first(predicted: bytes) -> float:
 
 def _weights(shown: Sequence[ServedExample]) -> bytes:
     """Number of examples each one represents; empty if each represents itself."""
-    weights = [represented_examples(e.labels, e.kept, e.sampled_out) for e in shown]
+    weights = [represented_examples(e.labels, e.sampling_rate, e.sampled_out) for e in shown]
     return np.array(weights, np.float32).tobytes() if any(w != 1.0 for w in weights) else b""

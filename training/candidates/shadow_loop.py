@@ -300,7 +300,7 @@ class ShadowLoop(RetryLoop):
         oldest = min(steps, default=shadow.shard.applied)
         state = self._lifecycle.candidates[shadow.line]
         if state.guards:  # and what the live line learns again after a rollback
-            before = self._lifecycle.guarded_live(state).of
+            before = self._lifecycle.guarded_live(state).parent_epoch
             oldest = min([oldest, *snapshots.complete_steps(self._folder, MAIN, before)[-1:]])
         lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
         starts = starts_after(lineage, oldest)

@@ -89,7 +89,7 @@ def label_targets(examples: Sequence[TrainingExample], labels_BK: Floats) -> Lab
     if not any([e.correction or is_open(e) for e in examples]):
         return _final_targets(labels_BK)
     labels = labels_BK.shape[1]
-    kept_B1 = np.array([[e.kept] for e in examples], np.float32)
+    kept_B1 = np.array([[e.sampling_rate] for e in examples], np.float32)
     sampled_out_B1 = np.array([[e.sampled_out] for e in examples])
     again_B1 = np.array([[e.correction] for e in examples]) | sampled_out_B1
     arrived_BK = np.array([e.arrived or [1.0] * labels for e in examples], np.float32)

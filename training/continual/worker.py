@@ -197,7 +197,7 @@ class Worker:
     ) -> LaneGradients:
         left_out, forget = prepared.left_out[number], prepared.forget[number]
         metrics = {"left_out": float(left_out)} if left_out else {}
-        held, rate = prepared.step.held, prepared.step.rate
+        held, rate = prepared.step.defers_rows, prepared.step.rate
         if learned is None:
             return LaneGradients(number, {}, None, metrics, forget, held, rate)
         metrics |= learned.metrics

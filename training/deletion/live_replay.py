@@ -52,7 +52,7 @@ class LiveReplay:
             return 0
         if self._version != (request.id, request.epoch):
             self._version, self._replay = (request.id, request.epoch), None
-        if live is None or live.epoch != request.of:  # it is assigned again
+        if live is None or live.epoch != request.parent_epoch:  # it is assigned again
             return 0
         try:
             if self._replay is None:
@@ -73,7 +73,7 @@ class LiveReplay:
             if self._clock() < self._due_ms:
                 return 0
             self._due_ms = self._clock() + _LOOK_EVERY_MS
-            if not are_cut(self._log, request.users, lifecycle, request.of):
+            if not are_cut(self._log, request.users, lifecycle, request.parent_epoch):
                 return 0
             begins = dict.fromkeys(range(self._log.partitions(EXAMPLES)), 0)
             self._holds = True
@@ -82,11 +82,11 @@ class LiveReplay:
             if start is None:
                 return self._report(request, REPLAYED)
             if start.snapshot is not None:
-                version = (start.snapshot.epoch, start.since)
+                version = (start.snapshot.epoch, start.base_step)
                 snapshots.adopt(self._folder, MAIN, version, request.epoch)
             lineage = Lineage(self._log, MAIN, lifecycle.lives)
-            hold_available(self._log, HOLDER, EXAMPLES, starts_after(lineage, start.since))
-            progress = {"since": start.since, "first": start.first, "size": start.size}
+            hold_available(self._log, HOLDER, EXAMPLES, starts_after(lineage, start.base_step))
+            progress = {"base_step": start.base_step, "first": start.first, "size": start.size}
             self._report(request, REPLAYING, step=start.history.last, **progress)
             request = msgspec.structs.replace(request, size=start.size)
         config = with_size(self._config, request.size)
@@ -98,7 +98,9 @@ class LiveReplay:
 
     def _advance(self, request: Unlearning, replay: Replay) -> int:
         moved = replay.turn()
-        self.behind = max(newest_step(self._log, MAIN, request.of), request.step) - replay.step
+        self.behind = (
+            max(newest_step(self._log, MAIN, request.parent_epoch), request.step) - replay.step
+        )
         if replay.step >= request.step and self.behind <= CAUGHT_UP:
             replay.write(self._folder, request.epoch)
             digest = f"SHA-256 {replay.digest()}"

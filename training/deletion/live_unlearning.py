@@ -42,8 +42,8 @@ class UnlearningDirector:
             return self._finish(request, lifecycle)
         if request.state == REPLAYED and not request.first:  # nothing was learned from them
             return self._close(request)
-        if request.state == ASKED or live.epoch != request.of:
-            assigned = {"epoch": next_epoch(), "of": live.epoch}
+        if request.state == ASKED or live.epoch != request.parent_epoch:
+            assigned = {"epoch": next_epoch(), "parent_epoch": live.epoch}
             return append_progress(self._log, request, ASSIGNED, self._clock(), **assigned)
         if request.state != REPLAYED:
             return 0

@@ -37,11 +37,11 @@ _TURN: Final = 64  # steps
 
 
 class Unlearned(NamedTuple):
-    """Result of unlearning. ``since``: the step of the initial snapshot. ``other_config``: number of steps
+    """Result of unlearning. ``base_step``: that of the initial snapshot. ``other_config``: number of steps
     replayed with the current configuration that had been learned with another one."""
 
     epoch: int
-    since: int
+    base_step: int
     step: int
     examples: int
     other_config: int
@@ -82,7 +82,7 @@ def unlearn(
         )
         append_control(log, done)
     other = replay.other_config
-    return Unlearned(epoch, start.since, replay.step, examples, other, replay.digest())
+    return Unlearned(epoch, start.base_step, replay.step, examples, other, replay.digest())
 
 
 class Start(NamedTuple):
@@ -96,7 +96,7 @@ class Start(NamedTuple):
     next_epoch: int  # one that was never written
 
     @property
-    def since(self) -> int:
+    def base_step(self) -> int:
         return 0 if self.snapshot is None else self.snapshot.step
 
 
@@ -121,7 +121,7 @@ def find_start(
     used = (history.newest_epoch, *snapshots.epochs(folder / "snapshots", MAIN), history.epoch)
     start = Start(first, snapshot, size, history, 1 + max(used))
     features = features_of(features, size)
-    _check(log, with_size(config, size), features, history, start.since)
+    _check(log, with_size(config, size), features, history, start.base_step)
     return start
 
 
@@ -141,13 +141,13 @@ def _snapshot_before(folder: Path, history: UserHistory, first: int) -> snapshot
 
 
 def _check(
-    log: Any, config: Config, features: FeatureSet, history: UserHistory, since: int
+    log: Any, config: Config, features: FeatureSet, history: UserHistory, base_step: int
 ) -> None:
-    """Raises CantUnlearn if the steps after ``since`` can't be learned again: their lanes or features differ
-    from the current ones, or the log no longer has their examples."""
+    """Raises CantUnlearn if the steps after ``base_step`` can't be learned again: their lanes or features
+    differ from the current ones, or the log no longer has their examples."""
     starts: dict[int, int] = {}
     digest = learning_digest(config, features)
-    for step in history.records(log, since):
+    for step in history.records(log, base_step):
         if step.lanes != config.step.lanes:
             raise CantUnlearn(
                 f"step {step.step} was cut into {step.lanes} lanes, and step.lanes is {config.step.lanes}: "
@@ -162,11 +162,11 @@ def _check(
     if gone:
         raise CantUnlearn(
             "the newest snapshot that is sure to be from before the user's first example is of step "
-            f"{since}, and the log no longer has all examples after it (by partition, it begins at {gone}). "
-            "Forgetting without --unlearn still drops the user's rows, and what the shared weights learned "
-            "fades with training; to have that gone too, begin anew in another state folder. For the next "
-            "time keep more snapshots (step.snapshots_kept) and a longer log (log.retention_hours), keep the "
-            "archive, and unlearn before others' records are erased"
+            f"{base_step}, and the log no longer has all examples after it (by partition, it begins at "
+            f"{gone}). Forgetting without --unlearn still drops the user's rows, and what the shared weights "
+            "learned fades with training; to have that gone too, begin anew in another state folder. For the "
+            "next time keep more snapshots (step.snapshots_kept) and a longer log (log.retention_hours), "
+            "keep the archive, and unlearn before others' records are erased"
         )
 
 

@@ -40,7 +40,7 @@ class UserHistory:
     ) -> "UserHistory":
         """Reads all step records. ``wanted``: by partition, the offset from which on an example may be the
         users'. ``fixed``: by partition, the last offset that must not be learned again."""
-        firsts = {0: 1} | {live.epoch: live.since + 1 for live in lives if live.line == line}
+        firsts = {0: 1} | {live.epoch: live.base_step + 1 for live in lives if live.line == line}
         history = UserHistory(line, lives, firsts)
         history.last = firsts[history.epoch] - 1
         for step in readable(log, STEPS, Step):

@@ -137,5 +137,5 @@ def _read(record: Record, check: ExampleCheck) -> ServedExample | None:
 def _row(partition: int, offset: int, example: ServedExample) -> tuple[float, ...]:
     predicted, labels = example.predicted, example.labels
     served = np.frombuffer(predicted, np.float32, 1)[0] if predicted else np.nan
-    weight = represented_examples(labels, example.kept, example.sampled_out)
+    weight = represented_examples(labels, example.sampling_rate, example.sampled_out)
     return (partition, offset, example.offset, example.index, labels[0], weight, served, np.nan)

@@ -394,7 +394,7 @@ class Joiner:
                 predicted=item_predictions(impression, index),
                 features=item_block(block, index, len(impression.items)) if block else None,
                 arrived=self._arrived(mark, again),
-                kept=self.config.negatives,
+                sampling_rate=self.config.negatives,
                 sampled_out=sampled_out,
             )
         )

@@ -62,13 +62,14 @@ def live_epochs(log: Log, line: str = MAIN) -> list[int]:
 
 
 def append_live_record(
-    log: Log, line: str, epoch: int, reason: str, time_ms: int, since: int = 0, of: int = 0,
-    size: ModelSize | None = None,
+    log: Log, line: str, epoch: int, reason: str, time_ms: int,
+    base_step: int = 0, parent_epoch: int = 0, size: ModelSize | None = None,
 ) -> None:  # fmt: skip
-    """Moves the live pointer to an epoch that begins after step ``since`` of the epoch ``of``."""
+    """Moves the live pointer to an epoch that begins after step ``base_step`` of ``parent_epoch``."""
     live = Live(
-        line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of, size=size
-    )
+        line=line, epoch=epoch, reason=reason, time_ms=time_ms, base_step=base_step,
+        parent_epoch=parent_epoch, size=size,
+    )  # fmt: skip
     append_control(log, live)
 
 

@@ -99,7 +99,7 @@ class LiveMerge:
         by_epoch, epoch = {live.epoch: live for live in self._lives}, self.live.epoch
         while epoch != ancestor.epoch:
             live = by_epoch.get(epoch)
-            if live is None or live.of >= epoch:
+            if live is None or live.parent_epoch >= epoch:
                 raise Refused(f"live never was {version}: train a candidate from what is live")
             if live.candidate:
                 raise Refused(
@@ -107,12 +107,12 @@ class LiveMerge:
                     f"candidate had begun from {version}: nothing is in common any more; train one from what "
                     "is live"
                 )
-            if ancestor.step > live.since:
+            if ancestor.step > live.base_step:
                 raise Refused(
                     f"the candidate began from {version}, which epoch {epoch} took back to step "
-                    f"{live.since}: train one from what is live"
+                    f"{live.base_step}: train one from what is live"
                 )
-            epoch = live.of
+            epoch = live.parent_epoch
         if ancestor.step > self.live.step:
             raise Refused(
                 f"live's newest snapshot is of step {self.live.step}, before {version}, which the candidate "

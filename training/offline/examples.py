@@ -87,7 +87,7 @@ def examples_of(
         ids=id_hash(ids.reshape(-1, 3)),
         labels=np.array([e.labels for e in examples], np.float32).reshape(-1, labels),
         watch_ms=np.array([e.watch_ms for e in examples], np.float32),
-        kept=np.array([e.kept for e in examples], np.float32),
+        kept=np.array([e.sampling_rate for e in examples], np.float32),
         arrived=np.where(final[:, None], np.float32(1), arrived.reshape(-1, labels)),
         taught=served_predictions(examples, labels + 1),
         **{name: _packed([getattr(block, name) for block in blocks]) for name in BLOCKS},

@@ -76,7 +76,7 @@ class ExperimentController:
     @property
     def running(self) -> list[Experiment]:
         """Experiments that assign arms now and have a recorded state."""
-        states = self.newest.stands
+        states = self.newest.states
         return [
             experiment for experiment in self._experiments()[0]
             if experiment.name in states and states[experiment.name].state == RUNNING
@@ -84,8 +84,8 @@ class ExperimentController:
 
     def stopped_for(self, verdict: str) -> int:
         """Number of experiments that ended by themselves with a verdict, ``broken`` or ``harm``."""
-        stopped = [stand for stand in self.newest.stands.values() if stand.state == STOPPED]
-        return sum(stand.why.startswith(f"{verdict}: ") for stand in stopped)
+        stopped = [current for current in self.newest.states.values() if current.state == STOPPED]
+        return sum(current.why.startswith(f"{verdict}: ") for current in stopped)
 
     def _check_files(self, now_ms: int) -> Experiments | None:
         if self._files is None or self._checked is self.newest:
@@ -110,8 +110,8 @@ class ExperimentController:
         return None
 
     def _check_running(self, now_ms: int) -> Experiments | None:
-        states = self.newest.stands
-        if not any(stand.state != STOPPED for stand in states.values()):
+        states = self.newest.states
+        if not any(current.state != STOPPED for current in states.values()):
             self._folds.clear()
             return None
         due = now_ms >= self._due_ms
@@ -128,27 +128,27 @@ class ExperimentController:
                 changed[name] = stop(states[name], now_ms, f"{BROKEN}: can't be read: {why}")
         if changed == states:
             return None
-        for name, stand in changed.items():
-            if stand.state != RUNNING:
+        for name, current in changed.items():
+            if current.state != RUNNING:
                 self._folds.pop(name, None)
-            if stand is not states[name] and stand.why.startswith((f"{BROKEN}: ", f"{HARM}: ")):
-                _LOG.warning("experiment %s is stopped: %s", name, stand.why)
-        return self._revision(replace(self.newest, stands=changed), now_ms)
+            if current is not states[name] and current.why.startswith((f"{BROKEN}: ", f"{HARM}: ")):
+                _LOG.warning("experiment %s is stopped: %s", name, current.why)
+        return self._revision(replace(self.newest, states=changed), now_ms)
 
     def _moved(
-        self, experiment: Experiment, stand: ExperimentState, now_ms: int, due: bool
+        self, experiment: Experiment, current: ExperimentState, now_ms: int, due: bool
     ) -> ExperimentState:
         """The next state of an experiment. One that can't be judged stops; all others go on."""
-        if experiment.name in self.lost and stand.state == RUNNING:
-            return stop(stand, now_ms, f"{BROKEN}: {self.lost[experiment.name]}")
+        if experiment.name in self.lost and current.state == RUNNING:
+            return stop(current, now_ms, f"{BROKEN}: {self.lost[experiment.name]}")
         try:
             # An interleaving has no ramp and no guardrails, so it needs no readout.
-            running = stand.state == RUNNING and not experiment.interleaves
-            seen = self._readout(experiment, stand.started_ms, due) if running else None
-            return move(experiment, stand, now_ms, seen)
+            running = current.state == RUNNING and not experiment.interleaves
+            seen = self._readout(experiment, current.started_ms, due) if running else None
+            return move(experiment, current, now_ms, seen)
         except (ValueError, ArithmeticError) as error:
             _LOG.exception("experiment %s can't be judged", experiment.name)
-            return stop(stand, now_ms, f"{BROKEN}: can't be judged: {error}")
+            return stop(current, now_ms, f"{BROKEN}: can't be judged: {error}")
 
     def _readout(self, experiment: Experiment, started_ms: int, due: bool) -> Readout | None:
         """Reads on in any case; returns a readout when one is due."""
@@ -195,7 +195,7 @@ def arm_line_records(
     for line in lifecycle.arms:
         why = refused.get(line) or ("" if line in wanted else "its experiment is over")
         if why:
-            records.append(Decision(line=line, said="hold", final=True, why=why, time_ms=now_ms))
+            records.append(Decision(line=line, verdict="hold", final=True, why=why, time_ms=now_ms))
     return records
 
 

@@ -22,12 +22,14 @@ class Lineage:
 
     def __init__(self, log: Log, line: str, lives: Sequence[Live]) -> None:
         self._log, self._line = log, line
-        self._since = {0: 0} | {live.epoch: live.since for live in lives if live.line == line}
+        self._base_steps = {0: 0} | {
+            live.epoch: live.base_step for live in lives if live.line == line
+        }
         self._readers: dict[int, StepReader] = {}
 
     def epoch_of(self, step: int) -> int:
         """The epoch whose record of a step is part of the history."""
-        return max((e for e, since in self._since.items() if since < step), default=0)
+        return max((e for e, base in self._base_steps.items() if base < step), default=0)
 
     def record(self, step: int) -> Step | None:
         return self._reader(step).record(step)
@@ -59,7 +61,7 @@ def newest_step(log: Log, line: str, epoch: int) -> int:
 
 def ancestors(lives: Sequence[Live], epoch: int) -> set[int]:
     """An epoch with those that it descends from, whose learning is its history."""
-    epochs, parents = {epoch}, {live.epoch: live.of for live in lives}
+    epochs, parents = {epoch}, {live.epoch: live.parent_epoch for live in lives}
     while epoch in parents and parents[epoch] < epoch:
         epoch = parents[epoch]
         epochs.add(epoch)

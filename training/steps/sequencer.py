@@ -87,7 +87,7 @@ class Sequencer:
             lanes=self.config.lanes,
             time_ms=max(closed_ms for *_, closed_ms, _ in taken),
             config=self.digest,
-            held=self.step % self.gathered != 0,
+            defers_rows=self.step % self.gathered != 0,
             rate=self.rate * max(_LEAST_RATE, share**0.5),
             filled=min(-(-count // LANE_EXAMPLES), self.config.lanes) if self._live else 0,
             views=self._sample([(view, p, o) for _, p, o, _, view in taken if view], now_ms),

@@ -169,8 +169,8 @@ class SequencerLoop(RetryLoop):
         live = self._control.lifecycle.live
         if live is None or (live.line, live.epoch) != (self._line, self._epoch):
             return newest
-        newest = max(newest, live.since)
-        lives = [life for life in self._control.lifecycle.lives if life.epoch <= live.of]
+        newest = max(newest, live.base_step)
+        lives = [life for life in self._control.lifecycle.lives if life.epoch <= live.parent_epoch]
         lineage, again = Lineage(self._log, self._line, lives), list[Step]()
         while (step := lineage.record(newest + 1)) is not None:
             newest += 1

@@ -364,15 +364,15 @@ def _finite(blocks: Sequence[FeatureBlock]) -> bool:
 
 def is_open(example: TrainingExample) -> bool:
     """Whether its labels aren't final, or it represents other examples."""
-    return bool(example.arrived) or example.sampled_out or example.kept != 1.0
+    return bool(example.arrived) or example.sampled_out or example.sampling_rate != 1.0
 
 
 def label_fault(example: TrainingExample, labels: int) -> str:
     """The reason why an example with so many labels is invalid; empty if it is valid."""
     if example.sampled_out and len(example.previous) != labels:
         return f"it has {len(example.previous)} previous labels, expected {labels}"
-    if not 0.0 < example.kept <= 1.0:
-        return f"kept is {example.kept}, expected above 0, at most 1"
+    if not 0.0 < example.sampling_rate <= 1.0:
+        return f"kept is {example.sampling_rate}, expected above 0, at most 1"
     least = 0.0 if example.correction or example.sampled_out else _LEAST_ARRIVED
     are_shares = all([least <= share <= 1 for share in example.arrived])
     if len(example.arrived) not in (0, labels) or not are_shares:

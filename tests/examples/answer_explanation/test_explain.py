@@ -188,7 +188,7 @@ def test_every_answer_of_a_run_is_made_again(past: Past) -> None:
     assert degraded["session"] >= 1 and degraded["model"] >= 1
     sources = {name for its in found for one in impression_of(its).items for name in one.sources}
     assert {"covisit", "vector", "popular"} <= sources
-    assert len({impression_of(its).asked.item_state_from for its in found}) >= 1  # type: ignore[union-attr]
+    assert len({impression_of(its).inputs.item_state_from for its in found}) >= 1  # type: ignore[union-attr]
 
 
 def test_an_answer_from_lists_is_made_again_by_the_centroids_that_were_written_down(
@@ -313,7 +313,7 @@ def test_a_request_that_nobody_made_is_not_found(past: Past) -> None:
 
 
 def test_an_impression_of_before_says_too_little(past: Past) -> None:
-    past.change(past.asked[30], asked=None)
+    past.change(past.asked[30], inputs=None)
     (found,) = past.explain([past.asked[30]])
     assert found.verdict == GONE and "doesn't hold its request" in found.why
 
@@ -325,8 +325,8 @@ def test_another_configuration_is_told(past: Past) -> None:
 
 
 def test_a_session_of_another_digest_is_refused_and_scores_still_follow(past: Past) -> None:
-    asked = past.impression(past.asked[40])[2].asked
-    past.change(past.asked[40], asked=msgspec.structs.replace(asked, session="another"))
+    asked = past.impression(past.asked[40])[2].inputs
+    past.change(past.asked[40], inputs=msgspec.structs.replace(asked, session="another"))
     (found,) = past.explain([past.asked[40]])
     assert found.verdict == GONE and "can't be reconstructed" in found.why
     assert found.scores is not None and found.scores[0] == found.scores[1] > 0

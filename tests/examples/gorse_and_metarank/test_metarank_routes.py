@@ -122,7 +122,7 @@ def test_more_than_a_logged_list_is_ranked_and_the_first_are_logged(tmp_path: Pa
         [shown] = w.events()
         assert [served.item_id for served in shown.items] == [i["item"] for i in items[:100]]
         assert (shown.surface, shown.request_id) == ("search", request_id_of("u", "r"))
-        assert shown.asked.by_score and {served.propensity for served in shown.items} <= {1.0} | {
+        assert shown.inputs.by_score and {served.propensity for served in shown.items} <= {1.0} | {
             1 / k for k in range(1, 131)
         }  # of equals one is drawn
 

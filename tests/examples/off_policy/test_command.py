@@ -105,7 +105,7 @@ def test_the_policy_that_was_served_is_worth_what_was_earned(run: Run) -> None:
     # By the examples themselves, as they are now.
     newest = {(e.partition, e.offset, e.index): e for e in run.examples()}
     mine = {place for place, its in run.impressions().items()
-            if not its.teams and its.asked and not its.asked.by_score}  # fmt: skip
+            if not its.teams and its.inputs and not its.inputs.by_score}  # fmt: skip
     earned = sum(e.labels[0] + 0.5 * e.labels[2] for key, e in newest.items() if key[:2] in mine)
     assert feature_set(run.config).schema.labels[2] == "like" and earned > 10
     for its in estimates(lists):
@@ -119,7 +119,7 @@ def test_ratios_are_those_of_the_policies_own_draws(run: Run) -> None:
     first, places = uniform.lists.ratios_LR[:, 0], []
     explainer = AnswerChecker(run.log, run.config, feature_set(run.config))
     for place, its in run.impressions().items():
-        if not its.teams and its.asked is not None and not its.asked.by_score:
+        if not its.teams and its.inputs is not None and not its.inputs.by_score:
             answer = explainer.check(its, place).answer
             assert answer is not None and answer.candidates is not None
             places.append(1 / len(answer.candidates.indices) / its.items[0].propensity)

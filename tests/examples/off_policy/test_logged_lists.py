@@ -17,7 +17,7 @@ TARGET = TargetPolicy("t", PolicyConfig(), {"like": 1.0})
 
 def listed(n: int, size: int = 0) -> Impression:
     return Impression(time_ms=1_000 + n, request_id=f"r{n}", user_id=f"u{n % 40}", items=[],
-                      asked=RequestInputs(n=3), stamp=Stamp(), predicted=bytes(size))  # fmt: skip
+                      inputs=RequestInputs(n=3), stamp=Stamp(), predicted=bytes(size))  # fmt: skip
 
 
 def log_of(lists: Sequence[Impression], newest_ms: int) -> MemoryLog:

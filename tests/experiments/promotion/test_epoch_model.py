@@ -26,9 +26,9 @@ HISTORY = folded(
     Live(line="main", epoch=0),
     Candidate(line="small", registry="r", size=SMALL),
     Candidate(line="usual", registry="r"),
-    Decision(line="small", said="promote", to="all", epoch=1),
-    Live(line="main", epoch=1, of=0, candidate="small", size=SMALL),
-    Live(line="main", epoch=2, of=0),
+    Decision(line="small", verdict="promote", to="all", epoch=1),
+    Live(line="main", epoch=1, parent_epoch=0, candidate="small", size=SMALL),
+    Live(line="main", epoch=2, parent_epoch=0),
     Candidate(line="other", registry="r", size=OTHER),
 )
 

@@ -31,9 +31,9 @@ def folded(*said: object) -> Lifecycle:
 
 FIRST = Live(line="main", epoch=0)
 C1, C2 = Candidate(line="c1", registry="r"), Candidate(line="c2", registry="r")
-TO_CANARY = Decision(line="c1", said="promote", to="canary", share=0.3)
-TO_ALL = Decision(line="c1", said="promote", to="all", epoch=1)
-IS_LIVE = Live(line="main", epoch=1, since=7, of=0, candidate="c1")
+TO_CANARY = Decision(line="c1", verdict="promote", to="canary", share=0.3)
+TO_ALL = Decision(line="c1", verdict="promote", to="all", epoch=1)
+IS_LIVE = Live(line="main", epoch=1, base_step=7, parent_epoch=0, candidate="c1")
 
 
 def stage(lifecycle: Lifecycle, line: str = "c1") -> str:
@@ -54,41 +54,44 @@ def test_a_candidate_goes_through_its_stages() -> None:
 
 
 def test_one_that_was_live_ends_with_the_next() -> None:
-    second = Live(line="main", epoch=2, since=9, of=1, candidate="c2")
+    second = Live(line="main", epoch=2, base_step=9, parent_epoch=1, candidate="c2")
     lifecycle = folded(FIRST, C1, C2, IS_LIVE, second)
     assert (stage(lifecycle), stage(lifecycle, "c2")) == (ENDED, LIVE)
     assert lifecycle.quarantined == []  # nobody went back
 
 
 def test_held_for_good_or_rolled_back_it_ends() -> None:
-    assert stage(folded(C1, Decision(line="c1", said="hold", final=True, why="no"))) == ENDED
-    open_still = folded(C1, Decision(line="c1", said="hold", why="not yet"))
+    assert stage(folded(C1, Decision(line="c1", verdict="hold", final=True, why="no"))) == ENDED
+    open_still = folded(C1, Decision(line="c1", verdict="hold", why="not yet"))
     assert stage(open_still) == SHADOW and open_still.candidates["c1"].why == "not yet"
-    back = folded(C1, TO_CANARY, Decision(line="c1", said="rollback", why="worse"))
+    back = folded(C1, TO_CANARY, Decision(line="c1", verdict="rollback", why="worse"))
     assert stage(back) == ENDED and back.canary is None and back.quarantined == ["c1/0"]
 
 
 def test_a_line_that_went_back_quarantines_what_came_between() -> None:
-    back = Live(line="main", epoch=2, since=6, of=0)
+    back = Live(line="main", epoch=2, base_step=6, parent_epoch=0)
     lifecycle = folded(FIRST, C1, IS_LIVE, C2, back)
     assert lifecycle.quarantined == ["main/1", "c1/0"]
     assert lifecycle.active == []  # C2 has learned what came between
 
 
 def test_unlearning_ends_candidates_at_work_and_quarantines_nothing() -> None:
-    unlearned = Live(line="main", epoch=1, since=3, of=0)
+    unlearned = Live(line="main", epoch=1, base_step=3, parent_epoch=0)
     lifecycle = folded(FIRST, C1, unlearned)
     assert stage(lifecycle) == ENDED and lifecycle.quarantined == []
     assert lifecycle.unlearned is unlearned
-    back = Live(line="main", epoch=3, since=5, of=0)
+    back = Live(line="main", epoch=3, base_step=5, parent_epoch=0)
     assert folded(FIRST, C1, IS_LIVE, back).unlearned is None
-    assert folded(FIRST, C1, IS_LIVE, back, Live(line="main", epoch=4, of=3)).unlearned is not None
+    assert (
+        folded(FIRST, C1, IS_LIVE, back, Live(line="main", epoch=4, parent_epoch=3)).unlearned
+        is not None
+    )
 
 
 def test_what_is_not_about_candidates_changes_nothing() -> None:
     lifecycle = folded(FIRST, C1)
     for said in (Experiments(revision=1), OperatorRequest(what="approve", line="c1"),
-                 Decision(line="unknown", said="rollback"), C1):  # fmt: skip
+                 Decision(line="unknown", verdict="rollback"), C1):  # fmt: skip
         assert not lifecycle.fold(said)  # type: ignore[arg-type]
     assert stage(lifecycle) == SHADOW and lifecycle.rolled_back == []
 
@@ -103,8 +106,8 @@ def test_a_canary_answers_its_share_of_users_the_same_ones_always() -> None:
 
 
 GUARDED = msgspec.structs.replace(IS_LIVE, guarded=True, time_ms=70)
-WORSE = Decision(line="guard-1", said="rollback", why="worse", time_ms=80)
-BACK = Live(line="main", epoch=2, since=6, of=0)
+WORSE = Decision(line="guard-1", verdict="rollback", why="worse", time_ms=80)
+BACK = Live(line="main", epoch=2, base_step=6, parent_epoch=0)
 
 
 def test_what_was_live_guards_against_what_replaced_it() -> None:
@@ -129,11 +132,14 @@ def test_its_word_takes_the_live_line_back_and_quarantines_what_that_served_alon
 @pytest.mark.parametrize(
     "said, stage_then",
     [
-        (Decision(line="guard-1", said="hold", final=True, why="nothing against it"), ENDED),
-        (Decision(line="guard-1", said="hold", why="not yet"), SHADOW),
-        (Decision(line="guard-1", said="promote", to="canary", share=0.5), SHADOW),
+        (Decision(line="guard-1", verdict="hold", final=True, why="nothing against it"), ENDED),
+        (Decision(line="guard-1", verdict="hold", why="not yet"), SHADOW),
+        (Decision(line="guard-1", verdict="promote", to="canary", share=0.5), SHADOW),
         (BACK, ENDED),
-        (Live(line="main", epoch=2, since=9, of=1, candidate="c2", guarded=True), ENDED),
+        (
+            Live(line="main", epoch=2, base_step=9, parent_epoch=1, candidate="c2", guarded=True),
+            ENDED,
+        ),
     ],
 )
 def test_how_a_guard_ends(said: Control, stage_then: str) -> None:
@@ -146,7 +152,7 @@ def test_how_a_guard_ends(said: Control, stage_then: str) -> None:
 
 
 def test_one_that_has_ended_says_nothing_more() -> None:
-    over = Decision(line="guard-1", said="hold", final=True, why="nothing against it")
+    over = Decision(line="guard-1", verdict="hold", final=True, why="nothing against it")
     lifecycle = folded(FIRST, C1, GUARDED, over)
     assert not lifecycle.fold(WORSE) and stage(lifecycle, "guard-1") == ENDED
 

@@ -55,7 +55,7 @@ def seen(verdict: str = OPEN, users: int = 100, counted: float = 1.0) -> Any:
 
 def test_it_waits_for_its_start_then_grows_by_the_hours_and_ends() -> None:
     its = begin(GROWS, 0)
-    assert (its.state, its.traffic, its.given) == ("waiting", 0.0, True)
+    assert (its.state, its.traffic, its.by_request) == ("waiting", 0.0, True)
     assert move(GROWS, its, 999, seen()) is its
     its = move(GROWS, its, 1_000, None)
     assert (its.state, its.traffic, its.started_ms) == ("running", 0.01, 1_000)
@@ -119,12 +119,12 @@ def test_a_revision_without_stands_is_as_ever() -> None:
         {"type": "experiments", "revision": 3, "configs": {"p.yaml": PLAIN}, "time_ms": 5}
     )
     said = msgspec.msgpack.decode(old, type=Experiments)
-    assert said.stands == {} and said.answers == -1
+    assert said.states == {} and said.answers == -1
     assert [its.traffic for its in running(said, POLICY, LABELS)] == [1.0]
 
 
-def revision_of(configs: dict | None = None, stands: dict | None = None) -> Experiments:
-    return Experiments(revision=0, configs=configs or {}, stands=stands or {})
+def revision_of(configs: dict | None = None, states: dict | None = None) -> Experiments:
+    return Experiments(revision=0, configs=configs or {}, states=states or {})
 
 
 def start(text: str = TEXT, **more: Any) -> ExperimentRequest:
@@ -134,13 +134,15 @@ def start(text: str = TEXT, **more: Any) -> ExperimentRequest:
 def test_a_wish_starts_and_another_stops() -> None:
     plain = revision_of({"plain.yaml": PLAIN})
     told = apply_request(plain, start(), POLICY, LABELS, 7)
-    assert told.stands["mine"] == ExperimentState(traffic=0.1, since_ms=7, started_ms=7, given=True)
+    assert told.states["mine"] == ExperimentState(
+        traffic=0.1, since_ms=7, started_ms=7, by_request=True
+    )
     assert [its.name for its in running(told, POLICY, LABELS)] == ["mine", "plain"]
     for name in ("mine", "plain"):
         told = apply_request(
             told, ExperimentRequest(what="stop", name=name, reason="r"), POLICY, LABELS, 9
         )
-        assert told.stands[name].why == "r"
+        assert told.states[name].why == "r"
     assert running(told, POLICY, LABELS) == () and len(told.configs) == 2
 
 
@@ -182,10 +184,10 @@ def test_files_come_and_go_and_what_was_started_stays() -> None:
     told = apply_request(revision_of(), start(), POLICY, LABELS, 7)
     with_plain = with_files(told, {"plain.yaml": PLAIN}, POLICY, LABELS, 8)
     assert set(with_plain.configs) == {"plain.yaml", "mine.yaml"}
-    assert set(with_plain.stands) == {"mine"}
+    assert set(with_plain.states) == {"mine"}
     assert with_files(with_plain, {}, POLICY, LABELS, 9) == told
     ramped = with_files(revision_of(), {"m.yaml": TEXT}, POLICY, LABELS, 9)
-    assert ramped.stands["mine"] == ExperimentState(traffic=0.1, since_ms=9, started_ms=9)
+    assert ramped.states["mine"] == ExperimentState(traffic=0.1, since_ms=9, started_ms=9)
     assert with_files(ramped, {"m.yaml": TEXT}, POLICY, LABELS, 99) == ramped
 
 
@@ -236,9 +238,9 @@ def test_arms_are_given_and_taken_by_texts_that_cannot_be_judged() -> None:
     assert found == [] and set(unread) == {"plain", "gone"}
     assert parse_each(old, POLICY, LABELS, stopped=False)[1].keys() == {"plain"}
     told = apply_request(old, ExperimentRequest(what="stop", name="plain"), POLICY, LABELS, 9)
-    assert told.stands["plain"].state == "stopped" and running(told, POLICY, LABELS) == ()
-    assert "mine" in apply_request(told, start(), POLICY, LABELS, 10).stands
-    assert with_files(told, {}, POLICY, LABELS, 11).stands == told.stands
+    assert told.states["plain"].state == "stopped" and running(told, POLICY, LABELS) == ()
+    assert "mine" in apply_request(told, start(), POLICY, LABELS, 10).states
+    assert with_files(told, {}, POLICY, LABELS, 11).states == told.states
 
 
 def test_no_wish_overwrites_the_file_of_another() -> None:
@@ -248,7 +250,7 @@ def test_no_wish_overwrites_the_file_of_another() -> None:
 
 
 def test_a_name_stands_in_one_file_also_once_it_is_stopped() -> None:
-    told = revision_of(stands={"plain": ExperimentState(state="stopped")})
+    told = revision_of(states={"plain": ExperimentState(state="stopped")})
     with pytest.raises(ValueError, match="'plain' is there twice"):
         with_files(told, {"a.yaml": PLAIN, "b.yaml": PLAIN}, POLICY, LABELS, 7)
 

@@ -88,7 +88,7 @@ def there_and_back(
     register(system, log, name, size)
     propose(name, state=system.state)
     until(lambda: scored(log, name), 120, "the candidate is scored")
-    made_canary = Decision(line=name, said="promote", to="canary", share=0.5)
+    made_canary = Decision(line=name, verdict="promote", to="canary", share=0.5)
     log.append(CONTROL, [Append(0, b"", pack(made_canary))])
     until(lambda: answering(asker)[0] == name, 60, "the canary answers")
 
@@ -96,7 +96,7 @@ def there_and_back(
     assert (live(log).candidate, live(log).size) == (name, size)
     until(lambda: answering(asker)[:2] == (MAIN, epoch), 60, "the new epoch answers")
     learns = "the epoch learns, and is served"
-    until(lambda: answering(asker)[2] > live(log).since + 2, 90, learns)
+    until(lambda: answering(asker)[2] > live(log).base_step + 2, 90, learns)
 
     asked_s, before, back = time.monotonic(), len(asker.stamps), epoch + 1
     asking = threading.Thread(target=rollback, args=("", "a test", system.state))
@@ -105,8 +105,8 @@ def there_and_back(
     seen_s = time.monotonic() - asked_s
     since = [its[:2] for its in asker.stamps[before:]]
     assert (MAIN, epoch) not in since[since.index((MAIN, back)) :]
-    assert (live(log).of, live(log).size) == (epoch - 1, None)
-    until(lambda: answering(asker)[2] > live(log).since + 2, 90, learns)
+    assert (live(log).parent_epoch, live(log).size) == (epoch - 1, None)
+    until(lambda: answering(asker)[2] > live(log).base_step + 2, 90, learns)
 
     asking.join(60)
     assert impact_file(system.state, f"main/{epoch}").exists()

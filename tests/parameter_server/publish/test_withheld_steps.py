@@ -109,9 +109,9 @@ def test_after_a_step_that_is_not_held_replicas_are_where_they_would_be() -> Non
 
 
 def test_it_is_part_of_the_step_wherever_that_is_written_down() -> None:
-    lane = LaneGradients(0, held=True)
+    lane = LaneGradients(0, defers_rows=True)
     lanes, _ = read_exchange(exchange_frame(1, 1, 0, [lane], None))
-    assert lanes[0].held
+    assert lanes[0].defers_rows
     total = StepSum(3, 4, {}, None, {}, {}, True)
     assert StepSum.decode(total.encode()) == total
 
@@ -124,7 +124,7 @@ def test_a_sequencer_holds_back_as_it_is_told_and_by_default_never() -> None:
         sequencer.arrived(0, n, n, n)
         step = sequencer.cut(n)
         assert step is not None
-        held.append(step.held)
+        held.append(step.defers_rows)
     assert held == [False] * 4 + [True, True, True, False] * 2
 
 

@@ -347,4 +347,4 @@ def test_importing_the_words_imports_nothing_heavy() -> None:
 def test_an_impression_of_before_what_was_asked_was_said_is_read() -> None:
     raw = {"type": "impression", "time_ms": 1, "request_id": "r", "user_id": "u", "items": []}
     event = decode(msgspec.msgpack.encode(raw))
-    assert isinstance(event, Impression) and event.asked is None
+    assert isinstance(event, Impression) and event.inputs is None

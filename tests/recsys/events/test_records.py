@@ -120,7 +120,8 @@ def test_fields_that_old_records_lack_are_empty_but_for_these() -> None:
         "Unlearning.state": "asked", "Reaction.rate": 1.0, "Reaction.publish_every": 1,
         "Stamp.line": "main", "ServedItem.propensity": 1.0, "Item.v": 1, "User.v": 1,
         "Impression.surface": "feed", "Impression.v": 1, "Engagement.surface": "feed",
-        "Engagement.v": 1, "Preference.v": 1, "TrainingExample.kept": 1.0, "Example.kept": 1.0,
+        "Engagement.v": 1, "Preference.v": 1, "TrainingExample.sampling_rate": 1.0,
+        "Example.sampling_rate": 1.0,
         "Example.propensity": 1.0, "Step.rehearsed_weight": 1.0, "Step.rate": 1.0,
         "Delta.format": "fp32",
     }  # fmt: skip

@@ -440,7 +440,7 @@ def test_who_must_not_be_profiled_counts_for_no_field_of_users(way: str) -> None
     asked = RequestInputs(plain=way == "plain")
     context = {"page": "home", "device": "phone"}
     state.impression(
-        Impression(time_ms=2, request_id="r", user_id="u", items=[], context=context, asked=asked)
+        Impression(time_ms=2, request_id="r", user_id="u", items=[], context=context, inputs=asked)
     )
     named = {"context.device", *(FEATURES.lefts if way == "profile" else ())}
     assert set(state.lefts("r")) == named

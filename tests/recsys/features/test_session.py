@@ -183,7 +183,7 @@ def test_a_session_without_events_is_packed_and_seen_without_profile() -> None:
 
 
 def test_engagements_with_a_list_without_profile_are_seen_once_and_enter_no_history() -> None:
-    plain = msgspec.structs.replace(shown("r1", 3), asked=RequestInputs(n=1, plain=True))
+    plain = msgspec.structs.replace(shown("r1", 3), inputs=RequestInputs(n=1, plain=True))
     viewer = fold(
         session(), plain, did("r1", 3, "view"), did("r1", 3, "like"), did("r1", 4, "view")
     )

@@ -170,7 +170,7 @@ def test_records_of_before_checksums_are_counted(state: Path) -> None:
 def test_a_running_system_is_checked_but_not_repaired(state: Path) -> None:
     own = identify(os.getpid())
     assert own is not None
-    run = run_file.Running(supervisor=own, asked="", started_ms=0, time_ms=0)
+    run = run_file.Running(supervisor=own, config_digest="", started_ms=0, time_ms=0)
     write_atomically(state / "run" / "up.json", msgspec.json.encode(run))
     assert checked(state)[0] == 0
     done = CliRunner().invoke(app, ["check", str(state), "--repair"])

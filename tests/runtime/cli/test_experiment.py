@@ -203,13 +203,13 @@ def test_one_that_cannot_be_read_any_more_is_in_nobodys_way(system: System) -> N
         time.sleep(0.01)
     told = system.newest()
     odd = msgspec.structs.replace(
-        told, revision=told.revision + 1, stands={"odd": ExperimentState(traffic=1.0, given=True)},
+        told, revision=told.revision + 1, states={"odd": ExperimentState(traffic=1.0, by_request=True)},
         configs={**told.configs, "odd.yaml": ODD},
     )  # fmt: skip
     system.log.append(CONTROL, [Append(0, b"", pack(odd))])
     out = system.run("list")
     assert "default" in out and "odd can't be read: odd.yaml:3: metric is 'nonsense'" in out
     assert "odd can't be read" in system.run("report", "odd", fails=True)
-    while system.newest().stands["odd"].state != "stopped":  # the director saw it, and goes on
+    while system.newest().states["odd"].state != "stopped":  # the director saw it, and goes on
         time.sleep(0.01)
     assert "stopped already: broken: can't be read" in system.run("stop", "odd", fails=True)

@@ -138,7 +138,7 @@ def running(folder: Path) -> None:
     """A state folder as of a system whose supervisor is this process."""
     now_ms = int(time.time() * 1000)
     here = identify(os.getpid())
-    file = run_file.Running(supervisor=here, asked="", started_ms=now_ms, time_ms=now_ms)
+    file = run_file.Running(supervisor=here, config_digest="", started_ms=now_ms, time_ms=now_ms)
     write_atomically(folder / "run" / "up.json", msgspec.json.encode(file))
 
 
@@ -171,7 +171,7 @@ def test_a_running_system_is_asked_over_its_log(tmp_path: Path, outcome: str, te
             state = "replayed" if outcome == "live" else outcome
             why = {"live": "SHA-256 ab", "refused": "too far back"}.get(outcome, "")
             epoch = 4 if outcome == "live" else 0
-            answer = Unlearning(id=asked.id, state=state, epoch=epoch, since=2, step=9, why=why)
+            answer = Unlearning(id=asked.id, state=state, epoch=epoch, base_step=2, step=9, why=why)
             log.append(CONTROL, [Append(0, b"", pack(answer))])
             if outcome == "live":
                 append_live_record(log, "main", 4, "", 0, 9)

@@ -21,7 +21,7 @@ def drawn(
     named = {"quarantined": names or []}
     part = PartStatus(name="serve", state="ready", gauges=gauges, rates=rates or {}, names=named)
     found = Status(state="", running=False, ready=False, parts=[part])
-    running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=0)
+    running = Running(supervisor=Identity(1, 0.0), config_digest="", started_ms=0, time_ms=0)
     console = Console(file=io.StringIO(), width=100)
     console.print(status_table(found, running, Config()))
     assert isinstance(console.file, io.StringIO)
@@ -60,7 +60,7 @@ def test_it_says_that_clients_send_no_tokens() -> None:
 def test_it_says_that_the_supervisor_hangs() -> None:
     found = Status(state="", running=True, ready=False, stale=True)
     time_ms = int(time.time() * 1000) - 72_000
-    running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=time_ms)
+    running = Running(supervisor=Identity(1, 0.0), config_digest="", started_ms=0, time_ms=time_ms)
     console = Console(file=io.StringIO(), width=100)
     console.print(status_table(found, running, Config()))
     assert isinstance(console.file, io.StringIO)
@@ -68,7 +68,7 @@ def test_it_says_that_the_supervisor_hangs() -> None:
 
 
 def text_of(status: Status) -> str:
-    running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=0)
+    running = Running(supervisor=Identity(1, 0.0), config_digest="", started_ms=0, time_ms=0)
     console = Console(file=io.StringIO(), width=200)
     console.print(status_table(status, running, Config()))
     assert isinstance(console.file, io.StringIO)

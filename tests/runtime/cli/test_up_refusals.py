@@ -29,7 +29,9 @@ def config(tmp_path):
 
 
 def wrote(config, supervisor, **more):
-    running = Running(supervisor=supervisor, asked=digest(config), started_ms=1, time_ms=1, **more)
+    running = Running(
+        supervisor=supervisor, config_digest=digest(config), started_ms=1, time_ms=1, **more
+    )
     write_atomically(run_folder(config.state) / "up.json", msgspec.json.encode(running))
 
 

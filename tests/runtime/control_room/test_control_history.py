@@ -40,7 +40,7 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
         log,
         Decision(
             line="cand-1",
-            said="promote",
+            verdict="promote",
             to="canary",
             share=0.05,
             why="better",
@@ -72,7 +72,7 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
 def test_who_is_forgotten_is_not_told_and_neither_is_what_cannot_be_read() -> None:
     log = log_with(Live(line="main", epoch=0), Erasure(user_id="alice", offset=3))
     log.append(CONTROL, [Append(0, b"", b"\xc1 not a record")])
-    tell(log, *(Live(line="main", epoch=n, of=n - 1) for n in range(1, MAX_RECORDS + 20)))
+    tell(log, *(Live(line="main", epoch=n, parent_epoch=n - 1) for n in range(1, MAX_RECORDS + 20)))
     story = ControlHistory(log)
     story.turn()
     said = msgspec.json.encode(story.panel())

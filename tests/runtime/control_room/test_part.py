@@ -64,7 +64,9 @@ def system(tmp_path: Path) -> tuple[Config, Log]:
         beat.ready()
         parts.append(run_file.PartRecord(name=name, state="ready", restarts=2))
     me = identify(os.getpid())
-    running = run_file.Running(supervisor=me, asked="", started_ms=1, time_ms=1, parts=parts)
+    running = run_file.Running(
+        supervisor=me, config_digest="", started_ms=1, time_ms=1, parts=parts
+    )
     write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
     return config, log
 
@@ -79,7 +81,9 @@ def test_workers_are_listed_one_by_one_and_their_curves_are_of_all(tmp_path: Pat
         beat.ready()
         parts.append(run_file.PartRecord(name=name, state="ready"))
     me = identify(os.getpid())
-    running = run_file.Running(supervisor=me, asked="", started_ms=1, time_ms=1, parts=parts)
+    running = run_file.Running(
+        supervisor=me, config_digest="", started_ms=1, time_ms=1, parts=parts
+    )
     write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
     log = open_log(config)
     create_topics(log, config)
@@ -97,7 +101,10 @@ def test_it_is_there_where_a_port_is_set_or_it_is_asked_for(tmp_path: Path) -> N
     assert not plan.control_room and "control-room" not in [part.name for part in table(plan)]
     asked, plan = plans.resolve(config, control_room=True)
     assert "control-room" in [part.name for part in table(plan)] and asked.control_room.port > 0
-    assert config.control_room.port == 0 and plan.asked == plans.resolve(config)[1].asked
+    assert (
+        config.control_room.port == 0
+        and plan.config_digest == plans.resolve(config)[1].config_digest
+    )
     free = next(free_ports())
     named, plan = plans.resolve(replace(config, control_room=ControlRoomConfig(port=free)))
     assert named.control_room.port == free and plan.control_room
@@ -148,7 +155,9 @@ def test_users_in_quarantine_are_named_as_the_status_names_them(tmp_path: Path) 
     beat.write()
     me = identify(os.getpid())
     parts = [run_file.PartRecord(name="counters", state="ready", process=me)]
-    running = run_file.Running(supervisor=me, asked="", started_ms=1, time_ms=1, parts=parts)
+    running = run_file.Running(
+        supervisor=me, config_digest="", started_ms=1, time_ms=1, parts=parts
+    )
     write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
     watch = SystemWatch(config, log)
     assert watch.samples()["recsys_counters_quarantined"] == 21
@@ -317,7 +326,7 @@ def several(*names: str, **stands: ExperimentState) -> Experiments:
     texts = {
         f"{name}.yaml": TEXT.replace("mine", name) + f"layer: {name}\n" for name in sorted(names)
     }
-    return Experiments(revision=1, configs=texts, stands=stands)
+    return Experiments(revision=1, configs=texts, states=stands)
 
 
 def test_who_runs_comes_first_and_the_newest_of_them(

@@ -89,7 +89,7 @@ class Shop:
         append_control(
             self.log,
             Live(
-                line="main", epoch=epoch, of=before[-1].epoch if before else 0, candidate=name,
+                line="main", epoch=epoch, parent_epoch=before[-1].epoch if before else 0, candidate=name,
                 size=candidate.size,
             ),
         )  # fmt: skip
@@ -149,7 +149,7 @@ def test_a_removed_feature_needs_no_new_state(shop: Shop) -> None:
 def test_columns_that_nothing_reads_go_with_the_next_change(shop: Shop) -> None:
     name, _ = shop.apply(NARROWER)
     shop.live(name, 1)
-    append_control(shop.log, Decision(line=name, said="hold", final=True))
+    append_control(shop.log, Decision(line=name, verdict="hold", final=True))
     # A rollback would bring back the model that reads all.
     shop.apply(NARROWER.replace("[1h, 24h]", "[1h, 6h, 24h]"))
     wide = read_set(shop.records()[-2].logged)  # type: ignore[attr-defined]
@@ -183,7 +183,7 @@ def test_the_old_definition_ends_a_change(shop: Shop) -> None:
 def test_the_same_definition_again_proposes_no_second_candidate(shop: Shop) -> None:
     name, _ = shop.apply(WIDER)
     assert shop.apply(WIDER)[0] == name
-    append_control(shop.log, Decision(line=name, said="hold", final=True, why="worse"))
+    append_control(shop.log, Decision(line=name, verdict="hold", final=True, why="worse"))
     assert shop.status().endswith(f"{name} is ended (worse)")
     again, _ = shop.apply(WIDER)
     assert again not in ("", name)

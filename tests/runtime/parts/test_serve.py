@@ -97,7 +97,7 @@ def app_is(serve, status, running, starting=0, feed="UPDATING"):
 
 def up_in(state):
     """As `recsys up` leaves it: a supervisor that lives, and a part that is ready."""
-    running = Running(supervisor=identify(os.getpid()), asked="", started_ms=0, time_ms=0)
+    running = Running(supervisor=identify(os.getpid()), config_digest="", started_ms=0, time_ms=0)
     write_atomically(run_folder(state) / "up.json", msgspec.json.encode(running))
 
 

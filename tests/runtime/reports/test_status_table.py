@@ -49,7 +49,7 @@ def test_a_lost_part_says_its_reason_and_nothing_else(tmp_path):
 
 def test_answers_are_shown_as_the_api_has_them(tmp_path):
     config, found = Config(state=str(tmp_path)), []
-    running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=0)
+    running = Running(supervisor=Identity(1, 0.0), config_digest="", started_ms=0, time_ms=0)
     for server in ({}, {"answers": 4_100, "answer_p50_ms": 6.24, "answer_p99_ms": 21.96}):
         status = Status(state=str(tmp_path), running=True, ready=True, server=server)
         lines = map(str, status_table(status, running, config).renderables)

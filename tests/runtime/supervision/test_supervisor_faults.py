@@ -57,7 +57,7 @@ class Machine:
         monkeypatch.setattr(processes, "parts_of", self.failing(self.parts_of))
         monkeypatch.setattr(supervisor_loop, "listening", self.failing(lambda leaders: {}))
         monkeypatch.setattr(os, "kill", self.kill)
-        plan = SimpleNamespace(asked="")
+        plan = SimpleNamespace(config_digest="")
         monkeypatch.setattr(supervisor_loop, "part_environment", lambda config, plan: {})
         self.runner = Runner(config_in(tmp_path / "state"), plan, self.failing(lambda *_: None))
         self.heartbeats = {

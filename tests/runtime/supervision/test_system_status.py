@@ -66,7 +66,7 @@ ME, DEAD = identify(os.getpid()), Identity(2**22 + 1, 1e9)
 def test_delays_are_those_of_the_replica(tmp_path: Path) -> None:
     """A part's delay of a like name starts at another moment."""
     delays = {"click_to_session_p95_ms": 9.0, "click_to_served_p95_ms": None}
-    running = Running(supervisor=ME, asked="", started_ms=0, time_ms=0)
+    running = Running(supervisor=ME, config_digest="", started_ms=0, time_ms=0)
     status = assemble(tmp_path, running, True, {}, None, delays)
     assert (status.click_to_session_p95_ms, status.click_to_served_p95_ms) == (9.0, None)
 
@@ -86,7 +86,7 @@ def test_ready_is_neither_an_old_run_file_nor_a_dead_process(
 ):
     part = PartRecord(name="joiner", state=state, process=process)
     now_ms = int(time.time() * 1000) - 1000 * age_s
-    running = Running(supervisor=ME, asked="", started_ms=1, time_ms=now_ms, parts=[part])
+    running = Running(supervisor=ME, config_digest="", started_ms=1, time_ms=now_ms, parts=[part])
     status = assemble(Path(), running, True, {"joiner": None}, None, {})
     assert (status.ready, status.stale, status.parts[0].state) == (ready, stale, shown)
     stopped = msgspec.structs.replace(running, supervisor=DEAD)

@@ -45,12 +45,12 @@ def test_the_order_is_that_of_the_scores_unless_the_caller_explores(world: World
             impression = by_id[answer["request_id"]]
             served = [(i.item_id, i.propensity) for i in impression.items]
             assert served == [(i["item_id"], i["propensity"]) for i in answer["items"]]
-            assert not impression.asked.by_score
-        assert all(by_id[answer["request_id"]].asked.by_score for answer in lists)
+            assert not impression.inputs.by_score
+        assert all(by_id[answer["request_id"]].inputs.by_score for answer in lists)
         drawn = await w.recommend(candidate_ids=ids)
         await w.written()
         [impression] = [e for e in w.events() if e.request_id == drawn["request_id"]]
-        assert not impression.asked.by_score
+        assert not impression.inputs.by_score
 
     run(world, scenario)
 
@@ -156,7 +156,7 @@ def test_filters_hold_for_lists_and_rankings_and_wrong_ones_are_named(world: Wor
         assert [shown["item_id"] for shown in answer["items"]] == ["v3"]
         assert answer["warnings"] == [{"item_id": "v4", "why": "filtered"}]
         await w.written()
-        assert {"topic": ["t3", "t9"]} in [impression.asked.filters for impression in w.events()]
+        assert {"topic": ["t3", "t9"]} in [impression.inputs.filters for impression in w.events()]
         for path in ("/v1/recommend", "/v1/rank"):
             body = {"user_id": "u1", "candidate_ids": ["v1"], "filters": {"duration_ms": "long"}}
             refused = await w.client.post(path, json=body)

@@ -109,11 +109,11 @@ def test_a_session_is_found_though_its_fold_was_behind(lag_ms: int) -> None:
     stamp = Stamp(session_offset=session.offset, catalogue_offset=1)
     asked = RequestInputs(n=1, session=digest_of(session.pack()))
     shown = Impression(
-        time_ms=2_000, request_id="s", user_id="u7", items=[], stamp=stamp, asked=asked
+        time_ms=2_000, request_id="s", user_id="u7", items=[], stamp=stamp, inputs=asked
     )
     past = ReconstructedSessions(log, config, FEATURES)
     assert past.of(shown).pack() == session.pack()
-    other = replace_fields(shown, asked=RequestInputs(n=1, session="another"))
+    other = replace_fields(shown, inputs=RequestInputs(n=1, session="another"))
     with pytest.raises(NotReconstructible, match="items in it were changed: v1"):
         past.of(other)
 

@@ -477,7 +477,7 @@ def test_the_model_is_that_of_the_epoch_and_of_the_canary(fixture: Fixture) -> N
         assert reader.replica.rows["features"].config.dim == size.dim + 1
 
     fixture.snapshot(1, 2.0, epoch=2)
-    fixture.put(CONTROL, Live(line="main", epoch=2, of=0))
+    fixture.put(CONTROL, Live(line="main", epoch=2, parent_epoch=0))
     fixture.turn()
     assert fixture.reader.replica.model.config == teacher.model and fixture.row() == 2.0  # type: ignore[attr-defined]
 
@@ -508,7 +508,7 @@ def test_an_experiment_grows_and_ends_between_two_requests(fixture: Fixture) -> 
         ExperimentState(traffic=0.5),
         ExperimentState(state="stopped"),
     ):
-        said = Experiments(revision=1, configs={"more": EXPERIMENT}, stands={"more": stand})
+        said = Experiments(revision=1, configs={"more": EXPERIMENT}, states={"more": stand})
         fixture.put(CONTROL, said)
         fixture.turn()
         users = [f"u{n}" for n in range(300)]

@@ -164,8 +164,8 @@ def test_a_narrow_filter_fills_the_list_from_all_sources(monkeypatch: pytest.Mon
     of = answer.candidates.sources
     assert {source for names in of.values() for source in names} >= {*sources} - {"any"}
     assert [index for index, names in of.items() if "popular" in names] == [300, 100]
-    assert answer.impression.asked is not None
-    assert answer.impression.asked.filters == {"author": "rare"}
+    assert answer.impression.inputs is not None
+    assert answer.impression.inputs.filters == {"author": "rare"}
     unfiltered = Pipeline(replica).recommend(replace(query, request=Request("u", n=20)))
     assert "filtered" not in unfiltered.removed
 

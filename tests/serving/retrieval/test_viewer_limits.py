@@ -162,7 +162,7 @@ def test_safety_rules_hide_labels(
     assert ("v3" in ids(answer)) is shown
     given_answer = ask(replica, viewer(replica), known, context=context, candidate_ids=("v3",))
     assert ("v3" in ids(given_answer)) is shown
-    assert answer.impression.asked is not None and answer.impression.asked.safety
+    assert answer.impression.inputs is not None and answer.impression.inputs.safety
 
 
 def test_a_pin_gives_way_to_a_safety_rule() -> None:
@@ -186,4 +186,4 @@ def test_a_plain_list_depends_on_no_history() -> None:
     assert features is not None and features == plain[0].impression.features
     start = FEATURES.slot("user").start
     assert np.frombuffer(features.user_keys, np.int64)[start] == 0, "no row of the user's own"
-    assert plain[1].impression.asked is not None and plain[1].impression.asked.plain
+    assert plain[1].impression.inputs is not None and plain[1].impression.inputs.plain

@@ -116,4 +116,4 @@ def said_of(
 
 
 def told(found: list[Control]) -> list[tuple[str, str, str]]:
-    return [(its.line, its.said, its.to) for its in found if isinstance(its, Decision)]
+    return [(its.line, its.verdict, its.to) for its in found if isinstance(its, Decision)]

@@ -211,11 +211,11 @@ def test_what_an_ended_line_kept_goes_once_no_answer_of_it_is_on_the_log(
 def test_an_experiment_whose_line_is_lost_is_broken(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = await begun(tmp_path)
-        ended = Decision(line=TREATMENT_LINE, said="hold", final=True, why="its disk is gone")
+        ended = Decision(line=TREATMENT_LINE, verdict="hold", final=True, why="its disk is gone")
         run.system.log.append(CONTROL, [Append(0, b"", pack(ended))])
         await run.show(5)
         assert not run.lifecycle.arms
-        stand = run.system.director.experiments.newest.stands["learners"]
+        stand = run.system.director.experiments.newest.states["learners"]
         assert stand.state == "stopped"
         assert stand.why == "broken: the line learners.treatment ended: its disk is gone"
         assert run.answers[-1].stamp.line == MAIN

@@ -77,7 +77,7 @@ def test_the_heartbeat_counts_experiments_that_ended_by_themselves(log, tmp_path
         "d": "asked",
     }
     stands = {name: ExperimentState(state="stopped", why=why) for name, why in whys.items()}
-    log.append(CONTROL, [Append(0, b"", pack(Experiments(revision=1, stands=stands)))])
+    log.append(CONTROL, [Append(0, b"", pack(Experiments(revision=1, states=stands)))])
     its, beat = director(log, tmp_path, {}), Heartbeat("director")
     its.turn()
     report(its, beat)

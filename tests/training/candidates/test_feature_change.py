@@ -133,9 +133,9 @@ def test_features_are_logged_learned_promoted_and_rolled_back(
         change.propose("wider")
         if by_hand:  # it isn't better
             await run.show(10)
-            run.say(Decision(line="wider", said="promote", to="canary", share=0.5))
+            run.say(Decision(line="wider", verdict="promote", to="canary", share=0.5))
             await run.show(20)
-            run.say(Decision(line="wider", said="promote", to="all", epoch=1))
+            run.say(Decision(line="wider", verdict="promote", to="all", epoch=1))
         else:
             assert await until(run, "wider", "canary", "ended") == "canary"
         assert await until(run, "wider", "live", "ended") == "live"
@@ -170,7 +170,7 @@ def test_an_offline_candidate_reads_what_live_reads_since(tmp_path: Path) -> Non
         since_ms = run.system.now_ms
         change.propose("wider")
         await run.show(20)
-        run.say(Decision(line="wider", said="promote", to="all", epoch=1))
+        run.say(Decision(line="wider", verdict="promote", to="all", epoch=1))
         assert await until(run, "wider", "live", "ended") == "live"
         await run.show(40)
         state = archived(run)

@@ -44,7 +44,7 @@ async def promoted(
     run.propose("cand-1", run.trained())
     run.system.shadow._become = turned(run, run.system.shadow._become, changes)  # type: ignore[method-assign]
     await run.show(5)
-    run.say(Decision(line="cand-1", said="promote", to="all", epoch=1, why="it looks good"))
+    run.say(Decision(line="cand-1", verdict="promote", to="all", epoch=1, why="it looks good"))
     while run.lifecycle.live.epoch == 0:  # type: ignore[union-attr]
         await run.show(1)
     return run
@@ -103,7 +103,7 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
         while run.lifecycle.live is live and len(run.answers) < 400:
             await run.show(1)
         back = run.lifecycle.live
-        assert (back.epoch, back.of, back.candidate, back.guarded) == (2, 0, "", False)
+        assert (back.epoch, back.parent_epoch, back.candidate, back.guarded) == (2, 0, "", False)
         assert back.reason.startswith(f"{GUARD}: live's ") and guard_name(run).stage == "ended"
         bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
         shown = len(bad) * LIST
@@ -142,7 +142,7 @@ def test_a_line_that_predicts_no_numbers_is_taken_back_after_its_first_lists(
         while run.lifecycle.live is live and len(run.answers) < 100:
             await run.show(1)
         back = run.lifecycle.live
-        assert (back.epoch, back.of) == (2, 0)
+        assert (back.epoch, back.parent_epoch) == (2, 0)
         assert back.reason.startswith(f"{GUARD}: ")
         assert back.reason.endswith("of live's predictions aren't finite")
         bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
@@ -296,7 +296,7 @@ def test_the_log_is_let_go_of_a_candidate_that_ended_while_the_shadow_was_away(
         run.propose("cand-1", run.trained())
         await run.show(3)
         assert "shadow/cand-1" in run.system.log.holds(EXAMPLES, 0)
-        run.say(Decision(line="cand-1", said="hold", final=True, why="by hand"))
+        run.say(Decision(line="cand-1", verdict="hold", final=True, why="by hand"))
         run.system.shadow = ShadowLoop(
             run.system.log, run.config, run.system.features, run.system._clock
         )
@@ -319,7 +319,7 @@ def test_a_person_or_another_promotion_ends_the_guard(tmp_path: Path) -> None:
         await run.show(5)
         run.propose("cand-2", run.trained(2))
         await run.show(3)
-        run.say(Decision(line="cand-2", said="promote", to="all", epoch=2, why="by hand"))
+        run.say(Decision(line="cand-2", verdict="promote", to="all", epoch=2, why="by hand"))
         while run.lifecycle.live.epoch == 1:
             await run.show(1)
         await run.show(3)
@@ -329,7 +329,7 @@ def test_a_person_or_another_promotion_ends_the_guard(tmp_path: Path) -> None:
         run.wish("rollback", "main/2", "it looks odd")
         await run.show(5)
         live = run.lifecycle.live
-        assert (live.epoch, live.of, live.reason) == (3, 1, "it looks odd")
+        assert (live.epoch, live.parent_epoch, live.reason) == (3, 1, "it looks odd")
         assert run.lifecycle.active == [] and run.system.shadow.shadows == {}
         await run.system.stop()
 

@@ -190,7 +190,7 @@ def test_a_restart_decides_nothing_twice(town: Town) -> None:
 
 
 def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
-    town.say(candidate("over"), Decision(line="over", said="hold", final=True, why="worse"))
+    town.say(candidate("over"), Decision(line="over", verdict="hold", final=True, why="worse"))
     for line, why in (
         ("main/0", "nothing was promoted before it"),
         ("over", "over is over, or not known; what is live is main/0"),
@@ -199,7 +199,7 @@ def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
     ):
         town.say(OperatorRequest(what="rollback", line=line))
         (answer,) = town.decide()
-        assert isinstance(answer, Decision) and (answer.said, answer.to) == ("hold", "rollback")
+        assert isinstance(answer, Decision) and (answer.verdict, answer.to) == ("hold", "rollback")
         assert why in answer.why and town.decide() == []
     assert town.promoter.lifecycle.candidates["over"].why == "worse"
 
@@ -210,7 +210,7 @@ def test_a_request_that_nobody_waits_for_any_more_is_refused(town: Town) -> None
         asked_ms = town.now_ms - age_ms
         town.say(OperatorRequest(what="rollback", line="good", time_ms=asked_ms))
         (answer,) = town.decide()
-        assert isinstance(answer, Decision) and (answer.said, answer.to) == outcome
+        assert isinstance(answer, Decision) and (answer.verdict, answer.to) == outcome
         assert ("too late" in answer.why) == (age_ms > REQUEST_MS) and town.decide() == []
 
 
@@ -220,7 +220,7 @@ def test_a_long_good_past_hides_nothing(town: Town) -> None:
     assert told(town.decide()) == [("good", "promote", "canary")]
     town.scored("good", Pair(0.3, 1.6), 40)
     (decision,) = town.decide()
-    assert isinstance(decision, Decision) and decision.said == "rollback"
+    assert isinstance(decision, Decision) and decision.verdict == "rollback"
     assert decision.why.startswith("lately its ")
     assert decision.evidence["loss gained"] > 0  # over all that it ever scored it is ahead
 

@@ -26,7 +26,7 @@ def guarded(folder: Path, rules: PromotionConfig = RULES, snapshot: bool = True)
     if snapshot:
         written(folder, 0, 5)
     town.say(Candidate(line="good", registry="r"))
-    town.say(Decision(line="good", said="promote", to="all", epoch=1, why="better"))
+    town.say(Decision(line="good", verdict="promote", to="all", epoch=1, why="better"))
     written(folder, 1, 7)
     town.show("main/0", 400, 0.5)
     town.now_ms += 1_000
@@ -54,7 +54,7 @@ def test_a_line_that_is_worse_is_taken_back(tmp_path: Path) -> None:
     assert told([decision]) == [(GUARD, "rollback", "")]
     assert decision.why.startswith("live's log loss is worse than the former live line's")
     assert decision.evidence["loss at least"] > RULES.guard_loss_margin
-    assert (live.epoch, live.of, live.since, live.candidate) == (2, 0, 5, "")
+    assert (live.epoch, live.parent_epoch, live.base_step, live.candidate) == (2, 0, 5, "")
     assert live.reason == f"{GUARD}: {decision.why}"
     assert snapshots.complete_steps(tmp_path / "snapshots", "main", 2) == [5]
     assert town.promoter.lifecycle.quarantined == ["main/1", "good/0"]
@@ -72,7 +72,7 @@ def test_a_line_that_is_as_good_or_better_stays_and_the_guard_ends(tmp_path: Pat
         assert town.promoter.opinion(standing).startswith("3968 of 4000 examples compared, nothing")
         town.scored(GUARD, pair, 1, epoch=1)
         (over,) = town.decide()
-        assert isinstance(over, Decision) and over.final and over.said == "hold"
+        assert isinstance(over, Decision) and over.final and over.verdict == "hold"
         assert over.evidence["examples"] == 32 * 128
         assert town.promoter.lifecycle.active == [] and town.decide() == []
 
@@ -86,7 +86,7 @@ def test_a_guard_ends_by_time_on_a_system_with_few_examples(tmp_path: Path) -> N
     town.restart()
     town.now_ms += 1
     (over,) = town.decide()
-    assert isinstance(over, Decision) and (over.said, over.final) == ("hold", True)
+    assert isinstance(over, Decision) and (over.verdict, over.final) == ("hold", True)
     assert over.why.startswith("24 hours over, 256 examples compared, nothing against")
     assert town.promoter.lifecycle.active == []
 
@@ -104,7 +104,7 @@ def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path
     town.scored(GUARD, EQUAL, 3, epoch=1)
     assert after(town, (100, 0.5, b"0000")) == []
     town.say(Candidate(line="next", registry="r"))
-    town.say(Decision(line="next", said="promote", to="all", epoch=2))
+    town.say(Decision(line="next", verdict="promote", to="all", epoch=2))
     written(tmp_path, 2, 9)
     town.decide()
     cases = town.promoter.candidates
@@ -137,10 +137,10 @@ def test_a_kill_before_or_after_the_decision_changes_nothing(tmp_path: Path) -> 
     town.scored(GUARD, LIVE_IS_WORSE, 20, epoch=1)
     (decision,) = town.promoter.turn()
     town.say(decision)  # it stands on the log, and then the director is killed
-    assert isinstance(decision, Decision) and decision.said == "rollback"
+    assert isinstance(decision, Decision) and decision.verdict == "rollback"
     town.restart()
     (live,) = town.decide()
-    assert isinstance(live, Live) and (live.epoch, live.of) == (2, 0)
+    assert isinstance(live, Live) and (live.epoch, live.parent_epoch) == (2, 0)
     assert live.reason == f"{GUARD}: {decision.why}"
     town.restart()
     assert town.decide() == []
@@ -197,7 +197,7 @@ def test_a_person_may_end_the_guard_or_take_the_line_back_before_it(tmp_path: Pa
     town = guarded(tmp_path / "a")
     town.say(OperatorRequest(what="rollback", line=GUARD, reason="it is fine"))
     (over,) = town.decide()
-    assert isinstance(over, Decision) and (over.said, over.to, over.final) == (
+    assert isinstance(over, Decision) and (over.verdict, over.to, over.final) == (
         "hold",
         "rollback",
         True,
@@ -218,12 +218,16 @@ def test_a_person_may_end_the_guard_or_take_the_line_back_before_it(tmp_path: Pa
 def test_a_guard_goes_before_a_candidate_that_would_be_next(tmp_path: Path) -> None:
     town = guarded(tmp_path)
     town.say(Candidate(line="next", registry="r"))
-    town.say(Decision(line="next", said="promote", to="all", epoch=2))
+    town.say(Decision(line="next", verdict="promote", to="all", epoch=2))
     town.scored(GUARD, LIVE_IS_WORSE, 10, epoch=1)
     written(tmp_path, 2, 9)
     decision, live = decided(town.decide())
     assert decision.line == GUARD
-    assert (live.epoch, live.of, live.candidate) == (3, 0, "")  # 2 was promised to another
+    assert (live.epoch, live.parent_epoch, live.candidate) == (
+        3,
+        0,
+        "",
+    )  # 2 was promised to another
 
 
 def after(town: Town, *shown: tuple[int, float, bytes]) -> list[Control]:

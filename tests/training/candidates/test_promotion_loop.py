@@ -38,23 +38,28 @@ def test_a_better_candidate_takes_over_and_is_taken_back(tmp_path: Path) -> None
         assert await until(run, "cand-1", "live") == "live"
         await run.show(10)
         live = run.lifecycle.live
-        assert (live.epoch, live.of, live.candidate) == (1, 0, "cand-1")
+        assert (live.epoch, live.parent_epoch, live.candidate) == (1, 0, "cand-1")
         assert stamps(run)[-1][:2] == (MAIN, 1)
         assert {line for line, _, _ in stamps(run)} == {MAIN, "cand-1"}
         assert never_back(stamps(run))
         # What the epoch before had learned after the candidate's step, this one has learned too.
         records = [s for s in readable(run.system.log, STEPS, Step) if s.epoch == 1]
-        assert records[0].step == live.since + 1
-        assert [s.step for s in records] == list(range(live.since + 1, records[-1].step + 1))
+        assert records[0].step == live.base_step + 1
+        assert [s.step for s in records] == list(range(live.base_step + 1, records[-1].step + 1))
 
         run.wish("rollback", "main/1", "it looks odd")
         shown = len(run.answers)
         await run.show(3)
         back = run.lifecycle.live
-        assert (back.epoch, back.of, back.candidate, back.reason) == (2, 0, "", "it looks odd")
+        assert (back.epoch, back.parent_epoch, back.candidate, back.reason) == (
+            2,
+            0,
+            "",
+            "it looks odd",
+        )
         assert all(stamp[:2] == (MAIN, 2) for stamp in stamps(run, shown + 1))
         await run.show(20)
-        assert never_back(stamps(run)) and run.system.worker.step > back.since
+        assert never_back(stamps(run)) and run.system.worker.step > back.base_step
         # Exactly the requests that epoch 1 answered are listed, and nothing of them is learned any more.
         found = find_impact(run.system.log, "main/1", live.time_ms, run.lifecycle.lives)
         asked = [a.request_id for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
@@ -105,7 +110,7 @@ def test_a_canary_that_is_taken_back_answers_nobody_after_the_next_turn(tmp_path
         run = await warmed(tmp_path, canary_examples=10_000)
         run.propose("odd", run.trained())
         await run.show(2)
-        run.say(Decision(line="odd", said="promote", to="canary", share=0.5))
+        run.say(Decision(line="odd", verdict="promote", to="canary", share=0.5))
         await run.show(10)
         answered = {line for line, _, _ in stamps(run)}
         assert answered == {MAIN, "odd"}
@@ -135,7 +140,7 @@ def test_a_canary_that_ranks_upside_down_is_taken_back_by_itself(tmp_path: Path)
     async def scenario() -> None:
         run = await warmed(tmp_path, canary_examples=10_000)
         run.propose("odd", run.trained(relabel=turned), learns=False)
-        run.say(Decision(line="odd", said="promote", to="canary", share=0.5))
+        run.say(Decision(line="odd", verdict="promote", to="canary", share=0.5))
         assert await until(run, "odd", "ended") == "ended"
         assert run.lifecycle.rolled_back == ["odd"] and run.lifecycle.candidates["odd"].why
         shown = len(run.answers)
@@ -153,10 +158,10 @@ def test_one_that_does_not_learn_takes_over_and_learns_what_it_missed(tmp_path: 
         run = await warmed(tmp_path)
         run.propose("frozen", run.trained(), learns=False)
         await run.show(16)
-        run.say(Decision(line="frozen", said="promote", to="all", epoch=1))
+        run.say(Decision(line="frozen", verdict="promote", to="all", epoch=1))
         assert await until(run, "frozen", "live") == "live"
         live = run.lifecycle.live
-        assert live.since < run.system.sequencer.step - 5
+        assert live.base_step < run.system.sequencer.step - 5
         await run.show(5)
         assert run.system.epoch == 1 and run.system.worker.step == run.system.sequencer.step
         await run.system.stop()

@@ -222,7 +222,7 @@ def test_names_say_when_and_fit_a_line() -> None:
     assert new_name("student", 0).startswith("student-19700101-")
 
 
-UNLEARNED = Live(line="main", epoch=2, since=3, of=1, time_ms=START_MS + 50)
+UNLEARNED = Live(line="main", epoch=2, base_step=3, parent_epoch=1, time_ms=START_MS + 50)
 
 
 def test_what_may_have_learned_from_a_user_who_was_unlearned_since_is_refused(

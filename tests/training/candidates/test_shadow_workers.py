@@ -72,7 +72,7 @@ def test_each_line_has_one_worker_and_the_first_unlearns(
     assert replays == [0]
 
     first, last = worked[0][0], worked[-1][-1]
-    ended = [Decision(line=line, said="hold", final=True, why="bad") for line in (first, last)]
+    ended = [Decision(line=line, verdict="hold", final=True, why="bad") for line in (first, last)]
     say(log, *ended)
     shadow(log, tmp_path, Share(workers - 1, workers))
     assert f"{PART}/{last}" not in log.holds(EXAMPLES, 0)

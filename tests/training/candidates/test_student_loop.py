@@ -48,7 +48,7 @@ async def started(folder: Path, shards: int = 0, **rules: Any) -> PromotionRun:
 
 
 def make_canary(run: PromotionRun) -> None:
-    run.say(Decision(line="small", said="promote", to="canary", share=0.5))
+    run.say(Decision(line="small", verdict="promote", to="canary", share=0.5))
 
 
 def dims(run: PromotionRun) -> dict[str, int]:
@@ -91,7 +91,7 @@ def test_a_student_takes_over_learns_on_and_is_taken_back(
         make_canary(run)
         assert await until(run, "small", "live") == "live"
         assert run.lifecycle.live.size == size
-        began = run.lifecycle.live.since
+        began = run.lifecycle.live.base_step
         await run.show(10)
         assert set(dims(run).values()) == {size.dim}
         assert rankers(run) == {ranker_of(size.ranker)}
@@ -106,10 +106,10 @@ def test_a_student_takes_over_learns_on_and_is_taken_back(
         run.wish("rollback", "main/1", "it looks odd")
         await run.show(20)
         live = run.lifecycle.live
-        assert (live.epoch, live.of, live.size) == (2, 0, None)
+        assert (live.epoch, live.parent_epoch, live.size) == (2, 0, None)
         assert set(dims(run).values()) == {run.config.model.dim}
         assert rankers(run) == {Ranker}
-        assert stamps(run)[-1][:2] == (MAIN, 2) and run.system.worker.step > live.since
+        assert stamps(run)[-1][:2] == (MAIN, 2) and run.system.worker.step > live.base_step
         assert digests(run, 2) == {teacher}
         assert never_back(stamps(run))
         assert degraded(run) == []
@@ -236,12 +236,12 @@ def test_a_larger_one_may_take_over_from_a_student(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = await started(tmp_path)
         run.propose("small", run.trained(EPOCHS, size=SIZE), kind="student")
-        run.say(Decision(line="small", said="promote", to="all", epoch=1))
+        run.say(Decision(line="small", verdict="promote", to="all", epoch=1))
         assert await until(run, "small", "live") == "live"
         await run.show(5)
         run.propose("usual", run.trained(EPOCHS))
         await run.show(3)
-        run.say(Decision(line="usual", said="promote", to="all", epoch=2))
+        run.say(Decision(line="usual", verdict="promote", to="all", epoch=2))
         assert await until(run, "usual", "live") == "live"
         await run.show(5)
         assert [live.size for live in run.lifecycle.lives] == [None, SIZE, None]
@@ -250,7 +250,7 @@ def test_a_larger_one_may_take_over_from_a_student(tmp_path: Path) -> None:
         run.wish("rollback", "main/2")
         await run.show(10)
         live = run.lifecycle.live
-        assert (live.epoch, live.of, live.size) == (3, 1, SIZE)
+        assert (live.epoch, live.parent_epoch, live.size) == (3, 1, SIZE)
         assert set(dims(run).values()) == {SIZE.dim}
         assert never_back(stamps(run)) and not degraded(run)
         await run.system.stop()

@@ -198,7 +198,9 @@ def test_a_tenth_of_the_negatives_gives_the_same_predictions() -> None:
     left = joiner.counts["sampled_out"] / (joiner.counts["sampled_out"] + joiner.counts["examples"])
     assert 0.7 < left < 0.9
     assert trainer.calibration(final, 150.0, 740.0) == pytest.approx([1.0, 1.0], abs=0.05)
-    uncorrected = trained(rare, lambda made: structs.replace(made, kept=1.0), negatives=0.1)
+    uncorrected = trained(
+        rare, lambda made: structs.replace(made, sampling_rate=1.0), negatives=0.1
+    )
     assert min(uncorrected.calibration(final, 150.0, 740.0)) > 3
 
 
@@ -235,7 +237,7 @@ def test_slopes_are_0_at_the_true_chance(
             seen = p * arrived if label else 1 - p * arrived
             seen *= other if beside else 1 - other
             seen *= 1.0 if label or beside else kept
-            made = example(0, labels=[label, beside], arrived=[arrived, 1.0], kept=kept)
+            made = example(0, labels=[label, beside], arrived=[arrived, 1.0], sampling_rate=kept)
             total += seen * slopes(made, logit)[0]
     assert total == pytest.approx(0.0, abs=1e-5)
 
@@ -246,9 +248,9 @@ def test_what_is_corrected_comes_to_the_final_label_whether_it_was_kept_or_not(
     logit: float, kept: float
 ) -> None:
     """An example without engagement is kept or not; then its first label becomes true."""
-    final = example(0, labels=[1.0, 0.0], kept=kept)
-    negative = example(0, labels=[0.0, 0.0], kept=kept)
-    now = dict(labels=[1.0, 0.0], previous=[0.0, 0.0], kept=kept)
+    final = example(0, labels=[1.0, 0.0], sampling_rate=kept)
+    negative = example(0, labels=[0.0, 0.0], sampling_rate=kept)
+    now = dict(labels=[1.0, 0.0], previous=[0.0, 0.0], sampling_rate=kept)
     was_kept = np.add(slopes(negative, logit), slopes(example(0, correction=True, **now), logit))
     was_not = slopes(example(0, sampled_out=True, **now), logit)
     mean = kept * np.array(was_kept) + (1 - kept) * np.array(was_not)
@@ -278,9 +280,9 @@ def test_labels_that_are_final_are_learned_as_ever() -> None:
 def test_sums_of_predictions_stand_for_those_that_were_sampled_out() -> None:
     learner = Learner(build_model(FEATURES, CONFIG.model))
     made = [
-        example(0, labels=[0.0, 0.0], kept=0.25),
-        example(1, labels=[1.0, 0.0], kept=0.25, arrived=[0.5, 1.0]),
-        example(2, labels=[1.0, 0.0], previous=[0.0, 0.0], sampled_out=True, kept=0.25),
+        example(0, labels=[0.0, 0.0], sampling_rate=0.25),
+        example(1, labels=[1.0, 0.0], sampling_rate=0.25, arrived=[0.5, 1.0]),
+        example(2, labels=[1.0, 0.0], previous=[0.0, 0.0], sampled_out=True, sampling_rate=0.25),
     ]
     lane = learner.prepare(made)
     rows = {t.name: initial_rows(t, 0, lane.lookup.keys[t.name]) for t in tables_of(CONFIG.model)}

@@ -145,7 +145,7 @@ def test_what_cant_be_learned_from_is_left_out_once_and_for_ever(tmp_path: Path)
         example(14, sampled_out=True, previous=[1.0]),
         example(15, arrived=[0.0, 1.0]),
         example(16, arrived=[1.0]),
-        example(17, kept=0.0),
+        example(17, sampling_rate=0.0),
         example(18, correction=True, previous=[0.0, 0.0], arrived=[float("nan"), 1.0]),
     ]
     log, clock, config = toy_log(), Clock(), toy_config(examples=100)

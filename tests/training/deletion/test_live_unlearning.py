@@ -159,7 +159,7 @@ def test_the_line_is_as_if_it_never_had_the_users_and_the_system_goes_on(tmp_pat
         users = await run.ask(*USERS)
         await run.show_until_over()
         done = run.request
-        assert (done.state, done.epoch, done.of) == ("done", 1, 0) and done.first > 0
+        assert (done.state, done.epoch, done.parent_epoch) == ("done", 1, 0) and done.first > 0
         assert done.step > step and run.lifecycle.live.reason == "2 users were unlearned"  # type: ignore[union-attr]
         assert run.digest() == run.digest_without(users)
         await run.show(20)
@@ -273,9 +273,13 @@ def test_a_promotion_meanwhile_begins_it_anew(
         users = await run.ask("u3")
         while run.lifecycle.unlearning is None or run.request.state != "replaying":
             await run.show(1)
-        run.say(Decision(line="cand-1", said="promote", to="all", epoch=2, why="it looks good"))
+        run.say(Decision(line="cand-1", verdict="promote", to="all", epoch=2, why="it looks good"))
         await run.show_until_over()
-        assert [(live.epoch, live.of) for live in run.lifecycle.lives] == [(0, 0), (2, 0), (3, 2)]
+        assert [(live.epoch, live.parent_epoch) for live in run.lifecycle.lives] == [
+            (0, 0),
+            (2, 0),
+            (3, 2),
+        ]
         await run.show(3)
         assert run.digest() == run.digest_without(users)
         await run.system.stop()

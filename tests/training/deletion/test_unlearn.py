@@ -88,7 +88,7 @@ def test_the_digest_is_that_of_a_line_that_never_saw_the_user(tmp_path: Path) ->
     expected = learn(config_of(tmp_path / "b", shards=3), never_seen(log, LATE))
     done = unlearn(log, config, FEATURES, {LATE: before}, 5)
     assert done is not None and (done.epoch, done.digest) == (1, expected) and seen != expected
-    assert 0 < done.since < done.step and done.examples > 10 and done.other_config == 0
+    assert 0 < done.base_step < done.step and done.examples > 10 and done.other_config == 0
 
     assert live_epoch(log) == 1
     [live] = [unpack(r.value, Live) for r in log.read(CONTROL, 0, 0)]
@@ -97,7 +97,7 @@ def test_the_digest_is_that_of_a_line_that_never_saw_the_user(tmp_path: Path) ->
     partition = partition_of(LATE, PARTITIONS)
     assert log.keyed(EXAMPLES, partition, [LATE.encode()], 1 << 60) == []
     kept = snapshots.complete_steps(tmp_path / "a" / "snapshots", "main", 0)
-    assert kept == [] or kept[-1] <= done.since
+    assert kept == [] or kept[-1] <= done.base_step
     assert log.begin(DELTAS, 0) == log.end(DELTAS, 0)
     assert not list((tmp_path / "a" / "parts" / "shards").glob("main-0-*"))
 
@@ -139,7 +139,7 @@ def test_without_a_snapshot_from_before_it_goes_back_to_the_beginning(tmp_path: 
     expected = learn(config_of(tmp_path / "b"), never_seen(log, EARLY))
     snapshots.prune(tmp_path / "a" / "snapshots", "main", keep=1)
     done = unlearn(log, config, FEATURES, {EARLY: before}, 5)
-    assert done is not None and (done.since, done.digest) == (0, expected)
+    assert done is not None and (done.base_step, done.digest) == (0, expected)
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_a_second_user_is_unlearned_from_a_history_that_was_replaced(tmp_path: P
     expected = learn(config_of(tmp_path / "b"), never_seen(never_seen(log, LATE), EARLY))
     done = unlearn(log, config, FEATURES, {EARLY: places[1]}, 6)
     assert done is not None and (done.epoch, done.digest) == (2, expected)
-    assert done.since == 5  # what unlearning emptied keeps nobody from a snapshot before it
+    assert done.base_step == 5  # what unlearning emptied keeps nobody from a snapshot before it
     assert learn(config, log) == expected
 
 
@@ -225,7 +225,7 @@ def test_the_model_is_that_of_the_snapshot_that_it_begins_from(tmp_path: Path, s
     done = unlearn(log, config, FEATURES, {LATE: before}, 5)
     assert done is not None and done.epoch == 2
     other = never_seen(log, LATE)
-    if done.since >= since:
+    if done.base_step >= since:
         assert (since, done.other_config) == (5, 0)
         append_live_record(other, "main", 1, "a student", 4, since, 0, student)
         expected = learn(replace(small, state=str(tmp_path / "b")), other)
@@ -313,7 +313,7 @@ def test_the_archive_knows_that_what_retention_dropped_was_others(tmp_path: Path
     shutil.rmtree(tmp_path / "a" / "archive")
     shutil.copytree(tmp_path / "whole", tmp_path / "a" / "archive")
     done = unlearn(log, config, FEATURES, {LATE: before}, 5)
-    assert done is not None and done.since > 0 and done.digest == expected
+    assert done is not None and done.base_step > 0 and done.digest == expected
 
 
 @pytest.mark.slow
@@ -333,7 +333,7 @@ def test_what_was_erased_already_is_unlearned_as_well(tmp_path: Path) -> None:
     Eraser(log, tmp_path / "a" / "archive", PartState(config.state, PART), lambda: 0).turn()
     assert log.keyed(EXAMPLES, partition, [BOTH.encode()], 1 << 60)[0] >= end
     done = unlearn(log, config, FEATURES, {BOTH: before}, 5)
-    assert done is not None and done.since < oldest and done.digest == expected
+    assert done is not None and done.base_step < oldest and done.digest == expected
 
 
 @pytest.mark.slow
@@ -371,7 +371,7 @@ def test_rows_that_another_user_had_removed_do_not_come_back(tmp_path: Path) -> 
     drain(log, config, FEATURES)
     learn(config, log)
     first = unlearn(log, config, FEATURES, {LATE: befores[LATE]}, 5)
-    assert first is not None and first.since > 0
+    assert first is not None and first.base_step > 0
     expected = never_seen(never_seen(never_seen(log, LATE), EARLY), other)
     partition = partition_of(EARLY, PARTITIONS)
     erase_records(log, EXAMPLES, partition, EARLY.encode(), befores[EARLY], 1 << 60)
@@ -476,9 +476,9 @@ def test_what_a_retiring_shard_writes_later_is_removed_as_well(tmp_path: Path) -
         (wal / name).touch()
     for record in (
         Live(line="main", epoch=0),
-        Live(line="main", epoch=2, since=10),
+        Live(line="main", epoch=2, base_step=10),
         Candidate(line="c", registry=""),
-        Decision(line="c", said="promote", to="all", epoch=4),
+        Decision(line="c", verdict="promote", to="all", epoch=4),
         Unlearning(id="b", state="replaying", epoch=5),
         Unlearning(id="a", state="done", epoch=2, first=5),
     ):

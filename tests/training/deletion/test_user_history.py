@@ -25,7 +25,7 @@ def half_made() -> MemoryLog:
     cut(log, 0, 3, 1, 0, 8)
     cut(log, 2, 3, 1, 0, 8)
     append_live_record(log, "main", 0, "the first line", 0)
-    append_live_record(log, "main", 2, "a user was unlearned", 1, since=2)
+    append_live_record(log, "main", 2, "a user was unlearned", 1, base_step=2)
     return log
 
 

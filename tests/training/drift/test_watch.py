@@ -103,12 +103,12 @@ def test_a_stationary_stream_gathers_and_an_alarm_ends_that_at_once(tmp_path) ->
     steps(log, 1, 300)
     its.turn()
     assert [r.publish_every for r in said(log, Reaction)] == [2, 4]
-    held = [next_step(log, loop, clock).held for _ in range(8)]
+    held = [next_step(log, loop, clock).defers_rows for _ in range(8)]
     assert held.count(False) == 2 and held.count(True) == 6
     steps(log, 301, 8, loss=1.2)
     its.turn()
     assert said(log, Reaction)[2].publish_every == 1
-    assert not any(next_step(log, loop, clock).held for _ in range(5))
+    assert not any(next_step(log, loop, clock).defers_rows for _ in range(5))
 
 
 def test_another_director_goes_on_from_the_newest_reaction_and_warms_up_again(tmp_path) -> None:
@@ -192,7 +192,9 @@ def test_in_another_epoch_the_losses_begin_anew(tmp_path) -> None:
     its = director(log, tmp_path)
     steps(log, 1, CALM)
     its.turn()
-    log.append(CONTROL, [Append(0, b"", pack(Live(line="main", epoch=1, since=CALM, of=0)))])
+    log.append(
+        CONTROL, [Append(0, b"", pack(Live(line="main", epoch=1, base_step=CALM, parent_epoch=0)))]
+    )
     steps(log, CALM + 1, 20, loss=1.5, epoch=1)
     its.turn()
     assert said(log, Alarm) == [] and its.drift.learned.step == CALM + 20
@@ -234,7 +236,7 @@ def test_a_reaction_that_makes_no_sense_is_none(rate: float) -> None:
     log, clock = toy_log(), Clock()
     log.append(CONTROL, [Append(0, b"", pack(Reaction(rate=rate, publish_every=-3)))])
     step = next_step(log, sequence(log, clock), clock)
-    assert (step.rate, step.held) == (1.0, False)
+    assert (step.rate, step.defers_rows) == (1.0, False)
 
 
 def test_the_heartbeat_says_how_things_are(tmp_path) -> None:

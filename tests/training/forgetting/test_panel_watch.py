@@ -358,7 +358,7 @@ def test_panels_of_history_that_was_replaced_go_and_those_before_stay(line: Line
     two_snapshots(line)
     first, second = (p.step for p in reversed(line.watch.panels))
     for epoch, since in ((1, second), (2, first)):
-        its = Live(line=MAIN, epoch=epoch, since=since, of=0)
+        its = Live(line=MAIN, epoch=epoch, base_step=since, parent_epoch=0)
         line.log.append(CONTROL, [Append(0, b"", pack(its))])
         for part, shard in enumerate(line.client.shards):
             arrays, meta = shard.export()

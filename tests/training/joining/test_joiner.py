@@ -316,7 +316,7 @@ def test_negatives_are_sampled_out_by_a_hash_and_come_back_with_an_engagement() 
     kept = {(e.offset, e.index) for e in out if not e.correction and not e.sampled_out}
     assert kept >= {place for place, its_ in labels.items() if any(its_)}
     assert its.counts["sampled_out"] == len(labels) - len(kept)
-    assert 0.2 < (len(kept) - 300) / 600 < 0.3 and {e.kept for e in out} == {0.25}
+    assert 0.2 < (len(kept) - 300) / 600 < 0.3 and {e.sampling_rate for e in out} == {0.25}
     back = [e for e in out if e.sampled_out]
     assert back and all(not e.correction and e.previous == [0.0, 0.0] for e in back)
     assert {(e.offset, e.index) for e in back} | kept > {

@@ -193,11 +193,11 @@ def test_what_has_nothing_in_common_is_refused(tmp_path: Path) -> None:
         lives = run.lifecycle.lives
         newest = snapshots.latest(own(run), MAIN, 0).snapshot
         snapshots.adopt(own(run), MAIN, (0, newest.step), 1)
-        took = Live(line=MAIN, epoch=1, since=newest.step, of=0, candidate="cand-7")
+        took = Live(line=MAIN, epoch=1, base_step=newest.step, parent_epoch=0, candidate="cand-7")
         with pytest.raises(Refused, match="cand-7 took the place of live's weights in epoch 1"):
             merged_of(run, lives=[*lives, took])
         snapshots.adopt(own(run), MAIN, (0, newest.step), 2)
-        back = Live(line=MAIN, epoch=2, since=ancestor.step - 1, of=0)
+        back = Live(line=MAIN, epoch=2, base_step=ancestor.step - 1, parent_epoch=0)
         with pytest.raises(Refused, match=f"took back to step {ancestor.step - 1}"):
             merged_of(run, lives=[*lives, took, back])
         await run.system.stop()

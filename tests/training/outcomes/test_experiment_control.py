@@ -80,7 +80,7 @@ def serve(toy: ToyTrial, users: int = 300, lists: int = 2) -> None:
 def test_files_are_told_once_and_wishes_answered_once(toy: ToyTrial) -> None:
     runs = started(toy)
     newest = runs.trials.newest
-    assert (newest.revision, newest.answers) == (2, 1) and newest.stands["mine"].traffic == 0.2
+    assert (newest.revision, newest.answers) == (2, 1) and newest.states["mine"].traffic == 0.2
     again = Runs(toy, {"plain.yaml": PLAIN})
     assert again.turn() == runs.turn() == [] and again.trials.newest == newest
     names = {its.name for its in running(newest, toy.config.policy, LABELS)}
@@ -93,23 +93,23 @@ def test_a_wish_that_cannot_be_granted_is_answered_and_changes_nothing(toy: ToyT
     runs.ask(what="start", text=TEXT)
     (said,) = runs.turn()
     assert "a name is used once" in said.refused and said.answers == 3
-    assert (said.configs, said.stands) == (before.configs, before.stands)
+    assert (said.configs, said.states) == (before.configs, before.states)
 
 
 def test_a_director_that_was_away_answers_what_was_asked_meanwhile(toy: ToyTrial) -> None:
     started(toy).ask(what="stop", name="mine", reason="enough")
     (said,) = Runs(toy, {"plain.yaml": PLAIN}).turn()
-    assert said.stands["mine"].state == "stopped" and said.stands["mine"].why == "enough"
+    assert said.states["mine"].state == "stopped" and said.states["mine"].why == "enough"
 
 
 def test_a_request_that_nobody_waits_for_any_more_changes_nothing(toy: ToyTrial) -> None:
     runs = started(toy)
     runs.ask(what="stop", name="mine", time_ms=toy.now_ms - REQUEST_MS - 1)
     (said,) = runs.turn()
-    assert "too late" in said.refused and said.stands["mine"].state != "stopped"
+    assert "too late" in said.refused and said.states["mine"].state != "stopped"
     runs.ask(what="stop", name="mine", time_ms=toy.now_ms - REQUEST_MS)
     (said,) = runs.turn()
-    assert not said.refused and said.stands["mine"].state == "stopped" and runs.turn() == []
+    assert not said.refused and said.states["mine"].state == "stopped" and runs.turn() == []
 
 
 def test_it_grows_once_its_hours_are_over_and_enough_users_are_in_it(toy: ToyTrial) -> None:
@@ -118,7 +118,7 @@ def test_it_grows_once_its_hours_are_over_and_enough_users_are_in_it(toy: ToyTri
     assert runs.turn() == []
     toy.pass_time(2)
     (said,) = runs.turn()
-    assert said.stands["mine"].traffic == 1.0 and said.stands["mine"].step == 1
+    assert said.states["mine"].traffic == 1.0 and said.states["mine"].step == 1
 
 
 def test_it_does_not_grow_with_too_few(toy: ToyTrial) -> None:
@@ -136,7 +136,7 @@ def test_it_grows_by_all_who_are_in_it_where_a_few_are_kept(
     serve(toy)
     toy.pass_time(2)
     (said,) = runs.turn()
-    assert said.stands["mine"].traffic == 1.0
+    assert said.states["mine"].traffic == 1.0
 
 
 @pytest.mark.parametrize("harm", [True, False])
@@ -150,7 +150,7 @@ def test_a_guardrail_stops_it_and_only_harm_does(toy: ToyTrial, harm: bool) -> N
     said = runs.turn()
     assert len(said) == int(harm)
     if harm:
-        stand = said[0].stands["mine"]
+        stand = said[0].states["mine"]
         assert stand.state == "stopped" and "hide of treatment" in stand.why
         assert Policies(toy.config.policy, running(said[0], toy.config.policy, LABELS)).resolve(
             "u1"
@@ -166,7 +166,7 @@ def test_arms_that_are_given_wrongly_stop_it(toy: ToyTrial, caplog: Any) -> None
     toy.serve("u1", {"mine": wrong[toy.arm("u1")]})
     toy.now_ms += READOUT_EVERY_MS
     (said,) = runs.turn()
-    assert said.stands["mine"].why.startswith("broken: ")
+    assert said.states["mine"].why.startswith("broken: ")
     assert (runs.trials.stopped_for("broken"), runs.trials.stopped_for("harm")) == (1, 0)
     (warned,) = [its for its in caplog.records if its.levelname == "WARNING"]
     assert warned.getMessage().startswith("experiment mine is stopped: broken: ")
@@ -179,20 +179,20 @@ def test_what_has_no_place_where_it_stands_is_left_alone(toy: ToyTrial) -> None:
     toy.serve("u1", {"plain": "a"})
     toy.serve("u1", {"plain": "b"})
     toy.pass_time(5)
-    assert runs.turn() == [] and runs.trials.newest.stands == {}
+    assert runs.turn() == [] and runs.trials.newest.states == {}
 
 
 def test_a_file_with_a_start_waits_for_it(toy: ToyTrial) -> None:
     at_ms = toy.now_ms + 2 * HOUR_MS
     runs = Runs(toy, {"f.yaml": f"{TEXT}start: {at_ms}\nstop: {at_ms + 9 * HOUR_MS}\n"})
     (said,) = runs.turn()
-    assert said.stands["mine"].state == "waiting" and toy.arm("u1") is None
+    assert said.states["mine"].state == "waiting" and toy.arm("u1") is None
     toy.now_ms = at_ms
     (said,) = runs.turn()
-    assert said.stands["mine"].traffic == 0.2
+    assert said.states["mine"].traffic == 0.2
     toy.now_ms = at_ms + 9 * HOUR_MS
     (said,) = runs.turn()
-    assert said.stands["mine"].why == "its time is over"
+    assert said.states["mine"].why == "its time is over"
 
 
 def test_files_that_no_longer_fit_leave_what_runs_as_it_is(toy: ToyTrial, caplog: Any) -> None:
@@ -212,19 +212,19 @@ def test_one_that_cannot_be_read_is_stopped_and_the_others_go_on(toy: ToyTrial) 
     newest = runs.trials.newest
     bad = msgspec.structs.replace(
         newest, revision=newest.revision + 1, configs={**newest.configs, "typo.yaml": BROKEN_TEXT},
-        stands={**newest.stands, "typo": ExperimentState(traffic=1.0, given=True)},
+        states={**newest.states, "typo": ExperimentState(traffic=1.0, by_request=True)},
     )  # fmt: skip
     toy.log.append(CONTROL, [Append(0, b"", pack(bad))])
     serve(toy)
     toy.pass_time(2)
     said = runs.turn()[-1]
-    assert said.stands["typo"].state == "stopped"
-    assert "broken: can't be read: typo.yaml:4: metric is 'longview'" in said.stands["typo"].why
-    assert said.stands["mine"].traffic == 1.0  # its ramp went on
+    assert said.states["typo"].state == "stopped"
+    assert "broken: can't be read: typo.yaml:4: metric is 'longview'" in said.states["typo"].why
+    assert said.states["mine"].traffic == 1.0  # its ramp went on
     toy.pass_time(1)
     runs.ask(what="start", text=PLAIN.replace("plain", "next").replace("other", "fourth"))
     (said,) = runs.turn()
-    assert said.refused == "" and said.stands["next"].state == "running"
+    assert said.refused == "" and said.states["next"].state == "running"
 
 
 def test_one_that_cannot_be_judged_is_stopped(toy: ToyTrial, monkeypatch: Any) -> None:
@@ -235,5 +235,5 @@ def test_one_that_cannot_be_judged_is_stopped(toy: ToyTrial, monkeypatch: Any) -
 
     monkeypatch.setattr(ExperimentFold, "read", read)
     (said,) = runs.turn()
-    assert said.stands["mine"].why == "broken: can't be judged: sums don't fit"
+    assert said.states["mine"].why == "broken: can't be judged: sums don't fit"
     assert runs.turn() == []

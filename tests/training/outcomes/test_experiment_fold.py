@@ -187,7 +187,7 @@ def test_a_ramp_that_grows_moves_nobody(toy: ToyTrial) -> None:
     for traffic in (0.1, 0.4, 0.8):
         toy.take(
             Experiments(
-                revision=1, configs=SAID.configs, stands={"mine": ExperimentState(traffic=traffic)}
+                revision=1, configs=SAID.configs, states={"mine": ExperimentState(traffic=traffic)}
             )
         )
         for n in range(60):
@@ -199,7 +199,7 @@ def test_a_ramp_that_grows_moves_nobody(toy: ToyTrial) -> None:
 
 def test_what_is_shown_after_it_stopped_counts_for_no_arm(toy: ToyTrial) -> None:
     served(toy, 40, 1)
-    toy.take(Experiments(revision=2, stands={}, configs={}))
+    toy.take(Experiments(revision=2, states={}, configs={}))
     for n in range(40):
         toy.serve(f"u{n}")
     toy.pass_time(1)

@@ -6,8 +6,8 @@ from training.steps.lineage import Lineage
 from training.steps.sequencer_loop import EpochEnd
 
 FIRST = Live(line="main", epoch=0)
-PROMOTED = Live(line="main", epoch=1, since=3, of=0, candidate="c1")
-BACK = Live(line="main", epoch=2, since=2, of=0)
+PROMOTED = Live(line="main", epoch=1, base_step=3, parent_epoch=0, candidate="c1")
+BACK = Live(line="main", epoch=2, base_step=2, parent_epoch=0)
 
 
 def log_of(*numbers: tuple[int, int]) -> MemoryLog:

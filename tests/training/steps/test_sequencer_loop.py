@@ -171,8 +171,8 @@ def test_steps_say_by_which_model_their_epoch_learns_them() -> None:
     drain(loop)
     lives = [
         Live(line="main", epoch=0),
-        Live(line="main", epoch=1, since=1, of=0, candidate="small", size=size),
-        Live(line="main", epoch=2, since=2, of=0),
+        Live(line="main", epoch=1, base_step=1, parent_epoch=0, candidate="small", size=size),
+        Live(line="main", epoch=2, base_step=2, parent_epoch=0),
     ]
     for live in lives:
         log.append(CONTROL, [Append(0, b"", pack(live))])
