@@ -136,15 +136,15 @@ class AnswerChecker:
         return self._by_set[digest]
 
     def _recompute(self, check: AnswerCheck, impression: Impression, explain: bool = False) -> None:
-        stamp, asked = impression.stamp, impression.inputs
-        if stamp is None or asked is None:
+        stamp, inputs = impression.stamp, impression.inputs
+        if stamp is None or inputs is None:
             why = "the impression doesn't hold its request: it is older than that field"
             raise NotReconstructible(why)
         if impression.request_id.startswith(CLICK_LIST):
             raise NotReconstructible("the list was made of a click to be learned, and is no answer")
-        if asked.safety != self._config.safety.digest:
+        if inputs.safety != self._config.safety.digest:
             raise NotReconstructible(
-                f"the answer was made with other safety rules (digest {asked.safety or 'of none'!r}): set "
+                f"the answer was made with other safety rules (digest {inputs.safety or 'of none'!r}): set "
                 "safety.rules as they were"
             )
         if impression.features is not None:
@@ -153,7 +153,7 @@ class AnswerChecker:
             self._policies = list(known_policies(self._log, self._config, self._labels))
         check.policy = policy_of(self._policies, impression.user_id, impression.surface, stamp)
         check.session = self._sessions.of(impression)
-        pipeline = self._replica.at(stamp, asked)
+        pipeline = self._replica.at(stamp, inputs)
         check.query = query_of(impression, check.session, check.policy, explain)
         check.answer = answer = reconstruct_answer(pipeline, check.query)
         changed = stamp_differences(stamp, answer.stamp)

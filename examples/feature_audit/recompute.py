@@ -218,11 +218,11 @@ class Recomputer:
 
 def counted_of(impression: Impression) -> list[int] | None:
     """The offsets up to which the server had counted events; None if the impression doesn't state them."""
-    stamp, asked = impression.stamp, impression.inputs
-    if stamp is None or asked is None:
+    stamp, inputs = impression.stamp, impression.inputs
+    if stamp is None or inputs is None:
         return None
-    if asked.counted:
-        return asked.counted
+    if inputs.counted:
+        return inputs.counted
     return [] if not stamp.item_state_offset else None
 
 

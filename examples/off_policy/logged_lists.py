@@ -229,10 +229,10 @@ def _weighed(
 
 def _as_answered(placed: tuple[Place, Impression]) -> tuple[Any, ...]:
     """Sort key: replica by replica, forward in each, since going back restarts the reconstruction."""
-    stamp, asked = placed[1].stamp, placed[1].inputs
-    assert stamp is not None and asked is not None
+    stamp, inputs = placed[1].stamp, placed[1].inputs
+    assert stamp is not None and inputs is not None
     state = (stamp.item_state_offset, stamp.catalogue_offset)
-    return (asked.item_state_from, stamp.line, stamp.epoch, *state, stamp.step)
+    return (inputs.item_state_from, stamp.line, stamp.epoch, *state, stamp.step)
 
 
 def _rewards(
