@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kafka import KafkaConsumer, KafkaProducer
+from kafka.errors import LogTruncationError
 from kafka.net.compat import KafkaNetClient
 
 from recsys.log.kafka_fetch import PartitionRecords
-from recsys.log.protocol import Brokers, LogUnavailable, Record
+from recsys.log.protocol import Brokers, LogLost, LogUnavailable, Record
 
 FETCH_BYTES: Final = 1 << 20  # per partition and fetch; a larger record comes alone
 
@@ -86,8 +87,14 @@ def _client_without_topic_creation(**configs: Any) -> Any:
     return client
 
 
-def unavailable(what: str, error: BaseException) -> LogUnavailable:
-    """The error for a broker that doesn't answer or refuses."""
+def unavailable(what: str, error: BaseException) -> LogUnavailable | LogLost:
+    """The error for a broker that doesn't answer or refuses; LogLost where a reader has records that the
+    brokers lost: kafka-python says so once, and would go on with others under the same offsets."""
+    if isinstance(error, LogTruncationError):
+        return LogLost(
+            f"{what}: the brokers have lost records that were read already ({error}): what was made of them "
+            "can't go on. Start again from a backup, or in another state folder"
+        )
     return LogUnavailable(
         f"{what}: Kafka failed: {type(error).__name__}: {error}. See that the broker of log.url runs "
         "and answers, and that log.tls is as it has it"

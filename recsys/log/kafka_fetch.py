@@ -30,14 +30,18 @@ class PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
     """The records of one partition in a consumer's fetch, as ``Record``."""
 
     def _unpack_records(self, tp: Any, records: Any, *_: object) -> Iterator[Record]:
-        while (batch := records.next_batch()) is not None:
-            if self.check_crcs and not batch.validate_crc():
-                raise CorruptRecordError(f"{tp}: the batch at {batch.base_offset} is damaged")
-            self.leader_epoch = batch.leader_epoch
-            for record in records_of(batch, self.fetch_offset):
-                self.next_fetch_offset = record.offset + 1
-                yield record
-            self.next_fetch_offset = batch.next_offset
+        try:
+            while (batch := records.next_batch()) is not None:
+                if self.check_crcs and not batch.validate_crc():
+                    raise CorruptRecordError(f"{tp}: the batch at {batch.base_offset} is damaged")
+                self.leader_epoch = batch.leader_epoch
+                for record in records_of(batch, self.fetch_offset):
+                    self.next_fetch_offset = record.offset + 1
+                    yield record
+                self.next_fetch_offset = batch.next_offset
+        except Exception:
+            self.drain()  # else kafka-python would ask for the rest of it without end
+            raise
         self.drain()
 
 

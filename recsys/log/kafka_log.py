@@ -126,6 +126,7 @@ class KafkaLog(Log):
             offsets = [future.get(self._patience_s * 2).offset for future in futures]
         except KafkaError as error:
             self._give_up(producer)
+            self._forget_ends(name, {record[0] for record in records})
             self._check_id(now=True)
             done = sum(future.succeeded() for future in futures)
             raise LogUnavailable(
@@ -205,6 +206,14 @@ class KafkaLog(Log):
                 self._producer.close(1)
                 self._producer = None
             self._admin.close()
+
+    def _forget_ends(self, topic: str, partitions: Collection[int]) -> None:
+        """After a failed append: its records may be on the log, so the broker is asked for the end."""
+        with self._lock:
+            self._appends += 1
+        if (tail := self._local.__dict__.get("tail")) is not None:
+            for partition in partitions:
+                tail.leave(topic, partition)
 
     def _known_end(self, topic: str, partition: int) -> int:
         """Lower bound of the end without a request, from followed and appended records."""

@@ -43,14 +43,14 @@ class KafkaReader:
 
     def read(self, partition: int, offset: int, limit: int) -> list[Record]:
         """Raises LogLost outside the broker's records, LogUnavailable if it doesn't answer."""
-        sought = self._place(partition, offset)
+        sought, began_s = self._place(partition, offset), time.monotonic()
         if not self._buffers[partition]:
             # A sequential read mostly gets its records from the open fetch, and asks for no end.
             self._poll(0 if sought else FETCH_WAIT_MS, partition)
         if not self._buffers[partition]:
             end = self.end(partition)
-            if end < offset:
-                self.forget_ends()  # records came since
+            if end < offset or (end == offset and self._bounds_at[False] < began_s):
+                self.forget_ends()  # records may have come since
                 end = self.end(partition)
             if end < offset or (sought and end > offset):
                 check_range(self._topic, partition, offset, self.begin(partition), end)

@@ -23,6 +23,8 @@ BUSY_MS: Final = 20
 RECENT_S: Final = 0.25
 # Pause between polls: a fetch of one record costs as much as one of many.
 PACE_S: Final = 0.02
+# After so long without a poll the broker's last answer isn't the end, and the reader asks for that.
+STALE_S: Final = 1.0
 # Wait for the records after those of an old fetch.
 NEWER_MS: Final = 5
 # Limits of a partition's buffer; beyond them it is no longer followed.
@@ -35,6 +37,7 @@ class _Followed(Buffer):
 
     def __init__(self, offset: int) -> None:
         super().__init__()
+        self.since_s = time.monotonic()  # when ``offset`` was the end
         self.next = offset  # of the next read
         self.position = offset  # after the buffered records
 
@@ -74,6 +77,10 @@ class KafkaTail:
         at = TopicPartition(topic, partition)
         followed = self._followed.get(at)
         if followed is None or followed.next != offset:
+            return None
+        fresh_s = max(self._polled_at, followed.since_s)
+        if not followed and time.monotonic() - fresh_s > STALE_S:
+            self.leave(topic, partition)
             return None
         if not followed and at in self._assigned and self._pace() <= 0:
             self._poll(0)

@@ -87,6 +87,18 @@ def test_a_flipped_bit_is_noticed() -> None:
         fetch(bytes(data), 0).take(1)
 
 
+def test_a_damaged_batch_ends_the_fetch_of_its_partition() -> None:
+    """The consumer fetches it again; where the rest of a fetch stays, kafka-python waits for it for ever."""
+    good, damaged = batch_of([(0, b"k", b"0", [])]), batch_of([(0, b"k", b"1", [])])
+    damaged[:8] = (1).to_bytes(8, "big")
+    damaged[-3] ^= 1
+    part = fetch(bytes(good + damaged), 0)
+    assert [record.value for record in part.take(1)] == [b"0"]
+    with pytest.raises(CorruptRecordError, match="the batch at 1 is damaged"):
+        part.take(1)
+    assert not part and part.next_fetch_offset == 1
+
+
 def test_sizes_that_go_backwards_or_never_end_are_refused() -> None:
     """Before the wanted offset, too, where a record is only skipped over."""
     data = batch_of([(0, b"key", b"value", [])])

@@ -1,5 +1,6 @@
 """The reader of one topic: what it asks the brokers for, and when."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ from kafka.errors import OffsetOutOfRangeError
 from recsys.log import kafka_reader
 from recsys.log.kafka_reader import KafkaReader
 from recsys.log.protocol import LogLost, Record
+
+FIFTH = Record(5, b"", b"")
 
 
 class Brokers:
@@ -53,6 +56,17 @@ def test_an_end_from_before_an_append_loses_no_record(monkeypatch: pytest.Monkey
     assert reader.read(0, 6, 10) == []
     with pytest.raises(LogLost, match="beyond the end, 6"):
         reader.read(0, 7, 10)
+
+
+def test_an_end_from_before_a_read_hides_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    brokers, at = Brokers({0: 5, 1: 7}), TopicPartition("t", 0)
+    reader = reader_of(brokers, monkeypatch)
+    now_s, polled = itertools.count(100.0, 0.001), [{}, {at: [FIFTH]}]
+    monkeypatch.setattr(kafka_reader, "time", SimpleNamespace(monotonic=lambda: next(now_s)))
+    assert reader.end(1) == 7 and reader.end(0) == 5
+    brokers.ends[0] = 6
+    brokers.consumer.poll = lambda timeout_ms: polled.pop(0)
+    assert reader.read(0, 5, 10) == [FIFTH]
 
 
 def test_an_offset_that_retention_passed_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

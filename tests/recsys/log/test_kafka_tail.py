@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from kafka import TopicPartition
+from kafka.errors import LogTruncationError
 
 from recsys.log import kafka_tail
-from recsys.log.kafka_tail import BUSY_MS, NEWER_MS, OPEN_MS, PACE_S, RECENT_S, KafkaTail
-from recsys.log.protocol import Record
+from recsys.log.kafka_tail import BUSY_MS, NEWER_MS, OPEN_MS, PACE_S, RECENT_S, STALE_S, KafkaTail
+from recsys.log.protocol import LogLost, Record
 
 
 class FakeConsumer:
@@ -77,6 +78,36 @@ def test_records_of_an_old_fetch_are_read_with_those_that_have_come_since(
     consumer._fetcher._completed_fetches.append(object())
     assert tail.read("t", 0, 0, 10) == [old, newer]
     assert consumer.polls_ms == [0, NEWER_MS]
+
+
+def test_after_a_long_pause_the_last_answer_is_no_end(
+    consumer: FakeConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("recsys.log.kafka_tail.time.monotonic", lambda: now_s)
+    tail, record = KafkaTail({}), Record(0, b"", b"a")
+    tail.follow("t", 0, 0)
+    now_s += STALE_S
+    assert tail.read("t", 0, 0, 10) == []
+    consumer.batches = [{TopicPartition("t", 0): [record]}]
+    tail.wait("t", 0.0)
+    now_s += 1.1 * STALE_S
+    assert tail.read("t", 0, 0, 10) == [record]  # of before the pause
+    polls = len(consumer.polls_ms)
+    assert tail.read("t", 0, 1, 10) is None and len(consumer.polls_ms) == polls
+    tail.follow("t", 0, 1)
+    assert tail.read("t", 0, 1, 10) == []
+
+
+def test_a_truncated_log_is_lost(consumer: FakeConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poll(timeout_ms: int) -> None:
+        raise LogTruncationError({TopicPartition("t", 0): 4})
+
+    monkeypatch.setattr(consumer, "poll", poll)
+    tail = KafkaTail({})
+    tail.follow("t", 0, 5)
+    with pytest.raises(LogLost, match="lost records that were read already"):
+        tail.wait("t", 0.1)
 
 
 def test_a_wait_pauses_only_where_no_fetch_is_sent(
