@@ -100,13 +100,15 @@ class EventValidator:
         now_ms: int,
         foreign: bool = False,
         caller: Caller = SERVER,
+        in_flight: Container[str] = (),
     ) -> ValidatedBatch:
         """Validates the events of one batch; never raises for their content. ``foreign``: from a client of
-        Gorse or Metarank, which may send old events and needn't name the request."""
+        Gorse or Metarank, which may send old events and needn't name the request. ``in_flight``: ids that
+        are being committed; a batch with one is validated again, so from it on no quota is used."""
         results: list[Result] = []
         accepted: list[Engagement] = []
         ids: dict[str, None] = {}
-        unproven, over_s = Counter[str](), 0.0
+        unproven, over_s, is_final = Counter[str](), 0.0, True
         for index, raw in enumerate(raw_events):
             try:
                 event, fault = self._prove(self._parse(raw, now_ms, foreign), caller, now_ms)
@@ -126,7 +128,8 @@ class EventValidator:
             if self._any_known(names, ids):
                 results.append(Result(index, DUPLICATE))
                 continue
-            if wait_s := self._wait_s(caller, event.user_id, now_ms / 1000):
+            is_final = is_final and not any(name in in_flight for name in names)
+            if is_final and (wait_s := self._wait_s(caller, event.user_id, now_ms / 1000)):
                 over_s += wait_s
                 results.append(Result(index, RETRY))
                 continue

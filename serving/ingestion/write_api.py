@@ -134,7 +134,9 @@ class WriteApi:
         with suppress(TimeoutError):
             async with asyncio.timeout(COMMIT_WAIT_S):
                 for _ in range(_ROUNDS):
-                    batch = self._validator.validate(raw_events, self._now_ms(), foreign, caller)
+                    batch = self._validator.validate(
+                        raw_events, self._now_ms(), foreign, caller, self._committing
+                    )
                     others = {self._committing[id_] for id_ in batch.ids if id_ in self._committing}
                     if not others:
                         return batch

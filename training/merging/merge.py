@@ -88,7 +88,8 @@ def interpolate(
     """Merges two parents, both trained from ``ancestor``, into one that continues at the online one's step.
     Weights and optimizer state are blended alike; the newer time of use wins. Rows new in a parent are kept,
     and rows removed online stay away; a row removed offline stays away unless it was used online since.
-    Sightings of ids without a row are the online parent's. Raises ValueError if the three aren't of one
+    A row that was removed and made again online has nothing of the offline one: its user was erased and came
+    back. Sightings of ids without a row are the online parent's. Raises ValueError if the three aren't of one
     model."""
     _check_same_model(online.arrays, offline.arrays, ancestor.arrays)
     since = since or Since()
@@ -120,13 +121,15 @@ class _MergedRows:
         self, online: Arrays, offline: Arrays, ancestor: Arrays, clock_ms: int, removed: Keys
     ) -> None:
         """``clock_ms`` of the ancestor: an online row with a newer time was used since."""
+        remains = ~np.isin(offline["keys"], removed)
+        offline = {name: c[remains] if name in ROW_COLUMNS else c for name, c in offline.items()}
         stays = (
             np.isin(online["keys"], offline["keys"])
             | ~np.isin(online["keys"], ancestor["keys"])
             | (online["used_ms"] > clock_ms)
         )
         comes = ~np.isin(offline["keys"], online["keys"])
-        comes &= ~np.isin(offline["keys"], ancestor["keys"]) & ~np.isin(offline["keys"], removed)
+        comes &= ~np.isin(offline["keys"], ancestor["keys"])
         self.keys: Keys = np.concatenate([online["keys"][stays], offline["keys"][comes]])
         self._online, self._offline = online, offline
         self._in_online, self._at_online = _find(online["keys"], self.keys)

@@ -163,9 +163,9 @@ def test_batches_that_share_events_are_validated_a_few_times_each(
     asyncio.run(scenario())
 
 
-def test_a_repeat_takes_nothing_of_the_quota(
-    writer: Writer,
-) -> None:
+def test_a_repeat_takes_nothing_of_the_quota(writer: Writer) -> None:
+    """Neither afterwards nor while the event is being committed."""
+
     async def scenario() -> None:
         config = replace(Config(), access=AccessConfig(user_events=0.2))  # two at once
         validator = EventValidator(config, wait_s=Quotas(config).event)
@@ -174,10 +174,11 @@ def test_a_repeat_takes_nothing_of_the_quota(
         def sent(event_id: str) -> "asyncio.Task[Any]":
             return asyncio.ensure_future(api.append_events([like(event_id)], Caller(user_id="u")))
 
-        first = sent("e")
+        first, same = sent("e"), [sent("e") for _ in range(3)]
         await turns()
         writer.end(0)
         assert (await first).count(ACCEPTED) == 1
+        assert {batch.count(DUPLICATE) for batch in await asyncio.gather(*same)} == {1}
         for _ in range(5):
             assert (await sent("e")).count(DUPLICATE) == 1
         second = sent("f")

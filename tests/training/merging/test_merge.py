@@ -150,6 +150,14 @@ def test_a_row_that_came_and_left_since_stays_away_and_one_used_since_stays() ->
     assert set(rows(merged)) == {1} and rows(merged)[1] == rows(online)[1]
 
 
+def test_a_row_made_again_since_it_was_removed_has_nothing_of_the_offline_one() -> None:
+    online, offline, ancestor = family([1, 7], [1, 7], [1, 7])
+    since = Since(removed={"features": np.array([7])})
+    merged = rows(interpolate(online, offline, ancestor, Blends(), since))
+    assert merged[7] == rows(online)[7] != rows(offline)[7]
+    assert merged[1] not in (rows(online)[1], rows(offline)[1])
+
+
 def test_another_model_and_wrong_shares_are_refused() -> None:
     online, offline, ancestor = family([1], [1], [2])
     wide = dict(offline.arrays) | {"table/users/values": np.zeros((1, 9), np.float32)}
