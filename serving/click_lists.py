@@ -1,10 +1,9 @@
-"""Lists for clicks without lists: the clicked item among candidates of that moment.
+"""Builds the list that a click chose from, where an app logs no lists.
 
-Without lists no choice can be learned. So each click is learned as the choice from a list of the clicked
-item, a sample of the candidates that the sources had for this viewer, which is the distribution that the
-ranker sees when it answers, and one item of the whole catalogue: of items that no source had, too, there are
-some that weren't clicked, or the ranker would learn that what no source has is clicked. Draws are hashes.
-A replay makes lists of a log's clicks, a replica of those that it takes.
+It holds the clicked item; a sample of the candidates that retrieval had for the viewer, which are negatives
+as the ranker meets them when it answers; and one item of the whole catalogue, without which items that
+retrieval didn't have would occur only as clicked ones. Draws are hashes of the request id. A replay builds
+lists for a log's clicks, a replica for those that it takes.
 """
 
 from collections import Counter, OrderedDict
@@ -109,7 +108,7 @@ class ClickLists:
         return next((name for name in requests if name.startswith(CLICK_LIST)), "")
 
     def _query(self, click: Engagement, session: Session, now_ms: int) -> Query:
-        """The request that the list answers; its id says the same of the same click."""
+        """The request that the list answers. Its id is derived from the click: a repeat has the same list."""
         about = click.request_id, click.user_id, click.time_ms, click.item_id, click.kind
         request_id = ":".join(map(str, about))
         request = Request(click.user_id, 1, click.surface)

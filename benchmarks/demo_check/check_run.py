@@ -66,7 +66,7 @@ def _measure(config: Config, results: dict[str, Figure], console: Console) -> No
     results["warm_step"] = figures.at_least(warm.step if warm else None, 1)
     with (
         closing(open_log(config)) as log,
-        Client(launch_plan.feed_url(config), timeout_s=10.0) as client,
+        Client(launch_plan.local_api_url(config), timeout_s=10.0) as client,
     ):
         accounting = LogAccounting(log)
         # Each impression of a data set has a view: examples that the joiner lost would be missing here.
@@ -88,7 +88,7 @@ def _measure_freshness(
     config: Config, viewer: Viewer, accounting: LogAccounting, results: dict[str, Figure]
 ) -> dict[str, int]:
     """Measures both delays under load; returns the counts of the background load."""
-    sampled, url = FreshnessSample(), launch_plan.feed_url(config)
+    sampled, url = FreshnessSample(), launch_plan.local_api_url(config)
     probe_counts = Counts()
     with BackgroundCrowd(url, RATE) as background, Client(url, timeout_s=10.0) as client:
         _settle(accounting)

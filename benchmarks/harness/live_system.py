@@ -62,7 +62,7 @@ class Live:
 
     @property
     def url(self) -> str:
-        return plans.feed_url(self.config)
+        return plans.local_api_url(self.config)
 
     def client(self, admin: bool = False) -> Client:
         key = (self.state / "run" / "admin.key").read_text().strip() if admin else None

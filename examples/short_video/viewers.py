@@ -184,7 +184,7 @@ def run_part(config: Config, stop: Stop) -> None:
     crowd = Crowd(World(start_ms=now_ms), plan.viewers * EVENTS_PER_LIST, now_ms)
     # Without a key where none is needed: then its events count by their tokens, as those of people do.
     headers = {} if is_open(config) else launch_plan.admin_headers(config.state)
-    client = Client(launch_plan.feed_url(config), headers=headers)
+    client = Client(launch_plan.local_api_url(config), headers=headers)
 
     def report(line: str) -> None:
         _log.info("%s", line)

@@ -16,7 +16,8 @@ from recsys.arrays.key_index import place_of
 from recsys.features import counter_kernels as kernels
 
 # C columns of a row = speeds × kinds; kinds = shown, each label, watch (sum of log1p seconds)
-# Unless a feature set declares its own.
+
+# Half-lives where a feature set declares none.
 HALF_LIVES_MS: Final = (6 * 3_600_000.0, 14 * 24 * 3_600_000.0)
 
 Keys = NDArray[np.int64]

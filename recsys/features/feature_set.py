@@ -88,21 +88,21 @@ POSITION: Final = "list.position"
 class Declared:
     """Features that an app declares; by default those of short video.
 
-    ``half_lives_h``: of the counters, ascending. ``entities``: names as in ``running_rates.entity_of``; none:
-    the default ones. ``history_of``: kinds of engagement that enter the history; none: every item that was
-    shown. ``item_age``: whether the time since an item's first publication, or that in ``age_field``, is a
-    column; ``near``: whether its co-visits with the history are; ``trend``: whether the change of each
-    entity's count is; ``visit_s``: the pause that ends a visit, 0 for none: whether its co-visits with
-    the viewer's newest visit are; ``position``: whether its rank in the list
-    is, which is learned from and 0 when items are scored. ``list_context``: entities whose rates are compared
-    with those of the other items of the list.
+    Counters: ``half_lives_h``, ascending; ``entities``: names as in ``running_rates.entity_of``, none: the
+    default ones; ``watches``: at how many half-lives, the slowest, watch time is a column. History:
+    ``history_of``: kinds of engagement that enter it, none: every item that was shown.
+
+    Columns of an item: ``item_age``: time since its first publication, or since the time in ``age_field``;
+    ``near``: co-visits with the history; ``visit_s``: co-visits with the viewer's newest visit, which a pause
+    of so many seconds ends, 0: none; ``trend``: change of each entity's count; ``position``: rank in the
+    list, which is learned from, and 0 when items are scored. Columns of a list: ``list_context``: rates of
+    these entities, compared with those of the list's other items.
 
     ``numbers``: numeric fields of users and contexts, as ``user.age``. ``counts``: further kinds of events
     that are counted. ``values``: kinds of engagement with the names of their values. ``against``: entities
     with those that their rates are relative to, too. ``last``: kinds of engagement with entities whose newest
     one is a column. ``distinct``: kinds with an entity and what is counted of it: different viewers
     (``user``), or of ``user`` different values of an item field. ``derived``: columns computed from others.
-    ``watches``: number of half-lives, the slowest, at which watch time is a column.
     """
 
     half_lives_h: tuple[float, ...] = (6.0, 336.0)

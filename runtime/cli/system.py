@@ -46,7 +46,7 @@ def metrics(
 
 
 def restart(
-    part: Annotated[str, Argument(help="Name of the part: serve.")],
+    part: Annotated[str, Argument(help="Name of the part: serve.")] = "serve",
     state: StateOption = Path("state"),
     timeout_s: Annotated[float, Option(help="Maximum time to wait, in seconds.")] = 600.0,
 ) -> None:

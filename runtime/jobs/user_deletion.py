@@ -58,7 +58,7 @@ def forget_users(users: Sequence[str], state: Path, unlearn: bool) -> list[str]:
 
 def _delete_over_api(users: Sequence[str], state: Path, config: Config) -> list[str]:
     headers = launch_plan.admin_headers(state)
-    with Client(launch_plan.feed_url(config), headers=headers) as client:
+    with Client(launch_plan.local_api_url(config), headers=headers) as client:
         for user in users:
             client.delete_user(user)
     return [_is_deleted(users), _pending(config)]

@@ -51,7 +51,7 @@ def run(config: Config, stop: Stop) -> None:
         number = newest_request_number(config.state)
         deploy = partial(_deploy, serve, APP, partial(build_application, config, plan.hooked))
         deploy()
-        url = launch_plan.feed_url(config)
+        url = launch_plan.local_api_url(config)
         stop.heartbeat.address("feed", launch_plan.public_url(config))
         _wait_until_ready(serve, APP, partial(answers, url, config.state), stop)
         restarts = RestartRequests(config.state, number, deploy)

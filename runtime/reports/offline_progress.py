@@ -89,7 +89,7 @@ def summary(registry: Path, name: str, seconds: float, existed: bool) -> dict[st
 
     return {
         "candidate": name,
-        "stood already": existed,
+        "already registered": existed,
         **distilled,
         "learned": f"{iso(provenance.from_ms)} to {iso(provenance.until_ms)}",
         "examples": provenance.examples,

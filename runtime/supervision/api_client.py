@@ -8,7 +8,7 @@ import httpx
 import msgspec
 
 from recsys.config.system_config import Config
-from runtime.supervision.launch_plan import admin_headers, feed_url
+from runtime.supervision.launch_plan import admin_headers, local_api_url
 
 ANSWER_S: Final = 2.0
 MAX_BYTES: Final = 4 << 20
@@ -19,7 +19,7 @@ class ApiConnection:
 
     def __init__(self, config: Config, timeout_s: float = ANSWER_S) -> None:
         self._state, self._timeout_s = config.state, timeout_s
-        self._client = httpx.Client(base_url=feed_url(config), trust_env=False)
+        self._client = httpx.Client(base_url=local_api_url(config), trust_env=False)
 
     def get(self, path: str, until_s: float = math.inf) -> tuple[int, bytes]:
         """Returns status and body.

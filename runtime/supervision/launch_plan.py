@@ -168,7 +168,7 @@ def check_exposure(config: Config) -> None:
         )
 
 
-def feed_url(config: Config) -> str:
+def local_api_url(config: Config) -> str:
     """Local URL of the API for the system's own tools: without TLS, on loopback where it binds to all
     interfaces."""
     if config.doors.certificate:

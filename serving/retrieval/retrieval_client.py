@@ -1,8 +1,9 @@
 """Asks all retrieval shards at once, and waits no longer than a request can.
 
 Items of a shard that doesn't answer in time are missing from the results. A shard that fails several times in
-a row is not asked for a moment. A timeout shorter than ``FULL_S`` says nothing about a shard, and failures at
-one moment count once: a stall of this event loop must not shun all shards.
+a row is not asked for a moment (a circuit breaker). A timeout shorter than ``MIN_FAILURE_WAIT_S`` says
+nothing about a shard, and failures at one moment count once: a stall of this event loop must not open all
+breakers.
 """
 
 import asyncio
@@ -21,12 +22,16 @@ from serving.retrieval.retrieval_shard import ShardRequest, ShardResponse
 
 CONNECT_S: Final = 5.0  # longest wait for the first call of all shards
 LONGEST_S: Final = 0.1  # longest wait for a shard's answer; it takes some milliseconds
-FULL_S: Final = 0.05  # no answer for so long is a failure of the shard, not of the request
+MIN_FAILURE_WAIT_S: Final = (
+    0.05  # no answer for so long is a failure of the shard, not of the request
+)
 LEAST_S: Final = 0.005  # with less left no shard is asked: no answer could come
 WAIT_S: Final = 0.05  # longest wait of a shard for a version: it reads the log every 20 ms
-FAILURES: Final = 3  # in a row, until a shard is shunned ...
-SHUN_S: Final = 0.5  # ... for so long
-APART_S: Final = 0.1  # failures closer to each other count as one: requests are many at a time
+FAILURES: Final = 3  # in a row, until a shard's breaker opens ...
+BREAKER_OPEN_S: Final = 0.5  # ... for so long
+FAILURE_SPACING_S: Final = (
+    0.1  # failures closer to each other count as one: requests are many at a time
+)
 _NO_VERSION: Final = VectorVersion("", 0, 0, 0)
 ShardCall = Callable[[bytes], Awaitable[bytes]]
 _log = logging.getLogger(__name__)
@@ -34,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 class RetrievalClient:
     """The retrieval shards, by number. Used in one event loop. ``failures`` counts calls without an answer,
-    and calls that were left out because the shard was shunned."""
+    and calls that an open breaker left out."""
 
     def __init__(
         self, shards: Sequence[ShardCall], now_s: Callable[[], float] = time.monotonic
@@ -42,7 +47,7 @@ class RetrievalClient:
         self._shards, self._now_s = list(shards), now_s
         self._in_a_row = [0] * len(shards)
         self._failed_at_s = [-math.inf] * len(shards)  # the last failure that counts in a row
-        self._shunned_until_s = [0.0] * len(shards)
+        self._open_until_s = [0.0] * len(shards)
         self.failures = 0
 
     def __len__(self) -> int:
@@ -69,12 +74,12 @@ class RetrievalClient:
         tasks = {
             shard: asyncio.ensure_future(self._call(shard, request))
             for shard, request in enumerate(requests)
-            if now_s >= self._shunned_until_s[shard]
+            if now_s >= self._open_until_s[shard]
         }
         try:
             if tasks:
                 await asyncio.wait(tasks.values(), timeout=timeout_s)
-            full = timeout_s >= FULL_S
+            full = timeout_s >= MIN_FAILURE_WAIT_S
             responses = [self._response(s, tasks.get(s), full) for s in range(len(self))]
         finally:  # also where the request is cancelled: nobody waits for them any more
             for task in tasks.values():
@@ -105,7 +110,7 @@ class RetrievalClient:
 
     def _count_failure(self, shard: int, reason: str) -> None:
         now_s = self._now_s()
-        if now_s - self._failed_at_s[shard] < APART_S:
+        if now_s - self._failed_at_s[shard] < FAILURE_SPACING_S:
             return
         self._failed_at_s[shard] = now_s
         self._in_a_row[shard] += 1
@@ -113,7 +118,7 @@ class RetrievalClient:
             if self._in_a_row[shard] == FAILURES:
                 extra = {"shard": shard, "why": reason}
                 _log.warning("retrieval shard does not answer", extra=extra)
-            self._shunned_until_s[shard] = now_s + SHUN_S
+            self._open_until_s[shard] = now_s + BREAKER_OPEN_S
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,7 +1,7 @@
 """Bounds the wait for a session: a hanging store costs 50 ms, a busy event loop loses no session.
 
 The wait is cut into slices. It ends after a slice in which the store answered no request, unless the loop
-itself ran late.
+itself ran late. After some failures in a row nothing is read for a moment: a circuit breaker.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from serving.sessions.session_store import SessionReader, StoreUnavailable
 
 SLICE_S: Final = 0.05
 MAX_WAIT_S: Final = 1.0
-PAUSE_S: Final = 0.5  # without reads, after the store failed
-FAILURES: Final = 3  # in a row, before the pause
+BREAKER_OPEN_S: Final = 0.5  # without reads, after the store failed
+FAILURES: Final = 3  # in a row, until it opens
 
 
 class TimedSessionReader:
@@ -24,12 +24,12 @@ class TimedSessionReader:
         self.sessions = sessions
         self._answers = 0
         self._failures_in_a_row = 0
-        self._paused_until_s = 0.0
+        self._open_until_s = 0.0
 
     async def get(self, user_id: Id, slice_s: float = SLICE_S) -> bytes | None:
         """As ``SessionReader.get``. ``slice_s``: wait for a store that answers no request, at most
         ``MAX_WAIT_S``. A request for a list waits one short slice; a lookup of a session has time."""
-        if time.monotonic() < self._paused_until_s:
+        if time.monotonic() < self._open_until_s:
             raise StoreUnavailable("the session store failed a moment ago")
         read = asyncio.ensure_future(self.sessions.get(user_id))
         await self._wait(read, slice_s)
@@ -40,7 +40,7 @@ class TimedSessionReader:
         read.add_done_callback(lambda late: late.cancelled() or late.exception())
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= FAILURES:
-            self._paused_until_s = time.monotonic() + PAUSE_S
+            self._open_until_s = time.monotonic() + BREAKER_OPEN_S
         raise StoreUnavailable("the session store didn't answer in time")
 
     async def close(self) -> None:

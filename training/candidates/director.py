@@ -1,8 +1,8 @@
 """The director: the one part that moves the live pointer, and that keeps the snapshots for rollbacks.
 
-It also appends the revisions of the experiments and drift alarms with the reactions to them, and swaps in
-epochs that unlearned users. A line goes back
-to a snapshot at most, so the log keeps the examples from the oldest kept snapshot on.
+It also appends revisions of experiments, and drift alarms with the reactions to them, and swaps in epochs
+that unlearned users. A line can go back no further than to its oldest kept snapshot, so the log keeps the
+examples from that on.
 """
 
 import logging

@@ -234,7 +234,7 @@ class Promoter:
         evidence, canary = self.candidates[state.line], self.lifecycle.canary
         behind = newest_step(self._log, MAIN, self._epoch) - evidence.step
         if canary is not None and canary.line != state.line:
-            waits = f"{canary.line} is at it: one candidate at a time"
+            waits = f"{canary.line} is the canary or goes live: one candidate at a time"
         elif behind > CAUGHT_UP:  # it would bring back an old state
             waits = f"{behind} steps behind: it catches up"
         elif self._rules.manual and state.line not in self._approved:
@@ -267,7 +267,7 @@ class Promoter:
         if is_too_late(request, now_ms):
             return [_refusal(request, TOO_LATE, now_ms)]
         state = self.lifecycle.candidates.get(request.line)
-        why = request.reason or "a person asked for it"
+        why = request.reason or "requested by an operator"
         if state is not None and state.stage == ARM:
             refusal = "it answers an arm: stop its experiment, and it ends"
             return [_refusal(request, refusal, now_ms)]

@@ -40,7 +40,8 @@ class AffectedStep(msgspec.Struct, frozen=True):
 
 
 class RollbackImpact(msgspec.Struct, frozen=True):
-    """``complete``: whether the log still has all records since the line began to answer."""
+    """Requests that a rolled-back line answered, and the live line's steps with examples of them.
+    ``complete``: whether the log still has all records since the line began to answer."""
 
     served_by: str
     requests: list[AffectedRequest]

@@ -70,9 +70,8 @@ class Learner:
         self._device = device
         self.features: FeatureSet = model.features
         self._jagged = jagged
-        self._by_lane: dict[
-            tuple[int, int], Model | None
-        ] = {}  # by number of lanes, and their examples
+        # By number of lanes and examples of each; None where bits differ from those of single lanes.
+        self._joint_models: dict[tuple[int, int], Model | None] = {}
 
     def prepare(
         self,
@@ -128,22 +127,23 @@ class Learner:
         number, sizes = len(lanes), {len(lane.batch) for lane in lanes}
         size = max(sizes, default=0)
         small = number > 1 and len(sizes) == 1 and size % _WHOLE == 0 and size <= _SMALL
-        if self.joins and small:
-            if (number, size) not in self._by_lane:
-                self._by_lane[number, size] = self._compared(number, size)
-            if model := self._by_lane[number, size]:
+        if self.may_join_lanes and small:
+            if (number, size) not in self._joint_models:
+                self._joint_models[number, size] = self._verified_joint_model(number, size)
+            if model := self._joint_models[number, size]:
                 return self._learn(model, lanes, rows, dense)
         return [self.learn(lane, own, dense) for lane, own in zip(lanes, rows, strict=True)]
 
-    def _compared(self, number: int, size: int) -> Model | None:
-        """The model for lanes in one pass if random ones, the same in every process, have the bits that each
-        has alone. The lanes of a step could have gradients of 0 where others differ."""
+    def _verified_joint_model(self, number: int, size: int) -> Model | None:
+        """A model that computes ``number`` lanes of ``size`` examples in one pass; None if a bit differs from
+        each lane's own pass on this machine. The lanes compared are random, and the same in every process:
+        those of a step may have gradients of 0 where others would differ."""
         model, draw = self.model.by_lane(number), np.random.default_rng(0)
         lanes, rows = zip(*[self._random_lane(size, draw) for _ in range(number)], strict=True)
         dense = draw.random(model.dense_size(), np.float32) - np.float32(0.5)
-        together = [_bits(one) for one in self._learn(model, lanes, rows, dense)]
+        together = [_bytes(one) for one in self._learn(model, lanes, rows, dense)]
         pairs = zip(lanes, rows, strict=True)
-        alone = [_bits(*self._learn(self.model, [lane], [own], dense)) for lane, own in pairs]
+        alone = [_bytes(*self._learn(self.model, [lane], [own], dense)) for lane, own in pairs]
         return model if together == alone else None
 
     def _random_lane(self, size: int, draw: np.random.Generator) -> tuple[Lane, Rows]:
@@ -160,7 +160,7 @@ class Learner:
         return lane, {t: draw.random(shape, np.float32) for t, shape in sizes.items()}
 
     @property
-    def joins(self) -> bool:
+    def may_join_lanes(self) -> bool:
         """Whether several lanes may be computed in one pass."""
         return self._device == "cpu" and type(self.model.ranker) is Ranker
 
@@ -276,7 +276,7 @@ class Learner:
         return out
 
 
-def _bits(learned: Learned) -> list[bytes]:
+def _bytes(learned: Learned) -> list[bytes]:
     gradients = [rows.gradients for rows in learned.gradients.values()]
     return [array.tobytes() for array in (learned.probabilities_BL, learned.dense, *gradients)]
 

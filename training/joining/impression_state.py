@@ -15,8 +15,8 @@ class ImpressionState(msgspec.Struct, array_like=True, gc=False):
     """Engagements with an impression's items, in lists by rank. ``labels``: bit *l* is label *l*;
     ``learned``: the labels of the newest example, ``NEVER`` before the first. ``marks``: ``SHOWN``;
     ``SAMPLED_OUT``: sampling dropped the first example; ``BY_WINDOW``: the window ended it; ``AFTER``: its
-    engagement came after the window; ``JUDGED``, ``BOUNDED``: what the bounds of influence decided; and the
-    the labels expected late."""
+    engagement came after the window; ``JUDGED``, ``BOUNDED``: what the bounds of influence decided; and,
+    above these, the labels expected late."""
 
     offset: int
     time_ms: int

@@ -67,7 +67,7 @@ def test_an_archive_becomes_a_candidate_that_a_line_goes_on_from(
     load_shard(shard, snapshot)
     assert shard.applied == snapshot.step > 0 and len(shard.tables["features"]) > 20
     again = run(asked(system, tmp_path))
-    assert again["stood already"] and again["candidate"] == name
+    assert again["already registered"] and again["candidate"] == name
     left = {path.name for path in (tmp_path / ".work").glob("*/*")}
     assert left == {"job.json", "lock"}, "neither checkpoints nor examples of people stay behind"
 
@@ -173,7 +173,9 @@ def test_killed_after_the_candidate_was_added_it_is_not_made_twice(
         patch.setattr(offline_job, "clean_up", dies)
         with pytest.raises(KeyboardInterrupt):
             run(asked(system, tmp_path))
-    assert run(asked(system, tmp_path))["stood already"] and len(Registry(tmp_path).names()) == 1
+    assert (
+        run(asked(system, tmp_path))["already registered"] and len(Registry(tmp_path).names()) == 1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +213,9 @@ def test_a_student_learns_what_served_as_well(answered: Path, tmp_path: Path) ->
     one, two = arrays_of(tmp_path, name), arrays_of(tmp_path, alone)
     assert not np.array_equal(one["0/dense/values"], two["0/dense/values"])
     again = run(asked(answered, tmp_path, student=SMALL, teacher_share=0.5))
-    assert again["stood already"] and again["candidate"] == name, "0.5 is what is meant without"
+    assert again["already registered"] and again["candidate"] == name, (
+        "0.5 is what is meant without"
+    )
     left = {path.name for path in (tmp_path / ".work").glob("*/*")}
     assert left == {"job.json", "lock"}
 

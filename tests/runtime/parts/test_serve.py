@@ -15,7 +15,7 @@ from recsys.process.process_priority import STARTING, STARTS
 from runtime.parts import restart
 from runtime.parts import serve as part
 from runtime.parts.serve import RestartRequests, answers, take_down
-from runtime.supervision.launch_plan import feed_url, public_url, resolve
+from runtime.supervision.launch_plan import local_api_url, public_url, resolve
 from runtime.supervision.processes import identify
 from runtime.supervision.run_file import Running
 from tests.support.plan_config import config_in
@@ -51,9 +51,9 @@ def test_another_s_application_goes_on_in_a_cluster_that_is_not_ours():
 )  # fmt: skip
 def test_the_api_is_reached_over_loopback_where_it_binds_everywhere(host, expected):
     config = replace(Config(), serve=ServeConfig(host=host, port=8001))
-    assert feed_url(config) == public_url(config) == f"http://{expected}:8001"
+    assert local_api_url(config) == public_url(config) == f"http://{expected}:8001"
     tls = replace(config, doors=DoorsConfig(certificate="both.pem", local_port=20_007))
-    assert (feed_url(tls), public_url(tls)) == (
+    assert (local_api_url(tls), public_url(tls)) == (
         "http://127.0.0.1:20007",
         f"https://{expected}:8001",
     )

@@ -17,11 +17,11 @@ from recsys.events.records import ITEMS
 from recsys.log.protocol import MemoryLog
 from serving.query import VectorVersion
 from serving.retrieval.retrieval_client import (
-    APART_S,
+    BREAKER_OPEN_S,
+    FAILURE_SPACING_S,
     FAILURES,
-    FULL_S,
     LONGEST_S,
-    SHUN_S,
+    MIN_FAILURE_WAIT_S,
     RetrievalClient,
 )
 from serving.retrieval.retrieval_plan import RetrievalPlan, VectorQuery
@@ -32,7 +32,7 @@ from tests.support.serving.service_harness import World, item, run, view
 
 VERSION = VectorVersion("main", 0, 3, 40)
 ONES = np.ones(4, np.float32)
-LATER_S = 1.5 * APART_S  # failures count each
+LATER_S = 1.5 * FAILURE_SPACING_S  # failures count each
 Answer = Callable[[bytes], Awaitable[bytes]]
 
 
@@ -106,12 +106,12 @@ def test_a_shard_that_gives_no_answer_is_missing_and_then_left_alone(broken: Ans
         shards = RetrievalClient([answering(told([1], [1.0])), counted], lambda: now_s[0])
         for _ in range(FAILURES + 2):
             began = time.monotonic()
-            near = await shards.search(plan(), FULL_S)
+            near = await shards.search(plan(), MIN_FAILURE_WAIT_S)
             assert near.missing and near.keys["vector"].tolist() == [1]
             assert time.monotonic() - began < LONGEST_S + 5
             now_s[0] += LATER_S
         assert len(asked) == FAILURES and shards.failures == FAILURES + 2
-        now_s[0] += SHUN_S
+        now_s[0] += BREAKER_OPEN_S
         shards._shards[1] = answering(told([2], [2.0]))
         assert (await shards.search(plan(), 1.0)).keys["vector"].tolist() == [2, 1]
 
@@ -151,7 +151,7 @@ def test_a_shard_that_had_less_than_a_full_wait_did_not_fail() -> None:
         now_s, shard = [100.0], Counting(slow)
         shards = RetrievalClient([shard], lambda: now_s[0])
         for _ in range(FAILURES + 2):
-            assert (await shards.search(plan(), FULL_S / 5)).missing
+            assert (await shards.search(plan(), MIN_FAILURE_WAIT_S / 5)).missing
             now_s[0] += LATER_S
         assert shard.asked == shards.failures == FAILURES + 2  # nobody left it alone
 
@@ -163,10 +163,12 @@ def test_what_many_miss_at_one_moment_counts_once() -> None:
         now_s, shard = [100.0], Counting(slow)
         shards = RetrievalClient([shard], lambda: now_s[0])
         for moment in range(1, FAILURES + 1):
-            await asyncio.gather(*(shards.search(plan(), FULL_S) for _ in range(FAILURES)))
+            await asyncio.gather(
+                *(shards.search(plan(), MIN_FAILURE_WAIT_S) for _ in range(FAILURES))
+            )
             assert shard.asked == moment * FAILURES
             now_s[0] += LATER_S
-        await shards.search(plan(), FULL_S)
+        await shards.search(plan(), MIN_FAILURE_WAIT_S)
         assert shard.asked == FAILURES * FAILURES  # by now it is left alone
         assert shards.failures == FAILURES * FAILURES + 1
 
@@ -390,7 +392,9 @@ def test_what_was_found_at_another_version_is_asked_for_again_or_not_used(world:
     run(world, scenario)
 
 
-@pytest.mark.parametrize(("apart_s", "asked"), [(APART_S, 3), (APART_S - 0.01, 5)])
+@pytest.mark.parametrize(
+    ("apart_s", "asked"), [(FAILURE_SPACING_S, 3), (FAILURE_SPACING_S - 0.01, 5)]
+)
 def test_failures_count_from_the_least_time_apart_on(apart_s: float, asked: int) -> None:
     now_s, calls = [0.0], []
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.harness.memory_sessions import MemorySessions
 from serving.sessions.session_store import StoreUnavailable
-from serving.sessions.session_timeout import PAUSE_S, TimedSessionReader
+from serving.sessions.session_timeout import BREAKER_OPEN_S, TimedSessionReader
 
 
 class Store(MemorySessions):
@@ -53,7 +53,7 @@ def test_a_hanging_store_costs_a_slice_and_is_then_left_alone() -> None:
             assert await fails(reader) < 0.3
         assert await fails(reader) < 0.01 and store.asked == 3
         store.delay_s = 0.0
-        await asyncio.sleep(PAUSE_S)
+        await asyncio.sleep(BREAKER_OPEN_S)
         assert await reader.get("u") == b"session"
 
     asyncio.run(scenario())

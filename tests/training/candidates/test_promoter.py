@@ -53,7 +53,7 @@ def test_one_at_a_time(town: Town) -> None:
     town.scored("second", BETTER, 20)
     assert town.decide() == []
     assert town.promoter.candidates["second"].opinion.startswith(
-        "first is at it: one candidate at a time"
+        "first is the canary or goes live: one candidate at a time"
     )
     town.say(OperatorRequest(what="rollback", line="first", reason="no"))
     assert told(town.decide()) == [("first", "rollback", ""), ("second", "promote", "canary")]

@@ -88,7 +88,7 @@ def counted_passes(its: Learner, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_lanes_are_compared_once_for_each_number_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner_module, "_bits", bool)  # equal on any processor
+    monkeypatch.setattr(learner_module, "_bytes", bool)  # equal on any processor
     its = learner()
     passes, dense = counted_passes(its, monkeypatch), its.model.read_dense()
     for size in (16, 16, 32, 16):
@@ -111,7 +111,7 @@ def test_lanes_that_are_compared_move_every_parameter_and_table(
         return compared[-len(all_[1]) :]
 
     monkeypatch.setattr(its, "_learn", keeping)
-    its._compared(4, size)
+    its._verified_joint_model(4, size)
     retrieval = MODELS[model].retrieval_weight > 0
     parameters = [
         (name, p.numel())
@@ -166,7 +166,7 @@ def test_workers_that_join_lanes_and_others_learn_the_same_bits(
     append_examples(log, [example(n, arrived=arrived[n], **changes[n]) for n in range(384)])
     drain(SequencerLoop(log, config, FEATURES, Clock()))
     for joins in (True, False):
-        monkeypatch.setattr(Learner, "joins", joins)
+        monkeypatch.setattr(Learner, "may_join_lanes", joins)
         client = fresh_client(config)
         drain(worker(log, client, config))
         assert client.applied_steps() == [6]
