@@ -27,6 +27,7 @@ from examples.gorse_and_metarank.values import (
     object_of,
     optional_id,
 )
+from recsys.config.policy_config import MAX_LIST_LENGTH
 from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
 from serving import request as values
@@ -36,7 +37,6 @@ from serving.access.scopes import CATALOGUE, CONTROL, EVENTS, PUBLIC, RECOMMEND,
 from serving.http.added_routes import AddedRoutes
 from serving.http.strict_json import json_response
 
-MAX_LOGGED: Final = 100  # items of a list that is logged
 Model = Annotated[str, Path(min_length=1, max_length=256)]
 Scored = list[tuple[Id, float]]
 _UNSUPPORTED: Final = (
@@ -141,7 +141,7 @@ def _add_rank(router: APIRouter, handlers: SharedHandlers) -> None:
         body = await handlers.body(request)
         ranking = metarank.parse_ranking(body, handlers.service.now_ms())
         wanted = values.Request(
-            ranking.user_id, min(len(ranking.item_ids), MAX_LOGGED), model, ranking.context,
+            ranking.user_id, min(len(ranking.item_ids), MAX_LIST_LENGTH), model, ranking.context,
             candidate_ids=ranking.item_ids, explain=explain, by_score=True,
         )  # fmt: skip
         handlers.service.check_list(caller_of(request.scope), ranking.user_id)
@@ -200,8 +200,8 @@ def _add_recommend(router: APIRouter, handlers: SharedHandlers) -> None:
 
 def _count(raw: Raw) -> int:
     count = raw.get("count", 10)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_LOGGED:
-        raise Rejected("count", count, f"a whole number, 1 to {MAX_LOGGED}")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_LIST_LENGTH:
+        raise Rejected("count", count, f"a whole number, 1 to {MAX_LIST_LENGTH}")
     return count
 
 

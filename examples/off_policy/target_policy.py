@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from experiments.assignment.definition import Arm, apply_overrides
 from experiments.assignment.design import time_ms_of
-from recsys.config.policy_config import RANKS, PolicyConfig, check_weights
+from recsys.config.policy_config import MAX_LIST_LENGTH, PolicyConfig, check_weights
 from recsys.config.yaml_with_lines import YamlWithLines
 
 NOT_ESTIMABLE: Final = {
@@ -65,8 +65,10 @@ def read_target(
     if times["until"] and times["until"] <= times["from"]:
         raise marked.error(f"until is {values['until']}, expected a time after from", "until")
     ranks = values.get("ranks", 0)
-    if not isinstance(ranks, int) or isinstance(ranks, bool) or not 0 <= ranks <= RANKS:
-        raise marked.error(f"ranks is {ranks!r}, expected 1 to {RANKS}, or 0 for all", "ranks")
+    if not isinstance(ranks, int) or isinstance(ranks, bool) or not 0 <= ranks <= MAX_LIST_LENGTH:
+        raise marked.error(
+            f"ranks is {ranks!r}, expected 1 to {MAX_LIST_LENGTH}, or 0 for all", "ranks"
+        )
     overrides = values.get("overrides") or {}
     return TargetPolicy(
         name,

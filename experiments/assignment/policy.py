@@ -7,13 +7,13 @@ from typing import Any, Final
 
 from experiments.assignment.arm_line import arm_line_name
 from experiments.assignment.definition import INTERLEAVED, Arm, Experiment, apply_overrides
-from recsys.config.policy_config import PolicyConfig
+from recsys.config.policy_config import MAX_LIST_LENGTH, PolicyConfig
 from recsys.config.system_config import digest
 from recsys.events.hashing import Id, digest_of, uniform
 
 Surfaces = Mapping[str, dict[str, Any]]
 _NO_SURFACES: Final[Surfaces] = {}
-LENGTH, MOST_LISTED = 10, 100  # items of a list: by default, and of one that is an impression
+LENGTH: Final = 10  # items of a list by default
 _SEED: Final = 0  # changing it reassigns every user of every experiment
 
 
@@ -59,8 +59,10 @@ class Policies:
                 raise ValueError("surfaces has the name '', expected a request's, e.g. feed")
             overrides = dict(changes)
             n = self.lengths[name] = overrides.pop("n", LENGTH)
-            if type(n) is not int or not 1 <= n <= MOST_LISTED:
-                raise ValueError(f"surfaces.{name}.n is {n!r}, expected 1 to {MOST_LISTED} items")
+            if type(n) is not int or not 1 <= n <= MAX_LIST_LENGTH:
+                raise ValueError(
+                    f"surfaces.{name}.n is {n!r}, expected 1 to {MAX_LIST_LENGTH} items"
+                )
             try:
                 self.bases[name] = apply_overrides(base, [Arm("surface", 1.0, overrides)], "policy")
             except ValueError as error:

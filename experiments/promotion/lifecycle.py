@@ -42,7 +42,7 @@ DONE, REFUSED = "done", "refused"
 GUARD = "guard"  # kind of a guard, and prefix of its name
 FEATURES = "features"  # kind of a candidate that began as the live line, with other features
 _ACTIVE = (SHADOW, CANARY, TAKING_OVER, TAKING_BACK, ARM)
-_MAX_QUARANTINED = 64  # newest rolled-back lines: their last examples arrive within hours
+_MAX_EXCLUDED = 64  # newest rolled-back lines: their last examples arrive within hours
 _SEED = 0  # changing it reassigns every user of every canary
 
 
@@ -153,17 +153,15 @@ class Lifecycle:
         return None if state is None else state.candidate.size
 
     @property
-    def quarantined(self) -> list[str]:
+    def excluded(self) -> list[str]:
         """line/epoch of rolled-back models, newest last: nothing learns from what they served."""
         names = [f"{line}/0" for line in self.rolled_back]
         for before, live in zip(self.lives, self.lives[1:], strict=False):
             if live.parent_epoch != before.epoch:
-                undone = [
-                    record for record in self.lives if live.parent_epoch < record.epoch < live.epoch
-                ]
+                undone = [r for r in self.lives if live.parent_epoch < r.epoch < live.epoch]
                 names += [f"{record.line}/{record.epoch}" for record in undone]
                 names += [f"{record.candidate}/0" for record in undone if record.candidate]
-        return names[-_MAX_QUARANTINED:]
+        return names[-_MAX_EXCLUDED:]
 
     def guarded_live(self, state: CandidateState) -> Live:
         """Live record with which a guard began."""

@@ -27,9 +27,8 @@ def begin(
 ) -> ExperimentState:
     """State of a new experiment. ``at_once``: with all of its traffic, without a ramp."""
     step = 0 if experiment.ramp.steps and not at_once else len(experiment.ramp.steps)
-    return move(
-        experiment, ExperimentState(state=WAITING, step=step, by_request=by_request), now_ms, None
-    )
+    waiting = ExperimentState(state=WAITING, step=step, by_request=by_request)
+    return move(experiment, waiting, now_ms, None)
 
 
 def stop(current: ExperimentState, now_ms: int, why: str) -> ExperimentState:
@@ -181,10 +180,8 @@ def with_files(
 ) -> Experiments:
     """The set with these files of the code. Experiments started by request stay. Files with a ramp, times,
     guardrails or trained lines get a state. Raises ValueError."""
-    requested_files = {
-        f"{name}.yaml" for name, current in revision.states.items() if current.by_request
-    }
-    requested = {file: text for file, text in revision.configs.items() if file in requested_files}
+    own = {f"{name}.yaml" for name, current in revision.states.items() if current.by_request}
+    requested = {file: text for file, text in revision.configs.items() if file in own}
     new = msgspec.structs.replace(revision, configs={**files, **requested})
     names = [name_in(text) for text in new.configs.values()]
     for name in names:

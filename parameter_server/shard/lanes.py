@@ -89,15 +89,9 @@ class StepSum:
         dense = None if self.dense is None else _view(self.dense)
         forget = {name: keys.tobytes() for name, keys in self.forget.items()}
         record = _SumRecord(
-            self.step,
-            self.time_ms,
-            tables,
-            dense,
-            dict(self.metrics),
-            forget,
-            self.defers_rows,
-            self.rate,
-        )
+            self.step, self.time_ms, tables, dense, dict(self.metrics), forget,
+            self.defers_rows, self.rate,
+        )  # fmt: skip
         return msgspec.msgpack.encode(record)
 
     @staticmethod

@@ -15,7 +15,7 @@ WATCH: Final = "watch"  # the weight of predicted watch time, beside those of th
 SOURCES: Final = (
     "trial", "covisit", "vector", "similar", "topic", "segment", "popular", "fresh", "again",
 )  # fmt: skip
-RANKS: Final = 100  # length of the longest list that may be requested
+MAX_LIST_LENGTH: Final = 100  # items of a list that is an impression
 _WEIGHT: Final = (lambda weight: 0 <= weight < 1e6, "0 (off) or more, below a million")
 RULES: Final = ("boost", "bury", "require", "limit", "vary")
 ANY: Final = "*"  # value of a rule for each value of its field
@@ -105,8 +105,13 @@ def _ranks(fixed: dict[int | str, Id]) -> dict[int | str, Id]:
     pinned: dict[int, Id] = {}
     for key, item_id in fixed.items():
         rank = int(key) if isinstance(key, str) and key.isdecimal() else key
-        valid = isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < RANKS
-        check(valid, f"policy.fixed.{key}", item_id, f"a rank of 0 to {RANKS - 1} before the item")
+        valid = isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < MAX_LIST_LENGTH
+        check(
+            valid,
+            f"policy.fixed.{key}",
+            item_id,
+            f"a rank of 0 to {MAX_LIST_LENGTH - 1} before the item",
+        )
         text = isinstance(item_id, str) and 0 < len(item_id) <= 256
         whole = isinstance(item_id, int) and not isinstance(item_id, bool)
         check(text or whole, f"policy.fixed.{key}", item_id, "an item's id")

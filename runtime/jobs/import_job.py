@@ -207,9 +207,7 @@ class Importer:
         for shard in loop.client.shards:
             part = shard.spec.part, shard.spec.parts
             snapshots.write_part(folder, MAIN, epoch, step, *part, *shard.export())
-        append_live_record(
-            self.log, MAIN, epoch, "imported", wall_ms(), base_step=step, parent_epoch=before
-        )
+        append_live_record(self.log, MAIN, epoch, "imported", wall_ms(), step, before)
 
 
 def whole_weeks(age_ms: int) -> int:

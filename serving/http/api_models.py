@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from experiments.assignment.policy import LENGTH
-from experiments.assignment.policy import MOST_LISTED as MAX_LOGGED
+from recsys.config.policy_config import MAX_LIST_LENGTH
 from serving.http.strict_json import MAX_EVENTS, small, storable
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -94,7 +94,7 @@ class RecommendIn(_ListIn):
     model_config = _with_examples(*_REQUESTS)
 
     n: int | None = Field(
-        None, ge=1, le=MAX_LOGGED,
+        None, ge=1, le=MAX_LIST_LENGTH,
         description="Number of items; fewer if there are no more. Default: that of the surface, else 10.",
     )  # fmt: skip
     candidate_ids: list[IdIn] | None = Field(
@@ -109,7 +109,7 @@ class RankIn(_ListIn):
 
     candidate_ids: list[IdIn] = Field(min_length=1, max_length=1000, description="Items to rank.")
     n: int = Field(
-        MAX_LOGGED, ge=1, le=1000,
+        MAX_LIST_LENGTH, ge=1, le=1000,
         description="Number of items, the best; above 100 only without `log` and `explain`.",
     )  # fmt: skip
     explore: bool = Field(False, description="Draws the order, with propensities, as a feed does.")
@@ -117,9 +117,9 @@ class RankIn(_ListIn):
 
     @model_validator(mode="after")
     def _check_n(self) -> Self:
-        if self.n > MAX_LOGGED and (self.log or self.explain):
+        if self.n > MAX_LIST_LENGTH and (self.log or self.explain):
             raise ValueError(
-                f"n is {self.n}, expected at most {MAX_LOGGED}, or log and explain false"
+                f"n is {self.n}, expected at most {MAX_LIST_LENGTH}, or log and explain false"
             )
         return self
 

@@ -22,16 +22,12 @@ from serving.retrieval.retrieval_shard import ShardRequest, ShardResponse
 
 CONNECT_S: Final = 5.0  # longest wait for the first call of all shards
 LONGEST_S: Final = 0.1  # longest wait for a shard's answer; it takes some milliseconds
-MIN_FAILURE_WAIT_S: Final = (
-    0.05  # no answer for so long is a failure of the shard, not of the request
-)
+MIN_FAILURE_WAIT_S: Final = 0.05  # after a shorter wait the shard isn't to blame
 LEAST_S: Final = 0.005  # with less left no shard is asked: no answer could come
 WAIT_S: Final = 0.05  # longest wait of a shard for a version: it reads the log every 20 ms
 FAILURES: Final = 3  # in a row, until a shard's breaker opens ...
 BREAKER_OPEN_S: Final = 0.5  # ... for so long
-FAILURE_SPACING_S: Final = (
-    0.1  # failures closer to each other count as one: requests are many at a time
-)
+FAILURE_SPACING_S: Final = 0.1  # closer ones count as one: requests are many at a time
 _NO_VERSION: Final = VectorVersion("", 0, 0, 0)
 ShardCall = Callable[[bytes], Awaitable[bytes]]
 _log = logging.getLogger(__name__)

@@ -124,15 +124,11 @@ class Director:
             state = states.get(control.line)
             if state is not None and not state.guards:  # a guard has answered no request
                 self._to_list.append((due_ms, f"{control.line}/0", state.candidate.time_ms))
-        elif (
-            isinstance(control, Live)
-            and self.live is not None
-            and control.parent_epoch != self.live.epoch
-        ):
+        elif isinstance(control, Live) and self.live and control.parent_epoch != self.live.epoch:
             left = f"{self.live.line}/{self.live.epoch}"
             self._to_list.append((due_ms, left, self.live.time_ms))
             state = states.get(self.live.candidate)
-            if state is not None:  # its answers as a canary are quarantined, too
+            if state is not None:  # its answers as a canary are excluded, too
                 self._to_list.append((due_ms, f"{state.line}/0", state.candidate.time_ms))
 
     def _list_impact(self) -> None:

@@ -31,12 +31,12 @@ class AffectedRequest(msgspec.Struct, frozen=True):
 
 
 class AffectedStep(msgspec.Struct, frozen=True):
-    """A step of the live line with examples of such requests: ``learned``, or left out (``quarantined``)."""
+    """A step of the live line with examples of such requests: ``learned``, or ``excluded``."""
 
     epoch: int
     step: int
     learned: int = 0
-    quarantined: int = 0
+    excluded: int = msgspec.field(default=0, name="quarantined")
 
 
 class RollbackImpact(msgspec.Struct, frozen=True):
@@ -86,7 +86,7 @@ def _steps(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> li
             continue
         examples = sum(_count(log, served_by, r.partition, r.start, r.stop) for r in step.ranges)
         if examples:
-            name = "quarantined" if served_by in step.without else "learned"
+            name = "excluded" if served_by in step.without else "learned"
             steps.append(AffectedStep(step.epoch, step.step, **{name: examples}))
     return steps
 

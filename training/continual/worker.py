@@ -86,7 +86,7 @@ class Worker:
         self._rows: dict[str, Floats] | None = None  # of ``_next``
         self._dense: Floats | None = None
         self.counts = {"steps": 0, "examples": 0, "left_out": 0, "realigned": 0, "other_config": 0,
-                       "empty_steps": 0, "quarantined": 0}  # fmt: skip
+                       "empty_steps": 0, "excluded": 0}  # fmt: skip
 
     @property
     def step(self) -> int:
@@ -175,7 +175,7 @@ class Worker:
                 for number, lane in read.items()
             }
         left_out = self._report(read)
-        self.counts["quarantined"] += sum(lane.quarantined for lane in read.values())
+        self.counts["excluded"] += sum(lane.excluded for lane in read.values())
         keys, places = _together({n: lane.lookup.keys for n, lane in lanes.items() if lane})
         forget = {number: rows_of_users(lane.forget) for number, lane in read.items()}
         return _Prepared(step, lanes, left_out, forget, keys, places)

@@ -98,9 +98,8 @@ class LiveReplay:
 
     def _advance(self, request: Unlearning, replay: Replay) -> int:
         moved = replay.turn()
-        self.behind = (
-            max(newest_step(self._log, MAIN, request.parent_epoch), request.step) - replay.step
-        )
+        newest = newest_step(self._log, MAIN, request.parent_epoch)
+        self.behind = max(newest, request.step) - replay.step
         if replay.step >= request.step and self.behind <= CAUGHT_UP:
             replay.write(self._folder, request.epoch)
             digest = f"SHA-256 {replay.digest()}"

@@ -371,33 +371,19 @@ class Joiner:
             return
         served, block = impression.items[index], impression.features
         self.counts["corrections" if correction else "examples"] += 1
-        out.append(
-            Example(
-                partition=self.partition,
-                offset=state.offset,
-                index=index,
-                sequence=self.sequence,
-                request_id=impression.request_id,
-                user_id=impression.user_id,
-                item_id=served.item_id,
-                surface=impression.surface,
-                shown_ms=impression.time_ms,
-                closed_ms=times_ms[0],
-                view_ended_ms=times_ms[1],
-                labels=self._labels(labels),
-                watch_ms=state.watch_ms[index],
-                correction=correction,
-                previous=self._labels(learned) if again else [],
-                propensity=served.propensity,
-                stamp=impression.stamp,
-                served_by=served_by(impression.stamp),
-                predicted=item_predictions(impression, index),
-                features=item_block(block, index, len(impression.items)) if block else None,
-                arrived=self._arrived(mark, again),
-                sampling_rate=self.config.negatives,
-                sampled_out=sampled_out,
-            )
-        )
+        example = Example(
+            partition=self.partition, offset=state.offset, index=index, sequence=self.sequence,
+            request_id=impression.request_id, user_id=impression.user_id, item_id=served.item_id,
+            surface=impression.surface, shown_ms=impression.time_ms, closed_ms=times_ms[0],
+            view_ended_ms=times_ms[1], labels=self._labels(labels), watch_ms=state.watch_ms[index],
+            correction=correction, previous=self._labels(learned) if again else [],
+            propensity=served.propensity, stamp=impression.stamp,
+            served_by=served_by(impression.stamp), predicted=item_predictions(impression, index),
+            features=item_block(block, index, len(impression.items)) if block else None,
+            arrived=self._arrived(mark, again), sampling_rate=self.config.negatives,
+            sampled_out=sampled_out,
+        )  # fmt: skip
+        out.append(example)
 
     def _arrived(self, mark: int, again: bool) -> list[float]:
         by_window, late = 1 if mark & BY_WINDOW else 0, (mark & JUDGED - 1) >> LATE_SHIFT

@@ -46,7 +46,6 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     blocks: list[tuple[int, int, int]]
     last: int
     examples: int
-    last_examples: int
     log_id: str = ""
     offsets: dict[int, int] = {}
     counts: dict[str, int] = {}
@@ -182,9 +181,8 @@ class CacheWriter:
         about = About(
             format=FORMAT, feature_set=self._features.digest, from_ms=start, until_ms=self._until_ms,
             last_ms=last_ms, blocks=blocks, last=last, examples=sum(map(len, self._times)),
-            last_examples=sum(int((t >= last_ms).sum()) for t in self._times), log_id=log_id,
-            offsets=offsets or {}, counts=dict(self.counts), forgotten=list(forgotten), gaps=list(gaps),
-            predicted=dict(self._predicted),
+            log_id=log_id, offsets=offsets or {}, counts=dict(self.counts), forgotten=list(forgotten),
+            gaps=list(gaps), predicted=dict(self._predicted),
         )  # fmt: skip
         (self._partial / _ABOUT).write_bytes(msgspec.json.encode(about))
         shutil.rmtree(self._folder, ignore_errors=True)

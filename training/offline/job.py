@@ -231,24 +231,13 @@ def _provenance(
 ) -> Provenance:
     about = cache.about
     return Provenance(
-        name=job.name,
-        kind=STUDENT if job.teacher_config else "offline",
-        feature_set=job.features.digest,
-        model=digest(job.model),
-        config=plain_config(job.model),
-        code=job.code,
-        made_ms=job.made_ms,
-        from_ms=about.from_ms,
-        until_ms=about.until_ms,
-        log_id=about.log_id,
-        offsets=about.offsets,
-        examples=about.examples,
-        epochs=float(epochs),
-        metrics=dict(metrics),
-        ancestor=ancestor.parent if ancestor else None,
-        seed=job.model.seed,
+        name=job.name, kind=STUDENT if job.teacher_config else "offline",
+        feature_set=job.features.digest, model=digest(job.model), config=plain_config(job.model),
+        code=job.code, made_ms=job.made_ms, from_ms=about.from_ms, until_ms=about.until_ms,
+        log_id=about.log_id, offsets=about.offsets, examples=about.examples, epochs=float(epochs),
+        metrics=dict(metrics), ancestor=ancestor.parent if ancestor else None, seed=job.model.seed,
         teacher=teacher_provenance(job.teacher_config, cache) if job.teacher_config else None,
-    )
+    )  # fmt: skip
 
 
 def cache_key(data: str, features: FeatureSet, join: JoinConfig, allow_gaps: bool) -> str:

@@ -22,14 +22,12 @@ class Lineage:
 
     def __init__(self, log: Log, line: str, lives: Sequence[Live]) -> None:
         self._log, self._line = log, line
-        self._base_steps = {0: 0} | {
-            live.epoch: live.base_step for live in lives if live.line == line
-        }
+        self._bases = {0: 0} | {live.epoch: live.base_step for live in lives if live.line == line}
         self._readers: dict[int, StepReader] = {}
 
     def epoch_of(self, step: int) -> int:
         """The epoch whose record of a step is part of the history."""
-        return max((e for e, base in self._base_steps.items() if base < step), default=0)
+        return max((e for e, base in self._bases.items() if base < step), default=0)
 
     def record(self, step: int) -> Step | None:
         return self._reader(step).record(step)

@@ -158,7 +158,7 @@ class SequencerLoop(RetryLoop):
 
     def _append(self, steps: Sequence[Step]) -> None:
         if steps:
-            key, without = self._line.encode(), self._control.lifecycle.quarantined
+            key, without = self._line.encode(), self._control.lifecycle.excluded
             if without:
                 steps = [replace(step, without=without) for step in steps]
             self._log.append(STEPS, [Append(0, key, pack(step)) for step in steps])

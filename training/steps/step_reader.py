@@ -155,7 +155,7 @@ class LaneExamples:
     left_out: list[LeftOut] = field(default_factory=list)
     rehearsed: list[TrainingExample] = field(default_factory=list)  # learned again
     forget: list[Id] = field(default_factory=list)
-    quarantined: int = 0  # served by a line that was rolled back
+    excluded: int = 0  # examples served by a line that was rolled back
 
 
 def read_lanes(
@@ -234,7 +234,7 @@ def _read_lane(
     lane = _read_all(records, check)
     if without:
         allowed = [example for example in lane.examples if example.served_by not in without]
-        lane.quarantined, lane.examples = len(lane.examples) - len(allowed), allowed
+        lane.excluded, lane.examples = len(lane.examples) - len(allowed), allowed
     return lane
 
 

@@ -57,7 +57,7 @@ def test_one_that_was_live_ends_with_the_next() -> None:
     second = Live(line="main", epoch=2, base_step=9, parent_epoch=1, candidate="c2")
     lifecycle = folded(FIRST, C1, C2, IS_LIVE, second)
     assert (stage(lifecycle), stage(lifecycle, "c2")) == (ENDED, LIVE)
-    assert lifecycle.quarantined == []  # nobody went back
+    assert lifecycle.excluded == []  # nobody went back
 
 
 def test_held_for_good_or_rolled_back_it_ends() -> None:
@@ -65,20 +65,20 @@ def test_held_for_good_or_rolled_back_it_ends() -> None:
     open_still = folded(C1, Decision(line="c1", verdict="hold", why="not yet"))
     assert stage(open_still) == SHADOW and open_still.candidates["c1"].why == "not yet"
     back = folded(C1, TO_CANARY, Decision(line="c1", verdict="rollback", why="worse"))
-    assert stage(back) == ENDED and back.canary is None and back.quarantined == ["c1/0"]
+    assert stage(back) == ENDED and back.canary is None and back.excluded == ["c1/0"]
 
 
 def test_a_line_that_went_back_quarantines_what_came_between() -> None:
     back = Live(line="main", epoch=2, base_step=6, parent_epoch=0)
     lifecycle = folded(FIRST, C1, IS_LIVE, C2, back)
-    assert lifecycle.quarantined == ["main/1", "c1/0"]
+    assert lifecycle.excluded == ["main/1", "c1/0"]
     assert lifecycle.active == []  # C2 has learned what came between
 
 
 def test_unlearning_ends_candidates_at_work_and_quarantines_nothing() -> None:
     unlearned = Live(line="main", epoch=1, base_step=3, parent_epoch=0)
     lifecycle = folded(FIRST, C1, unlearned)
-    assert stage(lifecycle) == ENDED and lifecycle.quarantined == []
+    assert stage(lifecycle) == ENDED and lifecycle.excluded == []
     assert lifecycle.unlearned is unlearned
     back = Live(line="main", epoch=3, base_step=5, parent_epoch=0)
     assert folded(FIRST, C1, IS_LIVE, back).unlearned is None
@@ -122,10 +122,10 @@ def test_what_was_live_guards_against_what_replaced_it() -> None:
 def test_its_word_takes_the_live_line_back_and_quarantines_what_that_served_alone() -> None:
     decided = folded(FIRST, C1, GUARDED, WORSE)
     assert stage(decided, "guard-1") == TAKING_BACK and decided.candidates["guard-1"].active
-    assert decided.rolled_back == [] and decided.quarantined == []  # a guard has answered nobody
+    assert decided.rolled_back == [] and decided.excluded == []  # a guard has answered nobody
     back = folded(FIRST, C1, GUARDED, WORSE, BACK)
     assert stage(back, "guard-1") == ENDED and back.active == []
-    assert back.quarantined == ["main/1", "c1/0"]
+    assert back.excluded == ["main/1", "c1/0"]
     assert list(back.candidates) == ["c1", "guard-1"]  # nothing guards what was there before
 
 

@@ -57,7 +57,7 @@ def test_a_line_that_is_worse_is_taken_back(tmp_path: Path) -> None:
     assert (live.epoch, live.parent_epoch, live.base_step, live.candidate) == (2, 0, 5, "")
     assert live.reason == f"{GUARD}: {decision.why}"
     assert snapshots.complete_steps(tmp_path / "snapshots", "main", 2) == [5]
-    assert town.promoter.lifecycle.quarantined == ["main/1", "good/0"]
+    assert town.promoter.lifecycle.excluded == ["main/1", "good/0"]
     # Nothing guards what is live again: there is no going to and fro.
     town.scored(GUARD, LIVE_IS_BETTER, 20, epoch=2)
     assert town.decide() == [] and town.promoter.lifecycle.active == []

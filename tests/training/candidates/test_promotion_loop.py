@@ -66,9 +66,9 @@ def test_a_better_candidate_takes_over_and_is_taken_back(tmp_path: Path) -> None
         assert sorted(a.request_id for a in found.requests) == sorted(asked) and found.complete
         assert sum(step.learned for step in found.steps) == 0
         canary = find_impact(run.system.log, "cand-1/0", 0, run.lifecycle.lives)
-        assert canary.requests  # what the canary had answered is quarantined from then on, too
-        left_out = sum(step.quarantined for step in (*found.steps, *canary.steps))
-        assert run.system.worker.counts["quarantined"] == left_out > 0
+        assert canary.requests  # what the canary had answered is excluded from then on, too
+        left_out = sum(step.excluded for step in (*found.steps, *canary.steps))
+        assert run.system.worker.counts["excluded"] == left_out > 0
         await run.system.stop()
 
     asyncio.run(scenario())
