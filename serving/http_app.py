@@ -193,7 +193,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
     async def session(request: Request, user_id: str) -> Response:
         """Current session of a user: topics and recent items."""
         caller_of(request.scope).check_user(user_id)
-        return json_response(await service.session(_id(user_id, "user_id")))
+        return json_response(await service.session_view(_id(user_id, "user_id")))
 
     @app.get("/v1/status", response_model=models.StatusOut, responses=_PROBLEMS)
     async def status() -> Response:
@@ -239,7 +239,7 @@ def _add_list_routes(app: FastAPI, service: Service, metrics: ServingMetrics) ->
     async def similar(item_id: str, query: Checked) -> Response:
         """Items nearest to one, by the cosine of their vectors."""
         try:
-            items, missing = await lists.similar(_id(item_id, "item_id"), query.n, query.filters)
+            items, missing = await lists.similar(query.n, query.filters, _id(item_id, "item_id"))
         except KeyError:
             raise HTTPException(404, f"item_id is {item_id!r}, and there is no such item") from None
         return answered(items, ["retrieval"] * missing)

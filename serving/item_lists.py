@@ -4,7 +4,7 @@ Nothing is known of who sees them: all safety rules hold, and rules of the polic
 list is no impression.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -74,19 +74,24 @@ class ItemLists:
         self._replica, self._catalogue = pipeline.replica, pipeline.replica.catalogue
         self._policy = Policies(self._replica.config.policy).resolve(NOBODY)
 
-    def ordered(self, order: Order, n: int, filters: Filters) -> list[AnswerItem]:
+    def ordered(
+        self, order: Order, n: int, filters: Filters, exclude_ids: Sequence[Id] = ()
+    ) -> list[AnswerItem]:
         """The first items in an order."""
-        query = self._query(n, filters)
+        query = self._query(n, filters, *exclude_ids)
         allowed = np.flatnonzero(allowed_items(self._replica, query)[0].mask())
         return self._first(query, order.__name__, *order(self._replica, allowed, query.now_ms))
 
-    async def similar(self, item_id: Id, n: int, filters: Filters) -> tuple[list[AnswerItem], bool]:
-        """The items nearest to one by the cosine of their vectors, and whether those of a shard are missing.
-        Raises KeyError for an unknown item."""
-        index, query = self._catalogue.index_of(item_id), self._query(n, filters, item_id)
-        if index is None or not self._catalogue.alive[index]:
-            raise KeyError(item_id)
-        vector_V = self._replica.vectors_of(np.array([index]))[0]
+    async def similar(
+        self, n: int, filters: Filters, *item_ids: Id
+    ) -> tuple[list[AnswerItem], bool]:
+        """The other items nearest to some by the cosine of vectors, of several their mean, and whether those
+        of a shard are missing. Raises KeyError if none of the items is known."""
+        indices, query = map(self._catalogue.index_of, item_ids), self._query(n, filters, *item_ids)
+        known = [i for i in indices if i is not None and self._catalogue.alive[i]]
+        if not known:
+            raise KeyError(*item_ids)
+        vector_V = self._replica.vectors_of(np.array(known)).mean(0, dtype=np.float32)
         vector_V[-1] = 0  # the bias, which says nothing of nearness
         near, missing = await self._near(query, VectorQuery(SIMILAR, vector_V, _SPARE * n))
         vectors_NV = self._replica.vectors_of(near)[:, :-1]

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from experiments.assignment.policy import Policy
 from recsys import plugins
 from recsys.arrays.bitmap import Bitmap
+from recsys.config.policy_config import MAX_LIST_LENGTH
 from recsys.events.event_types import Impression, RequestInputs, ServedItem, Stamp
 from recsys.events.hashing import Id
 from recsys.features.counters import CounterTable
@@ -66,21 +67,21 @@ _NO_ITEMS: Final = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class Stage:
-    """One step. ``skip``: the name under which the deadline skips it, and runs ``instead``. ``given``: only
-    with (True) or without (False) candidates of the caller. ``span``: trace span that it ends."""
+    """One step. ``skip``: the name under which the deadline skips it, and runs ``instead``. ``of_caller``:
+    True or False: only with or only without candidates of the caller. ``span``: trace span that it ends."""
 
     name: str
     run: Run
     skip: str = ""
     instead: Run | None = None
-    given: bool | None = None
+    of_caller: bool | None = None
     span: str = ""
 
 
 def run_stages(stages: Iterable[Stage], query: Query, candidates: Candidates) -> Candidates:
     given = query.request.candidate_ids is not None
     for stage in stages:
-        if stage.given in (None, given):
+        if stage.of_caller in (None, given):
             skipped = stage.instead if stage.skip and query.deadline.skips(stage.skip) else None
             candidates = (skipped or stage.run)(query, candidates)
             if stage.span:
@@ -102,13 +103,13 @@ class Pipeline:
             Stage("plug-ins", partial(run_added, cache(load), self._failures, replica)),
         )
         self.retrieving = (
-            Stage("filter", self._filter, given=False, span=FILTER),
-            Stage("retrieve", self._retrieve, POPULAR, self._retrieve_popular, given=False),
-            Stage("shorten", _unchanged, SHORT, self._shorten, given=False, span=RETRIEVE),
+            Stage("filter", self._filter, of_caller=False, span=FILTER),
+            Stage("retrieve", self._retrieve, POPULAR, self._retrieve_popular, of_caller=False),
+            Stage("shorten", _unchanged, SHORT, self._shorten, of_caller=False, span=RETRIEVE),
         )
         self.stages = (
             *self.retrieving,
-            Stage("given", self._give, given=True, span=RETRIEVE),
+            Stage("given", self._give, of_caller=True, span=RETRIEVE),
             Stage("pin", self._pin),
             Stage("features", self._build_features),
             Stage("rank", self._rank, UNRANKED, self._rank_by_popularity, span=RANK),
@@ -119,7 +120,7 @@ class Pipeline:
 
     def recommend(self, query: Query) -> Answer:
         """Answers with the list, and the impression that records how it was made."""
-        query, results = as_asked(query), query.shard_results
+        query, results = without_profile_if_requested(query), query.shard_results
         if results is not None and results.version != self.version:
             query = replace(query, shard_results=None)
         viewer = Candidates(self._features(query))
@@ -127,7 +128,7 @@ class Pipeline:
 
     def candidates(self, query: Query) -> Candidates:
         """Candidates that the sources retrieve for a query, not ranked yet."""
-        query = as_asked(query)
+        query = without_profile_if_requested(query)
         return run_stages(self.retrieving, query, Candidates(self._features(query)))
 
     def impression_of(self, query: Query, indices: list[int]) -> Impression:
@@ -166,7 +167,7 @@ class Pipeline:
         given, results = query.request.candidate_ids is not None, query.shard_results
         if self.replica.indexed or given or query.deadline.skips(POPULAR):
             return None
-        query = as_asked(query)
+        query = without_profile_if_requested(query)
         if results is not None and results.version == self.version:
             return None
         viewer = self._features(query)
@@ -250,7 +251,8 @@ class Pipeline:
         predictions_NL, replica = candidates.predictions_NL, self.replica
         if not replica.model.features.compared or not _has_numbers(predictions_NL):
             return candidates
-        best = np.argsort(-candidates.scores_N, kind="stable")[: query.request.n]
+        most = min(query.request.n, MAX_LIST_LENGTH)  # comparing takes time in n²
+        best = np.argsort(-candidates.scores_N, kind="stable")[:most]
         listed = replica.read(self._listed(candidates.features, best))
         predictions_NL = predictions_NL.copy()
         predictions_NL[best] = probabilities(replica.model, replica.rows, [listed])
@@ -268,7 +270,7 @@ class Pipeline:
         limits = filters.viewer_limits(self.replica, query, candidates.indices_N)
         for name, closed_N in limits.items():
             candidates = candidates.keep(name, ~closed_N)
-        return candidates
+        return candidates.having(limits_N=candidates.open_N)
 
     def _draw(self, query: Query, candidates: Candidates) -> Candidates:
         n, request_id, scores_N = query.request.n, query.request_id, candidates.scores_N
@@ -354,6 +356,9 @@ class Pipeline:
         stamp, predicted = self._stamp(query), b""
         if predictions_NL is not None:
             predicted = np.ascontiguousarray(predictions_NL[positions_R], np.float32).tobytes()
+        listed = self._listed(
+            candidates.features, positions_R[:MAX_LIST_LENGTH]
+        )  # longer: not logged
         items = self._items(query, candidates, slate)
         if request.explain and items:
             ranked = _has_numbers(predictions_NL)
@@ -361,20 +366,12 @@ class Pipeline:
             pairs = zip(items, reasons, strict=True)
             items = tuple(msgspec.structs.replace(item, reasons=why) for item, why in pairs)
         impression = Impression(
-            time_ms=query.now_ms,
-            request_id=query.request_id,
-            user_id=request.user_id,
-            items=[_served(item) for item in items],
-            context=request.context,
-            surface=request.surface,
-            stamp=stamp,
-            features=self.builder.as_shown(self._listed(candidates.features, positions_R)).block(),
-            predicted=predicted,
-            degraded=list(candidates.degraded),
-            inputs=self._asked(query),
-            teams=list(slate.teams),
+            time_ms=query.now_ms, request_id=query.request_id, user_id=request.user_id,
+            items=[_served(item) for item in items], context=request.context, surface=request.surface,
+            stamp=stamp, features=self.builder.as_shown(listed).block(), predicted=predicted,
+            degraded=list(candidates.degraded), inputs=self._inputs(query), teams=list(slate.teams),
             shares=list(slate.shares),
-        )
+        )  # fmt: skip
         return Answer(
             query.request_id, items, impression, stamp, candidates.degraded, candidates.removed,
             slate.offered, self._left_out(query, candidates, items), candidates,
@@ -419,7 +416,7 @@ class Pipeline:
             index=replica.index.name if results is None else results.index,
         )
 
-    def _asked(self, query: Query) -> RequestInputs:
+    def _inputs(self, query: Query) -> RequestInputs:
         request, replica = query.request, self.replica
         return RequestInputs(
             n=request.n,
@@ -468,7 +465,7 @@ class Pipeline:
         return named | {"watch_s": float(watch_seconds(predictions_L[len(labels)]))}
 
 
-def as_asked(query: Query) -> Query:
+def without_profile_if_requested(query: Query) -> Query:
     """The query without the viewer's profile and history, where the request or the viewer wants that."""
     if query.session.user_id == NOBODY or not (query.request.plain or query.session.plain):
         return query

@@ -65,8 +65,9 @@ class Candidates:
     retrieved each item, by catalogue index. ``left_out`` gives the reason for each candidate of the caller
     that isn't among them. ``allowed`` are the items that passed the filters; ``pinned`` maps ranks to
     catalogue indices. ``scores_N`` come from the ranker; ``added`` holds what each later stage
-    added to them, and ``open_N`` marks the candidates that none of these removed. ``removed`` counts removals
-    by stage or filter; ``degraded`` names the stages that were skipped or failed.
+    added to them, and ``open_N`` marks the candidates that none of these removed, ``limits_N`` those that the
+    viewer's limits let through. ``removed`` counts removals by stage or filter; ``degraded`` names the stages
+    that were skipped or failed.
     """
 
     features: RequestFeatures
@@ -77,6 +78,7 @@ class Candidates:
     predictions_NL: NDArray[np.float32] | None = None
     scores_N: Floats = field(default_factory=lambda: np.zeros(0))
     open_N: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    limits_N: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     added: Mapping[str, Floats] = field(default_factory=dict)
     slate: Slate | None = None
     slate_scores_R: Floats = field(default_factory=lambda: np.zeros(0))

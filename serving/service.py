@@ -112,7 +112,7 @@ class Service:
         deadline_s, queue_s = serve.deadline_ms / 1000, serve.queue_ms / 1000
         self.admission = Admission(deadline_s, queue_s, serve.max_ongoing)
         self._lock = FairLock()  # of the thread's computations
-        self._one_click = asyncio.Lock()  # so that requests wait for one click's list at most
+        self._click_list_lock = asyncio.Lock()  # so that requests wait for one click's list at most
         self._needs_ms = {
             POPULAR: serve.retrieval_ms,
             SHORT: serve.rank_ms,
@@ -190,7 +190,7 @@ class Service:
             raise Denied(429, "quota", message, wait_s)
 
     def check_preference(self, caller: Caller, user_id: Id) -> None:
-        """Raises Denied where the caller may not note a wish of the user, or not now."""
+        """Raises Denied where the caller may not set a preference of the user, or not now."""
         caller.check_user(user_id)
         if wait_s := self.quotas.event(caller, user_id, self.now_ms() / 1000):
             message = "the user sends more events than access.user_events allows"
@@ -224,7 +224,7 @@ class Service:
         if self.traces:
             trace = self.traces.request(request_id, time.monotonic() - arrived_s)
         mark = trace.mark if trace else unmarked
-        session, read = await self._session(request.user_id)
+        session, read = await self._read_session(request.user_id)
         mark(SESSION_READ)
         waited_s = time.monotonic() - began_s
         answer = await self._answer(
@@ -303,7 +303,7 @@ class Service:
             waited_s += time.monotonic() - began_s
         raise AssertionError("the last attempt answers")
 
-    async def session(self, user_id: Id) -> dict[str, Any]:
+    async def session_view(self, user_id: Id) -> dict[str, Any]:
         """Session of a user, for display. Raises Unavailable without a store."""
         session = await self.session_of(user_id)
         policy = self.reader.policies.resolve(user_id)
@@ -312,12 +312,12 @@ class Service:
 
     async def session_of(self, user_id: Id) -> Session:
         """Session of a user. Raises Unavailable without a store."""
-        session, read = await self._session(user_id, MAX_WAIT_S)
+        session, read = await self._read_session(user_id, MAX_WAIT_S)
         if not read:
             raise Unavailable("the session store doesn't answer")
         return session
 
-    async def _session(self, user_id: Id, slice_s: float = SLICE_S) -> tuple[Session, bool]:
+    async def _read_session(self, user_id: Id, slice_s: float = SLICE_S) -> tuple[Session, bool]:
         """Session of a user, and whether the store was read; a new user's session if it wasn't."""
         seen = self.config.sessions.seen
         try:
@@ -342,10 +342,10 @@ class Service:
             return (click,)
         if time.monotonic() >= until_s:
             return self.click_lists.leave_out(click, BUSY)
-        session, read = await self._session(click.user_id)
+        session, read = await self._read_session(click.user_id)
         if not (read and self.reader.ready):
             return self.click_lists.leave_out(click, AWAY)
-        async with self._one_click:
+        async with self._click_list_lock:
             await self._lock.acquire()
             try:
                 return self.click_lists.listed(click, session, self.now_ms(), guessed)

@@ -13,6 +13,9 @@ from typing import IO, Any
 
 import msgspec
 
+from examples.gorse_and_metarank.times import time_ms_of
+from recsys.events.event_types import Rejected
+
 READ, SHOWN = (
     "read",
     "impression",
@@ -52,7 +55,9 @@ class MetarankTables:
         """Takes one event; rankings and interactions are written at once."""
         fields = {field["name"]: field["value"] for field in event.get("fields") or ()}
         kind, viewer = event["event"], event.get("user") or event.get("session")
-        time_ms = int(event["timestamp"])
+        time = str(event["timestamp"])
+        is_number = time.isdecimal() and len(time) < 20
+        time_ms = int(time) if is_number else time_ms_of(time, "timestamp", 2**62)
         if kind == "item":
             self.items.setdefault(event["item"], {"item_id": event["item"]}).update(fields)
         elif kind == "user":
@@ -121,7 +126,10 @@ def from_metarank(events: Path, to: Path) -> dict[str, int]:
 
         tables = MetarankTables(write)
         for event in records(events):
-            tables.add(event)
+            try:
+                tables.add(event)
+            except Rejected as error:
+                raise ValueError(f"{events}: the event {event.get('id')!r}: {error}") from error
     entities = {"items": tables.items, "users": tables.users}
     counts = {n: write_rows(to / f"{n}.jsonl", some.values()) for n, some in entities.items()}
     return counts | {"interactions": rows}

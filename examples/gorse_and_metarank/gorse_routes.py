@@ -8,7 +8,6 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from examples.gorse_and_metarank import gorse
-from examples.gorse_and_metarank import unpersonalized as lists
 from examples.gorse_and_metarank.gorse_reads import GorseReads, Routes, add_routes
 from examples.gorse_and_metarank.shared_handlers import (
     DialectRoute,
@@ -18,6 +17,13 @@ from examples.gorse_and_metarank.shared_handlers import (
     unsupported_response,
 )
 from examples.gorse_and_metarank.times import seconds_of
+from examples.gorse_and_metarank.unpersonalized import (
+    category_candidates,
+    filters_of,
+    latest,
+    popular,
+    scored,
+)
 from examples.gorse_and_metarank.values import MAX_EVENTS, at_most, list_of
 from recsys.events.event_types import Engagement, Rejected, parse
 from recsys.events.hashing import Id
@@ -30,6 +36,7 @@ from serving.http.added_routes import AddedRoutes
 from serving.http.strict_json import json_response
 from serving.ingestion.event_validation import LOST
 from serving.ingestion.write_api import Unavailable
+from serving.item_lists import ItemLists, Order
 from serving.sessions.session_store import StoreUnavailable
 
 MAX_N: Final = 100  # of a list, together with the offset
@@ -89,6 +96,8 @@ class GorseRoutes:
     def __init__(self, handlers: SharedHandlers) -> None:
         self._handlers, self._service = handlers, handlers.service
         self._config, self._replica = handlers.config, handlers.service.replica
+        service = handlers.service
+        self._lists = ItemLists(service.pipeline, service.shards, service.now_ms)
 
     def add_to(self, router: APIRouter) -> None:
         writes: Routes = (
@@ -273,7 +282,7 @@ class GorseRoutes:
     def _candidates(self, session: Session, category: str) -> tuple[Id, ...]:
         """Items of a category that the user hasn't seen."""
         seen, most = self._indices_of(session), self._config.serve.candidates
-        return tuple(lists.category_candidates(self._replica, category, seen, most))
+        return tuple(category_candidates(self._replica, category, seen, most))
 
     def _indices_of(self, session: Session) -> Collection[int]:
         """Catalogue indices of the items that a user saw or hid."""
@@ -303,30 +312,33 @@ class GorseRoutes:
         self, category: str = "", n: N = 10, offset: Offset = 0, user_id: UserId = ""
     ) -> Response:
         """Newest items; with ``user-id``, without those that the user saw."""
-        return await self._unpersonalized(lists.latest, category, n, offset, user_id)
+        return await self._unpersonalized(latest, category, n, offset, user_id)
 
     async def popular(
         self, category: str = "", n: N = 10, offset: Offset = 0, user_id: UserId = ""
     ) -> Response:
         """Items with the most recent engagement; with ``user-id``, without those that the user saw."""
-        return await self._unpersonalized(lists.popular, category, n, offset, user_id)
+        return await self._unpersonalized(popular, category, n, offset, user_id)
 
     async def _unpersonalized(
-        self, compute: Callable[..., lists.Scored], category: str, n: int, offset: int, user_id: str
+        self, order: Order, category: str, n: int, offset: int, user_id: str
     ) -> Response:
-        seen: Collection[int] = ()
+        seen: list[Id] = []
         if user_id:
-            seen = self._indices_of(await self._service.session_of(user_id))
-        scored = compute(self._replica, _until(offset, n), seen, category)
-        return json_response(gorse.format_scores(scored[offset:]))
+            indices = self._indices_of(await self._service.session_of(user_id))
+            seen = [self._replica.catalogue.ids[index] for index in indices]
+        filters = filters_of(self._replica, category)
+        items = self._lists.ordered(order, _until(offset, n), filters, seen)
+        return json_response(gorse.format_scores(scored(items[offset:])))
 
     async def neighbors(
         self, item_id: Name, category: str = "", n: N = 10, offset: Offset = 0
     ) -> Response:
         """Items nearest to an item, by their vectors."""
         self._handlers.living_fields(item_id)
-        scored = lists.near(self._replica, [item_id], _until(offset, n), category) or []
-        return json_response(gorse.format_scores(scored[offset:]))
+        filters = filters_of(self._replica, category)
+        items, _ = await self._lists.similar(_until(offset, n), filters, item_id)
+        return json_response(gorse.format_scores(scored(items[offset:])))
 
     # --- health ---
 

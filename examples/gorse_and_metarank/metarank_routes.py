@@ -6,19 +6,20 @@ knows the surface.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from examples.gorse_and_metarank import metarank
-from examples.gorse_and_metarank import unpersonalized as lists
 from examples.gorse_and_metarank.shared_handlers import (
     DialectRoute,
     FieldsOf,
     SharedHandlers,
     add_unsupported,
 )
+from examples.gorse_and_metarank.unpersonalized import Scored, popular, scored
 from examples.gorse_and_metarank.values import (
     Raw,
     checked,
@@ -36,9 +37,9 @@ from serving.access.caller import Caller
 from serving.access.scopes import CATALOGUE, CONTROL, EVENTS, PUBLIC, RECOMMEND, USERS
 from serving.http.added_routes import AddedRoutes
 from serving.http.strict_json import json_response
+from serving.item_lists import ItemLists
 
 Model = Annotated[str, Path(min_length=1, max_length=256)]
-Scored = list[tuple[Id, float]]
 _UNSUPPORTED: Final = (
     ("POST", "/train/{model}", "training on demand",
      "the model learns from every event, within a second"),
@@ -159,11 +160,12 @@ def _add_rank(router: APIRouter, handlers: SharedHandlers) -> None:
 
 def _in_order(handlers: SharedHandlers, answer: values.Answer, given: Sequence[str]) -> Scored:
     """The logged list, then the ranked rest, then unknown items: of the given items only removed ones are
-    missing. An unknown item gets the lowest score, or 0."""
+    missing, and those that a safety rule or a wish of the viewer closes. An unknown item gets the lowest
+    score, or 0."""
     candidates, catalogue = answer.candidates, handlers.service.replica.catalogue
     assert candidates is not None
-    ids = [str(catalogue.ids[index]) for index in candidates.indices]
-    final_N = np.nan_to_num(candidates.final_N, nan=-1e9)
+    ids = [str(catalogue.ids[index]) for index in candidates.indices_N[candidates.limits_N]]
+    final_N = np.nan_to_num(candidates.final_N[candidates.limits_N], nan=-1e9)
     scores = dict(zip(ids, final_N.tolist(), strict=True))
     logged = [str(item.item_id) for item in answer.items]
     rest = sorted(scores.keys() - set(logged), key=lambda item_id: -scores[item_id])
@@ -175,6 +177,7 @@ def _in_order(handlers: SharedHandlers, answer: values.Answer, given: Sequence[s
 
 def _add_recommend(router: APIRouter, handlers: SharedHandlers) -> None:
     service = handlers.service
+    lists = ItemLists(service.pipeline, service.shards, service.now_ms)
 
     @router.post("/recommend/{model}")
     async def recommend(model: Model, request: Request) -> Response:
@@ -185,16 +188,18 @@ def _add_recommend(router: APIRouter, handlers: SharedHandlers) -> None:
         items = list_of(raw.get("items") or [], "items")
         if not is_texts(items):
             raise Rejected("items", items, "a list of ids, as texts")
+        found = list[values.AnswerItem]()
         if items:
-            scored = lists.near(service.replica, items, count) or []
+            with suppress(KeyError):  # none of them exists
+                found, _ = await lists.similar(count, {}, *items)
         elif user_id is None:
-            scored = lists.popular(service.replica, count, (), "")
+            found = lists.ordered(popular, count, {})
         else:
             service.check_list(caller_of(request.scope), user_id)
             answer = await service.recommend(values.Request(user_id, count, model))
             handlers.metrics.count_degraded(answer.degraded)
-            scored = [(item.item_id, item.score or 0.0) for item in answer.items]
-        entries = [{"item": str(item_id), "score": score} for item_id, score in scored]
+            found = list(answer.items)
+        entries = [{"item": str(item_id), "score": score} for item_id, score in scored(found)]
         return json_response({"took": _took_ms(began_s), "items": entries})
 
 

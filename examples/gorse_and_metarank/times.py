@@ -37,7 +37,7 @@ def _time_ms(value: Any) -> int | None:
     if not isinstance(value, str):
         return None
     if value.isascii() and value.isdigit() and len(value) > 8:  # shorter ones are dates: 20260202
-        return int(value)
+        return int(value) if len(value) < 20 else None
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:

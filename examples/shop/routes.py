@@ -32,7 +32,7 @@ def add_routes(added: AddedRoutes, service: Service, metrics: ServingMetrics) ->
         an impression and has a token, so that clicks in it count."""
         service.check_list(caller_of(request.scope), user_id)
         try:
-            near, _ = await lists.similar(item_id, SHOWN, {})
+            near, _ = await lists.similar(SHOWN, {}, item_id)
         except KeyError:
             raise HTTPException(404, f"item_id is {item_id!r}, and there is no such item") from None
         ids = tuple(item.item_id for item in near)

@@ -50,7 +50,7 @@ def comparison(rules: PromotionConfig) -> Comparison:
     return Comparison(rules.alpha / 6, 2.0 * rules.least_examples, rules.block_examples)
 
 
-def lately(rules: PromotionConfig) -> Comparison:
+def recent_comparison(rules: PromotionConfig) -> Comparison:
     """The same, restarted after each ``window``, with a quarter of alpha for all windows together."""
     each = rules.alpha / 6 / max(1, math.ceil(rules.guard_examples / window(rules)))
     return Comparison(each, 2.0 * rules.least_examples, rules.block_examples)

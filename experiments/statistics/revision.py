@@ -179,7 +179,8 @@ def with_files(
     now_ms: int,
 ) -> Experiments:
     """The set with these files of the code. Experiments started by request stay. Files with a ramp, times,
-    guardrails or trained lines get a state. Raises ValueError."""
+    guardrails or trained lines get a state; one that runs gets the traffic that a changed file has at its
+    step of the ramp. Raises ValueError."""
     own = {f"{name}.yaml" for name, current in revision.states.items() if current.by_request}
     requested = {file: text for file, text in revision.configs.items() if file in own}
     new = msgspec.structs.replace(revision, configs={**files, **requested})
@@ -191,6 +192,11 @@ def with_files(
     states = dict(revision.states)
     for each in read_experiments(_not_stopped(new), policy, labels):
         managed = each.ramp.steps or each.start or each.stop or each.metrics.guardrails
-        if each.name not in states and (managed or each.trains):
+        current = states.get(each.name)
+        if current is None and (managed or each.trains):
             states[each.name] = begin(each, now_ms, by_request=False)
+        elif current is not None and current.state == RUNNING and not current.by_request:
+            step = min(current.step, len(each.ramp.steps))
+            traffic = _traffic_at(each, step)
+            states[each.name] = msgspec.structs.replace(current, step=step, traffic=traffic)
     return msgspec.structs.replace(new, states=states)

@@ -63,15 +63,15 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
     arm: ArmLine | None = None
 
 
-# Stages of a definition: state of its sets is folded; new replicas answer with it; all do.
+# Stages of a definition: state of its feature set is folded; new replicas answer with it; all do.
 FOLDED, ANSWERS, ALONE = "folded", "answers", "alone"
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True, tag="definition"):
-    """A definition of the app that a running system takes up (``recsys app apply``). The feature sets, as
-    JSON: ``reads``, which it declares; ``logged``, which is computed and logged from now on; ``before``,
-    which was until now. ``app``: its text. ``stage``: folded, answers or alone, with which state of the sets
-    before isn't needed any more; a later stage repeats the record."""
+    """Change of the app's definition in a running system (``recsys app apply``). Feature sets, as JSON:
+    ``reads``: declared by the definition; ``logged``: computed and logged from now on; ``before``: logged
+    until now. ``app``: the definition's text. ``stage``: folded, answers or alone, from which on state of
+    other sets isn't needed; each stage appends the record again."""
 
     digest: str
     reads: str

@@ -89,18 +89,12 @@ class DiskBudget:
             most = max(0, min(most, archive - int(lacking)))
         shares = _shares(config).items()
         return Space(
-            level=self._level,
-            free=free,
-            used=used,
-            budget=_budget(config),
-            kinds=dict(kinds),
-            archive=most,
-            snapshots=int(config.snapshots * usable),
+            level=self._level, free=free, used=used, budget=_budget(config), kinds=dict(kinds),
+            archive=most, snapshots=int(config.snapshots * usable),
             over=[t for t, share in shares if kinds.get(LOG + t, 0) > _OVER * share],
-            why=self._why(left / reserve <= free / free_bound),
-            since_ms=self._since_ms,
+            why=self._why(left / reserve <= free / free_bound), since_ms=self._since_ms,
             time_ms=now_ms,
-        )
+        )  # fmt: skip
 
     def _turn(self, room: float, now_ms: int) -> None:
         needed = max((level for level, bound in _BOUNDS.items() if room < bound), default=Level.OK)

@@ -31,6 +31,7 @@ from replay.replay_report import with_bar
 from runtime.cli.common import ConfigOption, StateOverride, exit_on, from_checkout
 from runtime.cli.up import keep_definition, with_definition
 from runtime.reports.tables import plain_table
+from runtime.supervision import run_file
 from runtime.supervision.run_file import AlreadyRuns, holder, lock
 
 Files = Annotated[list[Path], Argument(help="CSV, Parquet or JSON Lines files.")]
@@ -112,6 +113,9 @@ def import_(
             raise ValueError(f"there is no file {missing[0]}")
         if user := holder(settings.state):
             raise ValueError(f"{user} uses {settings.state}: end it first (recsys down --state)")
+        if (running := run_file.read(settings.state)) and running.any_alive():
+            parts = "parts of a system whose supervisor is gone"
+            raise ValueError(f"{parts} use {settings.state}: end them first (recsys down --state)")
         stack.enter_context(lock(settings.state))
         for left in Path(settings.state).glob(f"{_SCRATCH}*"):  # by a killed import
             shutil.rmtree(left)

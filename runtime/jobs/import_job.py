@@ -5,6 +5,7 @@ often it is imported: ``STATE/import`` has a hash of each, and what a killed imp
 model is trained as by ``recsys replay``, and the system starts from its snapshot.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -41,6 +42,7 @@ _JUDGED_SHARE: Final = 0.2  # of the learned rows, the newest
 _WARM: Final = 4  # times as many rows before the learned ones are folded into sessions and counters
 _WEEK_MS: Final = 7 * 86_400_000
 _PREFIX: Final = "import:"  # of event ids
+_OWN_ID: Final = re.compile(rf"{_PREFIX}(-?\d{{1,19}})", re.ASCII)  # a client's id may begin alike
 Hashes = NDArray[np.int64]
 
 
@@ -103,8 +105,8 @@ class ImportedRows:
     def _read_back(self, ends: dict[str, list[int]]) -> Hashes:
         events = (e for topic, start in ends.items() for e in events_after(self._log, topic, start))
         ids = (getattr(event, "event_id", None) or "" for event in events)
-        own = [int(id_.removeprefix(_PREFIX)) for id_ in ids if id_.startswith(_PREFIX)]
-        return np.array(own, np.int64)
+        own = [int(match[1]) for id_ in ids if (match := _OWN_ID.fullmatch(id_))]
+        return np.array([hash_ for hash_ in own if -(2**63) <= hash_ < 2**63], np.int64)
 
 
 def events_after(log: Log, topic: str, offsets: Sequence[int]) -> Iterator[Event]:

@@ -190,7 +190,9 @@ class ShardGroup:
         self._handles = []
 
     def poll(self) -> bool:
-        """Updates ``statuses``; returns whether all shards answered."""
+        """Updates ``statuses``; returns whether all shards have started and answered."""
+        if len(self._handles) < self._spec.parts:
+            return False
         pending = [handle.status.remote() for handle in self._handles]
         try:
             self.statuses = ray.get(pending, timeout=_ANSWER_S)

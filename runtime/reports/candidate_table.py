@@ -41,7 +41,7 @@ class CandidateView:
             "kind": state.candidate.kind,
             "stage": state.stage,
             "share": state.share,
-            "step": self.promoter.candidates[state.line].step,
+            "step": self.promoter.collected[state.line].step,
             "failed": list(evidence.failed),
             "why": self.promoter.opinion(state) if state.active else state.why,
             **evidence_numbers(evidence),

@@ -103,16 +103,11 @@ def read_interleaving(
     notes = _count_notes(credit.complete, counts)
     control, treatment = (arm.name for arm in experiment.arms)
     values = {
-        "experiment": experiment.name,
-        "kind": experiment.kind,
-        "hypothesis": experiment.hypothesis or experiment.about,
-        "credit": experiment.credited,
-        "alpha": experiment.metrics.alpha,
-        "control": control,
-        "treatment": treatment,
-        **asdict(preference),
-        "notes": notes,
-    }
+        "experiment": experiment.name, "kind": experiment.kind,
+        "hypothesis": experiment.hypothesis or experiment.about, "credit": experiment.credited,
+        "alpha": experiment.metrics.alpha, "control": control, "treatment": treatment,
+        **asdict(preference), "notes": notes,
+    }  # fmt: skip
     weights = " + ".join(f"{weight:g} {label}" for label, weight in experiment.credited.items())
     head = [
         f"{experiment.name}: {preference.verdict}  {values['hypothesis']}",

@@ -44,7 +44,8 @@ _PARTS: Final = (
         "trainer", "training.continual.driver:run", ("log", "shards"), ("ray",), False, 180, 20,
         nice=_NICE,
     ),
-    Part("serve", "runtime.parts.serve:run", ("log", "valkey", "ray"), ("ray",), False, 180, 20),
+    # A replica may read for ten minutes (serving/retrieval/ray_retrieval.py) before it answers.
+    Part("serve", "runtime.parts.serve:run", ("log", "valkey", "ray"), ("ray",), False, 720, 20),
     Part("viewers", "viewers", ("serve",)),
     Part("metrics", "runtime.parts.metrics:run", ("log",), **_WAITING),
     Part("control-room", "runtime.control_room.part:run", ("log",), **_WAITING),

@@ -34,13 +34,13 @@ class VectorQuery:
 
 @dataclass(frozen=True)
 class RetrievalPlan:
-    """Searches at a version. ``named``: keys of living items that must not be returned or, if ``only``, of
-    all that may be."""
+    """Searches at a version. ``keys``: of the items that may be returned if ``keys_are_allowed``, else of
+    living items that must not be."""
 
     version: VectorVersion
     queries: tuple[VectorQuery, ...]
-    named: Keys
-    only: bool = False
+    keys: Keys
+    keys_are_allowed: bool = False
 
     @property
     def sent(self) -> list[VectorQuery]:
@@ -51,12 +51,12 @@ class RetrievalPlan:
         """One request for each shard."""
         vectors = np.array([query.vector_V for query in self.sent], np.float32).tobytes()
         ks = [query.k for query in self.sent]
-        sides = sum(query.source == VECTOR for query in self.queries)
-        split_keys = split(self.named, shards)
+        user_vectors = sum(query.source == VECTOR for query in self.queries)
+        split_keys = split(self.keys, shards)
         return [
             ShardRequest(
-                self.version, vectors, ks, sides, self.named[split_keys.of(shard)].tobytes(),
-                wait_ms, shard, shards, self.only,
+                self.version, vectors, ks, user_vectors, self.keys[split_keys.of(shard)].tobytes(),
+                wait_ms, shard, shards, self.keys_are_allowed,
             )
             for shard in range(shards)
         ]  # fmt: skip

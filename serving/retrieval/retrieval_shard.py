@@ -38,20 +38,23 @@ OTHER_SHARD = "part"  # the request was for another shard, or for another number
 _NO_FIELDS: Final[dict[str, Any]] = {}
 
 
-class ShardRequest(msgspec.Struct, frozen=True, rename={"named": "without"}):
-    """Searches of one request, to ``shard`` of ``shards``. ``queries`` (Q, V) float32: first ``sides`` user
-    vectors, then vectors of items, searched roughly; ``ks``: the number of hits for each; ``named``: int64
-    keys that must not be returned or, if ``only``, all that may be."""
+_WIRE: Final = {"keys": "without", "keys_are_allowed": "only", "user_vectors": "sides"}
+
+
+class ShardRequest(msgspec.Struct, frozen=True, rename=_WIRE):
+    """Searches of one request, to ``shard`` of ``shards``. ``queries`` (Q, V) float32: first
+    ``user_vectors``, then vectors of items, searched roughly; ``ks``: hits for each; ``keys``: int64, of the
+    items that may be returned if ``keys_are_allowed``, else of those that must not be."""
 
     version: VectorVersion
     queries: bytes
     ks: list[int]
-    sides: int = 0
-    named: bytes = b""
+    user_vectors: int = 0
+    keys: bytes = b""
     wait_ms: float = 0.0  # for a version that the shard has not reached yet
     shard: int = 0
     shards: int = 0  # 0: the caller knows one shard alone
-    only: bool = False
+    keys_are_allowed: bool = False
 
 
 class ShardResponse(msgspec.Struct, frozen=True):
@@ -194,28 +197,26 @@ class RetrievalShard(ItemVectors):
         refused = self.refusal_of(request)
         if refused:
             return ShardResponse(refused=refused)
-        named = self._indices_of(np.frombuffer(request.named, np.int64))
-        changed, overlay = self._as_of(request.version, named, request.only)
+        named = self._indices_of(np.frombuffer(request.keys, np.int64))
+        changed, overlay = self._as_of(request.version, named, request.keys_are_allowed)
         wanted = self.catalogue.living.copy()
-        if request.only:
+        if request.keys_are_allowed:
             unnamed = np.ones(len(wanted), np.bool_)
             unnamed[named] = False
             wanted.take(np.flatnonzero(unnamed))
-        wanted.take(changed if request.only else np.concatenate([named, changed]))
+        wanted.take(changed if request.keys_are_allowed else np.concatenate([named, changed]))
         queries = np.frombuffer(request.queries, np.float32)
         queries = queries.reshape(len(request.ks), self.index.dim)
-        self.queries.extend(queries[: request.sides])
+        of_users = request.user_vectors
+        self.queries.extend(queries[:of_users])
         keys = self._item_keys[: len(self.catalogue)]
         hits = [
-            nearest(self.index, keys, query, k, wanted, overlay, rough=place >= request.sides)
+            nearest(self.index, keys, query, k, wanted, overlay, rough=place >= of_users)
             for place, (query, k) in enumerate(zip(queries, request.ks, strict=True))
         ]
-        return ShardResponse(
-            index=self.index.name,
-            counts=[len(keys) for keys, _ in hits],
-            keys=b"".join(keys.tobytes() for keys, _ in hits),
-            products=b"".join(products.tobytes() for _, products in hits),
-        )
+        counts, near = [len(keys) for keys, _ in hits], b"".join(k.tobytes() for k, _ in hits)
+        products = b"".join(products.tobytes() for _, products in hits)
+        return ShardResponse(self.index.name, counts, near, products)
 
     def _as_of(self, version: VectorVersion, named: Keys, only: bool) -> tuple[Keys, Overlay]:
         """The items that changed since a version, and the old vectors of those that may be returned."""

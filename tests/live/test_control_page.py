@@ -156,6 +156,39 @@ class TestPage:
             "1,234"
         ] * 3
 
+    def test_an_item_and_a_user_of_any_app_are_inspected(
+        self, browser: Browser, stub: ControlStub
+    ) -> None:
+        near = [{"item_id": "i2", "fields": {"title": "Two"}, "product": 0.5}]
+        counters = {"1h": {"shown": 3.0, "hide": 0.0}, "24h": {"shown": 40.0, "hide": 0.0}}
+        stub.views["items", "i1"] = {
+            "item_id": "i1", "alive": True, "fields": {"title": "One"}, "counters": counters,
+            "popularity": 1.5, "shown": 40.0, "vector": {"norm": 1.0, "moved_at": 0, "dim": 8},
+            "near": near,
+        }  # fmt: skip
+        reasons = [
+            {"feature": "profile", "effect": 0.25},
+            {"feature": "genre", "value": "g1", "met": 4, "liked": 0.5},
+        ]
+        entry = {"item_id": "i1", "fields": {}, "sources": ["popular"], "reasons": reasons}
+        stub.views["users", "u1"] = {
+            "user_id": "u1", "events": 3, "arms": {}, "topics": [], "recent": [], "met": [],
+            "answer": {"items": [entry]},
+        }  # fmt: skip
+        opened(browser, stub)
+
+        def inspected(kind: str, name: str) -> str:
+            form = f"const form = document.querySelector('[data-ask=\"{kind}\"]');"
+            browser.run(f"{form} form.elements.name.value = '{name}'; form.requestSubmit()")
+            found = f"{form} return form.querySelector('.found').innerText"
+            browser.wait(found)
+            return str(browser.run(found))
+
+        item = inspected("items", "i1")
+        assert "1h" in item and "24h" in item and "40" in item and "hide" not in item, item
+        user = inspected("users", "u1")
+        assert "profile 0.25; genre g1: shown 4×, liked 50 %" in user, user
+
     def test_what_the_system_says_is_never_markup(
         self, browser: Browser, stub: ControlStub
     ) -> None:

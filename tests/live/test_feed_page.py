@@ -253,6 +253,18 @@ class TestDesktop:
         assert page.browser.run("return document.querySelector('.card.here .art') !== null")
         page.browser.console()  # that the file is missing
 
+    @pytest.mark.parametrize("tag", ["_private", "draft_", "_", "  "])
+    def test_an_item_with_any_tag_is_drawn(self, page: Page, tag: str) -> None:
+        page.stub.fields = {"tags": [tag], "topic": None}
+        assert page.start()
+
+    def test_what_is_no_token_is_ignored(self, page: Page) -> None:
+        for given in ("x", "a.b.c", "e30.e30.c2ln"):  # the last names no user
+            page.browser.open("about:blank")
+            page.browser.open(f"{page.stub.url}/#token={given}")
+            page.browser.wait(READY)
+            assert page.browser.run("return sessionStorage.length") == 0
+
     def test_an_author_who_is_blocked_is_shown_no_more(self, page: Page) -> None:
         first = page.start()
         asked = len(page.stub.requests)

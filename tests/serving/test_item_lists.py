@@ -76,18 +76,18 @@ def test_latest_go_by_the_time_of_publication_and_then_by_arrival() -> None:
 def test_similar_items_are_near_by_cosine_without_the_item_itself() -> None:
     replica = made(items=60)
     lists = ItemLists(Pipeline(replica), None, lambda: NOW_MS)
-    items, missing = asyncio.run(lists.similar("v7", 8, {}))
+    items, missing = asyncio.run(lists.similar(8, {}, "v7"))
     vectors = replica.vectors_of(np.arange(60))[:, :-1]
     cosines = vectors @ vectors[7] / np.linalg.norm(vectors, axis=1) / np.linalg.norm(vectors[7])
     cosines[7] = -2
     assert [shown.item_id for shown in items] == [f"v{n}" for n in np.argsort(-cosines)[:8]]
     assert not missing and items[0].score == pytest.approx(float(cosines.max()), abs=1e-6)
-    some, _ = asyncio.run(lists.similar("v7", 8, {"author": "a7"}))
+    some, _ = asyncio.run(lists.similar(8, {"author": "a7"}, "v7"))
     assert {shown.item_id for shown in some} == {f"v{n}" for n in range(16, 60, 9)}
     replica.apply_item(Item(time_ms=1, item_id="v7", removed=True), 61)
     for unknown in ("v7", "nowhere"):
         with pytest.raises(KeyError):
-            asyncio.run(lists.similar(unknown, 3, {}))
+            asyncio.run(lists.similar(3, {}, unknown))
 
 
 def test_rules_hold_as_for_an_unknown_viewer_and_places_are_filled() -> None:

@@ -395,6 +395,6 @@ def test_shards_are_asked_where_the_index_is_theirs_and_there_is_time() -> None:
     assert asked is not None and asked.version == Pipeline(replica).version
     assert {query.source for query in asked.queries} == {"vector", "similar"}
     taken = {int(replica.catalogue.keys[n, 0]) for n in (1, 3)}
-    assert taken <= set(asked.named.tolist())
+    assert taken <= set(asked.keys.tolist())
     assert plan(candidate_ids=["v1"]) is None
     assert plan(RecordedDeadline([POPULAR])) is None and plan(RecordedDeadline([SHORT])) is not None

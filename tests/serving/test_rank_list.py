@@ -1,13 +1,17 @@
 """Features that compare the items of a list: the best candidates are ranked again as a list."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
 
 from recsys.events.event_types import Engagement
 from recsys.events.records import ItemState
+from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import Declared, FeatureSet, read_block
 from recsys.features.item_counters import ItemCounters
+from serving import pipeline as pipeline_module
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.ranking.scoring import probabilities
@@ -83,6 +87,23 @@ def test_the_best_are_scored_as_the_list_that_they_make_and_others_by_themselves
     wanted = probabilities(replica.model, replica.rows, [listed])
     order = [int(i) for i in np.argsort(-first, kind="stable")[:5]]
     assert np.array_equal(candidates.predictions_NL[order], wanted)
+
+
+def test_a_list_beyond_the_longest_that_is_logged_is_compared_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Comparing n items takes n² steps, and a client chooses n."""
+    replica, sizes = made(features=COMPARED), list[int]()
+    shown(replica)
+    monkeypatch.setattr(pipeline_module, "MAX_LIST_LENGTH", 7)
+    compare = FeatureBuilder.compare
+
+    def noting(builder: FeatureBuilder, dense: Any) -> None:
+        sizes.append(len(dense))
+        compare(builder, dense)
+
+    monkeypatch.setattr(FeatureBuilder, "compare", noting)
+    assert len(answer(replica, n=20).items) == 20 and max(sizes) == 7
 
 
 def test_without_such_features_nothing_is_ranked_twice() -> None:

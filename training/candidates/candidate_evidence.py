@@ -28,14 +28,15 @@ Users = NDArray[np.int64]
 @dataclass
 class CandidateEvidence:
     """Evidence on one candidate: since it was proposed, and recent (since its stage began or a few thousand
-    examples ago), so that a long good past hides nothing. ``missed``: for a guard only."""
+    examples ago), so that a long good past hides nothing. ``calibration``: of live's
+    predictions, for a guard alone."""
 
     comparison: Comparison | None
     recent: Comparison | None
     scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
     recent_scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
     rates: EngagementRates | None = None  # of impressions, its own or live's
-    missed: guard.Calibration | None = None
+    calibration: guard.Calibration | None = None
     not_finite: int = 0  # predictions of live since a guard began
     figures: dict[str, float] = field(default_factory=dict)
     refused: str = ""
@@ -51,7 +52,7 @@ class CandidateEvidence:
         return ComparisonResult() if self.comparison is None else self.comparison.result()
 
     @property
-    def lately(self) -> ComparisonResult:
+    def recent_result(self) -> ComparisonResult:
         return ComparisonResult() if self.recent is None else self.recent.result()
 
     @property
@@ -84,18 +85,19 @@ class CandidateEvidence:
             compared.add(pairs)
             if len(hits_E):
                 compared.add_hits(users_E, (hits_E & 1) > 0, (hits_E & 2) > 0)
-        if self.missed is not None:
-            self.missed.add(pairs)
+        if self.calibration is not None:
+            self.calibration.add(pairs)
 
     def restart_recent(self, rules: PromotionConfig) -> None:
         """Restarts the recent comparison."""
-        self.recent = comparison(rules) if self.missed is None else guard.lately(rules)
+        is_guard = self.calibration is not None
+        self.recent = guard.recent_comparison(rules) if is_guard else comparison(rules)
         self.recent_scores = gates.ScoreMoments()
 
     def end(self) -> None:
         """Keeps the results and frees the accumulators."""
         self.ended, self.ended_served = self.compared, self.served
-        self.comparison = self.recent = self.rates = self.missed = None
+        self.comparison = self.recent = self.rates = self.calibration = None
 
     def failed(self, rules: PromotionConfig) -> list[str]:
         """Sanity gates that the candidate failed."""
@@ -111,24 +113,20 @@ class CandidateEvidence:
         failed = [self.refused] if self.refused else []
         if self.scores.not_finite:
             failed.append(f"{self.scores.not_finite} of its scores aren't finite")
+        of_live, none = self.calibration, AnytimeEstimate()
         return GuardEvidence(
-            stage,
-            self.compared,
-            tuple(failed),
-            self.served,
-            self.lately,
-            over=self.missed.over.estimate() if self.missed else AnytimeEstimate(),
-            under=self.missed.under.estimate() if self.missed else AnytimeEstimate(),
-            not_finite=self.not_finite,
-            hours=hours,
-        )
+            stage, self.compared, tuple(failed), self.served, self.recent_result,
+            over=of_live.over.estimate() if of_live else none,
+            under=of_live.under.estimate() if of_live else none,
+            not_finite=self.not_finite, hours=hours,
+        )  # fmt: skip
 
 
 def new_evidence(rules: PromotionConfig, guards: bool = False) -> CandidateEvidence:
     """Empty evidence of a candidate, or of a guard."""
     if guards:
-        missed = guard.Calibration(rules)
-        return CandidateEvidence(guard.comparison(rules), guard.lately(rules), missed=missed)
+        recent, calibration = guard.recent_comparison(rules), guard.Calibration(rules)
+        return CandidateEvidence(guard.comparison(rules), recent, calibration=calibration)
     return CandidateEvidence(comparison(rules), comparison(rules))
 
 

@@ -37,17 +37,17 @@ class LineStart:
         self._log, self._config, self._features, self._clock = log, config, features, clock
         self._folder = Path(config.state) / "snapshots"
 
-    def begin(self, standing: CandidateState, lifecycle: Lifecycle, epoch: int) -> Shadow:
+    def begin(self, state: CandidateState, lifecycle: Lifecycle, epoch: int) -> Shadow:
         """Starts from the line's own newest snapshot; the first time from the registry, or for a guard from
         the newest snapshot of its epoch. ``epoch``: the live one. Raises Refused, LogLost, NoSnapshot."""
-        line, candidate = standing.line, standing.candidate
+        line, candidate = state.line, state.candidate
         config = with_size(self._config, candidate.size)
         spec, features = whole_spec(config, line), features_of(self._features, candidate.size)
         dense = build_model(features, config.model).read_dense()
         own = snapshots.latest(self._folder, line, 0).snapshot
-        if own is None and _is_of_live(standing):
+        if own is None and _is_of_live(state):
             # Live may have several shards: mapped, and copied on write, is a snapshot of one.
-            source = self._from_live(standing, lifecycle, epoch)
+            source = self._from_live(state, lifecycle, epoch)
             before = features_at(self._features, lifecycle, MAIN, source[0].epoch)
             first = build_model(before, config.model).read_dense()
             arrays, meta = open_mmap_shard(spec, first, *source).export()
@@ -56,7 +56,7 @@ class LineStart:
         if own is not None:
             shard = open_mmap_shard(spec, dense, own)
         else:
-            source = self._from_registry(standing, lifecycle, epoch, config.model, features)
+            source = self._from_registry(state, lifecycle, epoch, config.model, features)
             shard = open_mmap_shard(spec, dense, *source)
         shadow = Shadow(
             self._log, config, features, line, shard, lifecycle.lives, candidate.learns,
@@ -66,7 +66,7 @@ class LineStart:
         if shadow.arm is not None:
             assert own is not None, "written above"
             shadow.arm.load(own.read(0, lambda name: name.startswith(ARM)))
-        if not _is_of_live(standing):
+        if not _is_of_live(state):
             with suppress(Refused):  # an unavailable registry doesn't stop a running line
                 provenance = Registry(candidate.registry).provenance(line)
                 if provenance.log_id:
@@ -75,13 +75,13 @@ class LineStart:
         return shadow
 
     def _from_registry(
-        self, standing: CandidateState, lifecycle: Lifecycle, epoch: int, model: ModelConfig,
+        self, state: CandidateState, lifecycle: Lifecycle, epoch: int, model: ModelConfig,
         features: FeatureSet,
     ) -> tuple[snapshots.Snapshot, int]:  # fmt: skip
         """The candidate's snapshot, and the step it continues after. Raises Refused, LogLost."""
-        registry = Registry(standing.candidate.registry)
+        registry = Registry(state.candidate.registry)
         provenance, snapshot = registry.check(
-            standing.line, features, model,
+            state.line, features, model,
             holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
             unlearned=lifecycle.unlearned,
         )  # fmt: skip
@@ -92,11 +92,11 @@ class LineStart:
         return snapshot, step
 
     def _from_live(
-        self, standing: CandidateState, lifecycle: Lifecycle, epoch: int
+        self, state: CandidateState, lifecycle: Lifecycle, epoch: int
     ) -> tuple[snapshots.Snapshot, int]:
         """The newest snapshot of the previous epoch, for a guard, else of the live one. It
         repeats the steps since, then goes on. Raises NoSnapshot, LogLost."""
-        of = lifecycle.guarded_live(standing).parent_epoch if standing.guards else epoch
+        of = lifecycle.guarded_live(state).parent_epoch if state.guards else epoch
         snapshot = snapshots.require(self._folder, MAIN, of)
         self._check_available(snapshot.step + 1, lifecycle.lives)
         return snapshot, snapshot.step
@@ -137,6 +137,6 @@ def write_line(
     return snapshots.write_part(folder, line, 0, meta["step"], 0, 1, arrays, meta)
 
 
-def _is_of_live(standing: CandidateState) -> bool:
+def _is_of_live(state: CandidateState) -> bool:
     """Whether it starts from a snapshot of the live line, and is in no registry."""
-    return bool(standing.guards) or standing.stage == ARM or standing.candidate.kind == FEATURES
+    return bool(state.guards) or state.stage == ARM or state.candidate.kind == FEATURES

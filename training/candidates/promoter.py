@@ -64,7 +64,7 @@ class Promoter:
         self._labels, self._clock = features.main_labels, clock
         self._folder = Path(config.state) / "snapshots"
         self.lifecycle = Lifecycle()
-        self.candidates: dict[str, CandidateEvidence] = {}
+        self.collected: dict[str, CandidateEvidence] = {}
         self._retrieves = features.history_length > 0
         self._adopted: int | None = None  # an epoch made for a rollback that isn't live yet
         self._approved: set[str] = set()
@@ -86,19 +86,19 @@ class Promoter:
         elif isinstance(record, Live | Decision):
             self._requests = [r for r in self._requests if not answers_request(r, record)]
         self.lifecycle.fold(record)
-        if isinstance(record, Decision) and record.line in self.candidates:
-            self._moved(record)
+        if isinstance(record, Decision) and record.line in self.collected:
+            self._restart_or_end_evidence(record)
         if len(self.lifecycle.lives) > lives:  # all comparisons were with another live line
             self._adopted = None
             self._served.clear()
-            before = self.candidates.items()
-            self.candidates = {line: self._restarted(line, e) for line, e in before}
-        for line in self.lifecycle.candidates.keys() - self.candidates.keys():
-            self.candidates[line] = self._new_evidence(line)
+            before = self.collected.items()
+            self.collected = {line: self._restarted(line, e) for line, e in before}
+        for line in self.lifecycle.candidates.keys() - self.collected.keys():
+            self.collected[line] = self._new_evidence(line)
 
-    def _moved(self, decision: Decision) -> None:
+    def _restart_or_end_evidence(self, decision: Decision) -> None:
         """Restarts the recent evidence of a candidate at a new stage, or ends it."""
-        evidence = self.candidates[decision.line]
+        evidence = self.collected[decision.line]
         if evidence.ended is not None:
             return
         if decision.verdict == "promote":
@@ -120,7 +120,7 @@ class Promoter:
     @property
     def refused(self) -> dict[str, str]:
         """Reasons by line that couldn't go on."""
-        return {line: e.refused for line, e in self.candidates.items() if e.refused}
+        return {line: e.refused for line, e in self.collected.items() if e.refused}
 
     @property
     def _epoch(self) -> int:
@@ -146,15 +146,15 @@ class Promoter:
 
     def _priority(self, state: CandidateState) -> tuple[bool, float]:
         """Guards first. Of several proven candidates, the one that gained most."""
-        gained = self.candidates[state.line].compared.loss.mean
+        gained = self.collected[state.line].compared.loss.mean
         return not state.guards, math.inf if math.isnan(gained) else -gained
 
     def _read_scores(self) -> None:
         for record in self._scores.drain(_READ):
             try:
                 scores = unpack(record.value, Scores)
-                if scores.line in self.candidates:
-                    evidence = self.candidates[scores.line]
+                if scores.line in self.collected:
+                    evidence = self.collected[scores.line]
                     evidence.take(scores, (MAIN, self._epoch), self._rules)
             except (ValueError, *UNREADABLE) as error:  # a bad record must stop no candidate
                 self.unread += 1
@@ -167,7 +167,7 @@ class Promoter:
         states += [self.lifecycle.canary] if self.lifecycle.canary else []
         self._served = {s.line: self._served.get(s.line) or self._impressions(s) for s in states}
         for state in states:
-            evidence, served = self.candidates[state.line], self._served[state.line]
+            evidence, served = self.collected[state.line], self._served[state.line]
             served.read()
             evidence.rates = served.rates
             if state.guards:
@@ -184,7 +184,7 @@ class Promoter:
 
     def evidence(self, state: CandidateState) -> Evidence:
         """The current evidence on a candidate."""
-        evidence = self.candidates[state.line]
+        evidence = self.collected[state.line]
         if state.guards:
             since_ms = state.since_ms or self._clock()  # a record may have no time
             return evidence.guard_evidence(state.stage, (self._clock() - since_ms) / _HOUR_MS)
@@ -193,7 +193,7 @@ class Promoter:
             evidence.compared,
             tuple(evidence.failed(self._rules)),
             evidence.served,
-            evidence.lately,
+            evidence.recent_result,
             self._retrieves,
         )
 
@@ -209,7 +209,7 @@ class Promoter:
         match self._decide(state):
             case [Decision() as decision, *_]:
                 return decision.why
-        return self.candidates[state.line].opinion
+        return self.collected[state.line].opinion
 
     def _decide(self, state: CandidateState) -> list[Control]:
         if state.stage == TAKING_BACK:
@@ -220,18 +220,18 @@ class Promoter:
         else:
             verdict = judge(evidence, self._rules)
         if state.stage == TAKING_OVER and not isinstance(verdict, Rollback):
-            return self._live(state)
+            return self._live_record_if_ready(state)
         if isinstance(verdict, Rollback):
             return [self._decision(state, verdict)]
         if isinstance(verdict, Hold):
             if verdict.final:
                 return [self._decision(state, verdict)]
-            self.candidates[state.line].opinion = verdict.why
+            self.collected[state.line].opinion = verdict.why
             return []
         return self._promote(state, verdict)
 
     def _promote(self, state: CandidateState, verdict: Promote) -> list[Control]:
-        evidence, canary = self.candidates[state.line], self.lifecycle.canary
+        evidence, canary = self.collected[state.line], self.lifecycle.canary
         behind = newest_step(self._log, MAIN, self._epoch) - evidence.step
         if canary is not None and canary.line != state.line:
             waits = f"{canary.line} is the canary or goes live: one candidate at a time"
@@ -245,7 +245,7 @@ class Promoter:
         evidence.opinion = f"{waits}; {verdict.why}"
         return []
 
-    def _live(self, state: CandidateState) -> list[Control]:
+    def _live_record_if_ready(self, state: CandidateState) -> list[Control]:
         """Moves the live pointer once the first snapshot of the next epoch is written."""
         steps = snapshots.complete_steps(self._folder, MAIN, state.epoch)
         if not steps:
@@ -282,23 +282,23 @@ class Promoter:
             over = f"{request.line} is over, or not known" if request.line else "it names no line"
             return [_refusal(request, f"{over}; what is live is {live}", now_ms)]
         try:
-            return [self._back(why)]
+            return [self._rollback_record(why)]
         except (RollbackImpossible, snapshots.NoSnapshot, OSError) as error:
             return [_refusal(request, f"{request.line} can't go back: {error}", now_ms)]
 
     def _take_back(self, state: CandidateState) -> list[Control]:
         """Rolls live back to the guard's epoch; ends the guard if that is impossible."""
         try:
-            return [self._back(f"{state.line}: {state.why}")]
+            return [self._rollback_record(f"{state.line}: {state.why}")]
         except OSError as error:  # a full disk, an unavailable folder: it may recover
-            self.candidates[state.line].opinion = f"waits: {error}"
+            self.collected[state.line].opinion = f"waits: {error}"
             _LOG.warning("%s can't take %s/%d back yet: %s", state.line, MAIN, self._epoch, error)
             return []
         except (RollbackImpossible, snapshots.NoSnapshot) as error:
             why = f"{state.why}; but {MAIN}/{self._epoch} can't go back: {error}"
             return [self._decision(state, Hold(True, why, self.evidence(state)))]
 
-    def _back(self, why: str) -> Live:
+    def _rollback_record(self, why: str) -> Live:
         """The live record before the newest promotion. Raises RollbackImpossible, NoSnapshot, OSError."""
         live = self.lifecycle.live
         if live is None or not live.candidate:
@@ -330,16 +330,12 @@ class Promoter:
     def _decision(self, state: CandidateState, verdict: Verdict) -> Decision:
         to = verdict.to if isinstance(verdict, Promote) else ""
         return Decision(
-            line=state.line,
-            verdict=type(verdict).__name__.lower(),
-            to=to,
+            line=state.line, verdict=type(verdict).__name__.lower(), to=to,
             epoch=self.next_epoch() if to not in ("", CANARY) else 0,
             share=self._rules.canary_share if to == CANARY else 0.0,
-            final=isinstance(verdict, Hold) and verdict.final,
-            why=verdict.why,
-            evidence=evidence_numbers(verdict.evidence),
-            time_ms=self._clock(),
-        )
+            final=isinstance(verdict, Hold) and verdict.final, why=verdict.why,
+            evidence=evidence_numbers(verdict.evidence), time_ms=self._clock(),
+        )  # fmt: skip
 
     def next_epoch(self) -> int:
         """An epoch number that was never written."""
@@ -351,9 +347,11 @@ class Promoter:
 
 
 def answers_request(request: OperatorRequest, record: Live | Decision) -> bool:
-    """Whether a record answers a rollback request: it is granted once, also when folded again."""
+    """Whether a record answers a rollback request: it is granted once, also when folded again. An epoch that
+    goes on from the requested one, as after unlearning, is no rollback of it."""
     if isinstance(record, Live):
-        return not record.candidate and request.line.startswith(f"{record.line}/")
+        goes_on = request.line == f"{record.line}/{record.parent_epoch}"
+        return not record.candidate and request.line.startswith(f"{record.line}/") and not goes_on
     return record.line == request.line and (record.verdict == "rollback" or record.to == _ROLLBACK)
 
 

@@ -182,7 +182,7 @@ class ShadowLoop(RetryLoop):
                 shadow = self._starts.begin(state, self._lifecycle, self._epoch)
                 self._save(shadow)
                 self.shadows[state.line] = shadow
-            self._show(state, shadow)
+            self._publish_stage(state, shadow)
             return self._step(shadow, newest)
         except OSError as error:  # a full disk, an unavailable folder: it may recover
             _LOG.warning("candidate %s waits: %s", state.line, error)
@@ -256,7 +256,7 @@ class ShadowLoop(RetryLoop):
 
     # --- output to other parts ---
 
-    def _show(self, state: CandidateState, shadow: Shadow) -> None:
+    def _publish_stage(self, state: CandidateState, shadow: Shadow) -> None:
         """Publishes deltas of a canary; writes the next epoch's first snapshot of one that takes over."""
         line = state.line
         if state.stage in (CANARY, TAKING_OVER, ARM) and line not in self._publishing:
@@ -264,13 +264,13 @@ class ShadowLoop(RetryLoop):
             shadow.publish = self._publish
             self._publishing.add(line)
         if state.stage == TAKING_OVER and (line, state.epoch) not in self._written:
-            self._become(shadow, state.epoch)
+            self._write_first_snapshot(shadow, state.epoch)
             self._written.add((line, state.epoch))
 
     def _publish(self, delta: Delta) -> None:
         self._log.append(DELTAS, [Append(0, delta.line.encode(), pack(delta))])
 
-    def _become(self, shadow: Shadow, epoch: int) -> None:
+    def _write_first_snapshot(self, shadow: Shadow, epoch: int) -> None:
         """Writes the candidate as a snapshot of the live line, in that line's number of parts, after the last
         step it learned, so that the epoch learns the steps after it."""
         if snapshots.complete_steps(self._folder, MAIN, epoch):

@@ -51,9 +51,10 @@ class DriftWatch:
         control = ControlReader(log)
         offline = [s for s in control.turn() if isinstance(s, Reaction) and s.offline]
         reaction = _bounded(control.reaction, bounds)
-        self._unsent = reaction is not control.reaction
         offline_ms = offline[-1].time_ms if offline else None
         self._policy = ReactionPolicy(bounds, reaction, offline_ms)
+        # For the next turn that reads the log to its end; monitors don't raise an alarm twice.
+        self._records: list[Control] = [] if reaction is control.reaction else [reaction]
         self.learned = LearnedSteps(log, control, MAIN, control.live_epoch(MAIN))
         self._losses = LossMonitor(self._labels)
         self._features = SampledFeatures(log, features, self._from_ms)
@@ -70,15 +71,13 @@ class DriftWatch:
         """Reads new records; returns alarms, each followed by the reaction to it."""
         if self.learned.follow():
             self._losses = LossMonitor(self._labels)
-        records: list[Control] = [self.reaction] if self._unsent else []
-        self._unsent = False
-        if not self._watches:
-            return records
-        records += self._noted(self._features.turn(now_ms, self.learned.step))
-        for progress in self.learned.read():
-            records += self._noted(self._judge(progress))
-            if self._reacts(progress):
-                records.append(self.reaction)
+        if self._watches:
+            self._records += self._noted(self._features.turn(now_ms, self.learned.step))
+            for progress in self.learned.read():
+                self._records += self._noted(self._judge(progress))
+                if self._reacts(progress):
+                    self._records.append(self.reaction)
+        records, self._records = self._records, []
         return records
 
     def _noted(self, alarms: Sequence[Alarm]) -> Sequence[Alarm]:

@@ -1,8 +1,8 @@
 """Measures forgetting in the running system: each newest live snapshot scores the panels of earlier ones.
 
-Runs in a thread of the part `shadow`, with its own log client and a small state file. A sitting opens the
+Runs in a thread of the part `shadow`, with its own log client and a small state file. A run opens the
 newest snapshot, takes the newest examples that it has learned as a panel, and scores that panel and the few
-that are reported. All sittings together take at most a share of one core. Panels of earlier epochs measure
+that are reported. All runs together take at most a share of one core. Panels of earlier epochs measure
 how much of them a promoted model retains.
 """
 
@@ -51,7 +51,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class Ended(Exception):
-    """The thread must end in the middle of a sitting: the next process repeats it."""
+    """The thread must end in the middle of a run: the next process repeats it."""
 
 
 class _Saved(msgspec.Struct, kw_only=True):
@@ -127,7 +127,7 @@ class PanelWatch:
         self._due_s = 0.0
         self.panels: list[Panel] = []  # youngest first
         self.retention: dict[str, Retention] = {}
-        self.cpu_s = self.sitting_s = 0.0  # of all sittings; of the newest
+        self.cpu_s = self.run_s = 0.0  # of all runs; of the newest
         self.skipped = 0  # records that weren't searched for corrections
         self._at, self._scanned = (0, 0), dict[int, int]()
         self._tried = (0, 0)  # a snapshot that couldn't score the panels
@@ -139,7 +139,7 @@ class PanelWatch:
         return self._at[1]
 
     def turn(self) -> bool:
-        """Holds a sitting if one is due; returns whether it did. Raises LogUnavailable, and Ended."""
+        """Runs if it is time; returns whether it did. Raises LogUnavailable, and Ended."""
         for message in self._control.turn():
             if isinstance(message, Erasure) and message.user_id != "":
                 self._erased[str(message.user_id)] = message.offset
@@ -151,18 +151,18 @@ class PanelWatch:
             return False
         began_s = self._spent()
         try:
-            self._sit(epoch, steps[-1])
+            self._run(epoch, steps[-1])
             return True
         except (OSError, LogLost, LookupError, SafetensorError, ValueError) as error:
             _LOG.warning("panels aren't scored by step %d: %s", steps[-1], error)  # pruned, damaged
             self._tried = (epoch, steps[-1])
             return False
         finally:
-            self.sitting_s = self._spent() - began_s
-            self.cpu_s += self.sitting_s
-            self._due_s = self._seconds() + self.sitting_s / self._config.drift.panel_share
+            self.run_s = self._spent() - began_s
+            self.cpu_s += self.run_s
+            self._due_s = self._seconds() + self.run_s / self._config.drift.panel_share
 
-    def _sit(self, epoch: int, number: int) -> None:
+    def _run(self, epoch: int, number: int) -> None:
         model = self._open(epoch, number)
         lineage = Lineage(self._log, MAIN, self._control.lifecycle.lives)
         step = lineage.record(number)
@@ -180,7 +180,7 @@ class PanelWatch:
         stay = panels.thinned(ages_ms)
         logged, ages_ms = [logged[n] for n in stay], [ages_ms[n] for n in stay]
         every, retention = self._scored(logged, panels.reported(ages_ms), model, step)
-        # All at once: a sitting that is interrupted earlier has no effect.
+        # All at once: a run that is interrupted earlier has no effect.
         self.panels, self.retention, self._at = every, retention, (epoch, number)
         self._scanned = corrections.ends
         self.skipped += corrections.skipped
@@ -210,7 +210,7 @@ class PanelWatch:
         ]
 
     def _starts(self, logged: list[LoggedPanel]) -> dict[int, int]:
-        """Offsets to search corrections from: first place of the youngest panel, end of the last sitting."""
+        """Offsets to search corrections from: first place of the youngest panel, end of the last run."""
         starts = dict[int, int]()
         for youngest in logged[:1]:
             rows = youngest.panel.rows_N
@@ -287,8 +287,8 @@ class PanelThread:
                 _LOG.exception("panels couldn't be scored: they begin anew")
                 self._beat.replace_gauges("panel", {})  # the last figures are outdated
                 self._beat.add("panel_failures")
-            # A sitting that failed counts into the share of the processor as any other.
-            took_s = self._watch.sitting_s if self._watch else 0.0
+            # A run that failed counts into the share of the processor as any other.
+            took_s = self._watch.run_s if self._watch else 0.0
             self._over.wait(max(self._pause_s, took_s / self._config.drift.panel_share))
 
     def _turns(self) -> None:

@@ -26,21 +26,14 @@ def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
                 f"model.tables.{table.name} with parameter_server.shards {shards}: {error}"
             ) from None
     return ShardSpec(
-        tables=tables,
-        lanes=config.step.lanes,
-        parts=shards,
-        line=line,
-        epoch=epoch,
-        seed=config.model.seed,
-        dense_rate=config.model.dense_rate,
-        dense_first=config.model.dense_first,
-        dense_average=config.model.dense_average,
+        tables=tables, lanes=config.step.lanes, parts=shards, line=line, epoch=epoch,
+        seed=config.model.seed, dense_rate=config.model.dense_rate,
+        dense_first=config.model.dense_first, dense_average=config.model.dense_average,
         delta_format=config.parameter_server.delta_format,
         delta_bytes=int(1024 * config.parameter_server.delta_kb),
-        settle_every=config.step.snapshot_every,
-        settle_s=config.step.snapshot_s,
+        settle_every=config.step.snapshot_every, settle_s=config.step.snapshot_s,
         dense_every_ms=config.parameter_server.dense_ms,
-    )
+    )  # fmt: skip
 
 
 def whole_spec(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:

@@ -202,7 +202,7 @@ def arm_line_records(
 def experiments_without_line(lifecycle: Lifecycle) -> dict[str, str]:
     """Reasons by experiments that can't go on because the line of one of their arms ended."""
     return {
-        standing.candidate.arm.experiment: f"the line {standing.line} ended: {standing.why}"
-        for standing in lifecycle.candidates.values()
-        if standing.candidate.arm is not None and not standing.active
+        state.candidate.arm.experiment: f"the line {state.line} ended: {state.why}"
+        for state in lifecycle.candidates.values()
+        if state.candidate.arm is not None and not state.active
     }

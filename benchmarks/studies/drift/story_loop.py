@@ -58,7 +58,7 @@ _NETWORKS: Final = 50
 _LEAST_MS: Final = 600_000  # of a judged span
 PLAIN, REACTS, REHEARSES = "plain", "reacts", "rehearses"
 # Rates of arms that react when the world changes, and not to alarms.
-ORACLES: Final = {"told": 3.0, "told, mild": 1.5}
+ORACLES: Final = {"oracle": 3.0, "oracle, mild": 1.5}
 
 
 class ViralDay(Viral):
@@ -136,7 +136,7 @@ class ReactingLoop(RehearsedLoop):
         """An alarm by one who knows that the world has changed."""
         numbers = {"expected": 0.0, "found": 0.0, "scale": 1.0}
         self._pending.append(
-            Alarm(kind=LOSS, what="told", at_ms=now_ms, step=0, detector="oracle", **numbers)
+            Alarm(kind=LOSS, what="oracle", at_ms=now_ms, step=0, detector="oracle", **numbers)
         )
 
     def advance(self, now_ms: int) -> list[StepDelta]:

@@ -211,14 +211,14 @@ def _propose(
 def _came_to(run: PromotionRun, line: str) -> dict[str, Any]:
     """Stage of a candidate, the reason of its end, and whether the rollback report lists exactly its
     answers."""
-    standing = run.lifecycle.candidates[line]
+    state = run.lifecycle.candidates[line]
     answered = [a.request_id for a in run.answers if a.stamp.line == line]
     listed = find_impact(run.system.log, f"{line}/0", 0, run.lifecycle.lives)
-    case = run.system.director.promoter.candidates[line]
+    case = run.system.director.promoter.collected[line]
     return {
         "line": line,
-        "stage": standing.stage,
-        "why": standing.why or case.opinion,
+        "stage": state.stage,
+        "why": state.why or case.opinion,
         "examples": case.compared.examples,
         "answered": len(answered),
         "listed": sorted(a.request_id for a in listed.requests) == sorted(answered),

@@ -36,7 +36,7 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
     """One new live line, guarded until it is rolled back or the guard ends."""
     # The seed gives users the same noise before and after.
     before, after = (Stream(pair, seed, chosen=chosen) for pair in (course.pair, course.then))
-    whole, recent = guard.comparison(rules), guard.lately(rules)
+    whole, recent = guard.comparison(rules), guard.recent_comparison(rules)
     missed, served = guard.Calibration(rules), guard.guard_engagement_rates(["long_view"], rules)
     old = Stream(replace(course.pair, live=course.pair.candidate), seed + 1_000_000, chosen=chosen)
     for _ in range(BEFORE // STEP):
@@ -47,7 +47,7 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
         pairs = _in_segments((before if seen < course.at else after).step())
         seen += STEP
         if recent.examples > window(rules):
-            recent = guard.lately(rules)
+            recent = guard.recent_comparison(rules)
         for evidence_part in (whole, recent, missed):
             evidence_part.add(pairs)
         _show(served, pairs, True)

@@ -97,7 +97,7 @@ export function topicOfTag(tag) {
   if (/^\d+$/.test(text)) return TOPICS[(Number(text) * SPREAD) % TOPICS.length];
   const number = hash(text.toLowerCase());
   if (!text || /^[a-z]{0,3}[-_:]?\d+$/i.test(text)) return TOPICS[number % TOPICS.length];
-  const name = text.replaceAll("_", " ");
+  const name = text.replaceAll("_", " ").trim() || text;
   const initials = name.split(/\s+/).slice(0, 2).map((word) => [...word][0].toUpperCase()).join("");
   return { name, hue: number % 360, emoji: Array(3).fill(initials), subjects: [name] };
 }

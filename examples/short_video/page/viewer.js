@@ -1,7 +1,7 @@
 // The viewer: the user of the page's token, or a random id, stored in this browser until it is renewed.
 
 import { uuid } from "./events.js";
-import { read, userToken, write } from "./storage.js";
+import { read, subjectOf, userToken, write } from "./storage.js";
 
 const STORE = "swipe.viewer";
 
@@ -20,10 +20,4 @@ export class Viewer {
     write(STORE, id);
     return id;
   }
-}
-
-/** User of a token; the server checks it. */
-function subjectOf(token) {
-  const text = atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));
-  return JSON.parse(new TextDecoder().decode(Uint8Array.from(text, (byte) => byte.charCodeAt(0)))).sub;
 }

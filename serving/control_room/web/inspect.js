@@ -40,14 +40,15 @@ const link = (id, ...inside) => el("button", { type: "button", class: "item", da
 const figure = (name, value, why = null) => el("div", { title: why }, el("dt", {}, name), el("dd", {}, value));
 
 function item(view) {
-  const counters = Object.entries(view.counters.fast).filter(([kind, value]) => value || view.counters.slow[kind]);
+  const speeds = Object.keys(view.counters), of = (speed, kind) => view.counters[speed][kind]; // the quickest first
+  const kinds = Object.keys(view.counters[speeds[0]]).filter(kind => speeds.some(speed => of(speed, kind)));
   return [
     el("h3", {}, String(title(view)), el("span", { class: "chip" }, view.alive ? "served" : "removed")),
     el("dl", { class: "figures" }, figure("vector norm", number(view.vector.norm), `${view.vector.dim} numbers`),
       figure("vector moved at step", view.vector.moved_at ? number(view.vector.moved_at) : "not since the snapshot"),
       figure("popularity", view.popularity === null ? "–" : number(view.popularity)), figure("shown", number(view.shown), "slow counter")),
-    el("table", {}, el("thead", {}, el("tr", {}, ...["counter", "recent", "long-term"].map(name => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, ...counters.map(([kind, value]) => el("tr", {}, el("th", { scope: "row" }, kind.replaceAll("_", " ")), el("td", {}, number(value)), el("td", {}, number(view.counters.slow[kind])))))),
+    el("table", {}, el("thead", {}, el("tr", {}, ...["counter", ...speeds].map(name => el("th", { scope: "col" }, name)))),
+      el("tbody", {}, ...kinds.map(kind => el("tr", {}, el("th", { scope: "row" }, kind.replaceAll("_", " ")), ...speeds.map(speed => el("td", {}, number(of(speed, kind)))))))),
     el("p", { class: "fields" }, ...Object.entries(view.fields).map(([name, value]) => el("span", { class: "chip" }, `${name} ${Array.isArray(value) ? value.join(", ") : value}`))),
     el("h4", {}, "Nearest by vector"),
     view.near === null ? el("p", { class: "quiet" }, "The retrieval shards hold the index; this replica has none.")
@@ -72,7 +73,8 @@ function user(view) {
 }
 
 function why(entry) {
-  const reasons = (entry.reasons ?? []).slice(0, 3).map(reason => `${reason.feature} ${reason.value}: shown ${reason.met}×, liked ${Math.round(100 * reason.liked)} %`);
+  const reasons = (entry.reasons ?? []).slice(0, 3).map(({ feature, value, met, liked, effect }) =>
+    met == null ? `${feature} ${value ?? ""} ${effect}`.replace("  ", " ") : `${feature} ${value}: shown ${met}×, liked ${Math.round(100 * liked)} %`);
   const predictions = Object.entries(entry.predictions ?? {}).slice(0, 3).map(([name, value]) => `${name.replaceAll("_", " ")} ${number(value)}`);
   return [predictions.join(", "), reasons.join("; ") || "none of its features was shown before"].filter(Boolean).join(". ");
 }

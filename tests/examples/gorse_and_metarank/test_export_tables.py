@@ -71,7 +71,7 @@ def test_metarank(tmp_path: Path) -> None:
         {"event": "ranking", "id": "r1", "user": "u1", "timestamp": "1790000000000",
          "items": [{"id": "p1", "relevancy": 2.0}, {"id": "p2"}]},
         {"event": "interaction", "id": "c1", "ranking": "r1", "user": "u1", "item": "p2",
-         "type": "click", "timestamp": "1790000005000"},
+         "type": "click", "timestamp": "2026-09-21T14:13:25Z"},
     ]  # fmt: skip
     file = tmp_path / "events.jsonl.gz"
     file.write_bytes(gzip.compress("\n".join(map(json.dumps, events)).encode()))
@@ -90,4 +90,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "events.jsonl", {"event": "item", "item": "a", "timestamp": "1"})
     file.write_text(file.read_text() + "{oh\n")
     with pytest.raises(ValueError, match=r"events.jsonl:2: expected a JSON object"):
+        from_metarank(file, tmp_path / "to")
+    write(file, {"event": "item", "id": "e7", "item": "a", "timestamp": "soon"})
+    with pytest.raises(ValueError, match=r"events.jsonl: the event 'e7': timestamp is 'soon'"):
         from_metarank(file, tmp_path / "to")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from recsys.config.part_configs import CompatConfig
+from recsys.config.safety_config import SafetyConfig, SafetyRule
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.records import CONTROL
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
@@ -418,6 +419,35 @@ def test_the_lists_of_nobody_are_ordered_and_leave_out_what_was_seen(world: Worl
         assert scores == sorted(scores, reverse=True)
 
     run(world, scenario)
+
+
+def test_no_list_has_what_a_safety_rule_closes(tmp_path: Path) -> None:
+    rules = SafetyConfig(rules=(SafetyRule(field="author", value="a3", unless={"age": "adult"}),))
+    closed = {"v3", "v10", "v17"}
+
+    async def scenario(w: World) -> None:
+        popular(w.service.replica, {3: 9, 10: 8, 4: 7})
+        for path in ("/api/popular", "/api/latest", "/api/item/v4/neighbors"):
+            listed = {one["Id"] for one in (await w.client.get(f"{path}?n=100")).json()}
+            assert "v4" in listed or "v5" in listed, path
+            assert not listed & closed, path
+
+    run(World(tmp_path, compat=COMPAT, safety=rules), scenario)
+
+
+def test_a_category_is_a_categorical_field_of_any_kind_with_any_of_its_values(
+    tmp_path: Path,
+) -> None:
+    """Not only a group, nor only the first values of an item, which have columns."""
+
+    async def scenario(w: World) -> None:
+        many = {"ItemId": "many", "Categories": [f"t{n}" for n in range(40)]}
+        await w.client.post("/api/item", json=many, headers=API)
+        listed = (await w.client.get("/api/latest/t39")).json()
+        assert [one["Id"] for one in listed] == ["many"]
+        assert (await w.client.get("/api/recommend/u/t39")).json() == ["many"]
+
+    run(World(tmp_path, compat=replace(COMPAT, labels="topic", categories="tags")), scenario)
 
 
 def test_a_session_of_feedback_changes_its_list_and_is_logged_nowhere(world: World) -> None:

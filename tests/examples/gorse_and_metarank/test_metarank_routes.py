@@ -9,6 +9,7 @@ import pytest
 
 from examples.gorse_and_metarank.metarank import request_id_of
 from recsys.config.policy_config import PolicyConfig, Rule
+from recsys.config.safety_config import SafetyConfig, SafetyRule
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression
 from serving.ingestion.write_api import Unavailable
@@ -146,6 +147,20 @@ def test_what_a_rule_takes_out_comes_behind_the_others(tmp_path: Path) -> None:
         assert {served.item_id for served in shown.items}.isdisjoint({"v3", "v10"})
 
     run(world, scenario)
+
+
+def test_what_a_safety_rule_closes_is_in_no_list(tmp_path: Path) -> None:
+    rules = SafetyConfig(rules=(SafetyRule(field="author", value="a3"),))
+
+    async def scenario(w: World) -> None:
+        popular(w.service.replica, {3: 9, 10: 8, 4: 7})
+        ranked = (await w.client.post("/rank/feed", json=RANKING)).json()["items"]
+        assert {one["item"] for one in ranked} == {f"v{n}" for n in range(12)} - {"v3", "v10"}
+        for body in ({"count": 50}, {"count": 50, "items": ["v4", "v5"]}):
+            found = (await w.client.post("/recommend/feed", json=body)).json()["items"]
+            assert found and {one["item"] for one in found}.isdisjoint({"v3", "v10", "v17"})
+
+    run(World(tmp_path, compat=COMPAT, safety=rules), scenario)
 
 
 def test_a_click_is_joined_with_its_ranking_and_what_was_displayed_is_shown(world: World) -> None:

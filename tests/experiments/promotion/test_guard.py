@@ -255,7 +255,7 @@ def test_bounds_of_a_guard_share_alpha_and_are_tightest_at_twice_the_least_examp
     pairs = predictions(0.5, 0.25)
     for of_rules, alpha in (
         (guard.comparison, RULES.alpha / 6),
-        (guard.lately, RULES.alpha / 30),  # windows of a fifth of the guard's examples
+        (guard.recent_comparison, RULES.alpha / 30),  # windows of a fifth of the guard's examples
     ):
         expected = Comparison(alpha, 4_000, RULES.block_examples)
         compared = of_rules(RULES)

@@ -191,6 +191,20 @@ def test_files_come_and_go_and_what_was_started_stays() -> None:
     assert with_files(ramped, {"m.yaml": TEXT}, POLICY, LABELS, 99) == ramped
 
 
+def test_a_changed_file_gives_a_running_experiment_its_traffic() -> None:
+    ramped = with_files(revision_of(), {"m.yaml": TEXT}, POLICY, LABELS, 9)
+    grown = {"mine": ExperimentState(traffic=0.4, step=1, since_ms=20, started_ms=9)}
+    less = TEXT.replace("traffic: 0.4", "traffic: 0.3\noffset: 0.65")
+    changed = with_files(revision_of(ramped.configs, grown), {"m.yaml": less}, POLICY, LABELS, 30)
+    (its,) = running(changed, POLICY, LABELS)
+    assert (its.traffic, its.offset) == (0.3, 0.65)
+    without_ramp = TEXT.replace("ramp: {steps: [0.1], hours: 1}\n", "")
+    changed = with_files(ramped, {"m.yaml": without_ramp}, POLICY, LABELS, 30)
+    assert changed.states["mine"] == ExperimentState(traffic=0.4, since_ms=9, started_ms=9)
+    stopped = revision_of(ramped.configs, {"mine": ExperimentState(state="stopped")})
+    assert with_files(stopped, {"m.yaml": less}, POLICY, LABELS, 30).states == stopped.states
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

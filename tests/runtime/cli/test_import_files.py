@@ -2,16 +2,20 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from recsys.app.app_file import read_app
+from recsys.process.part_process import write_atomically
 from replay.datasets.open_dataset import open_dataset
 from runtime.cli.main import app
 from runtime.supervision import run_file
+from runtime.supervision.processes import identify
 
 START_S = 1_700_000_000
 
@@ -92,3 +96,8 @@ def test_nothing_is_written_where_the_files_or_the_system_do_not_fit(folder: Pat
     with run_file.lock("state"):
         result = recsys("import", "--state", "state")
     assert result.exit_code == 2 and "end it first (recsys down" in result.output
+    own = identify(os.getpid())
+    left = run_file.Running(supervisor=own, config_digest="", started_ms=0, time_ms=0)
+    write_atomically(Path("state/run/up.json"), msgspec.json.encode(left))
+    result = recsys("import", "--state", "state")
+    assert result.exit_code == 2 and "end them first (recsys down" in result.output

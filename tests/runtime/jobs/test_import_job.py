@@ -13,9 +13,9 @@ from recsys.app.app_file import read_app
 from recsys.app.data_files import read_data_files
 from recsys.config.loader import load
 from recsys.config.system_config import Config
-from recsys.events.event_types import Event, decode
+from recsys.events.event_types import Engagement, Event, decode, encode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS
-from recsys.log.protocol import Log, read_range
+from recsys.log.protocol import Append, Log, read_range
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_snapshot import PartState
 from replay.datasets.dataset import DataError
@@ -102,6 +102,19 @@ def test_rows_are_imported_once_and_new_ones_later(folder: Path, config: Config,
     more = run(folder, config, log)
     assert more["new"] == 10 and len(set(ids(log))) == len(ids(log)) == 340
     assert more["shift_ms"] == first["shift_ms"]
+
+
+@pytest.mark.parametrize("id_", ["import:x", "import:", f"import:{2**63}", "import:" + "9" * 200])
+def test_an_event_whose_id_looks_like_that_of_a_row_is_none(
+    folder: Path, config: Config, log: Log, id_: str
+) -> None:
+    run(folder, config, log)
+    event = Engagement(
+        time_ms=START_S * 1000, request_id="", user_id="u", item_id="1", kind="like", event_id=id_
+    )
+    log.append(EVENTS, [Append(0, b"u", encode(event))])
+    again = run(folder, config, log)
+    assert (again["new"], again["imported_before"]) == (0, 330)
 
 
 def test_rows_without_a_table_of_items_leave_the_fields_of_items(

@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +74,19 @@ def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert said == ["prepared", *(["ended"] if ended else []), "left"]
+
+
+def test_shards_that_could_not_start_have_not_answered(monkeypatch):
+    group = object.__new__(shards.ShardGroup)
+    group._spec, group._handles, group.started = ShardSpec((), 1, parts=2), [], 0
+    group._config, group._dense = Config(), SimpleNamespace(result=lambda: None)
+
+    def fails(*_):
+        raise ValueError("the log is away")
+
+    monkeypatch.setattr(shards, "find_shards", fails)
+    monkeypatch.setattr(shards, "start_shards", fails)
+    assert not group.start() and not group.poll()
 
 
 def test_what_is_wrong_with_a_shard_is_logged_once(caplog):

@@ -21,14 +21,20 @@ from recsys.log.protocol import LogLost
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.worker_share import WHOLE, Share, part_of
-from runtime.supervision import launch_plan
+from runtime.supervision import launch_plan, part_table
 from runtime.supervision.part_table import NAMES, body, create_log, niceness, table
 from runtime.supervision.supervisor import Part
+from serving.retrieval.ray_retrieval import CATCH_UP_S
 from serving.sessions import counter_loop
 from serving.sessions.counter_sums import SumLoop
 from tests.support.plan_config import config_in
 
 _FOLDS = ("session-fold", "joiner")
+
+
+def test_serving_may_take_as_long_to_start_as_a_replica_may_read() -> None:
+    (serve,) = (part for part in part_table._PARTS if part.name == "serve")
+    assert serve.ready_s > CATCH_UP_S
 
 
 def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:

@@ -197,12 +197,12 @@ def test_shards_get_the_smaller_side_of_a_filter() -> None:
     ):
         query = Query(Request("u", filters=filters), session, policy(), NOW_MS, "r")
         plan = Pipeline(replica).plan(query)
-        assert plan is not None and (plan.only, len(plan.named)) == (only, count)
+        assert plan is not None and (plan.keys_are_allowed, len(plan.keys)) == (only, count)
         mask = filter_mask(replica, filters)
         keys = {
             key_of("item", f"v{n}") for n in range(90) if mask[n] == only or (not only and n == 3)
         }
-        assert set(plan.named.tolist()) == keys
+        assert set(plan.keys.tolist()) == keys
 
 
 def test_the_mask_of_an_empty_catalogue_is_empty() -> None:

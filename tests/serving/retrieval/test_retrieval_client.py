@@ -73,9 +73,9 @@ def test_user_sides_come_first_and_each_shard_hears_of_its_own_items() -> None:
         VectorQuery("similar", ONES, 5),
     )
     asks = plan(*queries, without=list(range(100))).requests(3, 40.0)
-    assert [ask.ks for ask in asks] == [[7, 5, 5]] * 3 and {ask.sides for ask in asks} == {1}
+    assert [ask.ks for ask in asks] == [[7, 5, 5]] * 3 and {ask.user_vectors for ask in asks} == {1}
     assert np.frombuffer(asks[0].queries, np.float32)[:4].tolist() == ONES.tolist()
-    parts = [np.frombuffer(ask.named, np.int64).tolist() for ask in asks]
+    parts = [np.frombuffer(ask.keys, np.int64).tolist() for ask in asks]
     assert sorted(sum(parts, [])) == list(range(100)) and all(parts)
     assert [(ask.shard, ask.shards) for ask in asks] == [(0, 3), (1, 3), (2, 3)]
 

@@ -102,7 +102,7 @@ def asked(
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """What all shards find for each query, without the named items or among them only."""
     ks = [k] * len(queries)
-    ask = ShardRequest(version, queries.tobytes(), ks, 1, named.tobytes(), only=only)
+    ask = ShardRequest(version, queries.tobytes(), ks, 1, named.tobytes(), keys_are_allowed=only)
     told = [shard.search(ask) for shard in shards]
     assert [its.refused for its in told] == [""] * len(shards)
     by_query = zip(*map(parts, told), strict=True)

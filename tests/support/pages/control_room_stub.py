@@ -103,6 +103,7 @@ class ControlStub:
     def __init__(self) -> None:
         self.port = next(free_ports())
         self.look = Look()
+        self.views: dict[tuple[str, str], Any] = {}  # what is found of items and users
         self.painter = PictureBuilder(self.look, Curves(every_ms=200))
         self.start()
 
@@ -132,7 +133,10 @@ class ControlStub:
         self._thread.join(10)
 
     def _inspect(self, kind: str, name: str) -> tuple[int, bytes]:
-        return 404, msgspec.json.encode({"error": f"no {kind} {name}"})
+        view = self.views.get((kind, name))
+        if view is None:
+            return 404, msgspec.json.encode({"error": f"no {kind} {name}"})
+        return 200, msgspec.json.encode(view)
 
 
 UNITS = {

@@ -43,7 +43,7 @@ def test_a_better_one_goes_to_a_canary_and_a_worse_one_is_given_up(town: Town) -
     assert isinstance(promoted, Decision) and promoted.share == RULES.canary_share
     assert promoted.evidence["loss at least"] > 0 and promoted.evidence["examples"] == 30 * 128
     assert isinstance(held, Decision) and held.final and "worse" in held.why
-    assert town.promoter.candidates["same"].opinion.startswith("no significant difference yet")
+    assert town.promoter.collected["same"].opinion.startswith("no significant difference yet")
 
 
 def test_one_at_a_time(town: Town) -> None:
@@ -52,7 +52,7 @@ def test_one_at_a_time(town: Town) -> None:
     assert told(town.decide()) == [("first", "promote", "canary")]
     town.scored("second", BETTER, 20)
     assert town.decide() == []
-    assert town.promoter.candidates["second"].opinion.startswith(
+    assert town.promoter.collected["second"].opinion.startswith(
         "first is the canary or goes live: one candidate at a time"
     )
     town.say(OperatorRequest(what="rollback", line="first", reason="no"))
@@ -65,7 +65,7 @@ def test_one_that_is_behind_waits_until_it_has_caught_up(town: Town) -> None:
     for step in range(21, 121):
         town.cut(step)
     assert town.decide() == []
-    assert town.promoter.candidates["good"].opinion.startswith("100 steps behind: it catches up")
+    assert town.promoter.collected["good"].opinion.startswith("100 steps behind: it catches up")
     town.step = 120
     town.scored("good", BETTER, 1)
     assert told(town.decide()) == [("good", "promote", "canary")]
@@ -105,12 +105,12 @@ def test_what_makes_no_sense_is_counted_and_stops_nobody(town: Town, bad: dict[s
     """Of a record that is refused nothing counts, and the next one does."""
     town.say(candidate("good"))
     town.decide()
-    case = town.promoter.candidates["good"]
-    before = str((case.compared, case.lately, case.scores, case.figures, case.step))
+    case = town.promoter.collected["good"]
+    before = str((case.compared, case.recent_result, case.scores, case.figures, case.step))
     said = said_of("good", Stream(BETTER, 1, users=300).step(), 1)
     town.log.append(SCORES, [Append(0, b"", pack(msgspec.structs.replace(said, **bad)))])
     assert town.decide() == [] and town.promoter.unread == 1
-    now = (case.compared, case.lately, case.scores, case.figures, case.step)
+    now = (case.compared, case.recent_result, case.scores, case.figures, case.step)
     assert str(now) == before
     town.scored("good", BETTER, 20)
     assert told(town.decide()) == [("good", "promote", "canary")] and town.promoter.unread == 1
@@ -120,7 +120,7 @@ def test_people_are_asked_where_the_rules_say_so(tmp_path: Path) -> None:
     town = Town(tmp_path, replace(RULES, manual=True))
     town.say(candidate("good"))
     town.scored("good", BETTER, 20)
-    assert town.decide() == [] and town.promoter.candidates["good"].opinion.startswith(
+    assert town.decide() == [] and town.promoter.collected["good"].opinion.startswith(
         "waits for approval"
     )
     town.say(OperatorRequest(what="approve", line="good"))
@@ -171,7 +171,7 @@ def test_quick_swipes_alone_prove_nothing(town: Town) -> None:
     town.show("main/0", 400, 0.5)
     town.now_ms += 400
     town.show("good/0", 300, 0.0)
-    assert town.decide() == [] and town.promoter.candidates["good"].served.examples == 0  # type: ignore[union-attr]
+    assert town.decide() == [] and town.promoter.collected["good"].served.examples == 0  # type: ignore[union-attr]
 
 
 def test_a_restart_decides_nothing_twice(town: Town) -> None:
@@ -182,10 +182,10 @@ def test_a_restart_decides_nothing_twice(town: Town) -> None:
     assert told(town.decide()) == [("good", "rollback", "")]
     town.scored("other", BETTER, 20)
     assert told(town.decide()) == [("other", "promote", "canary")]
-    before = town.promoter.candidates["other"].comparison.result()
+    before = town.promoter.collected["other"].comparison.result()
     town.restart()
     assert town.decide() == []
-    assert town.promoter.candidates["other"].comparison.result() == before
+    assert town.promoter.collected["other"].comparison.result() == before
     assert town.promoter.lifecycle.candidates["other"].stage == "canary"
 
 

@@ -14,6 +14,7 @@ from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Candidate, Control, Decision, Live, OperatorRequest
 from tests.support.training.promotion_harness import EQUAL, RULES, Town, told
 from training.candidates.candidate_evidence import CandidateEvidence
+from training.candidates.promoter import answers_request
 
 GUARD = "guard-1"
 LIVE_IS_WORSE, LIVE_IS_BETTER = Pair(1.6, 0.3), Pair(0.3, 1.6)
@@ -63,6 +64,14 @@ def test_a_line_that_is_worse_is_taken_back(tmp_path: Path) -> None:
     assert town.decide() == [] and town.promoter.lifecycle.active == []
 
 
+def test_an_epoch_that_goes_on_after_unlearning_answers_no_rollback() -> None:
+    request = OperatorRequest(what="rollback", line="main/5")
+    unlearned, rolled_back = (
+        Live(line="main", epoch=6, parent_epoch=parent, base_step=3) for parent in (5, 4)
+    )
+    assert not answers_request(request, unlearned) and answers_request(request, rolled_back)
+
+
 def test_a_line_that_is_as_good_or_better_stays_and_the_guard_ends(tmp_path: Path) -> None:
     for pair in (EQUAL, LIVE_IS_BETTER):
         town = guarded(tmp_path / str(pair.live))
@@ -95,7 +104,7 @@ def test_what_was_said_of_another_epoch_does_not_count(tmp_path: Path) -> None:
     town = guarded(tmp_path)
     town.scored(GUARD, LIVE_IS_WORSE, 10, epoch=0)
     assert town.decide() == []
-    assert town.promoter.candidates[GUARD].compared.examples == 0
+    assert town.promoter.collected[GUARD].compared.examples == 0
 
 
 def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path) -> None:
@@ -107,7 +116,7 @@ def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path
     town.say(Decision(line="next", verdict="promote", to="all", epoch=2))
     written(tmp_path, 2, 9)
     town.decide()
-    cases = town.promoter.candidates
+    cases = town.promoter.collected
     assert town.promoter.lifecycle.candidates[GUARD].stage == "ended"
     assert (closed(cases["good"]), closed(cases["next"]), closed(cases[GUARD])) == (True,) * 3
     assert cases[GUARD].compared.examples == 3 * 128
@@ -118,12 +127,12 @@ def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path
     town.say(OperatorRequest(what="rollback", line="main/2", reason="it looks odd"))
     town.decide()
     assert town.promoter.lifecycle.active == [] and all(map(closed, cases.values()))
-    assert town.promoter.candidates["other"].compared.examples == 3 * 128
+    assert town.promoter.collected["other"].compared.examples == 3 * 128
 
 
 def closed(case: CandidateEvidence) -> bool:
     """Whether nothing is left of what its numbers were made of."""
-    return not (case.comparison or case.recent or case.missed or case.rates)
+    return not (case.comparison or case.recent or case.calibration or case.rates)
 
 
 def test_a_kill_before_or_after_the_decision_changes_nothing(tmp_path: Path) -> None:
@@ -180,7 +189,7 @@ def test_a_disk_that_is_full_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
         broken.setattr("training.candidates.promoter.snapshots.adopt", full)
         assert told(town.decide()) == [(GUARD, "rollback", "")]
         assert town.decide() == []
-        assert "No space left" in town.promoter.candidates[GUARD].opinion
+        assert "No space left" in town.promoter.collected[GUARD].opinion
     (live,) = town.decide()
     assert isinstance(live, Live) and live.epoch == 2
 
@@ -263,7 +272,7 @@ def test_a_few_who_ask_without_end_take_nothing_back(tmp_path: Path) -> None:
     town.show("main/1", 400, 0.0, b"0000", users=29)
     town.show("main/1", 401, 0.0, b"", users=29)
     assert after(town) == []
-    served = town.promoter.candidates[GUARD].served
+    served = town.promoter.collected[GUARD].served
     assert served is not None and (served.users, served.live_users) == (29, 40)
     assert served.examples == 801 and served.degraded > 0.5
     town.show("main/1", 30, 0.0, b"0000", users=30)
@@ -276,6 +285,6 @@ def test_what_it_shows_as_before_speaks_not_against_it(tmp_path: Path) -> None:
     assert after(town, (400, 0.45, b"0000"), (10, 0.5, b"")) == []
     town.restart()
     assert town.decide() == []
-    served = town.promoter.candidates[GUARD].served
+    served = town.promoter.collected[GUARD].served
     assert served is not None
     assert (served.examples, served.live_examples) == (410, 400)

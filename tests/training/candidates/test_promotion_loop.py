@@ -184,7 +184,7 @@ def test_people_may_keep_the_last_word(tmp_path: Path) -> None:
         run = await warmed(tmp_path, manual=True)
         run.propose("cand-1", run.trained())
         await run.show(10)
-        case = run.system.director.promoter.candidates["cand-1"]
+        case = run.system.director.promoter.collected["cand-1"]
         for _ in range(50):  # request ids are drawn, so how many lists it takes differs
             if case.opinion.startswith("waits for approval"):
                 break

@@ -210,7 +210,7 @@ def test_each_model_s_speed_is_its_own_and_a_slow_one_is_given_up(tmp_path: Path
         for name, its in made.items():
             run.propose(name, its, learns=False)
         await run.show(1)
-        cases = run.system.director.promoter.candidates
+        cases = run.system.director.promoter.collected
         await shown_until(run, lambda: all("rank_us" in its.figures for its in cases.values()))
         same, large = cases["same"].figures, cases["large"].figures
         assert same["rank_us"] == same["live_rank_us"]

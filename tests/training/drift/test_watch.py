@@ -111,6 +111,27 @@ def test_a_stationary_stream_gathers_and_an_alarm_ends_that_at_once(tmp_path) ->
     assert not any(next_step(log, loop, clock).defers_rows for _ in range(5))
 
 
+def test_an_alarm_found_before_a_read_that_fails_is_returned_by_the_next_turn(tmp_path) -> None:
+    log = toy_log()
+    watch = DriftWatch(log, config_of(tmp_path), FEATURES)
+    steps(log, 1, CALM)
+    watch.turn(0)
+    steps(log, CALM + 1, 8, loss=1.2)
+    read = watch.learned.read
+
+    def fails_at_its_end():
+        yield from read()
+        raise LogUnavailable("deltas are away")
+
+    watch.learned.read = fails_at_its_end
+    with pytest.raises(LogUnavailable):
+        watch.turn(0)
+    watch.learned.read = read
+    records = watch.turn(0)
+    assert [r for r in records if isinstance(r, Alarm)] and watch.alarms
+    assert [r for r in records if isinstance(r, Reaction)] and watch.turn(0) == []
+
+
 def test_another_director_goes_on_from_the_newest_reaction_and_warms_up_again(tmp_path) -> None:
     log = toy_log()
     first = director(log, tmp_path)

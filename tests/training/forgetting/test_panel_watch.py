@@ -259,7 +259,7 @@ def late_correction(line: Line) -> int:
     return int(row["impression"])
 
 
-def test_a_correction_outlives_a_sitting_that_breaks_off(
+def test_a_correction_outlives_a_run_that_breaks_off(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line.learn(320)
@@ -369,7 +369,7 @@ def test_panels_of_history_that_was_replaced_go_and_those_before_stay(line: Line
             assert line.watch.retention[PREVIOUS].examples == 256
 
 
-def test_sittings_take_no_more_than_their_share(line: Line) -> None:
+def test_runs_take_no_more_than_their_share(line: Line) -> None:
     spent = count(0, 0.5)
     line.watch = PanelWatch(
         line.log, line.config, FEATURES, lambda: line.now_s, lambda: next(spent)
@@ -400,7 +400,7 @@ def test_what_is_not_told_any_more_leaves_the_heartbeat(line: Line) -> None:
     assert "panel_forgotten.previous" not in left and left["cpu_s"] == 1.0
 
 
-def test_a_sitting_looks_through_the_keys_of_a_snapshot_once(
+def test_a_run_looks_through_the_keys_of_a_snapshot_once(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = []

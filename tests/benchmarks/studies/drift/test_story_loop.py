@@ -53,11 +53,11 @@ def test_spans_are_the_first_hour_after_each_change_and_the_rest() -> None:
 
 
 def test_the_interval_is_that_of_paired_differences() -> None:
-    def run(plain: float, told: float) -> dict[str, object]:
-        arms = {PLAIN: plain, "told": told}
+    def run(plain: float, oracle: float) -> dict[str, object]:
+        arms = {PLAIN: plain, "oracle": oracle}
         return {arm: {"spans": {"hour": {"auc": value}}} for arm, value in arms.items()}
 
-    found = compare([run(0.5, 0.51), run(0.7, 0.73)], "told", "hour", "auc")
+    found = compare([run(0.5, 0.51), run(0.7, 0.73)], "oracle", "hour", "auc")
     assert found["mean"] == pytest.approx(0.02)
     assert found["half"] == pytest.approx(12.706 * np.std([0.01, 0.03], ddof=1) / 2**0.5, rel=1e-3)
 
@@ -75,8 +75,8 @@ def test_an_oracle_raises_the_rate_of_steps_and_the_plain_arm_does_not() -> None
         loop.run(world.start_ms, until_ms)
         return loop
 
-    plain, told, again = played(PLAIN), played("told"), played(PLAIN)
+    plain, oracle, again = played(PLAIN), played("oracle"), played(PLAIN)
     assert plain.probes == again.probes and plain.watched == again.watched
-    assert not plain.loop.rates and told.loop.rates[0] == 3.0
-    assert told.loop.digest() != plain.loop.digest() == again.loop.digest()
-    assert len(told.watched) == len(plain.watched) > 20
+    assert not plain.loop.rates and oracle.loop.rates[0] == 3.0
+    assert oracle.loop.digest() != plain.loop.digest() == again.loop.digest()
+    assert len(oracle.watched) == len(plain.watched) > 20
