@@ -419,20 +419,15 @@ class Pipeline:
     def _inputs(self, query: Query) -> RequestInputs:
         request, replica = query.request, self.replica
         return RequestInputs(
-            n=request.n,
-            exclude_ids=list(request.exclude_ids),
+            n=request.n, exclude_ids=list(request.exclude_ids),
             candidate_ids=None if request.candidate_ids is None else list(request.candidate_ids),
             candidates=replica.config.serve.candidates,
-            source_floor=replica.config.serve.source_floor,
-            session=query.session.digest,
-            item_state_from=replica.item_state_from,
-            counted=replica.counted,
-            by_score=request.by_score,
-            plain=query.session.plain,
-            safety=replica.config.safety.digest,
-            filters=dict(request.filters),
+            source_floor=replica.config.serve.source_floor, session=query.session.digest,
+            item_state_from=replica.item_state_from, counted=replica.counted,
+            by_score=request.by_score, plain=query.session.plain,
+            safety=replica.config.safety.digest, filters=dict(request.filters),
             stages=list(replica.config.serve.stages),
-        )
+        )  # fmt: skip
 
     def _items(self, query: Query, candidates: Candidates, slate: Slate) -> tuple[AnswerItem, ...]:
         catalogue, items = self.replica.catalogue, list[AnswerItem]()

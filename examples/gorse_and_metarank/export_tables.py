@@ -55,8 +55,8 @@ class MetarankTables:
         """Takes one event; rankings and interactions are written at once."""
         fields = {field["name"]: field["value"] for field in event.get("fields") or ()}
         kind, viewer = event["event"], event.get("user") or event.get("session")
-        time = str(event["timestamp"])
-        is_number = time.isdecimal() and len(time) < 20
+        time = event["timestamp"]
+        is_number = isinstance(time, str) and time.isdecimal() and len(time) < 20
         time_ms = int(time) if is_number else time_ms_of(time, "timestamp", 2**62)
         if kind == "item":
             self.items.setdefault(event["item"], {"item_id": event["item"]}).update(fields)

@@ -337,7 +337,8 @@ class GorseRoutes:
         """Items nearest to an item, by their vectors."""
         self._handlers.living_fields(item_id)
         filters = filters_of(self._replica, category)
-        items, _ = await self._lists.similar(_until(offset, n), filters, item_id)
+        items, missing = await self._lists.similar(_until(offset, n), filters, item_id)
+        self._handlers.metrics.count_degraded(["retrieval"] * missing)
         return json_response(gorse.format_scores(scored(items[offset:])))
 
     # --- health ---

@@ -191,7 +191,8 @@ def _add_recommend(router: APIRouter, handlers: SharedHandlers) -> None:
         found = list[values.AnswerItem]()
         if items:
             with suppress(KeyError):  # none of them exists
-                found, _ = await lists.similar(count, {}, *items)
+                found, missing = await lists.similar(count, {}, *items)
+                handlers.metrics.count_degraded(["retrieval"] * missing)
         elif user_id is None:
             found = lists.ordered(popular, count, {})
         else:

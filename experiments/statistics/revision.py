@@ -189,6 +189,7 @@ def with_files(
         if names.count(name) > 1:  # also stopped ones, which aren't read below
             text = f"the experiment {name!r} is there twice; give one of them another name"
             raise ValueError(text)
+    before = {each.name: each for each in parse_each(revision, policy, labels)[0]}
     states = dict(revision.states)
     for each in read_experiments(_not_stopped(new), policy, labels):
         managed = each.ramp.steps or each.start or each.stop or each.metrics.guardrails
@@ -196,7 +197,9 @@ def with_files(
         if current is None and (managed or each.trains):
             states[each.name] = begin(each, now_ms, by_request=False)
         elif current is not None and current.state == RUNNING and not current.by_request:
-            step = min(current.step, len(each.ramp.steps))
+            steps, old = len(each.ramp.steps), before.get(each.name)
+            is_over = old is None or current.step >= len(old.ramp.steps)
+            step = steps if is_over else min(current.step, steps)
             traffic = _traffic_at(each, step)
             states[each.name] = msgspec.structs.replace(current, step=step, traffic=traffic)
     return msgspec.structs.replace(new, states=states)

@@ -236,22 +236,13 @@ class Shard:
         metrics = total.metrics
         if spec.part:
             metrics = {name: value for name, value in metrics.items() if name.startswith(PREFIX)}
-        return seal(
-            Delta(
-                line=spec.line,
-                epoch=spec.epoch,
-                step=total.step,
-                base_step=total.step - 1,
-                part=spec.part,
-                parts=spec.parts,
-                tables=rows,
-                format=spec.delta_format,
-                dense=dense,
-                metrics=dict(metrics),
-                time_ms=self.clock_ms,
-                digest=self.published.digest if total.step % spec.digest_every == 0 else None,
-            )
-        )
+        delta = Delta(
+            line=spec.line, epoch=spec.epoch, step=total.step, base_step=total.step - 1,
+            part=spec.part, parts=spec.parts, tables=rows, format=spec.delta_format, dense=dense,
+            metrics=dict(metrics), time_ms=self.clock_ms,
+            digest=self.published.digest if total.step % spec.digest_every == 0 else None,
+        )  # fmt: skip
+        return seal(delta)
 
     def _rounded_dense(self, format: str) -> Vector:
         assert self.dense is not None

@@ -87,11 +87,15 @@ def _client_without_topic_creation(**configs: Any) -> Any:
     return client
 
 
-def unavailable(what: str, error: BaseException) -> LogUnavailable | LogLost:
-    """The error for a broker that doesn't answer or refuses; LogLost where a reader has records that the
-    brokers lost: kafka-python says so once, and would go on with others under the same offsets."""
+class LogTruncated(LogLost):
+    """A reader has records that the brokers lost. kafka-python says so once, and would go on with others
+    under the same offsets."""
+
+
+def unavailable(what: str, error: BaseException) -> LogUnavailable | LogTruncated:
+    """The error for a broker that doesn't answer, refuses, or has lost records."""
     if isinstance(error, LogTruncationError):
-        return LogLost(
+        return LogTruncated(
             f"{what}: the brokers have lost records that were read already ({error}): what was made of them "
             "can't go on. Start again from a backup, or in another state folder"
         )

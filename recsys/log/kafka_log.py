@@ -8,8 +8,8 @@ bytes; there are no holds. Transactions and groups aren't used: state carries it
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from kafka import KafkaAdminClient, TopicPartition
@@ -23,7 +23,7 @@ from kafka.errors import (
 )
 
 from recsys.log import protocol
-from recsys.log.kafka_client import Producer, unavailable
+from recsys.log.kafka_client import LogTruncated, Producer, unavailable
 from recsys.log.kafka_connection import connection_of
 from recsys.log.kafka_fetch import Ends, ends_after, fetch_each
 from recsys.log.kafka_reader import KafkaReader
@@ -75,6 +75,7 @@ class KafkaLog(Log):
         self._appends = 0
         self._id, self._checked = "", 0.0  # no checks until the id is known
         self._absent_since = 0.0  # when the broker stopped knowing the id's topic
+        self._truncated: LogTruncated | None = None  # is raised by each later call
         try:
             self._admin = KafkaAdminClient(**self._connection)
         except KafkaError as error:
@@ -145,16 +146,17 @@ class KafkaLog(Log):
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
         name = self._check(topic, partition)
         tail = self._tail()
-        records = tail.read(name, partition, offset, limit)
-        if records == [] and offset < self._appended.get((name, partition), 0):
-            tail.wait(name, OWN_S)
-            records = tail.read(name, partition, offset, limit) or None
-        if records is None:
-            tail.leave(name, partition)
-            records = self._reader(name).read(partition, offset, limit)
-            if not records:
-                self._reader(name).leave(partition)
-                tail.follow(name, partition, offset)
+        with self._keeps_truncation():
+            records = tail.read(name, partition, offset, limit)
+            if records == [] and offset < self._appended.get((name, partition), 0):
+                tail.wait(name, OWN_S)
+                records = tail.read(name, partition, offset, limit) or None
+            if records is None:
+                tail.leave(name, partition)
+                records = self._reader(name).read(partition, offset, limit)
+                if not records:
+                    self._reader(name).leave(partition)
+                    tail.follow(name, partition, offset)
         return records
 
     def read_each(
@@ -180,8 +182,9 @@ class KafkaLog(Log):
     def wait(self, topic: str, timeout_s: float) -> None:
         self.partitions(topic)
         name = self._config.prefix + topic
-        if not self._tail().wait(name, timeout_s):
-            self._reader(name).wait(timeout_s)
+        with self._keeps_truncation():
+            if not self._tail().wait(name, timeout_s):
+                self._reader(name).wait(timeout_s)
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
         at = self._check(topic, partition)
@@ -206,6 +209,14 @@ class KafkaLog(Log):
                 self._producer.close(1)
                 self._producer = None
             self._admin.close()
+
+    @contextmanager
+    def _keeps_truncation(self) -> Iterator[None]:
+        try:
+            yield
+        except LogTruncated as error:
+            self._truncated = error
+            raise
 
     def _forget_ends(self, topic: str, partitions: Collection[int]) -> None:
         """After a failed append: its records may be on the log, so the broker is asked for the end."""
@@ -349,6 +360,8 @@ class KafkaLog(Log):
     def _check_id(self, now: bool = False) -> None:
         """Raises LogLost if the broker lost the log that this client opened. A recreated topic has another
         topic id, which is cheap to request; the id record decides."""
+        if self._truncated is not None:
+            raise self._truncated
         moment = time.monotonic()
         if not self._id or (not now and moment - self._checked < CHECK_S):
             return

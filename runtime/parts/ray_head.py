@@ -82,25 +82,16 @@ def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:
 
     services.start_ray_process = start_process
     parameters = parameter.RayParams(
-        node_ip_address=_LOOPBACK,
-        gcs_server_port=ports.gcs,
-        node_manager_port=ports.node_manager,
-        object_manager_port=ports.object_manager,
-        min_worker_port=0,
-        max_worker_port=0,
-        include_dashboard=config.serve.dashboard,
-        dashboard_host=_LOOPBACK,
-        dashboard_port=config.serve.dashboard_port,
-        dashboard_agent_listen_port=ports.agent_http,
-        metrics_agent_port=ports.agent_grpc,
-        runtime_env_agent_port=ports.runtime_env,
-        metrics_export_port=ports.metrics,
-        num_cpus=logical_cpus(config),
-        object_store_memory=_OBJECT_STORE_BYTES,
-        temp_dir=str(folder),
-        no_monitor=True,
+        node_ip_address=_LOOPBACK, gcs_server_port=ports.gcs,
+        node_manager_port=ports.node_manager, object_manager_port=ports.object_manager,
+        min_worker_port=0, max_worker_port=0,
+        include_dashboard=config.serve.dashboard, dashboard_host=_LOOPBACK,
+        dashboard_port=config.serve.dashboard_port, dashboard_agent_listen_port=ports.agent_http,
+        metrics_agent_port=ports.agent_grpc, runtime_env_agent_port=ports.runtime_env,
+        metrics_export_port=ports.metrics, num_cpus=logical_cpus(config),
+        object_store_memory=_OBJECT_STORE_BYTES, temp_dir=str(folder), no_monitor=True,
         include_log_monitor=False,
-    )
+    )  # fmt: skip
     return node.Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=False)
 
 

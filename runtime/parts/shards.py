@@ -95,7 +95,7 @@ def run(config: Config, stop: Stop) -> None:
             retiring.pop(0).end()  # its workers have moved on; its last snapshot allows a rollback
         stop.heartbeat.gauge("started", group.started)
     _, plan = launch_plan.read(config.state)
-    if not plan.owns_ray or group.poll():
+    if not plan.owns_ray or group.answers():
         for running in (*retiring, group):
             running.end()
     log.close()
@@ -191,8 +191,10 @@ class ShardGroup:
 
     def poll(self) -> bool:
         """Updates ``statuses``; returns whether all shards have started and answered."""
-        if len(self._handles) < self._spec.parts:
-            return False
+        return len(self._handles) == self._spec.parts and self.answers()
+
+    def answers(self) -> bool:
+        """Updates ``statuses``; returns whether those that have started answered."""
         pending = [handle.status.remote() for handle in self._handles]
         try:
             self.statuses = ray.get(pending, timeout=_ANSWER_S)

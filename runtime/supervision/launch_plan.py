@@ -62,7 +62,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     control_room: bool = False
     sentinel: bool = False  # whether a rule holds users who manipulate items
     only: list[str] = []  # these parts and their dependencies; empty: all
-    config_digest: str = ""  # of the configuration before addresses were filled in
+    # Of the configuration before addresses were filled in.
+    config_digest: str = msgspec.field(default="", name="asked")
     own_nodes: bool = False  # whether `recsys node` started the nodes of a running cluster
     plain_serve: bool = False  # Ray Serve with its default proxy: the baseline of a benchmark
 

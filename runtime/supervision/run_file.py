@@ -44,7 +44,8 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     """One run of ``recsys up``, from start to end."""
 
     supervisor: Identity
-    config_digest: str  # digest of the configuration before addresses were filled in
+    # Digest of the configuration before addresses were filled in.
+    config_digest: str = msgspec.field(name="asked")
     started_ms: int
     time_ms: int
     stopping: bool = False

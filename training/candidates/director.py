@@ -228,7 +228,7 @@ class Director:
 
 def _search_fields(record: Control) -> dict[str, Any]:
     """Fields by which logs can be searched."""
-    names = ("line", "epoch", "said", "to", "final")
+    names = ("line", "epoch", "verdict", "to", "final")
     return {name: getattr(record, name) for name in names if hasattr(record, name)}
 
 

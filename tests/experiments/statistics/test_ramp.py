@@ -201,6 +201,9 @@ def test_a_changed_file_gives_a_running_experiment_its_traffic() -> None:
     without_ramp = TEXT.replace("ramp: {steps: [0.1], hours: 1}\n", "")
     changed = with_files(ramped, {"m.yaml": without_ramp}, POLICY, LABELS, 30)
     assert changed.states["mine"] == ExperimentState(traffic=0.4, since_ms=9, started_ms=9)
+    longer = TEXT.replace("[0.1]", "[0.1, 0.2]")  # whose ramp is over stays in whole
+    changed = with_files(revision_of(ramped.configs, grown), {"m.yaml": longer}, POLICY, LABELS, 30)
+    assert (changed.states["mine"].traffic, changed.states["mine"].step) == (0.4, 2)
     stopped = revision_of(ramped.configs, {"mine": ExperimentState(state="stopped")})
     assert with_files(stopped, {"m.yaml": less}, POLICY, LABELS, 30).states == stopped.states
 

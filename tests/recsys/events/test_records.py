@@ -5,6 +5,7 @@ import gc
 import msgspec
 import pytest
 
+from parameter_server.shard import lanes
 from recsys.events import control_records, event_types, records
 from recsys.events.control_records import Control, Erasure, Experiments, Live, Unlearning
 from recsys.events.event_types import FeatureBlock, Stamp, Tick
@@ -23,6 +24,10 @@ from recsys.events.records import (
     unpack_all,
 )
 from recsys.process.latency_tuning import gc_paused
+from runtime.supervision.launch_plan import Plan
+from runtime.supervision.run_file import Running
+from serving.retrieval.retrieval_shard import ShardRequest
+from training.candidates.rollback_impact import AffectedStep
 
 EXAMPLE = Example(
     partition=1,
@@ -101,6 +106,29 @@ def test_nothing_is_collected_in_a_pause_even_where_it_fails() -> None:
         assert not gc.isenabled()
         1 / 0  # noqa: B018
     assert gc.isenabled()
+
+
+def test_records_keep_the_names_that_their_fields_have_on_the_log() -> None:
+    kinds = [
+        *(kind for module in (control_records, event_types, records) for kind in vars(module).values()),
+        AffectedStep, Running, Plan, ShardRequest, lanes._SumRecord,
+    ]  # fmt: skip
+    structs = {k for k in kinds if isinstance(k, type) and issubclass(k, msgspec.Struct)}
+    assert {
+        f"{kind.__name__}.{field.name}": field.encode_name
+        for kind in structs
+        for field in msgspec.structs.fields(kind)
+        if field.name != field.encode_name
+    } == {
+        "Live.base_step": "since", "Live.parent_epoch": "of", "Unlearning.base_step": "since",
+        "Unlearning.parent_epoch": "of", "Decision.verdict": "said",
+        "ExperimentState.by_request": "given", "Experiments.states": "stands",
+        "Impression.inputs": "asked", "TrainingExample.sampling_rate": "kept",
+        "Example.sampling_rate": "kept", "Step.defers_rows": "held", "_SumRecord.defers_rows": "held",
+        "AffectedStep.excluded": "quarantined", "Running.config_digest": "asked",
+        "Plan.config_digest": "asked", "ShardRequest.keys": "without",
+        "ShardRequest.keys_are_allowed": "only", "ShardRequest.user_vectors": "sides",
+    }  # fmt: skip
 
 
 def test_fields_that_old_records_lack_are_empty_but_for_these() -> None:

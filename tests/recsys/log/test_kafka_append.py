@@ -1,4 +1,4 @@
-"""Appends to Kafka that fail."""
+"""Appends to Kafka that fail, and logs that were truncated."""
 
 import threading
 from types import SimpleNamespace
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from kafka.errors import KafkaTimeoutError
 
+from recsys.log.kafka_client import LogTruncated
 from recsys.log.kafka_log import KafkaLog
 from recsys.log.protocol import Append, LogUnavailable
 
@@ -33,7 +34,7 @@ def test_after_one_that_may_have_been_committed_the_broker_is_asked_for_the_end(
     log: Any = object.__new__(KafkaLog)
     log._config, log._url, log._patience_s = SimpleNamespace(prefix=""), "kafka://b:1", 1.0
     log._lock, log._local, log._appends = threading.RLock(), threading.local(), 0
-    log._appended, log._partitions = {}, {"t": 2}
+    log._appended, log._partitions, log._truncated = {}, {"t": 2}, None
     log._producer = SimpleNamespace(send=send, close=lambda timeout_s: None)
     monkeypatch.setattr(log, "_check_id", lambda now=False: None)
     log._local.tail = Following({0: 4, 1: 4})
@@ -44,3 +45,23 @@ def test_after_one_that_may_have_been_committed_the_broker_is_asked_for_the_end(
         log.append("t", [Append(0, b"", b"a")])
     assert log.end("t", 0) == 5 and forgotten
     assert log.end("t", 1) == 4  # of which nothing was appended
+
+
+def test_a_truncated_log_is_lost_for_good() -> None:
+    """kafka-python says so once, and some readers take a LogLost of one topic for its retention."""
+
+    def wait(topic: str, timeout_s: float) -> bool:
+        raise LogTruncated("t: the brokers have lost records")
+
+    log: Any = object.__new__(KafkaLog)
+    log._config, log._id, log._truncated = SimpleNamespace(prefix=""), "", None
+    log._partitions, log._local = {"t": 1, "other": 1}, threading.local()
+    log._local.tail = SimpleNamespace(wait=wait, read=lambda *_: [], end=lambda *_: 7)
+    log._appended = {}
+    assert log.read("other", 0, 0) == [] and log.end("other", 0) == 7
+    with pytest.raises(LogTruncated):
+        log.wait("t", 0.1)
+    calls = (log.read, ("other", 0, 0)), (log.end, ("other", 0)), (log.hold, ("n", "other", 0, 0))
+    for call, arguments in calls:
+        with pytest.raises(LogTruncated):
+            call(*arguments)

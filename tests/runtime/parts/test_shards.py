@@ -57,6 +57,8 @@ def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
         def poll(self):
             return next(asked)
 
+        answers = poll
+
         def end(self):
             said.append("ended")
 
@@ -86,7 +88,7 @@ def test_shards_that_could_not_start_have_not_answered(monkeypatch):
 
     monkeypatch.setattr(shards, "find_shards", fails)
     monkeypatch.setattr(shards, "start_shards", fails)
-    assert not group.start() and not group.poll()
+    assert not group.start() and not group.poll() and group.answers()
 
 
 def test_what_is_wrong_with_a_shard_is_logged_once(caplog):
