@@ -88,7 +88,10 @@ class KafkaLog(Log):
             raise
 
     def _read_or_make_id(self) -> str:
-        self._make(Topic(ID_TOPIC))
+        if not self._described(ID_TOPIC)[
+            "partitions"
+        ]:  # nearly always there: the controller isn't asked
+            self._make(Topic(ID_TOPIC))
         if (log_id := self._first_id()) is None:
             # Two clients may race here: the first record counts, for both.
             self.append(ID_TOPIC, [Append(0, b"", uuid.uuid4().hex.encode())])

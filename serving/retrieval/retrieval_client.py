@@ -1,9 +1,8 @@
 """Asks all retrieval shards at once, and waits no longer than a request can.
 
-Items of a shard that doesn't answer in time are missing from the results. A shard that fails several times in
-a row is not asked for a moment (a circuit breaker). A timeout shorter than ``MIN_FAILURE_WAIT_S`` says
-nothing about a shard, and failures at one moment count once: a stall of this event loop must not open all
-breakers.
+Items of a shard that doesn't answer in time are missing from the results. A circuit breaker leaves one that
+failed several times in a row alone for a moment. A timeout shorter than ``MIN_FAILURE_WAIT_S`` says nothing
+about a shard, and failures at one moment count once: a stall of this loop must not open all breakers.
 """
 
 import asyncio

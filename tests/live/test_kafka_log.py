@@ -59,6 +59,16 @@ def test_a_broker_that_lost_its_memory_is_another_log(broker: EmbeddedBroker) ->
     other.close()
 
 
+def test_a_log_that_is_there_is_opened_without_a_request_to_make_it(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KafkaLog(broker.url).close()
+    made: list[object] = []
+    monkeypatch.setattr(kafka_log.KafkaAdminClient, "create_topics", lambda *a, **_: made.append(a))
+    KafkaLog(broker.url).close()
+    assert made == []
+
+
 def test_an_empty_broker_in_its_place_is_noticed_too(broker: EmbeddedBroker) -> None:
     log = KafkaLog(broker.url, patience_s=2)
     log.create(Topic("t"))

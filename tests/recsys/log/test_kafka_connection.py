@@ -211,7 +211,7 @@ def test_a_log_that_cannot_start_closes_its_clients(monkeypatch: pytest.MonkeyPa
         def close(self) -> None:
             closed.append(True)
 
-        def create_topics(self, *_: object, **__: object) -> None:
+        def describe_topics(self, names: list[str]) -> None:
             raise LogUnavailable("the broker is gone")
 
     monkeypatch.setattr(kafka_log, "KafkaAdminClient", Admin)
