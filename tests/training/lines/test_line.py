@@ -24,7 +24,8 @@ def test_tables_that_no_shard_could_hold_are_refused(
     changes: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    config = override(laptop(), changes | {"state": str(tmp_path)})
+    free = {"serve.port": 0, "serve.dashboard_port": 0}  # whoever has the usual ones
+    config = override(laptop(), changes | free | {"state": str(tmp_path)})
     with pytest.raises(ValueError, match=said):
         spec_of(config)
     started: list[Config] = []
