@@ -38,7 +38,7 @@ from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import StrictRoute, json_response
 from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, FieldError, Result
 from serving.ingestion.write_api import OverQuota, Unavailable
-from serving.item_lists import ItemLists, Order, latest, popular, trending
+from serving.item_lists import Order, latest, popular, trending
 from serving.problem import problem
 from serving.replica import inspection
 from serving.retrieval.item_filters import check_filters
@@ -202,7 +202,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
 
 
 def _add_list_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
-    lists = ItemLists(service.pipeline, service.shards, service.now_ms)
+    lists = service.lists
 
     async def checked(request: Request,
                       query: Annotated[models.ListQuery, Query()]) -> models.ListQuery:  # fmt: skip

@@ -88,10 +88,10 @@ class ItemLists:
         """The other items nearest to some by the cosine of vectors, of several their mean, and whether those
         of a shard are missing. Raises KeyError if none of the items is known."""
         indices, query = map(self._catalogue.index_of, item_ids), self._query(n, filters, *item_ids)
-        known = [i for i in indices if i is not None and self._catalogue.alive[i]]
-        if not known:
+        living = [i for i in indices if i is not None and self._catalogue.alive[i]]
+        if not living:
             raise KeyError(*item_ids)
-        vector_V = self._replica.vectors_of(np.array(known)).mean(0, dtype=np.float32)
+        vector_V = self._replica.vectors_of(np.array(living)).mean(0, dtype=np.float32)
         vector_V[-1] = 0  # the bias, which says nothing of nearness
         near, missing = await self._near(query, VectorQuery(SIMILAR, vector_V, _SPARE * n))
         vectors_NV = self._replica.vectors_of(near)[:, :-1]

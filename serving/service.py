@@ -41,6 +41,7 @@ from serving.ingestion.disk_spool import DiskSpool
 from serving.ingestion.event_validation import EventValidator
 from serving.ingestion.log_writer import LogWriter
 from serving.ingestion.write_api import Unavailable, WriteApi
+from serving.item_lists import ItemLists
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.replica.log_follower import LogFollower
@@ -102,6 +103,7 @@ class Service:
             config, self._duration_ms, prove=prove, wait_s=wait_s, kinds=kinds, has_lists=has_lists
         )
         self.click_lists = ClickLists(self.pipeline)
+        self.lists = ItemLists(self.pipeline, shards, now_ms)
         self.write_api = WriteApi(
             config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces, is_full,
             self.features.schema, None if has_lists else self.with_lists,

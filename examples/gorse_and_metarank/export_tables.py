@@ -55,7 +55,7 @@ class MetarankTables:
         """Takes one event; rankings and interactions are written at once."""
         fields = {field["name"]: field["value"] for field in event.get("fields") or ()}
         kind, viewer = event["event"], event.get("user") or event.get("session")
-        time = event["timestamp"]
+        time = event["timestamp"]  # of eight digits or less, too, which are a date elsewhere
         is_number = isinstance(time, str) and time.isdecimal() and len(time) < 20
         time_ms = int(time) if is_number else time_ms_of(time, "timestamp", 2**62)
         if kind == "item":

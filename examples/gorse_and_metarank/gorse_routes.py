@@ -36,7 +36,7 @@ from serving.http.added_routes import AddedRoutes
 from serving.http.strict_json import json_response
 from serving.ingestion.event_validation import LOST
 from serving.ingestion.write_api import Unavailable
-from serving.item_lists import ItemLists, Order
+from serving.item_lists import Order
 from serving.sessions.session_store import StoreUnavailable
 
 MAX_N: Final = 100  # of a list, together with the offset
@@ -96,8 +96,7 @@ class GorseRoutes:
     def __init__(self, handlers: SharedHandlers) -> None:
         self._handlers, self._service = handlers, handlers.service
         self._config, self._replica = handlers.config, handlers.service.replica
-        service = handlers.service
-        self._lists = ItemLists(service.pipeline, service.shards, service.now_ms)
+        self._lists = handlers.service.lists
 
     def add_to(self, router: APIRouter) -> None:
         writes: Routes = (

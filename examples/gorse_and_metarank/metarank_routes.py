@@ -37,7 +37,6 @@ from serving.access.caller import Caller
 from serving.access.scopes import CATALOGUE, CONTROL, EVENTS, PUBLIC, RECOMMEND, USERS
 from serving.http.added_routes import AddedRoutes
 from serving.http.strict_json import json_response
-from serving.item_lists import ItemLists
 
 Model = Annotated[str, Path(min_length=1, max_length=256)]
 _UNSUPPORTED: Final = (
@@ -177,7 +176,7 @@ def _in_order(handlers: SharedHandlers, answer: values.Answer, given: Sequence[s
 
 def _add_recommend(router: APIRouter, handlers: SharedHandlers) -> None:
     service = handlers.service
-    lists = ItemLists(service.pipeline, service.shards, service.now_ms)
+    lists = service.lists
 
     @router.post("/recommend/{model}")
     async def recommend(model: Model, request: Request) -> Response:
@@ -188,19 +187,19 @@ def _add_recommend(router: APIRouter, handlers: SharedHandlers) -> None:
         items = list_of(raw.get("items") or [], "items")
         if not is_texts(items):
             raise Rejected("items", items, "a list of ids, as texts")
-        found = list[values.AnswerItem]()
+        listed = list[values.AnswerItem]()
         if items:
             with suppress(KeyError):  # none of them exists
-                found, missing = await lists.similar(count, {}, *items)
+                listed, missing = await lists.similar(count, {}, *items)
                 handlers.metrics.count_degraded(["retrieval"] * missing)
         elif user_id is None:
-            found = lists.ordered(popular, count, {})
+            listed = lists.ordered(popular, count, {})
         else:
             service.check_list(caller_of(request.scope), user_id)
             answer = await service.recommend(values.Request(user_id, count, model))
             handlers.metrics.count_degraded(answer.degraded)
-            found = list(answer.items)
-        entries = [{"item": str(item_id), "score": score} for item_id, score in scored(found)]
+            listed = list(answer.items)
+        entries = [{"item": str(item_id), "score": score} for item_id, score in scored(listed)]
         return json_response({"took": _took_ms(began_s), "items": entries})
 
 

@@ -13,7 +13,6 @@ from serving.http.added_routes import AddedRoutes
 from serving.http.api_models import Text
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import json_response
-from serving.item_lists import ItemLists
 from serving.service import Service
 
 PAGE: Final = Path(__file__).with_name("page")
@@ -24,7 +23,7 @@ SHOWN: Final = 8
 def add_routes(added: AddedRoutes, service: Service, metrics: ServingMetrics) -> None:
     """Adds the page and its route of similar products."""
     add_page(added, "shop", PAGE)
-    router, lists = APIRouter(), ItemLists(service.pipeline, service.shards, service.now_ms)
+    router, lists = APIRouter(), service.lists
 
     @router.get("/shop/similar/{item_id}")
     async def similar(request: Request, item_id: Text, user_id: Text) -> Response:

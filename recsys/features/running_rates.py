@@ -22,7 +22,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Entity:
-    """What a row of counters counts: an item slot, a field of the request or the user, or their cross.
+    """Subject of a row of counters: an item slot, a field of the request or the user, or their cross.
     ``own``: over the viewer's own events, else everybody's. ``left``: "", context or profile of the request,
     or one or two named fields: ``context.device``, ``user.region``. ``right``: "", or an item slot. ``name``:
     in column names."""

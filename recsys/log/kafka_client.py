@@ -88,8 +88,7 @@ def _client_without_topic_creation(**configs: Any) -> Any:
 
 
 class LogTruncated(LogLost):
-    """A reader has records that the brokers lost. kafka-python says so once, and would go on with others
-    under the same offsets."""
+    """A reader has records that the brokers lost: kafka-python says so once, and goes on with others."""
 
 
 def unavailable(what: str, error: BaseException) -> LogUnavailable | LogTruncated:

@@ -88,9 +88,7 @@ class KafkaLog(Log):
             raise
 
     def _read_or_make_id(self) -> str:
-        if not self._described(ID_TOPIC)[
-            "partitions"
-        ]:  # nearly always there: the controller isn't asked
+        if not self._described(ID_TOPIC)["partitions"]:  # else the controller needn't be asked
             self._make(Topic(ID_TOPIC))
         if (log_id := self._first_id()) is None:
             # Two clients may race here: the first record counts, for both.
@@ -215,6 +213,7 @@ class KafkaLog(Log):
 
     @contextmanager
     def _keeps_truncation(self) -> Iterator[None]:
+        """Notes that the log was truncated, for all later calls."""
         try:
             yield
         except LogTruncated as error:
