@@ -41,8 +41,6 @@ class ArmLane(Lane):
 class ArmLearner(Learner):
     """Learns for one arm. ``weights``: its state between steps; see ``export``."""
 
-    joins = False  # a lane's weights depend on the lanes before it
-
     def __init__(self, model: Model, arm: ArmLine) -> None:
         super().__init__(model)
         self._arm, self.weights = arm, ArmWeights()

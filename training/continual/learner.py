@@ -161,8 +161,9 @@ class Learner:
 
     @property
     def may_join_lanes(self) -> bool:
-        """Whether several lanes may be computed in one pass."""
-        return self._device == "cpu" and type(self.model.ranker) is Ranker
+        """Whether several lanes may be computed in one pass: not where a subclass does more in ``learn``."""
+        is_plain = type(self).learn is Learner.learn and type(self.model.ranker) is Ranker
+        return self._device == "cpu" and is_plain
 
     def _learn(
         self, model: Model, lanes: Sequence[Lane], rows: Sequence[Rows], dense: Floats

@@ -14,6 +14,7 @@ from recsys.events.event_types import Stamp
 from recsys.model.model import build_model
 from tests.support.training.small_feed import FEATURES, block, toy_config
 from training.candidates.arm_learner import ArmLearner
+from training.continual import learner as learner_module
 from training.continual.learner import Learned, Learner
 from training.continual.row_usage import examples_per_row, rows_in_examples
 from training.steps.step_reader import ServedExample
@@ -67,6 +68,32 @@ def test_who_is_in_no_arm_teaches_a_diverted_line_nothing() -> None:
     assert gradients(its, its.prepare([*others, example(9, "b")]))[
         "features"
     ].any()  # ... and its own
+
+
+def test_lanes_of_a_step_are_weighted_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        learner_module, "_bytes", bool
+    )  # one pass would be allowed on any processor
+    its, alone = learner(DIVERTED), learner(DIVERTED)
+    arms = [[None] * 16, ["a", "b"] * 8]
+    lanes = [its.prepare([example(n, a) for n, a in enumerate(names)]) for names in arms]
+    rows = [
+        {t: np.ones((len(k), dim(t)), np.float32) for t, k in lane.lookup.keys.items()}
+        for lane in lanes
+    ]
+    dense = its.model.read_dense()
+    none, half = its.learn_lanes(lanes, rows, dense)
+    for one, lane, own in zip((none, half), lanes, rows, strict=True):
+        wanted = alone.learn(lane, own, dense)
+        assert (one.dense == wanted.dense).all()
+        assert (one.gradients["features"].gradients == wanted.gradients["features"].gradients).all()
+    assert (
+        not none.gradients["features"].gradients.any()
+        and half.gradients["features"].gradients.any()
+    )
+    assert its.export().keys() == alone.export().keys()
+    for name, array in its.export().items():
+        assert (array == alone.export()[name]).all(), name
 
 
 @pytest.mark.parametrize("retrieval", [0.0, 1.0])
