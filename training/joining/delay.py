@@ -30,12 +30,13 @@ _ALL: Final = 0.98  # above it, the missing labels matter less than learning fro
 
 class DelayState(msgspec.Struct, array_like=True):
     """``cohorts``: counts by slice, flat (way, label, column); ``before``, ``through``: the sums of
-    N(≤ j − 1) and N(≤ j), flat (way, label, column)."""
+    N(≤ j − 1) and N(≤ j), flat (way, label, column); ``width_ms``: of a slice, 0 in older states."""
 
     slice: int
     cohorts: dict[int, list[int]]
     before: list[float]
     through: list[float]
+    width_ms: int = 0
 
 
 class LabelDelays:
@@ -45,17 +46,19 @@ class LabelDelays:
         self._labels = labels
         self._width_ms = max(1, round((window_s + horizon_s) * 1000 / SLICES))
         size = 2 * labels * _COLUMNS
-        self.state = DelayState(0, {}, [0.0] * size, [0.0] * size)
+        self.state = DelayState(0, {}, [0.0] * size, [0.0] * size, self._width_ms)
         self._update_shares()
 
     def restore(self, state: DelayState) -> None:
-        """Continues from a state; raises ValueError if its number of labels differs."""
+        """Continues from a state, or begins anew if the window or the horizon is another one now. Raises
+        ValueError if its number of labels differs."""
         if len(state.before) != len(self.state.before):
             raise ValueError(
                 f"delays of {len(state.before)} columns, expected {len(self.state.before)}: other labels"
             )
-        self.state = state
-        self._update_shares()
+        if state.width_ms in (0, self._width_ms):
+            self.state = msgspec.structs.replace(state, width_ms=self._width_ms)
+            self._update_shares()
 
     @property
     def next_ms(self) -> int:

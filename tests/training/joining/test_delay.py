@@ -1,9 +1,10 @@
 """The share of labels that has come by the time of the example, from what came later."""
 
+import msgspec
 import numpy as np
 import pytest
 
-from training.joining.delay import SLICES, LabelDelays
+from training.joining.delay import SLICES, DelayState, LabelDelays
 
 WINDOW_S, HORIZON_S = 10.0, 310.0  # a slice is ten seconds
 WIDTH_MS = 10_000
@@ -130,3 +131,27 @@ def test_a_silence_of_any_length_leaves_nothing_behind() -> None:
 def test_a_state_of_other_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="other labels"):
         LabelDelays(2, 1.0, 1.0).restore(LabelDelays(3, 1.0, 1.0).state)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_with_another_horizon_it_begins_anew(factor: float) -> None:
+    before = counted([20] * 600)
+    after = LabelDelays(1, WINDOW_S, factor * (WINDOW_S + HORIZON_S) - WINDOW_S)
+    stored = msgspec.msgpack.decode(msgspec.msgpack.encode(before.state), type=DelayState)
+    after.restore(stored)
+    assert after.arrived(1) == (before.arrived(1) if factor == 1.0 else [])
+    for second in range(600, 1800):
+        after.advance(second * 1000)
+        after.first(second * 1000, 1, 1)
+        after.later(second * 1000, 1, 1, second * 1000 + 20_000)
+    assert after.state.slice == 1_799_000 // int(factor * WIDTH_MS)
+    if factor != 1.0:
+        assert after.arrived(1) == [pytest.approx(0.5, rel=0.02)]
+
+
+def test_a_state_without_its_width_is_of_the_present_one() -> None:
+    before, after = counted([20] * 600), LabelDelays(1, WINDOW_S, HORIZON_S)
+    *stored, width_ms = msgspec.to_builtins(before.state)
+    assert width_ms == WIDTH_MS
+    after.restore(msgspec.convert(stored, DelayState))
+    assert after.state == before.state and after.arrived(1) == before.arrived(1) != []
