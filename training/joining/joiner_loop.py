@@ -10,9 +10,9 @@ impression of the snapshot.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Final
 
@@ -44,16 +44,19 @@ PART: Final = "joiner"
 _READ: Final = 500  # records of each partition in a turn
 _SAVE_EVERY_MS: Final = 5_000
 _SAVE_SHARE: Final = 0.05  # of the time at most: the state covers an hour's impressions
+_JOIN_SETTINGS: Final = ("window_s", "horizon_s", "all_shown", "negatives")
 _P95: Final = "view_to_example_p95_ms"
 _LOG: Final = logging.getLogger(__name__)
 _BACK: Final = 1_000  # examples read at once, backwards
 
 
 class _Packed(msgspec.Struct):
-    """Snapshot blob: the joiners' states by partition."""
+    """Snapshot blob: the joiners' states by partition, and the settings that decide which examples come out
+    of which events (none in older snapshots)."""
 
     features: str
     joiners: dict[int, bytes]
+    settings: dict[str, float] = {}
 
 
 class _Engaged(msgspec.Struct, tag="engagement"):
@@ -142,7 +145,7 @@ class JoinerLoop(RetryLoop):
 
     def _pack(self, partitions: Sequence[int]) -> bytes:
         joiners = {partition: self._joiners[partition].pack() for partition in partitions}
-        return msgspec.msgpack.encode(_Packed(self._features.digest, joiners))
+        return msgspec.msgpack.encode(_Packed(self._features.digest, joiners, self._settings))
 
     def skip_to_end(self) -> None:
         """Takes all events of the log as joined."""
@@ -252,6 +255,9 @@ class JoinerLoop(RetryLoop):
         schema, join, folder = self._features.schema, self._config.join, self._folder
         # The schema of the data may also declare all served items shown.
         join = replace(join, all_shown=join.all_shown or schema.shown_by == "impression")
+        values = {f"join.{name}": getattr(join, name) for name in _JOIN_SETTINGS}
+        values |= {f"bounds.{name}": value for name, value in asdict(self._config.bounds).items()}
+        self._settings = {n: float(v) for n, v in values.items() if n != "bounds.hold_nats"}
         cap = int(join.memory_mb * 2**20 / len(self._partitions))
         partitions = self._log.partitions(EVENTS)
         self.close()
@@ -264,6 +270,7 @@ class JoinerLoop(RetryLoop):
             for p in self._partitions
         }  # fmt: skip
         saved = self._state.load(self._log.id) if self._state is not None else {}
+        settings: dict[int, dict[str, float]] = {}
         for note in self._state.notes if self._state is not None else ():
             _LOG.warning("%s", note)
         for partition, snapshot in saved.items():
@@ -274,16 +281,34 @@ class JoinerLoop(RetryLoop):
                     f"{self._features.digest}: use another state folder for another feature set"
                 )
             self._restore_joiner(self._joiners[partition], packed.joiners[partition])
+            settings[partition] = packed.settings
         # Sequence numbers that ``examples`` already contains, by partition.
         self._appended = {
             partition: sequences_after(self._log, partition, joiner.sequence)
             for partition, joiner in self._joiners.items()
         }
+        for partition, before in settings.items():
+            self._check_settings(partition, before)
         offsets = self._without_snapshot(self._joiners.keys() - saved.keys())
         offsets |= {p: snapshot.offsets[EVENTS][p] for p, snapshot in saved.items()}
         self._letters.forget()
         self._consumer = Consumer(self._log, EVENTS, self._partitions, offsets)
         self._needed = self._needed_from() if saved else None
+
+    def _check_settings(self, partition: int, before: Mapping[str, float]) -> None:
+        """Raises ValueError if the output after the snapshot was joined with other settings: other examples
+        would have its sequence numbers."""
+        changed = [
+            f"{name} was {before[name]}, is {value}"
+            for name, value in self._settings.items()
+            if before.get(name, value) != value
+        ]
+        if changed and self._appended[partition]:
+            raise ValueError(
+                f"{len(self._appended[partition])} examples of {EXAMPLES}/{partition}, in no snapshot of the "
+                f"joiner yet, were joined with other settings: {'; '.join(changed)}. Start with the previous "
+                "settings and stop with recsys down, which takes a snapshot; then change them"
+            )
 
     def _restore_joiner(self, joiner: Joiner, packed: bytes) -> None:
         try:

@@ -64,6 +64,36 @@ def test_a_joiner_killed_anywhere_neither_loses_nor_repeats(tmp_path: Path, save
     assert everything(log, EXAMPLES, Example) == expected_examples(60)
 
 
+@pytest.mark.parametrize("killed", [True, False])
+def test_output_of_other_settings_is_not_taken_for_its_own(tmp_path: Path, killed: bool) -> None:
+    log, clock = toy_log(), Clock()
+    config, state = toy_config(), PartState(tmp_path, "joiner")
+    events = feed(60)
+    append_events(log, events[: len(events) // 2])
+    loop = JoinerLoop(log, config, FEATURES, clock, state)
+    drain(loop)
+    loop.save()
+    append_events(log, events[len(events) // 2 :])
+    drain(loop)
+    if not killed:
+        loop.save()
+    loop.close()
+    for changed in (
+        replace(config, join=replace(config.join, negatives=0.5)),
+        replace(config, bounds=replace(config.bounds, burst=7)),
+    ):
+        if killed:
+            with pytest.raises(
+                ValueError, match=r"joined with other settings: .* was 1.*, is .*recsys down"
+            ):
+                JoinerLoop(log, changed, FEATURES, clock, state)
+        else:
+            JoinerLoop(log, changed, FEATURES, clock, state).close()
+    other = replace(config.join, memory_mb=1.0)
+    drain(JoinerLoop(log, replace(config, join=other), FEATURES, clock, state))
+    assert everything(log, EXAMPLES, Example) == expected_examples(60)
+
+
 @pytest.mark.parametrize("through", [0, 1, 3, 1000])
 def test_an_append_that_fails_halfway_is_finished(through: int) -> None:
     log = FlakyLog()
