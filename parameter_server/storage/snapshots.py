@@ -15,7 +15,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -100,39 +100,48 @@ def write_part(
     """Writes or replaces one part; returns its folder. ``arrays``: all, also of files, or an increment."""
     version = _line(folder, line) / f"{epoch:06d}-{step:012d}"
     version.mkdir(parents=True, exist_ok=True)
-    beside = version / f".{part}-{uuid.uuid4().hex}"
-    beside.mkdir()
-    chain = arrays.chain if isinstance(arrays, Update) else ()
-    for place, (path, _) in enumerate(chain):
-        part_files.link_or_copy(path, beside / part_files.link_name(place))
-    if isinstance(arrays, Joined):
-        arrays.save(beside / ARRAYS)
-    else:
-        save_file(dict(arrays.arrays if isinstance(arrays, Update) else arrays), beside / ARRAYS)
-    manifest = {
-        "line": line,
-        "epoch": epoch,
-        "step": step,
-        "part": part,
-        "parts": parts,
-        "sha256": part_files.sha256_of(beside / ARRAYS),
-        "bytes": (beside / ARRAYS).stat().st_size,
-        "chain": [{"sha256": sha, "bytes": path.stat().st_size} for path, sha in chain],
-        "meta": dict(meta),
-    }
-    (beside / MANIFEST).write_text(part_files.encode_manifest(manifest))
-    for name in (ARRAYS, MANIFEST):
-        part_files.sync_file(beside / name)
-    sync_folder(beside)
-    target = _part(version, part, parts)
-    if target.exists():  # a step repeated after a crash
-        target.rename(version / f".old-{uuid.uuid4().hex}")
-    beside.rename(target)
+    with _temporary_folder(version, part) as beside:
+        chain = arrays.chain if isinstance(arrays, Update) else ()
+        for place, (path, _) in enumerate(chain):
+            part_files.link_or_copy(path, beside / part_files.link_name(place))
+        if isinstance(arrays, Joined):
+            arrays.save(beside / ARRAYS)
+        else:
+            new = arrays.arrays if isinstance(arrays, Update) else arrays
+            save_file(dict(new), beside / ARRAYS)
+        manifest = {
+            "line": line, "epoch": epoch, "step": step, "part": part, "parts": parts,
+            "sha256": part_files.sha256_of(beside / ARRAYS), "bytes": (beside / ARRAYS).stat().st_size,
+            "chain": [{"sha256": sha, "bytes": path.stat().st_size} for path, sha in chain],
+            "meta": dict(meta),
+        }  # fmt: skip
+        (beside / MANIFEST).write_text(part_files.encode_manifest(manifest))
+        for name in (ARRAYS, MANIFEST):
+            part_files.sync_file(beside / name)
+        sync_folder(beside)
+        target = _part(version, part, parts)
+        if target.exists():  # a step repeated after a crash
+            target.rename(version / f".old-{uuid.uuid4().hex}")
+        beside.rename(target)
     sync_folder(version)
     sync_folder(version.parent)
     for old in version.glob(".old-*"):
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+@contextmanager
+def _temporary_folder(version: Path, part: int) -> Iterator[Path]:
+    """A folder to write a part in and rename. One that failed to be written is removed, and those of killed
+    calls: they would fill a full disk."""
+    for left in version.glob(f".{part}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    beside = version / f".{part}-{uuid.uuid4().hex}"
+    beside.mkdir()
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def latest(
@@ -213,6 +222,12 @@ def _damage(version: Path, line: str) -> str:
     return _damaged.get(version, "")
 
 
+def lines(folder: Path) -> list[str]:
+    """Lines that have a folder, ascending; other folders, such as a disk's lost+found, are no lines."""
+    children = Path(folder).iterdir() if Path(folder).is_dir() else iter(())
+    return sorted(path.name for path in children if _LINE.fullmatch(path.name) and path.is_dir())
+
+
 def epochs(folder: Path, line: str) -> list[int]:
     """Epochs with any part of a snapshot, ascending."""
     return sorted({_number(version)[0] for version in _versions(folder, line)})
@@ -224,18 +239,15 @@ def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None
     target = _line(folder, line) / f"{epoch:06d}-{source.step:012d}"
     target.mkdir(exist_ok=True)
     for part, manifest in enumerate(source.manifests):
-        beside = target / f".{part}-{uuid.uuid4().hex}"
-        beside.mkdir()
-        for path in source.files(part):
-            part_files.link_or_copy(path, beside / path.name)
-        text = part_files.encode_manifest(dict(manifest) | {"epoch": epoch})
-        (beside / MANIFEST).write_text(text)
-        part_files.sync_file(beside / MANIFEST)
-        sync_folder(beside)
-        if _part(target, part, source.parts).exists():  # left by a killed call
-            shutil.rmtree(beside)
-        else:
-            beside.rename(_part(target, part, source.parts))
+        with _temporary_folder(target, part) as beside:
+            for path in source.files(part):
+                part_files.link_or_copy(path, beside / path.name)
+            text = part_files.encode_manifest(dict(manifest) | {"epoch": epoch})
+            (beside / MANIFEST).write_text(text)
+            part_files.sync_file(beside / MANIFEST)
+            sync_folder(beside)
+            if not _part(target, part, source.parts).exists():  # left by a killed call
+                beside.rename(_part(target, part, source.parts))
     sync_folder(target)
     sync_folder(target.parent)
 

@@ -64,10 +64,9 @@ def trim_steps(log: Log, state: Path) -> None:
     """Drops step records before the oldest snapshot of any line whose examples are neither on the log nor in
     the archive. The record of that snapshot's step stays: unlearning sees that learning went on before it."""
     folder = state / "snapshots"
-    lines = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     complete = [
         step
-        for line in lines
+        for line in snapshots.lines(folder)
         for epoch in snapshots.epochs(folder, line)
         for step in snapshots.complete_steps(folder, line, epoch)
     ]

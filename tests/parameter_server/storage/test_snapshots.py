@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 
@@ -9,6 +10,7 @@ from parameter_server.storage.mmap_shard import map_arrays
 from parameter_server.storage.part_files import ARRAYS, Joined
 from parameter_server.storage.snapshots import (  # fmt: skip
     NoSnapshot,
+    adopt,
     complete_steps,
     latest,
     prune,
@@ -103,6 +105,31 @@ def test_a_part_that_was_not_finished_is_no_part(tmp_path):
     (version / "part-00001-of-00002").rename(version / ".1-abc")
     assert latest(tmp_path, "main").snapshot.step == 5
     assert complete_steps(tmp_path, "main", 0) == [5]
+
+
+@pytest.mark.parametrize("how", ["write_part", "adopt"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_part_that_fails_leaves_no_bytes_on_a_full_disk(tmp_path, monkeypatch, how, killed):
+    write_all(tmp_path, 5)
+
+    def act():
+        if how == "write_part":
+            write(tmp_path, 6, 1)
+        else:
+            adopt(tmp_path, "main", (0, 5), 1)
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(snapshots.part_files, "sync_file", full)
+        if killed:
+            failing.setattr(snapshots.shutil, "rmtree", lambda *_, **more: None)
+        with pytest.raises(OSError, match="No space"):
+            act()
+    assert len([*tmp_path.rglob(".*")]) == killed
+    act()
+    assert not [*tmp_path.rglob(".*")]
 
 
 def test_a_part_can_be_written_again(tmp_path):

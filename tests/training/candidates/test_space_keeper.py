@@ -66,6 +66,8 @@ def test_records_go_up_to_the_oldest_snapshot_of_any_line(log, tmp_path):
     assert first_step(log) == 1  # without a snapshot, a line may begin anew
     snapshot(tmp_path, 15)
     snapshot(tmp_path, 12, line="candidate")
+    for name in ("lost+found", ".snapshot", "main copy"):
+        (tmp_path / "snapshots" / name).mkdir()  # a disk's, a file server's or a person's
     trim_steps(log, tmp_path)
     assert first_step(log) == 12
     trim_steps(log, tmp_path)
