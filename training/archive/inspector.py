@@ -92,9 +92,15 @@ class Inspector(RetryLoop):
             return
         line = delta.line, delta.epoch
         reader = self._steps.setdefault(line, StepReader(self._log, *line))
-        step, place = reader.record(delta.step), reader.place(delta.step)
+        try:
+            step, place = reader.record(delta.step), reader.place(delta.step)
+        except LogLost:  # trimmed since the reader's last rejection
+            del self._steps[line]
+            step = place = None
         if step is None or place is None:
-            _LOG.error("step %d of %s/%d: %s, and its record is gone", delta.step, *line, rejected)
+            _LOG.error(
+                "step %d of %s/%d: %s, and the log has no record of it", delta.step, *line, rejected
+            )
             return
         ranges = ", ".join(f"{r.partition}: {r.start} to {r.stop - 1}" for r in step.ranges)
         reason = (

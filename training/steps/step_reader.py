@@ -45,6 +45,7 @@ class StepReader:
         self._log, self._line, self._epoch = log, line, epoch
         self._read: dict[int, tuple[int, Step]] = {}  # the latest read, with their offsets
         self._offset = 0
+        self._sought = -1  # step sought last; none of its own steps may have been read
         self._newest: int | None = None  # own step read last; None if an earlier one is unknown
         self._passed: list[int] = []  # offsets of unreadable records since then
         self._lost, self._lost_at = range(0), list[int]()
@@ -73,11 +74,13 @@ class StepReader:
 
     def _find(self, step: int) -> tuple[int, Step] | None:
         if step not in self._read:
-            if self._read and step < max(self._read):
-                self._read.clear()  # the line went back
-            if not self._read:
+            if self._sought < 0 or step < max(
+                self._read, default=self._sought
+            ):  # the line went back
+                self._read.clear()
                 self._offset, self._passed, self._lost = self._start(step), [], range(0)
                 self._newest = 0 if self._offset == 0 else None
+            self._sought = step
             self._advance(step)
         return self._read.get(step)
 

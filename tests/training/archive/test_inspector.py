@@ -21,6 +21,7 @@ from recsys.events.records import (
     ITEMS,
     STEPS,
     DeadLetter,
+    Delta,
     ItemState,
     Range,
     Step,
@@ -184,3 +185,23 @@ def test_a_step_of_which_something_is_refused_is_set_aside_once_with_its_offsets
              "first 2 of 4 lanes")  # fmt: skip
     assert all(part in letter.reason for part in parts), letter.reason
     assert inspector.unreadable == 0 and inspector.set_aside == 4
+
+
+def test_a_step_that_was_trimmed_since_the_last_rejection_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = toy_log()
+    refusing(log)
+    inspector = inspect(log, tmp_path)
+    while inspector.turn():
+        pass
+    later = [pack(replace(STEP, step=n)) for n in range(4, 200)]
+    append(log, STEPS, later)
+    log.trim(STEPS, 0, 150)
+    refused = [unpack(record.value, Delta) for record in log.read(DELTAS, 0, 0)][1]
+    for step in (4, 190):
+        append(log, DELTAS, [pack(replace(refused, step=step))])
+        while inspector.turn():
+            pass
+    assert "the log has no record" in caplog.text
+    assert inspector.set_aside == 3  # twice step 2, and step 190

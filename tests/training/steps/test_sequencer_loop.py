@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from experiments.promotion.epoch_model import with_size
 from parameter_server.shard.shard import digest_of_shards
 from recsys.events.control_records import Live, ModelSize
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, STEPS, Delta, Step, pack, unpack
-from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, MemoryLog
+from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, MemoryLog, Record
 from tests.support.training.learning_loops import (
     Clock,
     FlakyLog,
@@ -198,6 +199,27 @@ def test_a_step_is_found_wherever_it_stands() -> None:
     assert reader.record(400) is None
     log.append(STEPS, [Append(0, b"", pack(step_of("main", 400)))])
     assert reader.record(400) is not None and reader.record(3) is not None
+
+
+def test_while_an_epoch_has_no_step_the_others_are_read_once() -> None:
+    log, read = toy_log(), list[int]()
+    log.append(STEPS, [Append(0, b"", pack(step_of("main", n))) for n in range(1, 1001)])
+    inner = log.read
+
+    def counting(topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        records = inner(topic, partition, offset, limit)
+        read.append(len(records))
+        return records
+
+    log.read = counting  # type: ignore[method-assign]
+    reader = StepReader(log, "main", 1)
+    assert reader.record(7) is None and sum(read) >= 1000
+    read.clear()
+    assert reader.record(7) is None and reader.place(8) is None and sum(read) == 0
+    later = [msgspec.structs.replace(step_of("main", n), epoch=1) for n in (7, 8)]
+    log.append(STEPS, [Append(0, b"", pack(step)) for step in later])
+    assert reader.record(8) == later[1] and sum(read) <= 2
+    assert reader.record(7) == later[0] and reader.record(6) is None
 
 
 # --- step records that can't be read ---
