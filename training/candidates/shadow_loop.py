@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from safetensors import SafetensorError
 
 from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.lifecycle import (
@@ -37,7 +36,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, SCORES, STEPS, Delta, Scores, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
-from recsys.log.protocol import Append, Log, LogLost
+from recsys.log.protocol import Append, Log, LogUnavailable
 from recsys.model.model import build_model
 from recsys.process.log_consumer import hold_available, readable
 from recsys.process.open_log import open_log
@@ -184,11 +183,13 @@ class ShadowLoop(RetryLoop):
                 self.shadows[state.line] = shadow
             self._publish_stage(state, shadow)
             return self._step(shadow, newest)
+        except LogUnavailable:
+            raise
         except OSError as error:  # a full disk, an unavailable folder: it may recover
             _LOG.warning("candidate %s waits: %s", state.line, error)
             self.counts["waits"] += 1
             return 0
-        except (LookupError, LogLost, SafetensorError, ValueError) as error:
+        except Exception as error:  # whatever its files or its ranker raise must not end the other lines
             self._refuse(state.line, f"{type(error).__name__}: {error}")
             return 1
 

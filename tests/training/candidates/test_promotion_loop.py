@@ -18,6 +18,7 @@ from recsys.process.log_consumer import readable
 from runtime.reports.candidate_table import CandidateView
 from tests.support.training.promotion_checks import never_back, stamps, until
 from training.candidates.rollback_impact import RollbackImpact, find_impact, impact_file
+from training.candidates.shadow import Shadow
 from training.lines.line import MAIN
 
 pytestmark = pytest.mark.slow
@@ -98,6 +99,29 @@ def test_a_broken_candidate_is_given_up_and_answers_nobody(tmp_path: Path, chang
         assert await until(run, "bad", "ended", "canary") == "ended"
         assert {line for line, _, _ in stamps(run)} == {MAIN}
         assert run.lifecycle.candidates["bad"].why
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_candidate_whose_ranker_fails_ends_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = Shadow.turn
+
+    def turn(shadow: Shadow, *more: Any) -> Any:
+        if shadow.line == "bad":
+            raise RuntimeError("shapes differ")
+        return inner(shadow, *more)
+
+    async def scenario() -> None:
+        run = await warmed(tmp_path)
+        monkeypatch.setattr(Shadow, "turn", turn)
+        run.propose("bad", run.trained(2))
+        run.propose("fine", run.trained())
+        assert await until(run, "bad", "ended") == "ended"
+        assert "RuntimeError: shapes differ" in run.lifecycle.candidates["bad"].why
+        assert await until(run, "fine", "canary") == "canary"
         await run.system.stop()
 
     asyncio.run(scenario())
