@@ -6,3 +6,9 @@ import time
 def wall_ms() -> int:
     """Now, in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
+
+
+def is_due(now_ms: int, due_ms: int, every_ms: int) -> bool:
+    """Whether what is done every so often, next at ``due_ms``, is due: also if that is further away than it
+    can have been set to, since the clock was set back."""
+    return now_ms >= due_ms or due_ms - now_ms > every_ms

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from parameter_server.shard.gradient_rejections import describe_rejections
+from recsys.clock import is_due
 from recsys.events.control_records import Control
 from recsys.events.event_types import Item, decode
 from recsys.events.records import (
@@ -77,7 +78,7 @@ class Inspector(RetryLoop):
             moved += 1
             self._judge_delta(record)
         self._letters.send()
-        if self._clock() >= self._due_ms:
+        if is_due(self._clock(), self._due_ms, _SAVE_EVERY_MS):
             self.save()
         return moved
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.clock import is_due
 from recsys.events.event_types import decode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS, Example, non_example, unpack
 from recsys.log.compression import plain
@@ -106,7 +107,7 @@ class Archive(RetryLoop):
             for partition, record in consumer.poll(_READ):
                 self._take(topic, partition, record)
                 moved += 1
-        if self._clock() >= self._due_ms:
+        if is_due(self._clock(), self._due_ms, _FLUSH_MS):
             self.flush()
         return moved
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import experiments
 from experiments.statistics.readout import BROKEN, HARM
 from parameter_server.storage import snapshots
-from recsys.clock import wall_ms
+from recsys.clock import is_due, wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Decision, Erasure, Live, Reaction
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, unpack
@@ -92,7 +92,7 @@ class Director:
             moved += 1 + self._fold()
         moved += self._publish_experiments() + self._promote() + self._unlearn()
         moved += self._watch_drift()
-        if self._clock() >= self._due_ms:
+        if is_due(self._clock(), self._due_ms, _KEEP_EVERY_MS):
             self._due_ms = self._clock() + _KEEP_EVERY_MS
             self._keep()
         self._list_impact()

@@ -189,7 +189,7 @@ class ShadowLoop(RetryLoop):
             _LOG.warning("candidate %s waits: %s", state.line, error)
             self.counts["waits"] += 1
             return 0
-        except Exception as error:  # whatever its files or its ranker raise must not end the other lines
+        except Exception as error:  # whatever its ranker raises, the other lines go on
             self._refuse(state.line, f"{type(error).__name__}: {error}")
             return 1
 

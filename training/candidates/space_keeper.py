@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from parameter_server.storage import snapshots
+from recsys.clock import is_due
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, Step, unpack
 from recsys.log.protocol import Log, LogLost, read_range
 from recsys.process.disk_budget import SNAPSHOTS, Level
@@ -43,7 +44,7 @@ class SpaceKeeper:
 
     def turn(self, line: str, epoch: int, steps: Sequence[int]) -> None:
         """Trims what is due. ``steps``: of the complete snapshots of the live line, ascending."""
-        if self._clock() >= self._due_ms:
+        if is_due(self._clock(), self._due_ms, _TRIM_EVERY_MS):
             self._due_ms = self._clock() + _TRIM_EVERY_MS
             end_dead_backup(self._log, self._state)
             trim_steps(self._log, self._state)

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from experiments.promotion.lifecycle import Lifecycle
+from recsys.clock import is_due
 from recsys.events.control_records import Control, Erasure, Unlearning
 from recsys.events.event_types import Tick, decode, encode
 from recsys.events.hashing import Id, partition_of
@@ -137,7 +138,8 @@ class Eraser(RetryLoop):
 
     def _turn(self) -> int:
         moved = self._fold()
-        if self._clock() >= self._due_ms and (self._waiting or self._follows):
+        due = is_due(self._clock(), self._due_ms, EVERY_MS)
+        if due and (self._waiting or self._follows):
             self._due_ms = self._clock() + EVERY_MS
             unlearning = self._lifecycle.unlearning_users()
             for request in self._waiting:
@@ -184,7 +186,7 @@ class Eraser(RetryLoop):
 
     def _scrub(self) -> bool:
         """Removes erased data from the log's files; False if that failed, and the next attempt repeats it."""
-        if self._clock() < self._scrub_ms:
+        if not is_due(self._clock(), self._scrub_ms, self._scrub_every_ms):
             return False
         topics = (EVENTS, EXAMPLES, DEAD_LETTERS, CONTROL)
         if not all([self._log.scrub(topic) for topic in topics]):

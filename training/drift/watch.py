@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.app.logged_sets import BlockReader
+from recsys.clock import is_due
 from recsys.config.part_configs import DriftConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Alarm, Control, Reaction
@@ -140,7 +141,7 @@ class SampledFeatures:
 
     def turn(self, now_ms: int, step: int) -> list[Alarm]:
         """Samples at most one run of each partition; ``step``: the newest, to be named by alarms."""
-        if now_ms < self._due_ms:
+        if not is_due(now_ms, self._due_ms, _SAMPLE_MS):
             return []
         self._due_ms = now_ms + _SAMPLE_MS
         alarms = []

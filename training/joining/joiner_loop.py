@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from recsys.clock import wall_ms
+from recsys.clock import is_due, wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Rejected, decode
 from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, non_example, pack
@@ -98,7 +98,7 @@ class JoinerLoop(RetryLoop):
         self._letters = DeadLetters(log, (EVENTS,))
         self._spills: dict[int, Spill] = {}
         self._needed: dict[int, int] | None = None  # by the newest snapshot, if there is one
-        self._due_ms = clock() + _SAVE_EVERY_MS
+        self._save_every_ms, self._due_ms = _SAVE_EVERY_MS, clock() + _SAVE_EVERY_MS
         self.unreadable = 0
         self.skipped = 0  # events passed over, without a snapshot and without the log's beginning
         # Delay of the newest example, from the event that caused it.
@@ -141,7 +141,8 @@ class JoinerLoop(RetryLoop):
         hold_available(self._log, PART, EVENTS, self._needed or needed)
         self._needed = needed
         now_ms = self._clock()
-        self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
+        self._save_every_ms = max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
+        self._due_ms = now_ms + self._save_every_ms
 
     def _pack(self, partitions: Sequence[int]) -> bytes:
         joiners = {partition: self._joiners[partition].pack() for partition in partitions}
@@ -176,7 +177,7 @@ class JoinerLoop(RetryLoop):
             if self._trace:
                 self._trace.appended(offsets)
         self._letters.send()
-        if self._clock() >= self._due_ms:
+        if is_due(self._clock(), self._due_ms, self._save_every_ms):
             self.save()
         return len(events)
 

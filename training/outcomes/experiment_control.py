@@ -19,6 +19,7 @@ from experiments.statistics.revision import (
     stop,
     with_files,
 )
+from recsys.clock import is_due
 from recsys.config.system_config import Config
 from recsys.events.control_records import (
     TOO_LATE,
@@ -114,7 +115,7 @@ class ExperimentController:
         if not any(current.state != STOPPED for current in states.values()):
             self._folds.clear()
             return None
-        due = now_ms >= self._due_ms
+        due = is_due(now_ms, self._due_ms, READOUT_EVERY_MS)
         if due:
             self._due_ms = now_ms + READOUT_EVERY_MS
         changed = dict(states)

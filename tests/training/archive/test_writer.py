@@ -94,6 +94,10 @@ def test_it_writes_by_its_clock_and_the_log_keeps_what_is_not_written(tmp_path: 
     clock.now_ms = 5_000
     its.turn()
     assert len(archived(tmp_path, EVENTS)) == 2 and log.holds(EVENTS, 0) == {"archive": 2}
+    clock.now_ms -= 3_600_000  # it was wrong, and is set back
+    ticks(log, START_MS + 2)
+    its.turn()
+    assert len(archived(tmp_path, EVENTS)) == 3 and log.holds(EVENTS, 0) == {"archive": 3}
 
 
 def test_a_kill_at_any_time_neither_loses_nor_repeats(

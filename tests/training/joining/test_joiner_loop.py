@@ -140,6 +140,9 @@ def test_it_saves_by_its_clock_and_holds_the_log_behind_it(tmp_path: Path) -> No
         clock.now_ms = now_ms
         loop.turn()
     assert log.holds(EVENTS, 0) == {"joiner": log.end(EVENTS, 0)}
+    append_events(log, [Tick(time_ms=START_MS + 10_000_001)])
+    clock.now_ms -= 3_600_000  # it was wrong, and is set back
+    loop.turn()
     again = join(log, PartState(tmp_path, "joiner"))
     assert again.offsets == loop.offsets and again.counts()["examples"] > 0
 

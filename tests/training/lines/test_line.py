@@ -63,3 +63,11 @@ def test_a_spec_has_the_sizes_of_the_configuration() -> None:
     assert (spec.delta_bytes, spec.settle_every, spec.settle_s, spec.lanes) == (3_584, 70, 9, 3)
     assert (spec.line, spec.epoch, spec.parts) == ("other", 4, config.parameter_server.shards)
     assert whole_spec(config).parts == 1
+
+
+def test_a_line_in_one_shard_has_room_for_the_rows_of_all_live_shards() -> None:
+    changes = {"parameter_server.shards": 3, "model.tables.users.budget_mb": 1.5}
+    config = override(laptop(), changes)
+    budgets = [{t.name: t.budget_mb for t in of(config).tables} for of in (spec_of, whole_spec)]
+    assert budgets[0]["users"] == 1.5 and budgets[1]["users"] == 4.5
+    assert budgets[0]["items"] == budgets[1]["items"] == 0
