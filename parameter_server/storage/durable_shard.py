@@ -280,6 +280,7 @@ class DurableShard:
         spec, folder = self.spec, self._storage.snapshots
         place = (spec.line, spec.epoch, step, spec.part, spec.parts)
         written = snapshots.write_part(folder, *place, update, meta)
+        snapshots.intact_steps(folder, spec.line, spec.epoch)  # reads files before steps wait
         with self._lock:
             self._changes.written(written, meta)
             self.snapshot_error = ""

@@ -2,6 +2,7 @@
 since, by the ``control`` topic."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from recsys.events.control_records import Control, Definition
 from recsys.events.event_types import FeatureBlock
@@ -50,11 +51,14 @@ class BlockReader:
         self._narrowings: dict[str, Narrowing | None] = {features.digest: None}
 
     def read(self, block: FeatureBlock) -> FeatureBlock:
-        """The block of one item as of ``features``; unchanged if its set lacks something or is unknown."""
+        """The block of one item as of ``features``; unchanged if its set lacks something or is unknown, or if
+        its arrays aren't those of its set."""
         digest = block.feature_set
         if digest not in self._narrowings:  # the record that introduces a set precedes its blocks
             wide = None if self._log is None else taken_up(self._log).get(digest)
             reads = wide is not None and covers(wide, self._features)
             self._narrowings[digest] = Narrowing(wide, self._features) if wide and reads else None
         narrowing = self._narrowings[digest]
-        return block if narrowing is None else narrowing.block(block)
+        with suppress(ValueError, IndexError):
+            return block if narrowing is None else narrowing.block(block)
+        return block

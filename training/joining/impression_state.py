@@ -30,10 +30,12 @@ class ImpressionState(msgspec.Struct, array_like=True, gc=False):
     encoded: bytes = b""
 
 
-class StateOffset(msgspec.Struct, array_like=True):
-    """Decodes only the offset of a packed ``ImpressionState``."""
+class StateHead(msgspec.Struct, array_like=True):
+    """Decodes only the first fields of a packed ``ImpressionState``."""
 
     offset: int
+    time_ms: int
+    user_id: str
 
 
 class OpenImpression(msgspec.Struct, gc=False):

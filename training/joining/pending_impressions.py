@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from recsys.events.event_types import Impression, decode, encode
 from recsys.log.compression import compressed
-from training.joining.impression_state import ImpressionState, OpenImpression, StateOffset, size_of
+from training.joining.impression_state import ImpressionState, OpenImpression, StateHead, size_of
 from training.joining.spill import Row, Spill
 
 _AROUND: Final = 300  # bytes around a packed state: its id, its dictionary entry, its timer
@@ -67,7 +67,7 @@ class PendingImpressions:
         """Offset of an impression that left memory, whose state is in memory now; None for any other id."""
         self.load(id_)
         if packed := self.closed.get(id_):
-            return _state_offset.decode(packed).offset
+            return _head.decode(packed).offset
         opened = self.open.get(id_)
         return opened.state.offset if opened is not None and opened.impression is None else None
 
@@ -106,8 +106,9 @@ class PendingImpressions:
         """Removes a user's impressions; their timers in memory expire without effect."""
         for id_ in [id_ for id_, opened in self.open.items() if opened.state.user_id == user_id]:
             self.bytes -= self.open.pop(id_).size
-        packed_states = self.closed.items()
-        for id_ in [id_ for id_, b in packed_states if decode_state(b).user_id == user_id]:
+        for id_ in [
+            i for i, packed in self.closed.items() if _head.decode(packed).user_id == user_id
+        ]:
             self.drop(id_)
         if self._spill is not None:
             self._spill.forget(user_id)
@@ -139,7 +140,7 @@ class PendingImpressions:
     def oldest(self) -> int | None:
         """The lowest offset of all pending impressions."""
         offsets = [opened.state.offset for opened in self.open.values()]
-        offsets += [_state_offset.decode(packed).offset for packed in self.closed.values()]
+        offsets += [_head.decode(packed).offset for packed in self.closed.values()]
         spilled = self._spill.oldest() if self._spill is not None else None
         return min(offsets if spilled is None else [*offsets, spilled], default=None)
 
@@ -212,4 +213,4 @@ def _row(id_: str, due_ms: int, state: ImpressionState, packed: bytes) -> Row:
 
 _encoder: Final = msgspec.msgpack.Encoder()
 decode_state: Final = msgspec.msgpack.Decoder(ImpressionState).decode
-_state_offset: Final = msgspec.msgpack.Decoder(StateOffset)
+_head: Final = msgspec.msgpack.Decoder(StateHead)

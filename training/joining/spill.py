@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS held (
 CREATE UNIQUE INDEX IF NOT EXISTS held_id ON held (id) WHERE taken = 9223372036854775807;
 CREATE INDEX IF NOT EXISTS held_due ON held (due_ms, id) WHERE taken = 9223372036854775807;
 CREATE INDEX IF NOT EXISTS held_offset ON held (offset) WHERE taken = 9223372036854775807;
+CREATE INDEX IF NOT EXISTS held_user ON held (user_id) WHERE taken = 9223372036854775807;
 CREATE INDEX IF NOT EXISTS held_taken ON held (taken) WHERE taken < 9223372036854775807;
 CREATE INDEX IF NOT EXISTS held_put ON held (put);
 CREATE TABLE IF NOT EXISTS about (generation INTEGER NOT NULL);
@@ -113,7 +114,7 @@ class Spill:
         return self._least("offset")
 
     def forget(self, user_id: str) -> None:
-        """Removes a user's rows. Scans all rows: calls are rare."""
+        """Removes a user's rows."""
         if self._db is None:
             return
         generation = self._generation + 1

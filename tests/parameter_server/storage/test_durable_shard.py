@@ -234,6 +234,30 @@ def learn_keys(shard, keys, forget=()):
     shard.learn(step, 1_000 * step, [LaneGradients(0, {"rows": rows}, forget=gone)])
 
 
+def test_steps_do_not_wait_while_a_background_snapshot_is_read_again(tmp_path, monkeypatch):
+    storage = ShardStorage(tmp_path / "snapshots", tmp_path / "wal", 1)
+    shard = DurableShard(MANY, storage, lambda deltas: None, background=True)
+    free, inner = [], part_files.sha256_of
+
+    def probe():
+        free.append(shard._lock.acquire(timeout=0.1))
+        if free[-1]:
+            shard._lock.release()
+
+    def hashes(path):
+        if threading.current_thread() is shard._writer:
+            other = threading.Thread(target=probe)
+            other.start()
+            other.join()
+        return inner(path)
+
+    monkeypatch.setattr(part_files, "sha256_of", hashes)
+    learn_keys(shard, [1, 2])
+    shard._join_writer()
+    assert free and all(free)
+    shard.close()
+
+
 def own_keys(folder, step):
     """Keys of a snapshot's own file, and of the rows that it removes."""
     with safe_open(next(folder.glob(f"*/*/*-{step:012d}/*/arrays.safetensors")), "numpy") as file:

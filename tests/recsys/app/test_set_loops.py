@@ -129,6 +129,15 @@ def test_blocks_of_later_sets_are_read_where_they_have_the_columns(log: MemoryLo
     assert wider.read(block_of(FEATURES)) == block_of(FEATURES)
 
 
+@pytest.mark.parametrize("dense", [b"", b"abc", bytes(4)])
+def test_a_malformed_block_of_a_later_set_is_left_to_who_reads_it(
+    log: MemoryLog, dense: bytes
+) -> None:
+    say(log, FOLDED)
+    block = FeatureBlock(feature_set=WIDE.digest, dense=dense)
+    assert BlockReader(log, FEATURES).read(block) == block
+
+
 def test_logged_sets_are_those_of_file_and_control(log: MemoryLog) -> None:
     say(log, FOLDED, ALONE)
     assert logged_set(log, FEATURES, NEW) == WIDE

@@ -160,6 +160,33 @@ def test_deleting_what_was_taken_looks_at_nothing_else(tmp_path: Path) -> None:
     assert "held_taken" in plan[0][3]
 
 
+def test_a_user_is_forgotten_by_an_index(tmp_path: Path) -> None:
+    its, said = Spill(tmp_path / "spill.sqlite"), list[str]()
+    its.put([row(n) for n in range(10)])
+    assert its._db is not None
+    its._db.set_trace_callback(said.append)
+    its.forget("u")
+    (update,) = [text for text in said if text.startswith("UPDATE")]
+    plan = its._db.execute(f"EXPLAIN QUERY PLAN {update}").fetchall()
+    assert "held_user" in plan[0][3] and len(its) == 0
+    its.close()
+
+
+def test_of_others_closed_impressions_only_the_user_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pending = pending_impressions.PendingImpressions(False, None, CAP)
+    for n in range(20):
+        one = impression(n, n % 10, START_MS)
+        pending.add(one.request_id, OpenImpression(new_state(n, one, True), one, 0), 10)
+        pending.close(one.request_id, 100)
+    monkeypatch.setattr(pending_impressions, "decode_state", None)
+    pending.forget("nobody")
+    assert len(pending) == 20
+    pending.forget(new_state(3, impression(3, 3, START_MS), True).user_id)
+    assert len(pending) == 18
+
+
 def test_a_file_that_was_killed_stands_at_its_newest_mark(tmp_path: Path) -> None:
     first = Spill(tmp_path / "spill")
     first.put([row(1)])
