@@ -132,8 +132,7 @@ class Importer:
     probe_for: Callable[..., Any] = lambda *_: None
 
     def run(self, dataset: MappedFiles, keep_times: bool = False) -> dict[str, Any]:
-        """Writes and trains; returns the report. Raises DataError, or ValueError for rows that would be of
-        the future, before it writes anything."""
+        """Writes and trains; returns the report. Raises ValueError before it writes anything."""
         times_ms = dataset.times_ms
         rows = ImportedRows(Path(self.config.state) / "import", self.log)
         before = rows.progress

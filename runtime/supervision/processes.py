@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Final
 
@@ -45,32 +46,29 @@ class Identity(msgspec.Struct, frozen=True):
 
 def identify(pid: int) -> Identity:
     """Returns the identity of a running process. Raises ProcessLookupError where there is none."""
-    try:
-        return Identity(pid, _started(pid, _BOOT), _BOOT)
-    except psutil.NoSuchProcess:
-        raise ProcessLookupError(pid) from None
+    started = _started(pid, _BOOT)
+    if isnan(started):
+        raise ProcessLookupError(pid)
+    return Identity(pid, started, _BOOT)
 
 
 def _started(pid: int, boot: str) -> float:
-    """Start time of a process as in ``Identity``. Raises psutil.Error, for another boot too."""
-    if not boot:
-        return float(psutil.Process(pid).create_time())
-    try:
-        if boot != _BOOT:
-            raise ProcessLookupError(pid)
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        raise psutil.NoSuchProcess(pid) from None
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    """Start time of a process as in ``Identity``; nan, near no time, without one and for another boot."""
+    with contextlib.suppress(psutil.Error, FileNotFoundError, ProcessLookupError):
+        if not boot:
+            return float(psutil.Process(pid).create_time())
+        if boot == _BOOT:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return nan
 
 
 def alive(identity: Identity) -> bool:
     """Whether this process runs, and not another one with its id."""
-    try:
-        same = abs(_started(identity.pid, identity.boot) - identity.started) < _SAME_START_S
+    same = abs(_started(identity.pid, identity.boot) - identity.started) < _SAME_START_S
+    with contextlib.suppress(psutil.Error):
         return same and bool(psutil.Process(identity.pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+    return False
 
 
 def members(leader: Identity) -> list[int]:
@@ -97,10 +95,7 @@ def parts_of(leaders: Mapping[str, Identity]) -> dict[int, str]:
 
 def _is_reused(leader: Identity) -> bool:
     """Whether another process has the leader's id. A session keeps its id until its last member ends."""
-    try:
-        return abs(_started(leader.pid, leader.boot) - leader.started) >= _SAME_START_S
-    except psutil.Error:
-        return False
+    return abs(_started(leader.pid, leader.boot) - leader.started) >= _SAME_START_S
 
 
 def _marked_leader(
