@@ -5,7 +5,7 @@ An error gives name, value, expectation and where to change it.
 
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
-from math import inf
+from math import inf, isfinite
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -18,6 +18,14 @@ def check(holds: bool, name: str, value: object, expected: str) -> None:
         raise ValueError(f"{name} is {value!r}, expected {expected}; set it in the configuration")
 
 
+def check_finite(name: str, value: object) -> None:
+    """Raises ValueError for a number in it that is infinite or none: JSON can't hold it."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            check_finite(f"{name}.{key}", each)
+    check(not isinstance(value, float) or isfinite(value), name, value, "a finite number")
+
+
 class Section:
     """Base of the configuration's dataclasses: checks the limits of their fields."""
 
@@ -28,8 +36,9 @@ class Section:
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
+            value, name = getattr(self, each.name), f"{self.section_name()}.{each.name}"
+            check_finite(name, value)
             if limits := each.metadata:
-                value, name = getattr(self, each.name), f"{self.section_name()}.{each.name}"
                 check(bool(limits["holds"](value)), name, value, limits["expected"])
 
     def check_needs(self, needed: str, is_set: object, *names: str) -> None:

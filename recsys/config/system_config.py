@@ -16,6 +16,7 @@ from recsys.config.checks import (
     Section,
     bounded,
     check,
+    check_finite,
     choice,
     fraction,
     limited,
@@ -304,6 +305,7 @@ class Config:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
+        check_finite("surfaces", self.surfaces)
         for each in fields(self.workers):
             workers = getattr(self.workers, each.name)
             check(workers <= self.log.partitions, f"workers.{each.name}", workers,

@@ -66,14 +66,18 @@ def run_folder(state: str | Path) -> Path:
     return folder
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replaces a file atomically: readers see the old or the new one. Not synced to disk."""
+def write_atomically(path: Path, data: bytes, mode: int = 0o600, sync: bool = False) -> None:
+    """Replaces a file atomically: readers see the old or the new one. Without ``sync`` it isn't synced to
+    disk: a power cut may empty it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # whatever the umask
             file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(descriptor)
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)

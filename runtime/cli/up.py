@@ -64,10 +64,9 @@ def up(
         settings, definition, file = with_definition(config, state, app)
     if log:
         settings = replace(settings, log=replace(settings.log, url=log_url(log)))
-    with exit_on(ValueError):
-        keep_definition(settings, definition, file)
     names = [name for name in only.split(",") if name]
-    raise typer.Exit(start(settings, detach=detach, viewers=viewers, only=names))
+    status = start(settings, detach=detach, viewers=viewers, only=names, app=definition, file=file)
+    raise typer.Exit(status)
 
 
 def with_definition(
@@ -86,24 +85,25 @@ def with_definition(
 def keep_definition(config: Config, app: App | None, file: Path | None) -> None:
     """Writes the feature set and the definition of a state folder. The definition that is kept there may have
     another set than the first: the system took it up (``recsys app apply``)."""
-    if app is None or file is None:
-        return
-    stored, text = Path(config.state) / APP_FILE, file.read_bytes()
-    has_both = stored.exists() and (Path(config.state) / FEATURES_FILE).exists()
-    if has_both and stored.read_bytes() == text:
-        return
-    write_feature_set(config, app.feature_set(config.model.features))
-    write_atomically(stored, text)
+    if app is not None and file is not None and not _is_kept(config, file):
+        write_feature_set(config, app.feature_set(config.model.features))
+        write_atomically(Path(config.state) / APP_FILE, file.read_bytes())
+
+
+def _is_kept(config: Config, file: Path) -> bool:
+    stored, features = Path(config.state) / APP_FILE, Path(config.state) / FEATURES_FILE
+    return stored.exists() and features.exists() and stored.read_bytes() == file.read_bytes()
 
 
 def start(
     config: Config, *, detach: bool = False, viewers: float = 0.0, only: list[str] | None = None,
-    control_room: bool = False,
+    control_room: bool = False, app: App | None = None, file: Path | None = None,
 ) -> int:  # fmt: skip
     """Starts a configuration; returns the exit status.
 
     0 also where this configuration already runs, 1 where another one does, 2 for wrong settings.
-    ``control_room`` starts one even where the configuration has no port for it.
+    ``control_room`` starts one even where the configuration has no port for it. ``app``: the definition in
+    ``file``, kept in the state folder if it can start.
     """
     console = Console()
     os.umask(0o077)  # logs and output of parts may hold ids of users
@@ -112,11 +112,14 @@ def start(
             left = run_file.end_leftovers(config.state)
             if left:
                 console.print(f"stopped {left} parts that a killed `recsys up` had left running")
+            new = None if file is None or _is_kept(config, file) else app
             try:
-                resolved, plan = _plan_once_released(config, viewers, only or [], control_room)
+                resolved, plan = _plan_once_released(config, viewers, only or [], control_room, new)
             except (PortTaken, ValueError) as error:
                 fail(error)
                 return 2 if isinstance(error, ConfigError) else 1
+            with exit_on(ValueError):
+                keep_definition(config, new, file)
             launch_plan.write(resolved, plan)
             if warning := exposure_warning(resolved):
                 console.print(
@@ -126,7 +129,7 @@ def start(
                 _run(resolved, plan, console)
                 return 0
     except run_file.AlreadyRuns as error:
-        return _report_running(config, console, str(error))
+        return _report_running(config, file, console, str(error))
     except PermissionError as error:
         fail(error)
         return 1
@@ -134,13 +137,13 @@ def start(
 
 
 def _plan_once_released(
-    config: Config, viewers: float, only: list[str], control_room: bool
+    config: Config, viewers: float, only: list[str], control_room: bool, new: App | None
 ) -> tuple[Config, Plan]:
     """As ``_plan``, but gives a killed system of this folder time to release its ports."""
     until_s = time.monotonic() + (_RELEASED_S if run_file.read(config.state) else 0.0)
     while True:
         try:
-            return _plan(config, viewers, only, control_room)
+            return _plan(config, viewers, only, control_room, new)
         except PortTaken:
             if time.monotonic() >= until_s:
                 raise
@@ -148,9 +151,10 @@ def _plan_once_released(
 
 
 def _plan(
-    config: Config, viewers: float, only: list[str], control_room: bool
+    config: Config, viewers: float, only: list[str], control_room: bool, new: App | None
 ) -> tuple[Config, Plan]:
-    """Resolves addresses, and checks all settings before anything starts."""
+    """Resolves addresses, and checks all settings before anything starts. ``new``: a definition that isn't
+    kept yet."""
     from training.lines.line import spec_of  # not for --help
 
     address = os.environ.get("RAY_ADDRESS", "")
@@ -162,7 +166,7 @@ def _plan(
 
         plan = msgspec.structs.replace(plan, own_nodes=check_cluster(resolved, typer.echo))
     check_doors(resolved, plan.hooked and bool(haproxy()))
-    features = feature_set(resolved)
+    features = new.feature_set(resolved.model.features) if new else feature_set(resolved)
     for policy in Policies(resolved.policy, (), resolved.surfaces).bases.values():
         check_weights(policy, features.schema.labels)
         check_rules(policy, features.schema.names("item", CATEGORICAL))
@@ -209,7 +213,7 @@ class _ChangeLines:
         self._was_ready = running.ready
 
 
-def _report_running(config: Config, console: Console, holder: str) -> int:
+def _report_running(config: Config, file: Path | None, console: Console, holder: str) -> int:
     running = run_file.read(config.state)
     if running is None or not alive(running.supervisor):
         fail(f"no supervisor runs, but {holder}: wait for its end, or end it")
@@ -219,7 +223,7 @@ def _report_running(config: Config, console: Console, holder: str) -> int:
         return 1
     resolved, _ = launch_plan.read(config.state)
     console.print(parts_table(running, resolved))
-    if running.config_digest != digest(config):
+    if running.config_digest != digest(config) or (file and not _is_kept(config, file)):
         fail(
             f"{config.state} runs with another configuration: `recsys down --state {config.state}` first"
         )

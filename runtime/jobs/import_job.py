@@ -40,7 +40,8 @@ BATCH: Final = 5_000  # events that are appended together
 JUDGED: Final = 500  # engagements at which retrieval is measured
 _JUDGED_SHARE: Final = 0.2  # of the learned rows, the newest
 _WARM: Final = 4  # times as many rows before the learned ones are folded into sessions and counters
-_WEEK_MS: Final = 7 * 86_400_000
+_DAY_MS: Final = 86_400_000
+_WEEK_MS: Final = 7 * _DAY_MS
 _PREFIX: Final = "import:"  # of event ids
 _OWN_ID: Final = re.compile(rf"{_PREFIX}(-?\d{{1,19}})", re.ASCII)  # a client's id may begin alike
 Hashes = NDArray[np.int64]
@@ -131,7 +132,7 @@ class Importer:
     probe_for: Callable[..., Any] = lambda *_: None
 
     def run(self, dataset: MappedFiles, keep_times: bool = False) -> dict[str, Any]:
-        """Writes and trains; returns the report. Raises DataError before it writes anything."""
+        """Writes and trains; returns the report. Raises ValueError before it writes anything."""
         times_ms = dataset.times_ms
         rows = ImportedRows(Path(self.config.state) / "import", self.log)
         before = rows.progress
@@ -139,6 +140,13 @@ class Importer:
             dataset.shift_ms = before.shift_ms
         elif not keep_times:
             dataset.shift_ms = whole_weeks(wall_ms() - int(times_ms[-1]))
+        ahead_ms = int(times_ms[-1]) + dataset.shift_ms - wall_ms()
+        if ahead_ms > _DAY_MS:  # counters would rank items of the future first until it is there
+            raise ValueError(
+                f"the newest row would be {ahead_ms / _DAY_MS:.1f} days ahead, expected at most 1: "
+                f"{self.config.state} moves all times by {dataset.shift_ms // _WEEK_MS} weeks, as its first "
+                "import did. Leave out the newest rows, or import the files into a new state folder (--state)"
+            )
         began = (before.began if before else []) or rows.ends()[EVENTS]
         rows.save(dataset.shift_ms, began)
         self._hold()

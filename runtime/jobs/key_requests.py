@@ -70,4 +70,4 @@ def rotate_token_keys(state: Path) -> None:
     file = run_folder(state) / TOKEN_KEYS
     before = file.read_text().split() if file.exists() else []
     lines = [secrets.token_urlsafe(32), *before][:_TOKEN_KEYS]
-    write_atomically(file, "\n".join(lines).encode())
+    write_atomically(file, "\n".join(lines).encode(), sync=True)

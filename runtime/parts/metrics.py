@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 def text(state: Path) -> bytes:
     """Current metrics as exposition text."""
-    return text_of(gather(state))
+    return text_of(gather(state, with_change=False))
 
 
 def run(config: Config, stop: Stop) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from parameter_server.storage.wal import sync_folder
 from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config, digest, override
 from recsys.free_ports import PortTaken, can_bind, free_ports
@@ -230,9 +231,10 @@ def write(config: Config, plan: Plan) -> None:
 
 
 def make_secret(file: Path) -> None:
-    """Writes a random secret, unless the file is there."""
-    if not file.exists():
-        write_atomically(file, secrets.token_urlsafe(32).encode())
+    """Writes a random secret, unless the file has one: a power cut may have emptied it."""
+    if not file.exists() or not file.read_bytes().strip(b"\0\n "):
+        write_atomically(file, secrets.token_urlsafe(32).encode(), sync=True)
+        sync_folder(file.parent)
 
 
 def read(state: str | Path) -> tuple[Config, Plan]:

@@ -3,7 +3,7 @@
 Each part leads its own session, so its children are found by their session. Ray's workers begin sessions of
 their own and are found by an environment variable (``process_priority.PART``), and processes that no run file
 records by another (``STATE``). A recorded process is identified by its id *and* its start time, so that no
-unrelated process is ever ended, however old the record.
+unrelated process is ever ended, however old the record, and none is lost when the clock is set.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +24,10 @@ from recsys.process.part_process import Beat, read_beat
 from recsys.process.process_priority import PART
 from serving.access.hosts import is_loopback
 
-# Start times depend on the clock, which may have been set in between.
+# Without a boot's id start times depend on the clock, which may have been set in between.
 _SAME_START_S: Final = 2.0
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_BOOT: Final = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
 _OUTPUT_BYTES: Final = 5_000_000
 # State folder of the system that a process belongs to, in the environment of all parts.
 STATE: Final = "RECSYS_STATE"
@@ -36,25 +39,36 @@ class Identity(msgspec.Struct, frozen=True):
     """Process id and start time: identifies a process even after its id was reused."""
 
     pid: int
-    started: float  # seconds since 1970
+    # Seconds since the boot, which no change of the clock moves; without ``boot`` since 1970.
+    started: float
+    boot: str = ""  # Linux's id of it; empty on macOS and in older records
 
 
 def identify(pid: int) -> Identity:
     """Returns the identity of a running process. Raises ProcessLookupError where there is none."""
-    try:
-        return Identity(pid, psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        raise ProcessLookupError(pid) from None
+    started = _started(pid, _BOOT)
+    if isnan(started):
+        raise ProcessLookupError(pid)
+    return Identity(pid, started, _BOOT)
+
+
+def _started(pid: int, boot: str) -> float:
+    """Start time of a process as in ``Identity``; nan, near no time, without one and for another boot."""
+    with contextlib.suppress(psutil.Error, FileNotFoundError, ProcessLookupError):
+        if not boot:
+            return float(psutil.Process(pid).create_time())
+        if boot == _BOOT:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return nan
 
 
 def alive(identity: Identity) -> bool:
     """Whether this process runs, and not another one with its id."""
-    try:
-        process = psutil.Process(identity.pid)
-        same = abs(process.create_time() - identity.started) < _SAME_START_S
-        return same and bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+    same = abs(_started(identity.pid, identity.boot) - identity.started) < _SAME_START_S
+    with contextlib.suppress(psutil.Error):
+        return same and bool(psutil.Process(identity.pid).status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def members(leader: Identity) -> list[int]:
@@ -74,18 +88,14 @@ def parts_of(leaders: Mapping[str, Identity]) -> dict[int, str]:
             if leader_pid is None or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             part, leader = by_pid[leader_pid]
-            if process.create_time() >= leader.started - _SAME_START_S:
+            if _started(process.pid, leader.boot) >= leader.started - _SAME_START_S:
                 part_of[process.pid] = part
     return part_of
 
 
 def _is_reused(leader: Identity) -> bool:
     """Whether another process has the leader's id. A session keeps its id until its last member ends."""
-    try:
-        started: float = psutil.Process(leader.pid).create_time()
-    except psutil.Error:
-        return False
-    return abs(started - leader.started) >= _SAME_START_S
+    return abs(_started(leader.pid, leader.boot) - leader.started) >= _SAME_START_S
 
 
 def _marked_leader(
@@ -163,7 +173,8 @@ class Child:
         try:
             self.identity = identify(self._process.pid)
         except (psutil.Error, OSError):  # dead already, or too many open files
-            self.identity = Identity(self._process.pid, time.time())
+            now_s = time.clock_gettime(time.CLOCK_BOOTTIME) if _BOOT else time.time()
+            self.identity = Identity(self._process.pid, now_s, _BOOT)
         self._swept, self._heartbeat = False, heartbeat
 
     def beside(self, heartbeat: Path) -> "Child":

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from operator import add
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -12,14 +12,11 @@ import msgspec
 import psutil
 
 from experiments.promotion.feature_change import progress
-from experiments.promotion.lifecycle import Lifecycle
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control
-from recsys.events.records import CONTROL, DEAD_LETTERS, STEPS, Step, unpack
+from recsys.events.records import DEAD_LETTERS, STEPS, Step, unpack
 from recsys.log.protocol import Log, LogUnavailable, RangeReader, newest_first
 from recsys.process.disk_budget import Space
-from recsys.process.log_consumer import readable
 from recsys.process.log_holders import holders
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Beat, read_beat
@@ -30,6 +27,7 @@ from runtime.supervision.api_client import ApiConnection
 from runtime.supervision.processes import alive
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.run_file import read as read_run_file
+from training.lines.control import lifecycle_of
 
 _STALLED_MS: Final = 15_000  # without a turn of a part's loop, or a run file by the supervisor
 # Parts whose counters measure throughput; each event and example passes them once.
@@ -98,21 +96,20 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     server: dict[str, Any] = {}  # answer of GET /v1/status
 
 
-def gather(state: Path) -> Status:
-    """Reads the run files, the log and the server. Unreachable sources are left out, without an error."""
+def gather(state: Path, with_change: bool = True) -> Status:
+    """Reads the run files, the log and the server. Unreachable sources are left out, without an error.
+    ``with_change`` reads all of ``control``, which is kept forever."""
     running = read_run_file(state)
     if running is None:
         return Status(state=str(state.resolve()), running=False, ready=False)
     config, _ = launch_plan.read(state)
     up = alive(running.supervisor)
     log = _open_existing(config) if up or config.log.url == "sqlite" else None
-    try:
+    with closing(log) if log else nullcontext():
         server = server_status(config) if up else {}
         status = observe_system(state, running, up, log, log, server)
-        return msgspec.structs.replace(status, change=_change(log))
-    finally:
-        if log is not None:
-            log.close()
+        change = _change(log) if log and with_change else ""
+        return msgspec.structs.replace(status, change=change)
 
 
 def observe_system(
@@ -134,12 +131,10 @@ def observe_system(
     )
 
 
-def _change(log: Log | None) -> str:
-    lifecycle = Lifecycle()
+def _change(log: Log) -> str:
     with suppress(LogUnavailable, KeyError):
-        for record in readable(log, CONTROL, Control) if log else ():
-            lifecycle.fold(record)
-    return progress(lifecycle)
+        return progress(lifecycle_of(log))
+    return ""
 
 
 def _open_existing(config: Config) -> Log | None:

@@ -1,9 +1,10 @@
 """Settings: the file over the run, the environment over both, and errors that say where."""
 
 import os
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 import pytest
@@ -124,6 +125,30 @@ def test_an_error_in_a_file_says_where_and_what_is_known(
         load(written(tmp_path, text))
     missing = [part for part in expected if part not in str(caught.value)]
     assert not missing, str(caught.value)
+
+
+def float_keys(kind: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, its in get_type_hints(kind).items():
+        if its is float:
+            yield (*above, name)
+        elif is_dataclass(its):
+            yield from float_keys(its, (*above, name))
+
+
+KEYS = [*float_keys(Config), ("policy", "weights", "like"), ("surfaces", "home", "weights.like"),
+        ("surfaces", "home", "weights", "like")]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_each_number_is_finite(tmp_path: Path, value: str) -> None:
+    """JSON has no others: what a system is started with would be stored as null."""
+    assert len(KEYS) > 80
+    for key in KEYS:
+        text = value
+        for name in reversed(key):
+            text = f"{{{name}: {text}}}"
+        with pytest.raises(ConfigError, match=f"{key[-1]} is -?(inf|nan), expected"):
+            load(written(tmp_path, text))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 import os
 import subprocess
+from dataclasses import replace
 
 import msgspec
 import pytest
+import typer
 from rich.console import Console
 
+from recsys.app.app_file import APP_FILE, read_app
 from recsys.config.system_config import digest
+from recsys.features.feature_set_file import FILE as FEATURES_FILE
 from recsys.free_ports import PortTaken
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.cli import up
@@ -15,8 +19,9 @@ from runtime.cli.system import end
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import STATE, Identity, identify
 from runtime.supervision.run_file import Running
-from tests.support.plan_config import config_in
+from tests.support.plan_config import FREE, config_in
 
+APP = "events: {buy: {label: positive, weight: 1}}\nfields: {item: {brand: category}}\n"
 ME, DEAD = identify(os.getpid()), Identity(2**22 + 1, 1e9)
 
 
@@ -26,6 +31,15 @@ def config(tmp_path):
     resolved, plan = launch_plan.resolve(config)
     launch_plan.write(resolved, plan)
     return config
+
+
+def written(file, text=APP):
+    file.write_text(text, "utf-8")
+    return file
+
+
+def settings_of(state, file):
+    return replace(up.with_definition("laptop", state, file)[0], serve=FREE)
 
 
 def wrote(config, supervisor, **more):
@@ -57,6 +71,45 @@ def test_a_second_up_beside_a_running_one_is_fine(config, capsys):
     with run_file.lock(config.state):
         assert up.start(config) == 0
     assert f"already running, supervised by process {os.getpid()}" in capsys.readouterr().out
+
+
+def test_a_refused_definition_leaves_the_one_that_is_kept(config, tmp_path, monkeypatch, capsys):
+    """Beside a running system, and where the plan is refused: else the next start would take it."""
+    _, app, file = up.with_definition("laptop", tmp_path, written(tmp_path / "first.yaml"))
+    settings = settings_of(tmp_path, file)
+    monkeypatch.setattr(up, "_run", lambda *_: None)
+    assert up.start(settings, app=app, file=file) == 0
+    kept = {name: (tmp_path / name).read_bytes() for name in (APP_FILE, FEATURES_FILE)}
+    assert kept[APP_FILE] == file.read_bytes()
+    changed = written(tmp_path / "changed.yaml", APP.replace("weight: 1", "weight: 2"))
+    settings, app = settings_of(tmp_path, changed), read_app(changed)
+    wrote(config, ME)
+    with run_file.lock(tmp_path), pytest.raises(typer.Exit) as refused:
+        up.up(state=tmp_path, app=changed)
+    assert refused.value.exit_code == 1 and "runs with another" in capsys.readouterr().err
+    same = written(tmp_path / "same.yaml", APP + "# another text, the same settings\n")
+    wrote(settings_of(tmp_path, file), ME)
+    with run_file.lock(tmp_path):
+        assert up.start(settings_of(tmp_path, file), app=app, file=file) == 0
+        assert up.start(settings_of(tmp_path, same), app=app, file=same) == 1
+    (tmp_path / "run/up.json").unlink()
+    unknown = replace(settings, serve=replace(FREE, routes=("shpo",)))
+    assert up.start(unknown, app=app, file=changed) == 1
+    assert kept == {name: (tmp_path / name).read_bytes() for name in kept}
+    assert up.start(settings, app=app, file=changed) == 0
+    assert (tmp_path / APP_FILE).read_bytes() == changed.read_bytes()
+
+
+def test_the_policy_of_a_new_definition_is_checked_with_its_own_labels(tmp_path, capsys):
+    settings, app, file = up.with_definition(
+        "laptop", tmp_path / "state", written(tmp_path / "app")
+    )
+    weights = settings.policy.weights | {"stare": 1.0}
+    wrong = replace(settings, serve=FREE, policy=replace(settings.policy, weights=weights))
+    assert up.start(wrong, app=app, file=file) == 1
+    assert "only labels of the schema (buy)" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "state" / APP_FILE).exists()
+    assert not (tmp_path / "state" / FEATURES_FILE).exists()
 
 
 def test_down_names_who_holds_a_folder_without_a_supervisor(config, capsys, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from parameter_server.storage import snapshots
 from recsys.app.app_file import read_app
 from recsys.app.data_files import read_data_files
+from recsys.clock import wall_ms
 from recsys.config.loader import load
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Event, decode, encode
@@ -163,6 +164,19 @@ def test_old_times_move_by_whole_weeks(folder: Path, config: Config, log: Log) -
     assert report["shift_ms"] % week == 0 and report["shift_ms"] > 0
     first = min(event.time_ms for event in on_log(log, EVENTS))
     assert first == START_S * 1000 + report["shift_ms"]
+
+
+def test_newer_rows_that_would_move_into_the_future_are_refused(
+    folder: Path, config: Config, log: Log
+) -> None:
+    first = run(folder, config, log)
+    kept = (folder / "state/import/import.json").read_bytes()
+    with (folder / "log.csv").open("a") as file:
+        file.write(f"1,1,5,{wall_ms() // 1000}\n")
+    with pytest.raises(ValueError, match="days ahead, expected at most 1.*new state folder"):
+        run(folder, config, log)
+    assert len(ids(log)) == first["new"]
+    assert (folder / "state/import/import.json").read_bytes() == kept
 
 
 def test_the_log_keeps_imported_events_until_they_are_folded(

@@ -85,6 +85,31 @@ def test_secrets_are_made_once_and_are_the_owners(tmp_path):
     assert plans.admin_headers(tmp_path / "none") == {}
 
 
+@pytest.mark.parametrize("left", [b"", b"\n", bytes(43)], ids=["empty", "blank", "zeros"])
+def test_secrets_that_a_power_cut_emptied_are_made_again_and_synced(tmp_path, monkeypatch, left):
+    names = ("admin.key", "control.key", "ray.token", "token.keys", "source.key")
+    synced, renamed = [], {}
+    sync, replace_ = os.fsync, os.replace
+
+    def note(descriptor):
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    def rename(partial, path):
+        renamed[path.name] = list(synced)
+        replace_(partial, path)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", rename)
+    plans.write(*resolve(config_in(tmp_path)))
+    for name in names:
+        assert any(f".{name}." in file for file in renamed[name])
+        (tmp_path / "run" / name).write_bytes(left)
+    assert synced.count("run") == len(names)
+    plans.write(*resolve(config_in(tmp_path)))
+    assert all(re.fullmatch(r"[\w-]{43}", (tmp_path / "run" / name).read_text()) for name in names)
+
+
 def test_a_port_in_use_is_named_with_its_holder(tmp_path):
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

@@ -18,6 +18,8 @@ from runtime.supervision import run_file, supervisor_loop
 from runtime.supervision.launch_plan import resolve
 from runtime.supervision.processes import (
     STATE,
+    Child,
+    Identity,
     Socket,
     alive,
     identify,
@@ -216,6 +218,35 @@ def test_a_process_is_not_taken_for_another_of_its_id():
     if leader is not None:
         assert os.getpid() in members(leader)
         assert members(msgspec.structs.replace(leader, started=leader.started + 60)) == []
+
+
+def test_a_change_of_the_clock_makes_no_process_another(tmp_path, monkeypatch):
+    sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
+    child = Child(sleeps, os.environ, tmp_path / "out", tmp_path / "beat.json")
+    try:
+        now_s = psutil.boot_time()
+        monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: now_s + 3600)
+        assert alive(child.identity) and members(child.identity) == [child.pid]
+        child.kill()
+        assert child.exit_status() == -signal.SIGKILL and not alive(child.identity)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+
+
+def test_records_of_another_boot_and_of_older_versions_name_no_other_process(monkeypatch):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
+                             start_new_session=True)  # fmt: skip
+    with child:
+        its = identify(child.pid)
+        other_boot = msgspec.structs.replace(its, boot="another")
+        assert not alive(other_boot) and members(other_boot) == []
+        text = {"pid": child.pid, "started": psutil.Process(child.pid).create_time()}
+        older = msgspec.convert(text, Identity)
+        assert alive(older) and members(older) == [child.pid]
+        reused = msgspec.structs.replace(older, started=older.started - 60)
+        assert not alive(reused) and members(reused) == []
+        child.communicate(b"\n")
 
 
 AWAY = """

@@ -7,17 +7,27 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from recsys.events.records import STEPS, Step, pack
-from recsys.log.protocol import Append, MemoryLog, Record, Topic
+from recsys.app.app_file import app_of
+from recsys.events.control_records import ALONE, Definition, Live
+from recsys.events.records import CONTROL, STEPS, Step, pack
+from recsys.features.feature_set import set_text
+from recsys.log.protocol import Append, LogUnavailable, MemoryLog, Record, Topic
+from recsys.process.open_log import create_topics
+from recsys.process.part_process import write_atomically
+from runtime.parts import metrics
+from runtime.supervision import launch_plan, system_status
 from runtime.supervision.processes import Identity, identify
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.system_status import (
     Version,
     assemble,
+    gather,
     last_step,
     version_in,
     waiting,
 )
+from tests.support.plan_config import config_in
+from training.lines.control import append_control
 
 
 def test_the_last_step_is_found_and_lag_is_counted():
@@ -58,6 +68,45 @@ def test_a_version_is_read_from_where_it_stands():
     at = {"line": "main", "epoch": 1, "step": 5, "more": True}
     assert version_in(at) == version_in({"stamp": at}) == Version("main", 1, 5)
     assert version_in({"line": 3}) is None and version_in({}) is None
+
+
+class CountingLog(MemoryLog):
+    """Counts the records that were read of ``control``; can't be read while ``away``."""
+
+    read_of_control, away = 0, False
+
+    def read(self, topic, partition, offset, limit=1000):
+        if self.away:
+            raise LogUnavailable("away")
+        records = super().read(topic, partition, offset, limit)
+        self.read_of_control += len(records) if topic == CONTROL else 0
+        return records
+
+    def close(self):
+        pass
+
+
+def test_a_scrape_reads_nothing_of_control_which_only_grows(tmp_path, monkeypatch):
+    log, config = CountingLog(), config_in(tmp_path)
+    create_topics(log, config)
+    text = "fields: {item: {brand: category}}\n"
+    features = set_text(app_of(text).feature_set())
+    change = Definition(digest="d" * 12, stage=ALONE, app=text, time_ms=1, reads=features,
+                        logged=features, before=features)  # fmt: skip
+    append_control(log, *(Live(line="main", epoch=epoch) for epoch in range(50)), change)
+    monkeypatch.setattr(system_status, "open_log", lambda config: log)
+    launch_plan.write(*launch_plan.resolve(config))
+    (tmp_path / "log").mkdir()
+    running = Running(supervisor=DEAD, config_digest="", started_ms=0, time_ms=0)
+    write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
+    for away in (False, True, False):  # a log that fails for a moment is no end
+        log.away = away
+        scraped = metrics.text(tmp_path)
+        assert (b"recsys_dead_letters 0.0" in scraped) and log.read_of_control == 0
+    assert gather(tmp_path).change == "definition dddddddd: logged, no candidate yet"
+    assert log.read_of_control == 51
+    log.away = True
+    assert gather(tmp_path).change == ""
 
 
 ME, DEAD = identify(os.getpid()), Identity(2**22 + 1, 1e9)
