@@ -314,6 +314,20 @@ def test_shown_items_have_a_context_and_engagements_a_value(tmp_path: Path) -> N
     ]
 
 
+def test_a_value_is_read_of_kinds_that_carry_one_alone(tmp_path: Path) -> None:
+    app = app_of("events: {view: none, buy: {label: positive, value: amount}}\nshown: clicks")
+    table = CLICKS | {"kind": "kind", "value": "paid"}
+    path = write(
+        tmp_path / "log.csv", "user,item,time,kind,paid\na,x,1,view,-\na,x,2,buy,3\na,x,3,buy,-\n"
+    )
+    bad: list[BadRow] = []
+    files = msgspec.convert({"interactions": table}, DataFiles)
+    events = MappedFiles(app, files, [path], refuse=lambda _, row: bad.append(row)).events()
+    values = {event.kind: event.value for event in events if isinstance(event, Engagement)}
+    assert values == {"view": msgspec.UNSET, "buy": 3}
+    assert [(row.line, row.reason) for row in bad] == [(4, "paid: expected a number")]
+
+
 def test_dates_with_dots_are_days_months_years(tmp_path: Path) -> None:
     file = write(tmp_path / "log.csv", "user;item;time\na;x;01.2.1970 00:01\n")
     data = dataset(file, interactions=CLICKS | {"unit": "iso"})
