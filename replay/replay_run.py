@@ -110,9 +110,7 @@ class ScoreRecorder:
         # Values that all items share, item ids, and scores (N, L) as bytes of float32.
         self._open: deque[tuple[tuple[Any, ...], tuple[Id, ...], bytes]] = deque()
         self._happened: dict[tuple[str, str], tuple[int, int]] = {}  # a bit per label; newest time
-        self._newest: dict[
-            tuple[str, str], str
-        ] = {}  # request of the newest list, by viewer and item
+        self._newest: dict[tuple[str, str], str] = {}  # newest request, by viewer and item
         self._shown_ms: dict[str, int] = {}  # by request
         self._interned: dict[Id, str] = {}  # texts of ids: equal ones are one object
         self._contexts: dict[str, int] = {}
