@@ -12,7 +12,7 @@ from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, JoinConfig
-from recsys.events.event_types import Engagement, Event, Impression, Verdict
+from recsys.events.event_types import Engagement, Event, Impression, User, Verdict
 from recsys.events.hashing import partition_of
 from recsys.events.records import EXAMPLES, STEPS, Delta, Step, pack, topics
 from recsys.features.feature_set import FeatureSet
@@ -44,11 +44,12 @@ class Joiners(list[Joiner]):
 
     def feed(self, event: Event) -> list[Joined]:
         """Examples that the joiner of the event's partition makes of it; none for other kinds of event."""
-        if not isinstance(event, Impression | Engagement | Verdict):
+        if not isinstance(event, Impression | Engagement | Verdict | User):
             return []
         partition = partition_of(event.user_id, len(self))
         offset = self._offsets[partition]
-        self._offsets[partition] += 1
+        # Ids of examples are made of offsets: a data set with other profiles has the same ids.
+        self._offsets[partition] += not isinstance(event, User)
         return self[partition].feed(offset, event)
 
 

@@ -205,6 +205,7 @@ class Player:
         self.fold(event)
 
     def _user(self, event: User) -> None:
+        self.loop.append(event)
         if event.removed:
             self.session(event.user_id)  # with it goes what waits for the viewer
             del self.sessions[str(event.user_id)]

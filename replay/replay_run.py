@@ -88,8 +88,9 @@ NOTHING_MORE: Final = Outputs()
 
 
 class ScoreRecorder:
-    """Labels scores with the engagements until ``horizon_ms`` after their impression (None: of the whole
-    log), and hands them to ``write`` in blocks (None: holds them for ``predictions``).
+    """Labels scores with the engagements that the joiner learns: attributed ones until ``horizon_ms`` after
+    their impression (None: of the whole log). Hands them to ``write`` in blocks (None: holds them for
+    ``predictions``).
 
     An engagement may precede the score of its impression. One without a request belongs to the newest list
     before it that showed its viewer the item.
@@ -109,8 +110,8 @@ class ScoreRecorder:
         # Values that all items share, item ids, and scores (N, L) as bytes of float32.
         self._open: deque[tuple[tuple[Any, ...], tuple[Id, ...], bytes]] = deque()
         self._happened: dict[tuple[str, str], tuple[int, int]] = {}  # a bit per label; newest time
-        # Request and time of the newest list, by viewer and item.
-        self._newest: dict[tuple[str, str], tuple[str, int]] = {}
+        self._newest: dict[tuple[str, str], str] = {}  # newest request, by viewer and item
+        self._shown_ms: dict[str, int] = {}  # by request
         self._interned: dict[Id, str] = {}  # texts of ids: equal ones are one object
         self._contexts: dict[str, int] = {}
         self._context_of_row = array("i")
@@ -131,16 +132,18 @@ class ScoreRecorder:
 
     def shown(self, impression: Impression) -> None:
         """Takes a list when it is shown, which may be before it is scored."""
-        newest, user_id = (impression.request_id, impression.time_ms), impression.user_id
-        self._newest.update(
-            ((self._text(user_id), self._text(item.item_id)), newest) for item in impression.items
-        )
+        request_id, viewer = impression.request_id, self._text(impression.user_id)
+        self._newest.update(((viewer, self._text(i.item_id)), request_id) for i in impression.items)
+        self._shown_ms.setdefault(request_id, impression.time_ms)
 
     def happened(self, engagement: Engagement) -> None:
         place = self._places.get(engagement.kind)
         viewer, item_id = self._text(engagement.user_id), self._text(engagement.item_id)
-        request_id = engagement.request_id or self._newest.get((viewer, item_id), ("", 0))[0]
-        if place is not None and request_id:
+        request_id = engagement.request_id or self._newest.get((viewer, item_id), "")
+        # Scores may come late, so the row of a list may be open after its horizon.
+        age_ms = engagement.time_ms - self._shown_ms.get(request_id, engagement.time_ms)
+        is_late = self._horizon_ms is not None and age_ms >= self._horizon_ms
+        if place is not None and request_id and engagement.attributed and not is_late:
             key = (request_id, item_id)
             bits = self._happened.get(key, (0, 0))[0] | (1 << place)
             self._happened[key] = bits, engagement.time_ms
@@ -185,7 +188,8 @@ class ScoreRecorder:
             labels = {label: (bits >> k) & 1 for label, k in self._places.items()}
             self._write(Predictions(**self._columns, scores=scores, labels=labels))
         self._happened = {k: v for k, v in self._happened.items() if v[1] >= before_ms}
-        self._newest = {k: v for k, v in self._newest.items() if v[1] >= before_ms}
+        self._shown_ms = {k: v for k, v in self._shown_ms.items() if v >= before_ms}
+        self._newest = {k: v for k, v in self._newest.items() if v in self._shown_ms}
         self._begin_block()
 
     def _begin_block(self) -> None:

@@ -44,6 +44,7 @@ from replay.replay_run import (
     config_for,
     replay_with,
 )
+from serving.click_lists import ClickLists
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from serving.sessions.counter_loop import CounterLoop
@@ -164,6 +165,7 @@ class BrokerPlayer(Player):
         self._unsent: list[Event] = []
         self.replica = Replica(self.features, self.config)
         self.pipeline = type(self.pipeline)(self.replica)
+        self._click_lists = ClickLists(self.pipeline)
         self._session_loop = SessionLoop(
             log, store, self.features, self.config.sessions.seen, self._clock
         )
@@ -177,7 +179,9 @@ class BrokerPlayer(Player):
         return Session.unpack(blob, self.features, self.config.sessions.seen)
 
     def play(self, event: Event) -> None:
-        if isinstance(event, Item | User):
+        # A user's event closes windows at its own time, so it waits for others only where none is open.
+        is_due = isinstance(event, User) and (event.removed or self._broker.joiner.pending() > 0)
+        if isinstance(event, Item | User) and not is_due:
             self.now_ms = max(self.now_ms, event.time_ms)
             self._unsent.append(event)
             if len(self._unsent) >= _BATCH:
@@ -185,6 +189,10 @@ class BrokerPlayer(Player):
             return
         self._send()
         super().play(event)
+
+    def _user(self, event: User) -> None:
+        self.loop.append(event)
+        self.fold(event)
 
     def fold(self, event: Event) -> None:
         """The real folds read the event from the log."""
@@ -218,8 +226,9 @@ class BrokerPlayer(Player):
             self._turn()
 
     def _index(self, item_id: Id) -> int:
+        self._send()  # the item may be among them
         if self.replica.catalogue.index_of(item_id) is None:
-            self._unsent.append(Item(time_ms=self.now_ms, item_id=item_id))
+            self._unsent.append(Item(time_ms=0, item_id=item_id))
             self._send()
         return super()._index(item_id)
 

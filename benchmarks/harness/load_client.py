@@ -204,14 +204,17 @@ class Client:
 
     def _closed(self, began: float) -> None:
         until = began + self._load.seconds
-        for _ in range(self._load.clients):
-            line = self._free_line()
-            assert line is not None
-            self._send(line, time.perf_counter())
-        while self._waiting and time.perf_counter() < until + _AFTER_S:
+        while (now := time.perf_counter()) < until or (self._waiting and now < until + _AFTER_S):
+            # Also clients whose connection the server closed.
+            while self._waiting < self._load.clients and time.perf_counter() < until:
+                try:
+                    line = self._free_line()
+                except OSError:
+                    self._begin(time.perf_counter())  # no connection possible: again after the wait
+                    break
+                assert line is not None
+                self._send(line, time.perf_counter())
             self._receive(0.5)
-            while self._idle and time.perf_counter() < until:
-                self._send(self._idle.pop(), time.perf_counter())
 
     def _free_line(self) -> _Line | None:
         while self._idle:

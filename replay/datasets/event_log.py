@@ -21,6 +21,7 @@ from recsys.events.event_types import (
     Item,
     Rejected,
     User,
+    dedupe_key,
     parse,
 )
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups, kind_of
@@ -164,7 +165,7 @@ def _settings_of(app: App) -> LogSettings:
 
 
 class _Repeats:
-    """Detects repeated events within the horizon: by event id, else by a hash of the line.
+    """Detects repeated events within the horizon: by user and event id, else by a hash of the line.
 
     Equal lines have equal times, so hashes are kept for one millisecond only.
     """
@@ -183,12 +184,12 @@ class _Repeats:
             self._lines.clear()
             while self._order and self._order[0][0] < self._now_ms - self._horizon_ms:
                 self._ids.discard(self._order.popleft()[1])
-        event_id = getattr(event, "event_id", None)
-        if event_id is not None:
-            if event_id in self._ids:
+        if getattr(event, "event_id", None) is not None:
+            key = dedupe_key(event)
+            if key in self._ids:
                 return True
-            self._ids.add(event_id)
-            self._order.append((event.time_ms, event_id))
+            self._ids.add(key)
+            self._order.append((event.time_ms, key))
             return False
         line = mmh3.hash64(raw)[0]
         if line in self._lines:

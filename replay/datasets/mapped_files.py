@@ -219,15 +219,16 @@ class MappedFiles(OfApp):
                     context=self._fields("context", table.context, table, row, faults),
                 )
             ]  # fmt: skip
-        value = _field(table.value, row[table.value], _NUMBER, table) if table.value else None
         for kind in kinds:
             if kind not in self.app.events:
                 names = ", ".join(self.app.events)
                 raise _Unusable(f"{table.kind}: expected one of {names}", kind)
+            has_value = table.value and self.app.events[kind].value
+            value = _field(table.value, row[table.value], _NUMBER, table) if has_value else None
             events.append(
                 Engagement(
                     time_ms=now_ms, request_id=request_id, user_id=user_id, item_id=item_id, kind=kind,
-                    value=msgspec.UNSET if value is None or not self.app.events[kind].value else value,
+                    value=msgspec.UNSET if value is None else value,
                 )
             )  # fmt: skip
         self.kinds.update(kinds)

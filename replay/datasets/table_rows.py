@@ -21,6 +21,7 @@ from replay.datasets.log_files import open_file
 
 ROWS: Final = 20_000  # of a block
 _LINE: Final = 1 << 20  # characters: the rest of a longer line is dropped, and its row refused
+_LINES: Final = 100  # of a row: a stray quote makes one of all rows up to the next
 _BLOCK: Final = 1 << 25  # characters after which a block ends before it has all its rows
 _TEXT: Final = (".csv", ".tsv", ".txt", ".inter", ".item", ".user")
 _JSON: Final = (".jsonl", ".ndjson", ".json")
@@ -107,12 +108,18 @@ def _csv_rows(reader: Any, width: int, block: Block) -> list[list[str]]:
         if row is None:
             break
         size += sum(map(len, row))
-        if len(row) == width:
+        last = reader.line_num + 1
+        is_long = last - first >= _LINES
+        if len(row) == width and not is_long:
             rows.append(row)
             block.lines.append(first)
         elif row:
+            why, value = f"expected {width} cells", str(len(row))
+            if is_long:
+                why = f"expected a row of at most {_LINES} lines: close its quote"
+                value = f"lines {first} to {last}"
             text = ",".join(row)[:200].encode(errors="replace").decode()
-            block.bad.append(BadRow(first, f"expected {width} cells", str(len(row)), text))
+            block.bad.append(BadRow(first, why, value, text))
     return rows
 
 

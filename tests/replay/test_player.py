@@ -1,6 +1,7 @@
 """The whole loop in one process: it learns, it reacts, and it does so the same way every time."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import pytest
 from benchmarks.harness.answering_player import AnsweringPlayer
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Impression, Item, ServedItem, User
+from recsys.events.hashing import key_of
+from recsys.events.records import Example
 from replay.direct_loop import DirectLoop
+from replay.offline_examples import JoinLoop
 from replay.player import Player, ScoredImpression
 from serving.request import Request
 from tests.support.training.small_crowd import (
@@ -21,6 +25,7 @@ from tests.support.training.small_crowd import (
     share,
     topic_of,
 )
+from training.offline.cache import CacheWriter
 
 pytestmark = pytest.mark.slow
 
@@ -216,6 +221,45 @@ def test_a_user_who_wants_to_be_forgotten_is_a_stranger_again() -> None:
     session = past.player.session("u1")
     assert (session.events, session.profile, len(session.history)) == (0, [], 0)
     assert past.player.session("u2").history
+
+
+def test_users_of_a_log_close_windows_and_what_was_learned_of_the_gone_is_forgotten() -> None:
+    past, end_ms, row = Past().run(6), START_MS + 60 * MINUTE_MS, key_of("user", "u1")
+    examples = sum(joiner.counts["examples"] for joiner in past.loop.joiners)
+    for user in ("u0", "u1", "u2"):
+        past.player.play(User(time_ms=end_ms, user_id=user, fields={"country": "de"}))
+    assert sum(joiner.counts["examples"] for joiner in past.loop.joiners) == 12 > examples
+    past.player.advance(end_ms + MINUTE_MS)
+    (shard,) = past.loop.client.shards
+    assert row in shard.export()[0]["table/users/keys"]
+    past.player.play(User(time_ms=end_ms + MINUTE_MS, user_id="u1", removed=True))
+    past.player.advance(end_ms + 2 * MINUTE_MS)
+    assert row not in shard.export()[0]["table/users/keys"]
+
+
+class Cached:
+    """A cache of examples, in memory."""
+
+    def __init__(self) -> None:
+        self.examples: list[Example] = []
+
+    def add(self, examples: list[Example], times_ms: list[int]) -> None:
+        self.examples += examples
+
+
+@pytest.mark.parametrize("ends", [{"fields": {"country": "de"}}, {"removed": True}])
+def test_a_user_who_goes_takes_open_lists_from_an_offline_job(ends: dict[str, Any]) -> None:
+    cached, base = Cached(), crowd_config()
+    config = replace(base, join=replace(base.join, all_shown=True))
+    loop = JoinLoop(config, FEATURES.schema.labels, cast(CacheWriter, cached))
+    player = Player(FEATURES, config, loop)
+    for n in range(3):
+        player.play(shown(f"r{n}", "u1", "v1", "v2", at_ms=START_MS + n * 40_000))
+    player.play(User(time_ms=START_MS + 81_000, user_id="u1", **ends))
+    player.play(shown("r3", "u1", "v1", at_ms=START_MS + 10 * MINUTE_MS))
+    loop.flush()
+    offsets = sorted({example.offset for example in cached.examples})
+    assert offsets == ([0] if "removed" in ends else [0, 1, 2])
 
 
 def test_an_empty_list_is_an_impression_of_nothing() -> None:

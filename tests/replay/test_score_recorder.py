@@ -2,8 +2,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from recsys.events.event_types import Engagement, Impression, ServedItem
+from recsys.events.event_types import (
+    AGAIN,
+    UNPROVEN,
+    USER_PROVEN,
+    Engagement,
+    Impression,
+    ServedItem,
+)
 from replay import replay_run
 from replay.player import ScoredImpression
 from replay.predictions import Predictions, PredictionsFile, joined
@@ -121,3 +129,16 @@ def test_an_engagement_without_a_request_belongs_to_the_newest_list_with_its_ite
     recorder.scored(scored("r3", "c", at_ms=1_000))
     assert ("u", "b") not in recorder._newest, "its list is written"
     assert list(recorder.predictions().labels["click"]) == [0, 1, 1, 0]
+
+
+def test_only_what_the_joiner_learns_is_a_label() -> None:
+    recorder = ScoreRecorder(["click"], None, horizon_ms=100)
+    listed = scored("r1", "late", "late of the newest", "in time", "unproven", "user", "again")
+    recorder.shown(listed.impression)  # at 5
+    recorder.happened(happened("r1", "in time", "click", 104))
+    for item, proof in (("unproven", UNPROVEN), ("user", USER_PROVEN), ("again", AGAIN)):
+        recorder.happened(replace(happened("r1", item, "click"), proof=proof))
+    recorder.happened(happened("r1", "late", "click", 105))
+    recorder.happened(happened("", "late of the newest", "click", 105))
+    recorder.scored(listed)
+    assert list(recorder.predictions().labels["click"]) == [0, 0, 1, 0, 0, 0]

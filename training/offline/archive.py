@@ -137,18 +137,21 @@ def cache_archive(
 
 @_retrying_merged_files
 def fingerprint(archive: Path, asked: Range) -> str:
-    """Digest of a range's offsets and of the users to be forgotten. Merging files doesn't change it."""
+    """Digest of a range's offsets and of the users to be forgotten. Neither merging files changes it, nor
+    what is written after the range to its last hour."""
     files = files_of(archive, EXAMPLES)
     spans: list[list[int]] = []
+    before = (-1, -1)  # partition and last offset of the file before
     for file in files:
         hour = hour_of(file.path)
         if not asked.has_hour(hour):
             continue
         last = -1 if (hour + 1) * HOUR_MS > asked.until_ms else file.last
-        if spans and spans[-1][0] == file.partition and spans[-1][2] == file.first - 1:
+        if before == (file.partition, file.first - 1):
             spans[-1][2] = last
         else:
             spans.append([file.partition, file.first, last])
+        before = file.partition, file.last
     forgotten = sorted((*user, offset) for user, offset in _forgotten(files).items())
     return digest_of(repr((archive.resolve().as_posix(), asked, spans, forgotten)))
 

@@ -192,6 +192,10 @@ export class Sender {
 
   /** Wakes those who wait for a flush, once there is nothing to wait for. */
   #rest(): void {
+    if (this.#queue.size === 0) {
+      this.#failures = 0; // no call follows that would end the failure, and none may wait for it
+      this.#maxCount = this.#options.batch;
+    }
     if (this.#queue.size > 0 && !this.isFailing && !this.#isClosed) return;
     for (const resolve of this.#idle.splice(0)) resolve();
   }

@@ -189,6 +189,26 @@ test("a hidden page whose call failed sends again later", async () => {
   assert.equal(page.queue.size, 0);
 });
 
+test("a failure ends with the queue, whichever call or refusal empties it", async () => {
+  const [left, refused] = [pageOf(), pageOf()];
+  for (const page of [left, refused]) page.server.failures = [503];
+  refused.server.poison.add("e0");
+  for (const page of [left, refused]) {
+    page.add(1);
+    await page.clock.advance(1_000);
+    assert(page.sender.failure!.includes("status 503"), page.sender.failure!);
+  }
+  left.sender.leave(false);
+  await settled();
+  for (const page of [left, refused]) {
+    await page.clock.advance(60_000);
+    assert.deepEqual([page.queue.size, page.sender.failure], [0, null]);
+    page.add(1);
+    await page.clock.advance(60_000);
+    assert.deepEqual([page.queue.size, page.server.taken.has("e1"), page.sender.failure], [0, true, null]);
+  }
+});
+
 test("a closed sender sends nothing more, and the next page sends the rest", async () => {
   const store = new MemoryStore();
   const page = new Page(new FakeClock(), new FakeServer(), store);

@@ -47,8 +47,9 @@ def test_an_answer_is_known_by_its_length(data: bytes, found: tuple[int, int] | 
 
 
 @contextmanager
-def server(answer: Callable[[int], bytes]) -> Iterator[int]:
-    """Answers request by request; ``answer`` is asked for each, by its number over all connections."""
+def server(answer: Callable[[int], bytes], closes: bool = False) -> Iterator[int]:
+    """Answers request by request; ``answer`` is asked for each, by its number over all connections.
+    ``closes``: each connection after its first answer."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         numbers, lock = iter(range(10**9)), threading.Lock()
 
@@ -59,7 +60,7 @@ def server(answer: Callable[[int], bytes]) -> Iterator[int]:
                         number = next(numbers)
                     said = answer(number)
                     line.sendall(said)
-                    if not said:
+                    if closes or not said:
                         return
 
         def accept() -> None:
@@ -101,6 +102,20 @@ def test_a_connection_that_is_closed_is_a_failure_and_another_is_opened() -> Non
     with server(lambda number: b"" if number == 3 else ANSWER) as port:
         found = summary(Client(load(port, 0.3, rate=100.0)).run())
     assert found["failed"] == 1 and found["generator"]["connections"] > 1
+
+
+def test_clients_of_a_closed_loop_outlive_their_connections() -> None:
+    with server(lambda number: ANSWER, closes=True) as port:
+        sent = Client(load(port, 0.5, clients=4)).run()
+    answered = np.array(sent.due)[np.array(sent.status) == 200] - sent.due[0]
+    assert sent.connections > 20 and (np.histogram(answered, 5, (0, 0.5))[0] > 4).all()
+
+
+def test_a_closed_loop_without_a_server_waits_and_tries_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    found = summary(Client(load(port, 0.7, clients=3)).run())
+    assert found["offered"] == found["failed"] == 2
 
 
 def test_a_server_that_stalls_is_charged_for_all_that_was_due_meanwhile(

@@ -95,6 +95,13 @@ def test_repeats_count_once_within_the_horizon(tmp_path: Path) -> None:
     )
 
 
+def test_users_may_share_event_ids(tmp_path: Path) -> None:
+    one = LONG | {"event_id": "1"}
+    dataset = open_dataset(write(tmp_path, SHOWN, one, one | {"user_id": "u8"}, one))
+    assert [e.user_id for e in dataset.events() if isinstance(e, Engagement)] == ["u7", "u8"]
+    assert dataset.repeats == 1
+
+
 def test_what_is_not_known_is_a_dead_letter(tmp_path: Path) -> None:
     poll = {"type": "poll", "time_ms": 5}
     buy = LONG | {"kind": "buy"}

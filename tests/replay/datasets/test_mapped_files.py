@@ -119,6 +119,21 @@ def test_an_open_quote_costs_a_few_rows_and_not_the_file(tmp_path: Path) -> None
     assert bad[0].line == 7 and bad[0].value.startswith("lines 7 to ")
 
 
+def test_a_quote_that_another_closes_far_below_makes_no_row_of_the_lines_between(
+    tmp_path: Path,
+) -> None:
+    rows = [f"u{i},{i},v{i},note" for i in range(500)]
+    rows[5], rows[205] = '"u5,5,v5,note', 'u205",205,v205,note'
+    rows[300], rows[399] = 'u300,300,v300,"note', 'of a hundred lines"'
+    bad: list[BadRow] = []
+    data = dataset(write(tmp_path / "log.csv", "user,time,item,note\n" + "\n".join(rows)), bad=bad)
+    times = [ms // 1000 for ms, *_ in seen(data.events())]
+    assert times == [*range(5), *range(206, 301), *range(400, 500)]
+    assert [(row.line, row.reason, row.value) for row in bad] == [
+        (7, "expected a row of at most 100 lines: close its quote", "lines 7 to 207")
+    ]
+
+
 def test_broken_lines_of_json(tmp_path: Path) -> None:
     text = b'{"user":"a","item":"x","time":1}\n{"user":\n[1]\n\xff\n\n{"user":"b","item":"y"}\n'
     bad: list[BadRow] = []
@@ -312,6 +327,20 @@ def test_shown_items_have_a_context_and_engagements_a_value(tmp_path: Path) -> N
     assert [(row.value, row.reason) for row in bad] == [
         ("full", "battery: expected a number; the field is left out")
     ]
+
+
+def test_a_value_is_read_of_kinds_that_carry_one_alone(tmp_path: Path) -> None:
+    app = app_of("events: {view: none, buy: {label: positive, value: amount}}\nshown: clicks")
+    table = CLICKS | {"kind": "kind", "value": "paid"}
+    path = write(
+        tmp_path / "log.csv", "user,item,time,kind,paid\na,x,1,view,-\na,x,2,buy,3\na,x,3,buy,-\n"
+    )
+    bad: list[BadRow] = []
+    files = msgspec.convert({"interactions": table}, DataFiles)
+    events = MappedFiles(app, files, [path], refuse=lambda _, row: bad.append(row)).events()
+    values = {event.kind: event.value for event in events if isinstance(event, Engagement)}
+    assert values == {"view": msgspec.UNSET, "buy": 3}
+    assert [(row.line, row.reason) for row in bad] == [(4, "paid: expected a number")]
 
 
 def test_dates_with_dots_are_days_months_years(tmp_path: Path) -> None:

@@ -247,6 +247,20 @@ def test_one_that_does_not_fit_is_left_out_and_counted(tmp_path: Path) -> None:
     assert its.about.counts["left_out"] == 1 and len(learned(its)) == COUNT - 1
 
 
+def split(path: Path) -> tuple[Path, Path]:
+    """Replaces an hour's file by two."""
+    table = pq.read_table(path, partitioning=None)
+    _, partition, first, last = path.stem.split("-")
+    path.unlink()
+    middle = (int(first) + int(last)) // 2
+    halves = list[Path]()
+    for one, two in ((int(first), middle), (middle + 1, int(last))):
+        part = table.slice(one - int(first), two - one + 1)
+        halves.append(path.with_name(f"part-{partition}-{one}-{two}.parquet"))
+        pq.write_table(part, halves[-1])
+    return halves[0], halves[1]
+
+
 def test_merging_files_changes_nothing_of_the_fingerprint_and_forgetting_does(
     tmp_path: Path,
 ) -> None:
@@ -254,15 +268,21 @@ def test_merging_files_changes_nothing_of_the_fingerprint_and_forgetting_does(
     span = Range(START_MS + COUNT * MINUTE_MS)
     before = fingerprint(archive, span)
     assert fingerprint(archive, span) == before
-    path = hour_file(archive, 0, 1)
-    table = pq.read_table(path, partitioning=None)
-    _, partition, first, last = path.stem.split("-")
-    path.unlink()
-    middle = (int(first) + int(last)) // 2
-    for one, two in ((int(first), middle), (middle + 1, int(last))):
-        part = table.slice(one - int(first), two - one + 1)
-        pq.write_table(part, path.with_name(f"part-{partition}-{one}-{two}.parquet"))
+    split(hour_file(archive, 0, 1))
     assert fingerprint(archive, span) == before
     forget = Forget(partition=1, offset=9, sequence=81, user_id="u4", closed_ms=START_MS)
     other = archived(tmp_path / "other", [Append(1, b"u", pack(forget))])
     assert fingerprint(other, span) != before
+
+
+def test_files_after_the_range_change_nothing_of_the_fingerprint(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive")
+    span = Range(START_MS + 23 * MINUTE_MS)  # within hour 1
+    before = fingerprint(archive, span)
+    _, later = split(hour_file(archive, 0, 1))
+    _, latest = split(later)
+    assert fingerprint(archive, span) == before
+    latest.unlink()
+    assert fingerprint(archive, span) == before, "as before the hour's last file was written"
+    hour_file(archive, 0, 0).unlink()
+    assert fingerprint(archive, span) != before
