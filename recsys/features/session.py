@@ -213,6 +213,18 @@ class Session:
         )  # fmt: skip
         return _encoder.encode(packed)
 
+    def lasting(self) -> bytes:
+        """What outlives an unused session, packed as one: what the viewer said of themselves and doesn't want
+        to see. Empty if that is nothing."""
+        operators = (self.fields, self.numbers, []) if any((*self.fields, *self.numbers)) else None
+        if not (self.profile or self.plain or self.wishes or self.hidden or operators):
+            return b""
+        packed = _Packed(
+            self.user_id, self.offset, 0, 0, self.profile, [], [], [], list(self.hidden), b"", b"", b"",
+            list(self.wishes.items()), self.plain, operators,
+        )  # fmt: skip
+        return _encoder.encode(packed)
+
     @classmethod
     def unpack(cls, blob: bytes, features: FeatureSet, seen: int = 500) -> "Session":
         """Reads a packed session; raises MsgspecError, or ValueError for another feature set."""

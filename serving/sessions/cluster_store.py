@@ -14,6 +14,7 @@ from recsys.config.system_config import Config
 from recsys.events.hashing import partition_of
 from recsys.process.worker_share import WHOLE, Share
 from serving.sessions.session_store import (
+    NOTHING,
     FoldPosition,
     RedisFoldStore,
     RedisSessions,
@@ -41,6 +42,7 @@ class ClusterFoldStore(RedisFoldStore):
         after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
+        lasting: Mapping[str, bytes] = NOTHING,
     ) -> None:
         if self._stored is None:
             self.position()
@@ -52,7 +54,7 @@ class ClusterFoldStore(RedisFoldStore):
         for partition, blobs in written.items():
             place = after.of(partition)
             if blobs or place != stored[partition]:
-                self._write(partition, stored[partition], place, blobs)
+                self._write(partition, stored[partition], place, blobs, lasting)
                 stored[partition] = place
 
     def remove(self) -> None:
@@ -76,13 +78,14 @@ class ClusterFoldStore(RedisFoldStore):
         before: FoldPosition | None,
         place: FoldPosition,
         sessions: Mapping[str, bytes | None],
+        lasting: Mapping[str, bytes],
     ) -> None:
         key = self._places[partition]
         with unavailable("written"), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(key)
             check_position(before, decode_position(pipe.get(key)))
             pipe.multi()
-            self._put(pipe, sessions)
+            self._put(pipe, sessions, lasting)
             pipe.set(key, msgspec.msgpack.encode(place))
             pipe.execute()
 

@@ -180,8 +180,9 @@ class SessionLoop:
 
     def _commit(self, changed: set[str], gone: set[str]) -> None:
         packed = {name: self._sessions[name].pack() for name in sorted(changed - gone)}
+        lasting = {name: self._sessions[name].lasting() for name in packed}
         after = FoldPosition(self._log.id, list(self.events.offsets), self._control.offsets[0])
-        self._store.commit(self._position, after, packed, sorted(gone))
+        self._store.commit(self._position, after, packed, sorted(gone), lasting)
         self._position = after
         self.gone += len(gone)
         for name in gone:

@@ -1,5 +1,8 @@
 """Session store in Redis or Valkey: one GET per request; MGET and one transaction per batch of the fold.
 
+Unused sessions expire. What must outlive them (profile, wishes and hidden items: ``Session.lasting``) has a
+key of its own that doesn't expire, and is read where there is no session.
+
 The transaction that writes the sessions also writes the fold's position in the log, so the two agree after a
 crash. If the store holds another position than the fold left (it lost its last second, or a second process
 folds too), nothing is written. In a Redis Cluster a transaction covers one slot only: see
@@ -24,6 +27,8 @@ from recsys.observability.log_lines import redact
 from recsys.process.worker_share import WHOLE, Share
 
 _POSITION_KEY: Final = "sessions:place"
+SESSION, LASTING = "session", "lasting-session"  # kinds of keys: the latter of what outlives one
+NOTHING: Final[Mapping[str, bytes]] = {}
 _REMOVED: Final = 1_000  # keys at once
 _CONNECTIONS: Final = 10_000  # one per read in progress: admission limits these
 _FOLD_TIMEOUT_S: Final = 10.0
@@ -71,10 +76,10 @@ def joined_position(
     return FoldPosition(log_id, events, min(controls) if len(controls) == len(places) else -1)
 
 
-def session_key(user_id: Id, name: str = "", partitions: int = 0) -> str:
+def session_key(user_id: Id, name: str = "", partitions: int = 0, kind: str = SESSION) -> str:
     """Redis key of a user's session. ``name``: of its feature set (recsys/app/set_loops.py). ``partitions``:
-    of ``events``, in a cluster, where the user's one names the slot."""
-    key = f"session:{user_id}" if not name else f"session@{name}:{user_id}"
+    of ``events``, in a cluster, where the user's one names the slot. ``kind``: or ``LASTING``."""
+    key = f"{kind}:{user_id}" if not name else f"{kind}@{name}:{user_id}"
     return f"{{p{partition_of(user_id, partitions)}}}{key}" if partitions else key
 
 
@@ -96,7 +101,7 @@ class SessionReader(Protocol):
     """Read access for requests."""
 
     def get(self, user_id: Id) -> Awaitable[bytes | None]:
-        """Packed session; None if there is none. Raises StoreUnavailable when awaited."""
+        """Packed session, or what outlived it; None without either. Raises StoreUnavailable when awaited."""
 
     def of_set(self, name: str) -> "SessionReader":
         """The sessions of another feature set, over the same connections."""
@@ -111,7 +116,7 @@ class FoldStore(Protocol):
         """Last committed position; None in a new store."""
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
-        """Packed sessions, in order; None where there is none."""
+        """Packed sessions, or what outlived them, in order; None without either."""
 
     def commit(
         self,
@@ -119,8 +124,10 @@ class FoldStore(Protocol):
         after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
+        lasting: Mapping[str, bytes] = NOTHING,
     ) -> None:
-        """Writes ``sessions``, deletes those of ``gone`` and sets the position: all or nothing.
+        """Writes ``sessions`` and what outlives each (``lasting``), deletes those of ``gone`` and sets the
+        position: all or nothing.
 
         Raises PositionConflict, with nothing written, if the stored position isn't ``before``.
         """
@@ -152,8 +159,10 @@ class RedisSessions:
 
     async def get(self, user_id: Id) -> bytes | None:
         try:  # without ``unavailable``, which would cost 1 µs a read
-            key = session_key(user_id, self._name, self._partitions)
-            blob: bytes | None = await self._client.get(key)
+            place = self._name, self._partitions
+            blob: bytes | None = await self._client.get(session_key(user_id, *place))
+            if blob is None:
+                blob = await self._client.get(session_key(user_id, *place, LASTING))
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
         return expanded(blob)
@@ -186,7 +195,10 @@ class RedisFoldStore:
             return self._read_position(self._client)
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
-        return list(map(expanded, self._read_all([self._key(user_id) for user_id in user_ids])))
+        count, kinds = len(user_ids), (SESSION, LASTING)
+        blobs = self._read_all([self._key(user_id, kind) for kind in kinds for user_id in user_ids])
+        both = zip(blobs[:count], blobs[count:], strict=True)
+        return [expanded(lasting if blob is None else blob) for blob, lasting in both]
 
     def commit(
         self,
@@ -194,12 +206,13 @@ class RedisFoldStore:
         after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
+        lasting: Mapping[str, bytes] = NOTHING,
     ) -> None:
         with unavailable("written"), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(self._place, *self._places.values())
             check_position(before, self._read_position(pipe))
             pipe.multi()
-            self._put(pipe, {**sessions, **dict.fromkeys(gone)})
+            self._put(pipe, {**sessions, **dict.fromkeys(gone)}, lasting)
             if self._share.whole:
                 pipe.set(self._place, msgspec.msgpack.encode(after))
             else:
@@ -208,10 +221,11 @@ class RedisFoldStore:
             pipe.execute()
 
     def remove(self) -> None:
-        pattern = "{p*}" * self.is_cluster + session_key("*", self._name)
         with unavailable("removed"):
-            while keys := list(islice(self._client.scan_iter(pattern), _REMOVED)):
-                self._client.delete(*keys)
+            for kind in (SESSION, LASTING):
+                pattern = "{p*}" * self.is_cluster + session_key("*", self._name, kind=kind)
+                while keys := list(islice(self._client.scan_iter(pattern), _REMOVED)):
+                    self._client.delete(*keys)
             self._client.delete(self._place, *self._places.values())
 
     def scrub(self) -> None:
@@ -226,20 +240,24 @@ class RedisFoldStore:
     def close(self) -> None:
         self._client.close()
 
-    def _key(self, user_id: Id) -> str:
-        return session_key(user_id, self._name, self._count * self.is_cluster)
+    def _key(self, user_id: Id, kind: str = SESSION) -> str:
+        return session_key(user_id, self._name, self._count * self.is_cluster, kind)
 
     def _read_all(self, keys: Sequence[str]) -> list[bytes | None]:
         with unavailable("read"):
             blobs: list[bytes | None] = self._client.mget(keys) if keys else []
             return blobs
 
-    def _put(self, pipe: Any, sessions: Mapping[str, bytes | None]) -> None:
+    def _put(
+        self, pipe: Any, sessions: Mapping[str, bytes | None], lasting: Mapping[str, bytes]
+    ) -> None:
         for user_id, blob in sessions.items():
-            if blob is None:
-                pipe.delete(self._key(user_id))
-            else:
-                pipe.set(self._key(user_id), shrunk(blob), ex=self._ttl_s)
+            kept = lasting.get(user_id)
+            for kind, value, ttl_s in ((SESSION, blob, self._ttl_s), (LASTING, kept, None)):
+                if value:
+                    pipe.set(self._key(user_id, kind), shrunk(value), ex=ttl_s)
+                else:
+                    pipe.delete(self._key(user_id, kind))
 
     def _read_position(self, client: Any) -> FoldPosition | None:
         whole, *places = map(decode_position, client.mget(self._place, *self._places.values()))

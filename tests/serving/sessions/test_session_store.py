@@ -70,6 +70,15 @@ class Stores:
         memory = self._memory
         return memory.of_set(name) if memory else self._fold(name)
 
+    def expire(self, *user_ids: str) -> None:
+        """As the server does to unused sessions."""
+        if self._memory:
+            for user_id in user_ids:
+                del self._memory.blobs[user_id]
+        elif isinstance(self.fold, RedisFoldStore):
+            for user_id in user_ids:
+                assert self.fold._client.delete(self.fold._key(user_id)) == 1
+
     def another(self) -> FoldStore:
         """A second process that folds into the same store."""
         return self._memory or self._fold()
@@ -148,6 +157,23 @@ def test_gone_sessions_are_removed(stores: Stores) -> None:
     stores.fold.commit(None, FIRST, {"u1": b"1", "u2": b"2"})
     stores.fold.commit(FIRST, SECOND, {"u3": b"3"}, ["u1", "nobody"])
     assert stores.get("u1", "u2", "u3") == [None, b"2", b"3"]
+
+
+def test_what_outlives_a_session_is_read_until_it_is_taken_back_or_erased(stores: Stores) -> None:
+    fold, users, other = stores.fold, ("u1", "u2", "u3"), stores.of_set("ab12")
+    other.commit(None, FIRST, {"u1": b"other"}, (), {"u1": b"other kept"})
+    fold.commit(None, FIRST, dict.fromkeys(users, b"1"), (), {"u1": b"kept", "u3": b"3"})
+    assert stores.get(*users) == fold.load(users) == [b"1", b"1", b"1"]
+    stores.expire(*users)
+    assert stores.get(*users) == fold.load(users) == [b"kept", None, b"3"]
+    fold.commit(FIRST, SECOND, {"u2": b"2", "u3": b"3"}, ["u1"])
+    assert stores.get(*users) == fold.load(users) == [None, b"2", b"3"]
+    stores.expire("u2", "u3")
+    assert stores.get(*users) == fold.load(users) == [None, None, None]
+    fold.commit(SECOND, FIRST, {"u1": b"1"}, (), {"u1": b"kept"})
+    stores.expire("u1")
+    fold.remove()
+    assert stores.get("u1") == [None] and stores.get("u1", name="ab12") == [b"other"]
 
 
 def test_each_feature_set_has_sessions_of_its_own(stores: Stores) -> None:
@@ -263,8 +289,9 @@ def test_a_write_between_comparing_and_writing_is_noticed(server: Any) -> None:
 def test_sessions_expire(server: Any) -> None:
     fold = RedisFoldStore(f"redis://127.0.0.1:{server.port}/0", 60)
     server.client().flushall()
-    fold.commit(None, FIRST, {"u1": b"1"})
+    fold.commit(None, FIRST, {"u1": b"1"}, (), {"u1": b"kept"})
     assert 50 < server.client().ttl("session:u1") <= 60
+    assert server.client().ttl("lasting-session:u1") == -1
     assert server.client().ttl("sessions:place") == -1
     fold.close()
 
@@ -362,7 +389,9 @@ def test_each_request_gets_its_own_answer_however_it_is_cut_and_who_left_takes_n
         if key == "session:slow":
             await asyncio.sleep(0.05)
         value = key.encode() + large
-        reply = b"$-1\r\n" if key == "session:none" else b"$%d\r\n%s\r\n" % (len(value), value)
+        reply = (
+            b"$-1\r\n" if key.endswith("session:none") else b"$%d\r\n%s\r\n" % (len(value), value)
+        )
         for at in range(0, len(reply), 997):
             writer.write(reply[at : at + 997])
             await writer.drain()
