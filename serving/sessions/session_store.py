@@ -221,10 +221,13 @@ class RedisFoldStore:
             pipe.execute()
 
     def remove(self) -> None:
+        if self.position() is None:
+            return  # removed before: the position goes last
         with unavailable("removed"):
             for kind in (SESSION, LASTING):
                 pattern = "{p*}" * self.is_cluster + session_key("*", self._name, kind=kind)
-                while keys := list(islice(self._client.scan_iter(pattern), _REMOVED)):
+                found = self._client.scan_iter(pattern, _REMOVED)
+                while keys := list(islice(found, _REMOVED)):
                     self._client.delete(*keys)
             self._client.delete(self._place, *self._places.values())
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,36 @@ def test_each_feature_set_has_sessions_of_its_own(stores: Stores) -> None:
     other.commit(None, FIRST, {"u1": b"again"})
     stores.fold.remove()
     assert stores.get("u1") == [None] and stores.get("u1", name="ab12") == [b"again"]
+
+
+class Scanned:
+    """A client of a server with many keys, which counts them as it goes through them."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys, self.visited, self.asked = dict.fromkeys(keys), 0, list[int]()
+
+    def scan_iter(self, pattern: str, count: int = 10) -> Iterator[str]:
+        self.asked.append(count)
+        for key in list(self.keys):
+            self.visited += 1
+            if fnmatchcase(key, pattern):
+                yield key
+
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            self.keys.pop(key, None)
+
+
+def test_the_sessions_of_a_set_are_removed_in_one_pass_of_each_kind() -> None:
+    keys = [session_key(f"u{n}", name) for name in ("", "ab") for n in range(5_500)]
+    fold: Any = object.__new__(RedisFoldStore)
+    fold._client = client = Scanned([*keys, session_key("u1", "ab", kind=session_store.LASTING)])
+    fold._name, fold._place, fold._places = "ab", "sessions:place@ab", {}
+    fold.position = iter([FIRST, None]).__next__
+    fold.remove()
+    fold.remove()  # as after each restart
+    assert list(client.keys) == keys[:5_500]
+    assert client.visited <= 2 * len(keys) + 1 and client.asked == [1_000, 1_000]
 
 
 def test_large_sessions_are_stored_compressed_and_old_ones_open() -> None:
