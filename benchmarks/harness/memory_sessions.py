@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from recsys.events.hashing import Id
 from recsys.process.worker_share import Share
-from serving.sessions.session_store import NOTHING, FoldPosition, check_position, joined_position
+from serving.sessions.session_store import FoldPosition, check_position, joined_position
 
 
 class MemorySessions:
@@ -45,7 +45,7 @@ class MemorySessions:
         after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
-        lasting: Mapping[str, bytes] = NOTHING,
+        lasting: Mapping[str, bytes] = {},
     ) -> None:
         check_position(before, self._position)
         self.put(sessions, gone, lasting)
@@ -78,7 +78,7 @@ class MemoryShare:
         after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
-        lasting: Mapping[str, bytes] = NOTHING,
+        lasting: Mapping[str, bytes] = {},
     ) -> None:
         check_position(before, self.position())
         if self._share.whole:

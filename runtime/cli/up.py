@@ -167,6 +167,9 @@ def _plan(
         check_weights(policy, features.schema.labels)
         check_rules(policy, features.schema.names("item", CATEGORICAL))
         check_plugins(policy, resolved.serve.stages)
+    definition = Path(resolved.state) / APP_FILE  # it may have been taken up after the first
+    schema = read_app(definition).schema if definition.exists() else features.schema
+    resolved.safety.check_viewer_fields(schema)
     check_accepted(resolved, features)
     if resolved.model.ranker:  # imports torch, which takes two seconds
         from recsys.model.ranker import ranker_of

@@ -14,7 +14,6 @@ from recsys.config.system_config import Config
 from recsys.events.hashing import partition_of
 from recsys.process.worker_share import WHOLE, Share
 from serving.sessions.session_store import (
-    NOTHING,
     FoldPosition,
     RedisFoldStore,
     RedisSessions,
@@ -37,13 +36,9 @@ class ClusterFoldStore(RedisFoldStore):
         return joined_position(None, self._stored, self._count)
 
     def commit(
-        self,
-        before: FoldPosition | None,
-        after: FoldPosition,
-        sessions: Mapping[str, bytes],
-        gone: Collection[str] = (),
-        lasting: Mapping[str, bytes] = NOTHING,
-    ) -> None:
+        self, before: FoldPosition | None, after: FoldPosition, sessions: Mapping[str, bytes],
+        gone: Collection[str] = (), lasting: Mapping[str, bytes] = {},
+    ) -> None:  # fmt: skip
         if self._stored is None:
             self.position()
         stored = self._stored or {}
@@ -73,13 +68,9 @@ class ClusterFoldStore(RedisFoldStore):
             return blobs
 
     def _write(
-        self,
-        partition: int,
-        before: FoldPosition | None,
-        place: FoldPosition,
-        sessions: Mapping[str, bytes | None],
-        lasting: Mapping[str, bytes],
-    ) -> None:
+        self, partition: int, before: FoldPosition | None, place: FoldPosition,
+        sessions: Mapping[str, bytes | None], lasting: Mapping[str, bytes],
+    ) -> None:  # fmt: skip
         key = self._places[partition]
         with unavailable("written"), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(key)

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from recsys.app.set_loops import SetLoops
+from recsys.app.set_loops import SetLoops, qualified
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
@@ -65,7 +65,7 @@ class SessionLoop:
     ) -> None:
         """``name``: of the feature set, if it isn't the first (recsys/app/set_loops.py)."""
         self._log, self._store, self._features = log, store, features
-        self._name = f"{NAME}@{name}" if name else NAME
+        self._name = qualified(NAME, name)
         self._tracer = tracer
         self._seen, self._now_ms = seen, now_ms
         self.events = EventReader(log, features, share)

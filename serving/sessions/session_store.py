@@ -1,8 +1,5 @@
 """Session store in Redis or Valkey: one GET per request; MGET and one transaction per batch of the fold.
 
-Unused sessions expire. What must outlive them (profile, wishes and hidden items: ``Session.lasting``) has a
-key of its own that doesn't expire, and is read where there is no session.
-
 The transaction that writes the sessions also writes the fold's position in the log, so the two agree after a
 crash. If the store holds another position than the fold left (it lost its last second, or a second process
 folds too), nothing is written. In a Redis Cluster a transaction covers one slot only: see
@@ -22,13 +19,14 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError, frame_content_size
 
+from recsys.app.set_loops import qualified
 from recsys.events.hashing import Id, partition_of
 from recsys.observability.log_lines import redact
 from recsys.process.worker_share import WHOLE, Share
 
 _POSITION_KEY: Final = "sessions:place"
-SESSION, LASTING = "session", "lasting-session"  # kinds of keys: the latter of what outlives one
-NOTHING: Final[Mapping[str, bytes]] = {}
+# Kinds of keys: sessions expire, what outlives them (``Session.lasting``) doesn't.
+KINDS = SESSION, LASTING = "session", "lasting-session"
 _REMOVED: Final = 1_000  # keys at once
 _CONNECTIONS: Final = 10_000  # one per read in progress: admission limits these
 _FOLD_TIMEOUT_S: Final = 10.0
@@ -79,7 +77,7 @@ def joined_position(
 def session_key(user_id: Id, name: str = "", partitions: int = 0, kind: str = SESSION) -> str:
     """Redis key of a user's session. ``name``: of its feature set (recsys/app/set_loops.py). ``partitions``:
     of ``events``, in a cluster, where the user's one names the slot. ``kind``: or ``LASTING``."""
-    key = f"{kind}:{user_id}" if not name else f"{kind}@{name}:{user_id}"
+    key = f"{qualified(kind, name)}:{user_id}"
     return f"{{p{partition_of(user_id, partitions)}}}{key}" if partitions else key
 
 
@@ -119,13 +117,9 @@ class FoldStore(Protocol):
         """Packed sessions, or what outlived them, in order; None without either."""
 
     def commit(
-        self,
-        before: FoldPosition | None,
-        after: FoldPosition,
-        sessions: Mapping[str, bytes],
-        gone: Collection[str] = (),
-        lasting: Mapping[str, bytes] = NOTHING,
-    ) -> None:
+        self, before: FoldPosition | None, after: FoldPosition, sessions: Mapping[str, bytes],
+        gone: Collection[str] = (), lasting: Mapping[str, bytes] = {},
+    ) -> None:  # fmt: skip
         """Writes ``sessions`` and what outlives each (``lasting``), deletes those of ``gone`` and sets the
         position: all or nothing.
 
@@ -159,10 +153,9 @@ class RedisSessions:
 
     async def get(self, user_id: Id) -> bytes | None:
         try:  # without ``unavailable``, which would cost 1 µs a read
-            place = self._name, self._partitions
-            blob: bytes | None = await self._client.get(session_key(user_id, *place))
-            if blob is None:
-                blob = await self._client.get(session_key(user_id, *place, LASTING))
+            get, place = self._client.get, (self._name, self._partitions)
+            blob: bytes | None = await get(session_key(user_id, *place))
+            blob = blob or await get(session_key(user_id, *place, LASTING))
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
         return expanded(blob)
@@ -184,7 +177,7 @@ class RedisFoldStore:
         self, url: str, ttl_s: int, name: str = "", share: Share = WHOLE, partitions: int = 0
     ) -> None:
         """``name``: of the feature set. ``partitions``: of ``events``."""
-        self._ttl_s, self._name, self._place = ttl_s, name, _position_key(name)
+        self._ttl_s, self._name, self._place = ttl_s, name, qualified(_POSITION_KEY, name)
         self._share, self._count = share, partitions
         own = share.partitions(partitions)
         self._places = {p: f"{{p{p}}}" * self.is_cluster + f"{self._place}:{p}" for p in own}
@@ -195,19 +188,13 @@ class RedisFoldStore:
             return self._read_position(self._client)
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
-        count, kinds = len(user_ids), (SESSION, LASTING)
-        blobs = self._read_all([self._key(user_id, kind) for kind in kinds for user_id in user_ids])
-        both = zip(blobs[:count], blobs[count:], strict=True)
-        return [expanded(lasting if blob is None else blob) for blob, lasting in both]
+        own, lasting = (self._read_all([self._key(u, kind) for u in user_ids]) for kind in KINDS)
+        return [expanded(blob or kept) for blob, kept in zip(own, lasting, strict=True)]
 
     def commit(
-        self,
-        before: FoldPosition | None,
-        after: FoldPosition,
-        sessions: Mapping[str, bytes],
-        gone: Collection[str] = (),
-        lasting: Mapping[str, bytes] = NOTHING,
-    ) -> None:
+        self, before: FoldPosition | None, after: FoldPosition, sessions: Mapping[str, bytes],
+        gone: Collection[str] = (), lasting: Mapping[str, bytes] = {},
+    ) -> None:  # fmt: skip
         with unavailable("written"), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(self._place, *self._places.values())
             check_position(before, self._read_position(pipe))
@@ -224,7 +211,7 @@ class RedisFoldStore:
         if self.position() is None:
             return  # removed before: the position goes last
         with unavailable("removed"):
-            for kind in (SESSION, LASTING):
+            for kind in KINDS:
                 pattern = "{p*}" * self.is_cluster + session_key("*", self._name, kind=kind)
                 found = self._client.scan_iter(pattern, _REMOVED)
                 while keys := list(islice(found, _REMOVED)):
@@ -254,11 +241,10 @@ class RedisFoldStore:
     def _put(
         self, pipe: Any, sessions: Mapping[str, bytes | None], lasting: Mapping[str, bytes]
     ) -> None:
-        for user_id, blob in sessions.items():
-            kept = lasting.get(user_id)
-            for kind, value, ttl_s in ((SESSION, blob, self._ttl_s), (LASTING, kept, None)):
-                if value:
-                    pipe.set(self._key(user_id, kind), shrunk(value), ex=ttl_s)
+        for kind, blobs, ttl_s in ((SESSION, sessions, self._ttl_s), (LASTING, lasting, None)):
+            for user_id in sessions:
+                if blob := blobs.get(user_id):
+                    pipe.set(self._key(user_id, kind), shrunk(blob), ex=ttl_s)
                 else:
                     pipe.delete(self._key(user_id, kind))
 
@@ -309,10 +295,6 @@ def _connect(url: str, is_cluster: bool) -> Any:
         if is_cluster:
             return redis.RedisCluster.from_url(url, retry=_FAILOVER, **settings)
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1), **settings)
-
-
-def _position_key(name: str) -> str:
-    return _POSITION_KEY if not name else f"{_POSITION_KEY}@{name}"
 
 
 def decode_position(blob: Any) -> FoldPosition | None:

@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+from dataclasses import replace
 
 import msgspec
 import pytest
 from rich.console import Console
 
+from recsys.config.safety_config import SafetyConfig, SafetyRule
 from recsys.config.system_config import digest
 from recsys.free_ports import PortTaken
 from recsys.process.part_process import run_folder, write_atomically
@@ -57,6 +59,31 @@ def test_a_second_up_beside_a_running_one_is_fine(config, capsys):
     with run_file.lock(config.state):
         assert up.start(config) == 0
     assert f"already running, supervised by process {os.getpid()}" in capsys.readouterr().out
+
+
+def test_a_safety_rule_about_a_field_that_nobody_has_is_refused(
+    config, tmp_path, capsys, monkeypatch
+):
+    def refused(**named):
+        rules = SafetyConfig((SafetyRule(value="adult", **named),))
+        capsys.readouterr()
+        assert up.start(replace(config, safety=rules)) == 1
+        return " ".join(capsys.readouterr().err.split())
+
+    def accepted(*_):
+        raise ValueError("all names are known")
+
+    monkeypatch.setattr(up, "check_accepted", accepted)
+    assert "all names are known" in refused(when={"country": "DE"}, unless={"surface": "kids"})
+    for named in ({"when": {"cuontry": "DE"}}, {"unless": {"page": "kids"}}):
+        (name,) = next(iter(named.values()))
+        text = refused(**named)
+        assert f"safety.rules: a name in when or unless is '{name}'" in text and "country" in text
+    # As `recsys app apply` leaves it: the first feature set stays.
+    fields = "fields: {context: {page: category, battery: number}, user: {born: number}}"
+    (tmp_path / "app.yaml").write_text(fields)
+    assert "all names are known" in refused(when={"page": "kids"}, unless={"battery": "5"})
+    assert "is 'born', expected" in refused(when={"born": "2015"})
 
 
 def test_down_names_who_holds_a_folder_without_a_supervisor(config, capsys, tmp_path):

@@ -33,7 +33,6 @@ from recsys.process.part_process import Stop
 from serving.sessions import session_loop
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import (
-    NOTHING,
     FoldPosition,
     PositionConflict,
     StoreUnavailable,
@@ -315,7 +314,7 @@ class Failing(MemorySessions):
         after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
-        lasting: Mapping[str, bytes] = NOTHING,
+        lasting: Mapping[str, bytes] = {},
     ) -> None:
         self.calls += 1
         what = self.plan.get(self.calls)
