@@ -118,10 +118,12 @@ class CounterLoop:
     def turn(self, limit: int = 1_000) -> int:
         """Reads one batch, publishes and saves if due; returns how many records it read."""
         moved, now_ms = self._read(limit), self._now_ms()
-        if now_ms - self._published_ms >= _PUBLISH_EVERY_MS:
+        if (
+            not 0 <= now_ms - self._published_ms < _PUBLISH_EVERY_MS
+        ):  # below: the clock was set back
             self._published_ms = now_ms
             self.publish()
-        if now_ms - self._saved_ms >= self._save_every_ms:
+        if not 0 <= now_ms - self._saved_ms < self._save_every_ms:
             self.save()
         return moved
 

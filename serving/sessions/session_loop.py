@@ -202,7 +202,8 @@ class SessionLoop:
     def _hold(self) -> None:
         """Has the log keep the records after the position."""
         now_ms = self._now_ms()
-        if now_ms - self._held_ms >= _HOLD_EVERY_MS and self._position is not None:
+        is_due = not 0 <= now_ms - self._held_ms < _HOLD_EVERY_MS  # below: the clock was set back
+        if is_due and self._position is not None:
             self._held_ms = now_ms
             for partition, offset in enumerate(self._position.events):
                 if offset >= 0:

@@ -296,6 +296,10 @@ def test_the_log_is_held_where_the_fold_would_begin_again(fixture: Fixture) -> N
     loop.turn()
     partition = partition_of("u1", 4)
     assert fixture.log.holds(EVENTS, partition) == {"session-fold": 1}
+    fixture.now_ms -= 3_600_000  # the clock was set back
+    fixture.append(engagement(i=1))
+    loop.turn()
+    assert fixture.log.holds(EVENTS, partition) == {"session-fold": 2}
 
 
 class Failing(MemorySessions):
