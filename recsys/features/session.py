@@ -215,12 +215,12 @@ class Session:
 
     def lasting(self) -> bytes:
         """What outlives an unused session, packed as one: profile, wishes, hidden items; empty without."""
-        operators = (self.fields, self.numbers, []) if any((*self.fields, *self.numbers)) else None
-        if not (self.profile or self.plain or self.wishes or self.hidden or operators):
+        declared = any((*self.fields, *self.numbers))
+        if not (self.profile or self.plain or self.wishes or self.hidden or declared):
             return b""
         packed = _Packed(
             self.user_id, self.offset, 0, 0, self.profile, [], [], [], list(self.hidden), b"", b"", b"",
-            list(self.wishes.items()), self.plain, operators,
+            list(self.wishes.items()), self.plain, (self.fields, self.numbers, []) if declared else None,
         )  # fmt: skip
         return _encoder.encode(packed)
 
