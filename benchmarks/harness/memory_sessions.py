@@ -11,7 +11,8 @@ class MemorySessions:
     """SessionReader and FoldStore."""
 
     def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
+        self.blobs: dict[str, bytes] = {}  # none expires
+        self.lasting: dict[str, bytes] = {}  # what would outlive them; empty: nothing
         self._position: FoldPosition | None = None
         self._sets: dict[str, MemorySessions] = {}
         self.places: dict[int, FoldPosition] = {}
@@ -22,11 +23,12 @@ class MemorySessions:
 
     def remove(self) -> None:
         self.blobs.clear()
+        self.lasting.clear()
         self.places.clear()
         self._position = None
 
     async def get(self, user_id: Id) -> bytes | None:
-        return self.blobs.get(str(user_id))
+        return self.load([user_id])[0]
 
     async def close(self) -> None: ...
 
@@ -34,7 +36,8 @@ class MemorySessions:
         return self._position
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
-        return [self.blobs.get(str(user_id)) for user_id in user_ids]
+        names = map(str, user_ids)
+        return [self.blobs.get(name) or self.lasting.get(name) or None for name in names]
 
     def commit(
         self,
@@ -42,15 +45,20 @@ class MemorySessions:
         after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
+        lasting: Mapping[str, bytes] = {},
     ) -> None:
         check_position(before, self._position)
-        self.put(sessions, gone)
+        self.put(sessions, gone, lasting)
         self._position = after
 
-    def put(self, sessions: Mapping[str, bytes], gone: Collection[str]) -> None:
+    def put(
+        self, sessions: Mapping[str, bytes], gone: Collection[str], lasting: Mapping[str, bytes]
+    ) -> None:
         self.blobs.update(sessions)
+        self.lasting.update({user_id: lasting.get(user_id, b"") for user_id in sessions})
         for user_id in gone:
             self.blobs.pop(user_id, None)
+            self.lasting.pop(user_id, None)
 
 
 class MemoryShare:
@@ -70,11 +78,12 @@ class MemoryShare:
         after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
+        lasting: Mapping[str, bytes] = {},
     ) -> None:
         check_position(before, self.position())
         if self._share.whole:
-            self._sessions.commit(self._sessions.position(), after, sessions, gone)
+            self._sessions.commit(self._sessions.position(), after, sessions, gone, lasting)
             return
-        self._sessions.put(sessions, gone)
+        self._sessions.put(sessions, gone, lasting)
         places = {p: after.of(p) for p in self._share.partitions(self._count)}
         self._sessions.places.update(places)

@@ -30,6 +30,11 @@ class SetLoop(Protocol):
 L = TypeVar("L", bound=SetLoop)
 
 
+def qualified(what: str, name: str) -> str:
+    """Name of something that a feature set has for its own."""
+    return f"{what}@{name}" if name else what
+
+
 class SetsInUse:
     """Feature sets that are folded, by name, the newest last. Fold ``control`` in order. ``first``: that of
     the state folder's file, whose name is empty; other sets are named by their digests. ``answers``: with

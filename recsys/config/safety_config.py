@@ -6,6 +6,7 @@ from dataclasses import field as dataclass_field
 import msgspec
 
 from recsys.config.checks import Section, bounded, check, choice, fraction, positive
+from recsys.events.field_schema import CATEGORICAL, Schema
 from recsys.events.hashing import digest_of
 
 
@@ -109,6 +110,13 @@ class SafetyConfig:
     def viewer_fields(self) -> set[str]:
         """Names of the values that decide for whom rules hold."""
         return {name for rule in self.rules for name in (*rule.when, *rule.unless)}
+
+    def check_viewer_fields(self, schema: Schema) -> None:
+        """Raises ValueError for a name in ``when`` or ``unless`` whose value would never be known."""
+        known = sorted({*dict(schema.context), *schema.names("user", CATEGORICAL)})
+        for name in sorted(self.viewer_fields):
+            check(name in known, "safety.rules: a name in when or unless", name,
+                  f"a field of contexts, or of users one with text: {', '.join(known)}")  # fmt: skip
 
     @property
     def digest(self) -> str:

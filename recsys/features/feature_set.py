@@ -499,14 +499,14 @@ class FeatureSet:
             keys[self.slot("duration").start] = key_of("duration", bucket)
         return keys
 
-    def profile_keys(self, fields: dict[str, Any]) -> list[int]:
-        """The keys of a user's profile fields, at most PROFILE_WIDTH."""
+    def profile_keys(self, fields: dict[str, Any], most: int | None = PROFILE_WIDTH) -> list[int]:
+        """The keys of a user's profile fields, at most PROFILE_WIDTH of each, and ``most`` in all."""
         keys: list[int] = []
         for name, full in self._profile_names:
             value = fields.get(name)
-            for text in (value,) if type(value) is str and value else values_of(value):
-                keys.append(_shared_key(full, text))
-        return [key for key in keys[:PROFILE_WIDTH] if key]
+            texts = (value,) if type(value) is str and value else values_of(value)[:PROFILE_WIDTH]
+            keys.extend(_shared_key(full, text) for text in texts)
+        return [key for key in keys[:most] if key]
 
     @cached_property
     def _profile_names(self) -> tuple[tuple[str, str], ...]:

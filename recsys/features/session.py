@@ -74,7 +74,7 @@ class Session:
         self.digest = ""  # of the unpacked blob; empty for a session folded in this process
         self.last_ms = 0
         self.events = 0  # engagements folded
-        self.profile: list[int] = []
+        self.profile: list[int] = []  # features are the first PROFILE_WIDTH; safety rules see all
         self.history: deque[Entry] = deque(maxlen=max(1, features.history))
         self.requests: deque[tuple[str, int]] = deque(maxlen=REQUESTS)
         self.seen: deque[int] = deque(maxlen=seen)
@@ -102,7 +102,7 @@ class Session:
         return self.features.counter_table()
 
     def fold_user(self, user: User) -> None:
-        self.profile = self.features.profile_keys(user.fields)
+        self.profile = self.features.profile_keys(user.fields, most=None)
         self.fields = self.features.user_field_keys(user.fields)
         self.numbers = self.features.own_numbers("user", user.fields)
         self.plain = user.fields.get("profiling") is False
@@ -210,6 +210,17 @@ class Session:
             list(self.history), list(self.requests), list(self.seen), list(self.hidden),
             keys.tobytes(), values.tobytes(), times.tobytes(),
             list(self.wishes.items()), self.plain, operators if any(operators) else None,
+        )  # fmt: skip
+        return _encoder.encode(packed)
+
+    def lasting(self) -> bytes:
+        """What outlives an unused session, packed as one: profile, wishes, hidden items; empty without."""
+        declared = any((*self.fields, *self.numbers))
+        if not (self.profile or self.plain or self.wishes or self.hidden or declared):
+            return b""
+        packed = _Packed(
+            self.user_id, self.offset, 0, 0, self.profile, [], [], [], list(self.hidden), b"", b"", b"",
+            list(self.wishes.items()), self.plain, (self.fields, self.numbers, []) if declared else None,
         )  # fmt: skip
         return _encoder.encode(packed)
 

@@ -101,7 +101,7 @@ class DiskBudget:
         if needed > self._level:
             self._set(needed, now_ms)
         elif self._level and room >= _LEAVE * _BOUNDS[self._level]:
-            if self._roomy_ms is None:
+            if self._roomy_ms is None or now_ms < self._roomy_ms:  # or the clock was set back
                 self._roomy_ms = now_ms
             if now_ms - self._roomy_ms >= _LEAVE_MS:
                 self._set(Level(self._level - 1), now_ms)

@@ -171,6 +171,9 @@ def _plan(
         check_weights(policy, features.schema.labels)
         check_rules(policy, features.schema.names("item", CATEGORICAL))
         check_plugins(policy, resolved.serve.stages)
+    kept = Path(resolved.state) / APP_FILE  # it may have been taken up after the first
+    app = new or (read_app(kept) if kept.exists() else None)
+    resolved.safety.check_viewer_fields(app.schema if app else features.schema)
     check_accepted(resolved, features)
     if resolved.model.ranker:  # imports torch, which takes two seconds
         from recsys.model.ranker import ranker_of

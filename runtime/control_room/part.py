@@ -89,7 +89,7 @@ class ControlRoom:
         beat.add("pictures", pictures - self._reported)
         self._reported = pictures
         now_ms = wall_ms()
-        if not self.hub.pages and now_ms - self._observed_ms >= EVERY_MS:
+        if not self.hub.pages and not 0 <= now_ms - self._observed_ms < EVERY_MS:
             self._observed_ms = now_ms
             with self._lock:
                 self._builder.curves.observe(self._watch.curve_samples(), now_ms)

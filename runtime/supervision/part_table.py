@@ -25,14 +25,17 @@ _NICE: Final = 5
 # Parts that share a process: the path from an event to its step, and parts that mostly wait.
 _LEARNING: Final[dict[str, Any]] = {"nice": _NICE, "shares": "learning"}
 _WAITING: Final[dict[str, Any]] = {"nice": _NICE, "shares": "waiting"}
+# Of parts that read all of ``items`` first, a minute a million. A replica may read for ten minutes
+# (serving/retrieval/ray_retrieval.py) before it answers.
+_READ_S: Final = 720.0
 _PARTS: Final = (
     Part("broker", "runtime.parts.broker:run", in_memory=True),
     Part("log", "runtime.supervision.part_table:create_log", ("broker",), ("broker",), once=True),
     Part("valkey", "runtime.parts.valkey:run"),
     Part("ray", "runtime.parts.ray_head:run", grace_s=15),
     Part("shards", "runtime.parts.shards:run", ("log", "ray"), ("ray",), grace_s=20),
-    Part("session-fold", "runtime.parts.folds:sessions", ("log", "valkey")),
-    Part("counters", "runtime.parts.folds:counters", ("log",), **_LEARNING),
+    Part("session-fold", "runtime.parts.folds:sessions", ("log", "valkey"), ready_s=_READ_S),
+    Part("counters", "runtime.parts.folds:counters", ("log",), ready_s=_READ_S, **_LEARNING),
     Part("joiner", "training.joining.joiner_loop:run", ("log",), **_LEARNING),
     Part("sentinel", "sentinel", ("log",), **_WAITING),
     Part("archive", "training.archive_part:run", ("log",), **_WAITING),
@@ -44,8 +47,7 @@ _PARTS: Final = (
         "trainer", "training.continual.driver:run", ("log", "shards"), ("ray",), False, 180, 20,
         nice=_NICE,
     ),
-    # A replica may read for ten minutes (serving/retrieval/ray_retrieval.py) before it answers.
-    Part("serve", "runtime.parts.serve:run", ("log", "valkey", "ray"), ("ray",), False, 720, 20),
+    Part("serve", "runtime.parts.serve:run", ("log", "valkey", "ray"), ("ray",), False, _READ_S, 20),
     Part("viewers", "viewers", ("serve",)),
     Part("metrics", "runtime.parts.metrics:run", ("log",), **_WAITING),
     Part("control-room", "runtime.control_room.part:run", ("log",), **_WAITING),

@@ -32,7 +32,7 @@ class Curves:
 
     def observe(self, samples: Samples, now_ms: int) -> Samples:
         """Adds a point per followed series if one is due; returns the added samples."""
-        if now_ms < self._due_ms:
+        if 0 < self._due_ms - now_ms <= self._every_ms:  # above: the clock was set back
             return {}
         self._due_ms = now_ms + self._every_ms
         current = {s: v for s, v in samples.items() if name_of(s) in FOLLOWED and math.isfinite(v)}

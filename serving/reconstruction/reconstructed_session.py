@@ -118,9 +118,10 @@ class ReconstructedSessions:
         self._items.read()
         for keys_at in self._item_keys(events, stamp.catalogue_offset):
             session = Session(_user_of(events[0][1]), self._features, seen)
-            blob = fold_events(session, events, keys_at).pack()
-            if not inputs.session or digest_of(blob) == inputs.session:
-                return Session.unpack(blob, self._features, seen)
+            session = fold_events(session, events, keys_at)
+            for blob in (session.pack(), session.lasting()):  # the latter where it had expired
+                if not inputs.session or digest_of(blob) == inputs.session:
+                    return Session.unpack(blob, self._features, seen)
         raise NotReconstructible(self._why(impression.user_id, stamp.session_offset, events))
 
     def before(self, impression: Impression, offset: int) -> Session:

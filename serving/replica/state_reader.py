@@ -312,7 +312,7 @@ class StateReader:
             if step is not None:
                 batch.step_records.append(step)
         now_ms = self._now_ms()
-        if now_ms - self._lagged_ms >= _LAG_EVERY_MS:
+        if not 0 <= now_ms - self._lagged_ms < _LAG_EVERY_MS:  # below: the clock was set back
             self._lagged_ms = now_ms
             partitions = range(self._log.partitions(EVENTS))
             batch.events_end = sum(self._log.end(EVENTS, p) for p in partitions)
@@ -361,8 +361,8 @@ class StateReader:
         for delta in batch.steps:
             self._apply_step(delta, now_ms)
         waits = any(end > to for end, to in zip(batch.example_ends, self._learned_to, strict=False))
-        if waits and self._unlearned_ms is None:
-            self._unlearned_ms = now_ms
+        if waits:
+            self._unlearned_ms = min(self._unlearned_ms or now_ms, now_ms)
         if batch.events_end is not None:
             self.events.observe(batch.events_end, now_ms)
             self.examples.observe(self._learned, now_ms)

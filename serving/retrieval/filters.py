@@ -70,7 +70,10 @@ def viewer_limits(replica: Replica, query: Query, indices: Indices) -> dict[str,
     rules = [rule for rule in replica.config.safety.rules if _applies(rule, query)]
     if rules:
         fields = [catalogue.fields[index] for index in indices.tolist()]
-        hidden = [any(r.value in values_of(f.get(r.field)) for r in rules) for f in fields]
+        closed = [(rule.field, set(_texts_of(rule.value))) for rule in rules]
+        hidden = [
+            any(texts.intersection(values_of(f.get(n))) for n, texts in closed) for f in fields
+        ]
         masks["safety"] = np.array(hidden, np.bool_)
     return masks
 
@@ -84,9 +87,16 @@ def _applies(rule: SafetyRule, query: Query) -> bool:
 
 def _is(query: Query, name: str, value: str, unknown: bool) -> bool:
     """Whether the request's context, or else the viewer's profile, has a value."""
+    texts = _texts_of(value)
     if name in query.request.context:
-        return str(query.request.context[name]) == value
-    return key_of(f"user.{name}", value) in query.session.profile if query.viewer_known else unknown
+        return str(query.request.context[name]) in texts
+    known = any(key_of(f"user.{name}", text) in query.session.profile for text in texts)
+    return known if query.viewer_known else unknown
+
+
+def _texts_of(value: str) -> tuple[str, ...]:
+    """The texts of a rule's value: as features, ``true`` and ``false`` of JSON are "True" and "False"."""
+    return (value, value.capitalize()) if value in ("true", "false") else (value,)
 
 
 def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:

@@ -36,12 +36,9 @@ class ClusterFoldStore(RedisFoldStore):
         return joined_position(None, self._stored, self._count)
 
     def commit(
-        self,
-        before: FoldPosition | None,
-        after: FoldPosition,
-        sessions: Mapping[str, bytes],
-        gone: Collection[str] = (),
-    ) -> None:
+        self, before: FoldPosition | None, after: FoldPosition, sessions: Mapping[str, bytes],
+        gone: Collection[str] = (), lasting: Mapping[str, bytes] = {},
+    ) -> None:  # fmt: skip
         if self._stored is None:
             self.position()
         stored = self._stored or {}
@@ -52,7 +49,7 @@ class ClusterFoldStore(RedisFoldStore):
         for partition, blobs in written.items():
             place = after.of(partition)
             if blobs or place != stored[partition]:
-                self._write(partition, stored[partition], place, blobs)
+                self._write(partition, stored[partition], place, blobs, lasting)
                 stored[partition] = place
 
     def remove(self) -> None:
@@ -71,18 +68,15 @@ class ClusterFoldStore(RedisFoldStore):
             return blobs
 
     def _write(
-        self,
-        partition: int,
-        before: FoldPosition | None,
-        place: FoldPosition,
-        sessions: Mapping[str, bytes | None],
-    ) -> None:
+        self, partition: int, before: FoldPosition | None, place: FoldPosition,
+        sessions: Mapping[str, bytes | None], lasting: Mapping[str, bytes],
+    ) -> None:  # fmt: skip
         key = self._places[partition]
         with unavailable("written"), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(key)
             check_position(before, decode_position(pipe.get(key)))
             pipe.multi()
-            self._put(pipe, sessions)
+            self._put(pipe, sessions, lasting)
             pipe.set(key, msgspec.msgpack.encode(place))
             pipe.execute()
 

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from recsys.app.set_loops import SetLoops
+from recsys.app.set_loops import SetLoops, qualified
 from recsys.clock import wall_ms
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, CovisitConfig
@@ -118,10 +118,12 @@ class CounterLoop:
     def turn(self, limit: int = 1_000) -> int:
         """Reads one batch, publishes and saves if due; returns how many records it read."""
         moved, now_ms = self._read(limit), self._now_ms()
-        if now_ms - self._published_ms >= _PUBLISH_EVERY_MS:
+        if (
+            not 0 <= now_ms - self._published_ms < _PUBLISH_EVERY_MS
+        ):  # below: the clock was set back
             self._published_ms = now_ms
             self.publish()
-        if now_ms - self._saved_ms >= self._save_every_ms:
+        if not 0 <= now_ms - self._saved_ms < self._save_every_ms:
             self.save()
         return moved
 
@@ -143,14 +145,14 @@ class CounterLoop:
         began_s = time.monotonic()
         held = self._state.save(self._log.id, dict(enumerate(self.places)), self._pack)
         # A snapshot that was skipped may reach back behind the beginning of the log.
-        hold_available(self._log, part_name(self.part, self._name), self.topic, held)
+        hold_available(self._log, qualified(self.part, self._name), self.topic, held)
         self._saved_ms = self._now_ms()
         took_ms = (time.monotonic() - began_s) * 1000
         self._save_every_ms = max(_SAVE_EVERY_MS, int(took_ms / _SAVE_SHARE))
 
     def end(self) -> None:
         """Releases the log and removes the snapshots; published counters go with the next trim."""
-        self._log.release(part_name(self.part, self._name), self.topic)
+        self._log.release(qualified(self.part, self._name), self.topic)
         if self._state is not None:
             self._state.remove()
 
@@ -210,19 +212,12 @@ class CounterLoop:
         fold = self.folds[partitions[0]]
         keys, values, last_ms = (column.tobytes() for column in fold.counters.export())
         snapshot = _Snapshot(
-            self._features.digest,
-            keys,
-            values,
-            last_ms,
-            fold.contexts_by_request(),
-            fold.segments_by_request(),
-            sorted(fold.quarantined),
+            self._features.digest, keys, values, last_ms,
+            fold.contexts_by_request(), fold.segments_by_request(), sorted(fold.quarantined),
             {partition: bounds.pack() for partition, bounds in fold.influences.items()},
             CovisitRows() if self.states is None else self.states.covisits.export(),
-            list(fold.visits.users.items()),
-            list(fold.credits.requests.items()),
-            fold.operators.pack(),
-        )
+            list(fold.visits.users.items()), list(fold.credits.requests.items()), fold.operators.pack(),
+        )  # fmt: skip
         return msgspec.msgpack.encode(snapshot)
 
     def _load(self) -> dict[int, Saved]:
@@ -269,11 +264,6 @@ def quarantined_users(folder: str, log_id: str) -> set[str]:
     return users
 
 
-def part_name(part: str, name: str) -> str:
-    """Name of the snapshots of a feature set."""
-    return f"{part}@{name}" if name else part
-
-
 class CounterLoops(SetLoops[CounterLoop]):
     """Counters of each feature set in use. While there are several, nothing is trimmed."""
 
@@ -298,11 +288,11 @@ def run(
     loops: CounterLoops | None = None
 
     def make(name: str, features: FeatureSet) -> CounterLoop:
-        state = PartState(config.state, part_name(kind.part, name))
+        state = PartState(config.state, qualified(kind.part, name))
         bounds, covisits = config.bounds, config.covisits
         if share.whole and kind is CounterLoop:  # what several workers sent isn't added up any more
-            PartState(config.state, part_name(SUMS, name)).remove()
-            log.release(part_name(SUMS, name), ITEM_COUNTS)
+            PartState(config.state, qualified(SUMS, name)).remove()
+            log.release(qualified(SUMS, name), ITEM_COUNTS)
         return kind(log, features, state, bounds=bounds, covisits=covisits, name=name, share=share)
 
     with closing(log), leased(config.state, kind.part, share.partitions(log.partitions(EVENTS))):

@@ -21,6 +21,9 @@ from serving.sessions.session_fold import shown_keys
 
 REMEMBERED: Final = 20_000  # ids a partition
 READ_BACK: Final = 2_000  # records a partition whose ids are read again after a restart
+AT_ONCE: Final = (
+    8_000  # records of all partitions: a fold holds their sessions, and writes them together
+)
 
 
 class FoldEvent(NamedTuple):
@@ -72,8 +75,10 @@ class EventReader:
         return moved
 
     def read(self, limit: int = 1_000) -> list[FoldEvent]:
-        """Next events to fold, at most ``limit`` a partition, without repeats; advances ``offsets``."""
+        """Next events to fold, at most ``limit`` a partition and AT_ONCE in all, without repeats; advances
+        ``offsets``."""
         self.read_items()
+        limit = min(limit, AT_ONCE // max(1, len(self.partitions))) or 1
         events = []
         for partition in self.partitions:
             records = self._log.read(EVENTS, partition, self.offsets[partition], limit)

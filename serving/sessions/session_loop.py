@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from recsys.app.set_loops import SetLoops
+from recsys.app.set_loops import SetLoops, qualified
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
@@ -65,7 +65,7 @@ class SessionLoop:
     ) -> None:
         """``name``: of the feature set, if it isn't the first (recsys/app/set_loops.py)."""
         self._log, self._store, self._features = log, store, features
-        self._name = f"{NAME}@{name}" if name else NAME
+        self._name = qualified(NAME, name)
         self._tracer = tracer
         self._seen, self._now_ms = seen, now_ms
         self.events = EventReader(log, features, share)
@@ -180,8 +180,9 @@ class SessionLoop:
 
     def _commit(self, changed: set[str], gone: set[str]) -> None:
         packed = {name: self._sessions[name].pack() for name in sorted(changed - gone)}
+        lasting = {name: self._sessions[name].lasting() for name in packed}
         after = FoldPosition(self._log.id, list(self.events.offsets), self._control.offsets[0])
-        self._store.commit(self._position, after, packed, sorted(gone))
+        self._store.commit(self._position, after, packed, sorted(gone), lasting)
         self._position = after
         self.gone += len(gone)
         for name in gone:
@@ -201,7 +202,8 @@ class SessionLoop:
     def _hold(self) -> None:
         """Has the log keep the records after the position."""
         now_ms = self._now_ms()
-        if now_ms - self._held_ms >= _HOLD_EVERY_MS and self._position is not None:
+        is_due = not 0 <= now_ms - self._held_ms < _HOLD_EVERY_MS  # below: the clock was set back
+        if is_due and self._position is not None:
             self._held_ms = now_ms
             for partition, offset in enumerate(self._position.events):
                 if offset >= 0:

@@ -19,11 +19,14 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError, frame_content_size
 
+from recsys.app.set_loops import qualified
 from recsys.events.hashing import Id, partition_of
 from recsys.observability.log_lines import redact
 from recsys.process.worker_share import WHOLE, Share
 
 _POSITION_KEY: Final = "sessions:place"
+# Kinds of keys: sessions expire, what outlives them (``Session.lasting``) doesn't.
+KINDS = SESSION, LASTING = "session", "lasting-session"
 _REMOVED: Final = 1_000  # keys at once
 _CONNECTIONS: Final = 10_000  # one per read in progress: admission limits these
 _FOLD_TIMEOUT_S: Final = 10.0
@@ -71,10 +74,10 @@ def joined_position(
     return FoldPosition(log_id, events, min(controls) if len(controls) == len(places) else -1)
 
 
-def session_key(user_id: Id, name: str = "", partitions: int = 0) -> str:
+def session_key(user_id: Id, name: str = "", partitions: int = 0, kind: str = SESSION) -> str:
     """Redis key of a user's session. ``name``: of its feature set (recsys/app/set_loops.py). ``partitions``:
-    of ``events``, in a cluster, where the user's one names the slot."""
-    key = f"session:{user_id}" if not name else f"session@{name}:{user_id}"
+    of ``events``, in a cluster, where the user's one names the slot. ``kind``: or ``LASTING``."""
+    key = f"{qualified(kind, name)}:{user_id}"
     return f"{{p{partition_of(user_id, partitions)}}}{key}" if partitions else key
 
 
@@ -96,7 +99,7 @@ class SessionReader(Protocol):
     """Read access for requests."""
 
     def get(self, user_id: Id) -> Awaitable[bytes | None]:
-        """Packed session; None if there is none. Raises StoreUnavailable when awaited."""
+        """Packed session, or what outlived it; None without either. Raises StoreUnavailable when awaited."""
 
     def of_set(self, name: str) -> "SessionReader":
         """The sessions of another feature set, over the same connections."""
@@ -111,16 +114,14 @@ class FoldStore(Protocol):
         """Last committed position; None in a new store."""
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
-        """Packed sessions, in order; None where there is none."""
+        """Packed sessions, or what outlived them, in order; None without either."""
 
     def commit(
-        self,
-        before: FoldPosition | None,
-        after: FoldPosition,
-        sessions: Mapping[str, bytes],
-        gone: Collection[str] = (),
-    ) -> None:
-        """Writes ``sessions``, deletes those of ``gone`` and sets the position: all or nothing.
+        self, before: FoldPosition | None, after: FoldPosition, sessions: Mapping[str, bytes],
+        gone: Collection[str] = (), lasting: Mapping[str, bytes] = {},
+    ) -> None:  # fmt: skip
+        """Writes ``sessions`` and what outlives each (``lasting``), deletes those of ``gone`` and sets the
+        position: all or nothing.
 
         Raises PositionConflict, with nothing written, if the stored position isn't ``before``.
         """
@@ -152,8 +153,9 @@ class RedisSessions:
 
     async def get(self, user_id: Id) -> bytes | None:
         try:  # without ``unavailable``, which would cost 1 µs a read
-            key = session_key(user_id, self._name, self._partitions)
-            blob: bytes | None = await self._client.get(key)
+            get, place = self._client.get, (self._name, self._partitions)
+            blob: bytes | None = await get(session_key(user_id, *place))
+            blob = blob or await get(session_key(user_id, *place, LASTING))
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
         return expanded(blob)
@@ -175,7 +177,7 @@ class RedisFoldStore:
         self, url: str, ttl_s: int, name: str = "", share: Share = WHOLE, partitions: int = 0
     ) -> None:
         """``name``: of the feature set. ``partitions``: of ``events``."""
-        self._ttl_s, self._name, self._place = ttl_s, name, _position_key(name)
+        self._ttl_s, self._name, self._place = ttl_s, name, qualified(_POSITION_KEY, name)
         self._share, self._count = share, partitions
         own = share.partitions(partitions)
         self._places = {p: f"{{p{p}}}" * self.is_cluster + f"{self._place}:{p}" for p in own}
@@ -186,20 +188,18 @@ class RedisFoldStore:
             return self._read_position(self._client)
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
-        return list(map(expanded, self._read_all([self._key(user_id) for user_id in user_ids])))
+        own, lasting = (self._read_all([self._key(u, kind) for u in user_ids]) for kind in KINDS)
+        return [expanded(blob or kept) for blob, kept in zip(own, lasting, strict=True)]
 
     def commit(
-        self,
-        before: FoldPosition | None,
-        after: FoldPosition,
-        sessions: Mapping[str, bytes],
-        gone: Collection[str] = (),
-    ) -> None:
+        self, before: FoldPosition | None, after: FoldPosition, sessions: Mapping[str, bytes],
+        gone: Collection[str] = (), lasting: Mapping[str, bytes] = {},
+    ) -> None:  # fmt: skip
         with unavailable("written"), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(self._place, *self._places.values())
             check_position(before, self._read_position(pipe))
             pipe.multi()
-            self._put(pipe, {**sessions, **dict.fromkeys(gone)})
+            self._put(pipe, {**sessions, **dict.fromkeys(gone)}, lasting)
             if self._share.whole:
                 pipe.set(self._place, msgspec.msgpack.encode(after))
             else:
@@ -208,10 +208,14 @@ class RedisFoldStore:
             pipe.execute()
 
     def remove(self) -> None:
-        pattern = "{p*}" * self.is_cluster + session_key("*", self._name)
+        if self.position() is None:
+            return  # removed before: the position goes last
         with unavailable("removed"):
-            while keys := list(islice(self._client.scan_iter(pattern), _REMOVED)):
-                self._client.delete(*keys)
+            for kind in KINDS:
+                pattern = "{p*}" * self.is_cluster + session_key("*", self._name, kind=kind)
+                found = self._client.scan_iter(pattern, _REMOVED)
+                while keys := list(islice(found, _REMOVED)):
+                    self._client.delete(*keys)
             self._client.delete(self._place, *self._places.values())
 
     def scrub(self) -> None:
@@ -226,20 +230,23 @@ class RedisFoldStore:
     def close(self) -> None:
         self._client.close()
 
-    def _key(self, user_id: Id) -> str:
-        return session_key(user_id, self._name, self._count * self.is_cluster)
+    def _key(self, user_id: Id, kind: str = SESSION) -> str:
+        return session_key(user_id, self._name, self._count * self.is_cluster, kind)
 
     def _read_all(self, keys: Sequence[str]) -> list[bytes | None]:
         with unavailable("read"):
             blobs: list[bytes | None] = self._client.mget(keys) if keys else []
             return blobs
 
-    def _put(self, pipe: Any, sessions: Mapping[str, bytes | None]) -> None:
-        for user_id, blob in sessions.items():
-            if blob is None:
-                pipe.delete(self._key(user_id))
-            else:
-                pipe.set(self._key(user_id), shrunk(blob), ex=self._ttl_s)
+    def _put(
+        self, pipe: Any, sessions: Mapping[str, bytes | None], lasting: Mapping[str, bytes]
+    ) -> None:
+        for kind, blobs, ttl_s in ((SESSION, sessions, self._ttl_s), (LASTING, lasting, None)):
+            for user_id in sessions:
+                if blob := blobs.get(user_id):
+                    pipe.set(self._key(user_id, kind), shrunk(blob), ex=ttl_s)
+                else:
+                    pipe.delete(self._key(user_id, kind))
 
     def _read_position(self, client: Any) -> FoldPosition | None:
         whole, *places = map(decode_position, client.mget(self._place, *self._places.values()))
@@ -288,10 +295,6 @@ def _connect(url: str, is_cluster: bool) -> Any:
         if is_cluster:
             return redis.RedisCluster.from_url(url, retry=_FAILOVER, **settings)
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1), **settings)
-
-
-def _position_key(name: str) -> str:
-    return _POSITION_KEY if not name else f"{_POSITION_KEY}@{name}"
 
 
 def decode_position(blob: Any) -> FoldPosition | None:

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.events.event_types import Item
+from recsys.events.event_types import Item, User
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.counters import HALF_LIVES_MS
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import FeatureSet, RequestFeatures, read_block
+from recsys.features.feature_set import PROFILE_WIDTH, FeatureSet, RequestFeatures, read_block
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 from tests.support.serving.request_batches import batch_of
@@ -80,6 +80,18 @@ def test_every_array_has_the_width_that_is_announced(kind: str, schema: Schema) 
         assert built.outcomes_TO.shape == (features.history_length, features.outcomes)
         width = FeatureBuilder(features).dense_width
         assert built.dense_NF.shape == (len(candidates), width) and (width > 0) == (kind == "all")
+
+
+def test_of_a_long_profile_the_first_values_are_features() -> None:
+    schema = replace(SCHEMA, user=(("age", CATEGORICAL), ("likes", CATEGORICAL)))
+    fields = {"age": "9", "likes": [f"t{n}" for n in range(60)]}
+    first, other = Feed(FeatureSet(schema)), Feed(FeatureSet(schema))
+    first.session.fold_user(User(time_ms=1, user_id="u", fields=fields))
+    other.session.profile = other.features.profile_keys(fields)
+    assert first.session.profile[:PROFILE_WIDTH] == other.session.profile
+    assert first.build([1, 2]).user_U.tolist() == other.build([1, 2]).user_U.tolist()
+    likes = [key_of("user.likes", f"t{n}") for n in range(PROFILE_WIDTH)]
+    assert first.session.profile == [key_of("user.age", "9"), *likes]
 
 
 def test_one_candidate_has_the_same_features_alone_and_among_300() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.events.event_types import Engagement, Impression, RequestInputs, User
+from recsys.events.event_types import Engagement, Impression, Preference, RequestInputs, User
 from recsys.events.hashing import key_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import COUNTER_ROWS, REQUESTS, USER, Session
@@ -213,6 +213,26 @@ def test_a_profile_replaces_the_one_before() -> None:
     its = fold(session(), User(time_ms=1, user_id="u", fields={"country": "de"}))
     fold(its, User(time_ms=2, user_id="u", fields={"country": "at", "unknown": "x"}))
     assert its.profile == [key_of("user.country", "at")]
+
+
+def test_what_outlives_a_session_is_what_the_viewer_said_and_no_history() -> None:
+    assert not fold(session(), did("r1", 1, "like")).lasting()
+    its = fold(
+        session(),
+        User(time_ms=1, user_id="u", fields={"country": "de", "profiling": False}),
+        did("r1", 1, "like"),
+        did("r1", 2, "hide"),
+    )
+    its.offset = 7
+    blocked = Preference(time_ms=1, user_id="u", field="author", value="a1", wish="block")
+    its.fold_preference(blocked)
+    kept = Session.unpack(its.lasting(), FEATURES)
+    assert (kept.user_id, kept.offset, kept.plain) == ("u", 7, True)
+    assert kept.profile == its.profile and kept.wishes == its.wishes and kept.hidden == its.hidden
+    assert not (kept.seen or kept.history or kept.requests or len(kept.counters) or kept.events)
+    assert kept.lasting() == kept.pack() == its.lasting()
+    for alone in (User(time_ms=1, user_id="u", fields={"profiling": False}), did("r1", 2, "hide")):
+        assert fold(session(), alone).lasting()
 
 
 def test_a_late_event_does_not_turn_the_clock_back() -> None:

@@ -43,6 +43,14 @@ def test_a_level_is_entered_at_once_and_left_step_by_step_after_thirty_seconds_o
     assert levels == sorted(levels, reverse=True)
 
 
+def test_a_level_is_left_though_the_clock_was_set_back():
+    budget = DiskBudget(DiskConfig())
+    budget.plan({}, 0, HOUR_S * 1000)
+    budget.plan({}, PLENTY, HOUR_S * 1000 + 1)
+    levels = [budget.plan({}, PLENTY, second * 1000).level for second in range(32)]
+    assert levels[:30] == [Level.FULL] * 30 and levels[30] is Level.LOWER
+
+
 def test_room_that_comes_and_goes_keeps_the_level():
     budget = DiskBudget(DiskConfig())
     budget.plan({}, GB // 2, 0)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from recsys.app.app_file import APP_FILE, read_app
+from recsys.config.safety_config import SafetyConfig, SafetyRule
 from recsys.config.system_config import digest
 from recsys.features.feature_set_file import FILE as FEATURES_FILE
 from recsys.free_ports import PortTaken
@@ -110,6 +111,31 @@ def test_the_policy_of_a_new_definition_is_checked_with_its_own_labels(tmp_path,
     assert "only labels of the schema (buy)" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "state" / APP_FILE).exists()
     assert not (tmp_path / "state" / FEATURES_FILE).exists()
+
+
+def test_a_safety_rule_about_a_field_that_nobody_has_is_refused(
+    config, tmp_path, capsys, monkeypatch
+):
+    def refused(**named):
+        rules = SafetyConfig((SafetyRule(value="adult", **named),))
+        capsys.readouterr()
+        assert up.start(replace(config, safety=rules)) == 1
+        return " ".join(capsys.readouterr().err.split())
+
+    def accepted(*_):
+        raise ValueError("all names are known")
+
+    monkeypatch.setattr(up, "check_accepted", accepted)
+    assert "all names are known" in refused(when={"country": "DE"}, unless={"surface": "kids"})
+    for named in ({"when": {"cuontry": "DE"}}, {"unless": {"page": "kids"}}):
+        (name,) = next(iter(named.values()))
+        text = refused(**named)
+        assert f"safety.rules: a name in when or unless is '{name}'" in text and "country" in text
+    # As `recsys app apply` leaves it: the first feature set stays.
+    fields = "fields: {context: {page: category, battery: number}, user: {born: number}}"
+    (tmp_path / "app.yaml").write_text(fields)
+    assert "all names are known" in refused(when={"page": "kids"}, unless={"battery": "5"})
+    assert "is 'born', expected" in refused(when={"born": "2015"})
 
 
 def test_down_names_who_holds_a_folder_without_a_supervisor(config, capsys, tmp_path):

@@ -20,6 +20,7 @@ from recsys.log.protocol import Append, Log
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop, run_folder, write_atomically
 from runtime.control_room import experiment_panel
+from runtime.control_room import part as control_room_part
 from runtime.control_room.experiment_panel import ExperimentPanel
 from runtime.control_room.part import ControlRoom, run
 from runtime.control_room.system_watch import SystemWatch
@@ -191,6 +192,18 @@ def test_the_ends_of_a_topic_are_asked_once_for_a_picture(system: tuple[Config, 
     log.end = counted  # type: ignore[method-assign]
     watch.samples()
     assert asked and len(set(asked)) == len(asked)
+
+
+def test_curves_go_on_though_the_clock_was_set_back(
+    system: tuple[Config, Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, log = system
+    room = ControlRoom(config, SystemWatch(config, log), Stop())
+    for now_ms in (9_000_000, 9_001_000, 1_000_000, 1_001_000):
+        monkeypatch.setattr(control_room_part, "wall_ms", lambda now_ms=now_ms: now_ms)
+        room.beat()
+    curve = next(points for points in msgspec.json.decode(room.curves()).values())
+    assert [time_ms for time_ms, _ in curve] == [9_000_000, 1_000_000]
 
 
 def test_pictures_are_made_for_pages_and_curves_go_on_without(system: tuple[Config, Log]) -> None:

@@ -37,6 +37,15 @@ def test_serving_may_take_as_long_to_start_as_a_replica_may_read() -> None:
     assert serve.ready_s > CATCH_UP_S
 
 
+def test_folds_that_read_the_whole_catalogue_may_take_as_long_as_serving(tmp_path: Path) -> None:
+    workers = WorkersConfig(session_fold=2, counters=2)
+    for many in (WorkersConfig(), workers):
+        parts = table(launch_plan.resolve(replace(config_in(tmp_path), workers=many))[1], many)
+        reading = {part_of(p.name) for p in parts if p.ready_s > CATCH_UP_S}
+        others = {part_of(p.name) for p in parts if p.ready_s <= CATCH_UP_S}
+        assert reading == {"session-fold", "counters", "serve"} and not reading & others
+
+
 def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
     config = replace(Config(), state=str(tmp_path))
     create_log(config, Stop())

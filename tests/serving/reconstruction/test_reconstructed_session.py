@@ -123,3 +123,20 @@ def test_after_an_erasure_a_viewer_may_be_shown_seen_items_as_before() -> None:
     for seen in (0, 7):
         session = fold_events(Session("u", FEATURES, seen), [(3, erased)], lambda time_ms: {})
         assert session.seen.maxlen == seen and session.offset == 4
+
+
+def test_an_answer_from_what_outlived_a_session_is_found() -> None:
+    log, partition = made(), partition_of("u7", 4)
+    past = [
+        User(time_ms=1, user_id="u7", fields={"country": "NZ"}),
+        Engagement(time_ms=2, request_id="r", user_id="u7", item_id="v1", kind="like"),
+    ]
+    log.append(EVENTS, [Append(partition, b"u7", encode(event)) for event in past])
+    session = Session("u7", FEATURES)
+    session.fold_user(past[0])  # type: ignore[arg-type]
+    session.offset = 2
+    asked = RequestInputs(n=1, session=digest_of(session.lasting()))
+    stamp = Stamp(session_offset=2, catalogue_offset=0)
+    shown = Impression(time_ms=3, request_id="s", user_id="u7", items=[], stamp=stamp, inputs=asked)
+    found = ReconstructedSessions(log, Config(), FEATURES).of(shown)
+    assert found.pack() == session.lasting()

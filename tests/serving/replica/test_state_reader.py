@@ -605,6 +605,21 @@ def test_no_example_is_read_and_yet_weights_age_while_examples_wait(
     assert EXAMPLES not in topics and topics > {STEPS, DELTAS}
 
 
+def test_lag_and_waiting_examples_are_seen_though_the_clock_was_set_back(fixture: Fixture) -> None:
+    stale_ms = round(1000 * Config().serve.stale_s) + 1
+    fixture.step(1, 1.0)
+    fixture.turn()
+    fixture.put(EXAMPLES, b"an example", partition=2)
+    fixture.now_ms += 2_000
+    fixture.turn()
+    fixture.now_ms -= 3_600_000
+    batch = fixture.reader.read()
+    assert batch.events_end is not None and batch.example_ends[2] == 1
+    fixture.reader.apply(batch)
+    assert not fixture.reader.stale(fixture.now_ms)
+    assert fixture.reader.stale(fixture.now_ms + stale_ms)
+
+
 def test_a_replica_that_starts_reads_items_before_their_counters(fixture: Fixture) -> None:
     """Else the popular would be looked for among the first few items alone."""
     last, columns = 2_499, 2 * len(FEATURES.kinds)

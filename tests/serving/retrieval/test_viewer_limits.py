@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from recsys.config.policy_config import SOURCES
 from recsys.config.safety_config import SafetyConfig, SafetyRule
-from recsys.events.event_types import Preference
+from recsys.events.event_types import Preference, User
+from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import key_of
+from recsys.features.feature_set import FeatureSet
 from recsys.features.session import WISHES, Session
 from serving.pipeline import Pipeline
 from serving.query import Query
@@ -19,7 +21,7 @@ from serving.replica.replica import Replica
 from serving.request import Answer, Request
 from serving.retrieval.filters import pinned_items
 from tests.support.serving.replica_harness import NOW_MS, config, item, made, policy, viewer
-from tests.support.training.small_feed import FEATURES
+from tests.support.training.small_feed import FEATURES, SCHEMA
 
 # v3 is by a3, has the tag t3, and the label adult.
 WISHED = [("item_id", "v3"), ("author", "a3"), ("tags", "t3")]
@@ -163,6 +165,28 @@ def test_safety_rules_hide_labels(
     given_answer = ask(replica, viewer(replica), known, context=context, candidate_ids=("v3",))
     assert ("v3" in ids(given_answer)) is shown
     assert answer.impression.inputs is not None and answer.impression.inputs.safety
+
+
+def test_a_safety_rule_knows_what_a_long_profile_says_last() -> None:
+    schema = replace(SCHEMA, user=(("interests", CATEGORICAL), ("minor", CATEGORICAL)))
+    features, interests = FeatureSet(schema, "all", history=4), [f"i{n}" for n in range(60)]
+    rule = SafetyRule(value="adult", when={"minor": "true"})
+    replica = made(features=features, its_config=replace(config(), safety=SafetyConfig((rule,))))
+    replica.apply_item(item(3, labels=["adult"]), 41)
+    for minor, shown in ((True, False), ("true", False), (False, True), ("yes", True)):
+        fields = {"interests": interests, "minor": minor}
+        session = Session("u", features)
+        session.fold_user(User(time_ms=NOW_MS, user_id="u", fields=fields))
+        for known in (session, session.without_profile(), Session.unpack(session.pack(), features)):
+            assert ("v3" in ids(ask(replica, known))) is shown, minor
+
+
+@pytest.mark.parametrize(("value", "said"), [("true", True), ("false", False), ("True", True)])
+def test_a_safety_rule_knows_the_booleans_of_json(value: str, said: bool) -> None:
+    replica = catalogue((SafetyRule(value=value, field="adult", when={"minor": value}),))
+    replica.apply_item(item(3, adult=said), 42)
+    for context, shown in (({"minor": said}, False), ({"minor": not said}, True)):
+        assert ("v3" in ids(ask(replica, viewer(replica), context=context))) is shown
 
 
 def test_a_pin_gives_way_to_a_safety_rule() -> None:

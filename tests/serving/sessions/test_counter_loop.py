@@ -121,6 +121,20 @@ def test_published_counters_equal_the_counted_ones(log: MemoryLog, clock: Clock)
     assert newest.offsets == [log.end(EVENTS, p) for p in range(4)]
 
 
+def test_counters_are_published_and_saved_though_the_clock_was_set_back(
+    log: MemoryLog, clock: Clock, tmp_path: Path
+) -> None:
+    loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), now_ms=clock)
+    append(log, *watched(0))
+    loop.turn()
+    clock.now_ms -= 3_600_000
+    append(log, *watched(1))
+    loop.turn()
+    assert content(told(log)) == content(loop.fold.counters)
+    saved = PartState(tmp_path, NAME).load(log.id)
+    assert saved is not None and saved.offsets[EVENTS] == dict(enumerate(loop.offsets))
+
+
 def test_changed_counters_are_published_ten_times_a_second(log: MemoryLog, clock: Clock) -> None:
     loop = CounterLoop(log, FEATURES, now_ms=clock)
     loop.turn()

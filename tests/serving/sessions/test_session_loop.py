@@ -17,6 +17,7 @@ from recsys.events.event_types import (
     Event,
     Impression,
     Item,
+    Preference,
     ServedItem,
     Tick,
     User,
@@ -235,6 +236,32 @@ def test_an_erasure_read_after_its_tombstone_keeps_what_came_since(
     assert session is not None and session.events == 1 and fixture.session("u2") is not None
 
 
+def test_what_a_viewer_said_outlives_the_session_until_it_is_erased(fixture: Fixture) -> None:
+    fields = {"country": "NZ", "profiling": False}
+    block = Preference(time_ms=NOW_MS, user_id="u1", field="author", value="a1", wish="block")
+    fixture.append(
+        User(time_ms=NOW_MS, user_id="u1", fields=fields), block, engagement(kind="hide"),
+        engagement("u2"),
+    )  # fmt: skip
+    turn_all(fixture.loop())
+    before = fixture.session("u1")
+    assert before is not None
+    fixture.sessions.blobs.clear()  # expired
+    fixture.append(engagement(i=2), engagement("u2", 2))
+    turn_all(fixture.loop())
+    first, second = fixture.session("u1"), fixture.session("u2")
+    assert first is not None and second is not None
+    assert first.plain and first.profile == before.profile and first.wishes == before.wishes
+    assert first.hidden == before.hidden and len(first.hidden) == 1
+    assert len(first.seen) == 1 and first.offset > before.offset
+    assert second.events == 1 and len(second.seen) == 1
+
+    fixture.sessions.blobs.clear()
+    fixture.erase("u1")
+    turn_all(fixture.loop())
+    assert fixture.sessions.load(["u1", "u2"]) == [None, None]
+
+
 def test_tombstone_and_return_in_one_batch(fixture: Fixture) -> None:
     removed = User(time_ms=NOW_MS, user_id="u1", removed=True)
     fixture.append(engagement(), engagement(i=1), removed, engagement(i=2))
@@ -269,6 +296,10 @@ def test_the_log_is_held_where_the_fold_would_begin_again(fixture: Fixture) -> N
     loop.turn()
     partition = partition_of("u1", 4)
     assert fixture.log.holds(EVENTS, partition) == {"session-fold": 1}
+    fixture.now_ms -= 3_600_000  # the clock was set back
+    fixture.append(engagement(i=1))
+    loop.turn()
+    assert fixture.log.holds(EVENTS, partition) == {"session-fold": 2}
 
 
 class Failing(MemorySessions):
@@ -287,6 +318,7 @@ class Failing(MemorySessions):
         after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
+        lasting: Mapping[str, bytes] = {},
     ) -> None:
         self.calls += 1
         what = self.plan.get(self.calls)
@@ -295,7 +327,7 @@ class Failing(MemorySessions):
         if what == "lost" and self.old:
             blobs, place = self.old[len(self.old) // 2]
             self.sessions.blobs, self.sessions._position = dict(blobs), place
-        self.sessions.commit(before, after, sessions, gone)
+        self.sessions.commit(before, after, sessions, gone, lasting)
         self.old.append((dict(self.sessions.blobs), self.sessions._position))
         if what == "after":
             raise StoreUnavailable("after")

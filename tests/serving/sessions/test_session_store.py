@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,15 @@ class Stores:
         """The fold of another feature set."""
         memory = self._memory
         return memory.of_set(name) if memory else self._fold(name)
+
+    def expire(self, *user_ids: str) -> None:
+        """As the server does to unused sessions."""
+        if self._memory:
+            for user_id in user_ids:
+                del self._memory.blobs[user_id]
+        elif isinstance(self.fold, RedisFoldStore):
+            for user_id in user_ids:
+                assert self.fold._client.delete(self.fold._key(user_id)) == 1
 
     def another(self) -> FoldStore:
         """A second process that folds into the same store."""
@@ -150,6 +160,23 @@ def test_gone_sessions_are_removed(stores: Stores) -> None:
     assert stores.get("u1", "u2", "u3") == [None, b"2", b"3"]
 
 
+def test_what_outlives_a_session_is_read_until_it_is_taken_back_or_erased(stores: Stores) -> None:
+    fold, users, other = stores.fold, ("u1", "u2", "u3"), stores.of_set("ab12")
+    other.commit(None, FIRST, {"u1": b"other"}, (), {"u1": b"other kept"})
+    fold.commit(None, FIRST, dict.fromkeys(users, b"1"), (), {"u1": b"kept", "u3": b"3"})
+    assert stores.get(*users) == fold.load(users) == [b"1", b"1", b"1"]
+    stores.expire(*users)
+    assert stores.get(*users) == fold.load(users) == [b"kept", None, b"3"]
+    fold.commit(FIRST, SECOND, {"u2": b"2", "u3": b"3"}, ["u1"])
+    assert stores.get(*users) == fold.load(users) == [None, b"2", b"3"]
+    stores.expire("u2", "u3")
+    assert stores.get(*users) == fold.load(users) == [None, None, None]
+    fold.commit(SECOND, FIRST, {"u1": b"1"}, (), {"u1": b"kept"})
+    stores.expire("u1")
+    fold.remove()
+    assert stores.get("u1") == [None] and stores.get("u1", name="ab12") == [b"other"]
+
+
 def test_each_feature_set_has_sessions_of_its_own(stores: Stores) -> None:
     other = stores.of_set("ab12")
     stores.fold.commit(None, FIRST, {"u1": b"1", "ab12:u2": b"2"})
@@ -163,6 +190,36 @@ def test_each_feature_set_has_sessions_of_its_own(stores: Stores) -> None:
     other.commit(None, FIRST, {"u1": b"again"})
     stores.fold.remove()
     assert stores.get("u1") == [None] and stores.get("u1", name="ab12") == [b"again"]
+
+
+class Scanned:
+    """A client of a server with many keys, which counts them as it goes through them."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys, self.visited, self.asked = dict.fromkeys(keys), 0, list[int]()
+
+    def scan_iter(self, pattern: str, count: int = 10) -> Iterator[str]:
+        self.asked.append(count)
+        for key in list(self.keys):
+            self.visited += 1
+            if fnmatchcase(key, pattern):
+                yield key
+
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            self.keys.pop(key, None)
+
+
+def test_the_sessions_of_a_set_are_removed_in_one_pass_of_each_kind() -> None:
+    keys = [session_key(f"u{n}", name) for name in ("", "ab") for n in range(5_500)]
+    fold: Any = object.__new__(RedisFoldStore)
+    fold._client = client = Scanned([*keys, session_key("u1", "ab", kind=session_store.LASTING)])
+    fold._name, fold._place, fold._places = "ab", "sessions:place@ab", {}
+    fold.position = iter([FIRST, None]).__next__
+    fold.remove()
+    fold.remove()  # as after each restart
+    assert list(client.keys) == keys[:5_500]
+    assert client.visited <= 2 * len(keys) + 1 and client.asked == [1_000, 1_000]
 
 
 def test_large_sessions_are_stored_compressed_and_old_ones_open() -> None:
@@ -263,8 +320,9 @@ def test_a_write_between_comparing_and_writing_is_noticed(server: Any) -> None:
 def test_sessions_expire(server: Any) -> None:
     fold = RedisFoldStore(f"redis://127.0.0.1:{server.port}/0", 60)
     server.client().flushall()
-    fold.commit(None, FIRST, {"u1": b"1"})
+    fold.commit(None, FIRST, {"u1": b"1"}, (), {"u1": b"kept"})
     assert 50 < server.client().ttl("session:u1") <= 60
+    assert server.client().ttl("lasting-session:u1") == -1
     assert server.client().ttl("sessions:place") == -1
     fold.close()
 
@@ -362,7 +420,9 @@ def test_each_request_gets_its_own_answer_however_it_is_cut_and_who_left_takes_n
         if key == "session:slow":
             await asyncio.sleep(0.05)
         value = key.encode() + large
-        reply = b"$-1\r\n" if key == "session:none" else b"$%d\r\n%s\r\n" % (len(value), value)
+        reply = (
+            b"$-1\r\n" if key.endswith("session:none") else b"$%d\r\n%s\r\n" % (len(value), value)
+        )
         for at in range(0, len(reply), 997):
             writer.write(reply[at : at + 997])
             await writer.drain()

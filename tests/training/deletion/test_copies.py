@@ -139,6 +139,7 @@ COPIES: dict[str, Callable[[CopiesRun], bool]] = {
     "archive: events": archived("events"),
     "archive: examples": archived("examples"),
     "session": lambda run: USER in run.system.sessions.blobs,
+    "what outlives it": lambda run: USER in run.system.sessions.lasting,
     "joiner's state": on_disk("parts/joiner/*"),
     "rows": in_rows,
     "write-ahead files": in_wal,
