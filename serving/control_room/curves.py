@@ -32,7 +32,7 @@ class Curves:
 
     def observe(self, samples: Samples, now_ms: int) -> Samples:
         """Adds a point per followed series if one is due; returns the added samples."""
-        if 0 < self._due_ms - now_ms <= self._every_ms:  # above: the clock was set back
+        if not is_due(now_ms, self._due_ms, self._every_ms):
             return {}
         self._due_ms = now_ms + self._every_ms
         current = {s: v for s, v in samples.items() if name_of(s) in FOLLOWED and math.isfinite(v)}

@@ -118,9 +118,8 @@ class CounterLoop:
     def turn(self, limit: int = 1_000) -> int:
         """Reads one batch, publishes and saves if due; returns how many records it read."""
         moved, now_ms = self._read(limit), self._now_ms()
-        if (
-            not 0 <= now_ms - self._published_ms < _PUBLISH_EVERY_MS
-        ):  # below: the clock was set back
+        # Below 0 the clock was set back.
+        if not 0 <= now_ms - self._published_ms < _PUBLISH_EVERY_MS:
             self._published_ms = now_ms
             self.publish()
         if not 0 <= now_ms - self._saved_ms < self._save_every_ms:

@@ -21,9 +21,7 @@ from serving.sessions.session_fold import shown_keys
 
 REMEMBERED: Final = 20_000  # ids a partition
 READ_BACK: Final = 2_000  # records a partition whose ids are read again after a restart
-AT_ONCE: Final = (
-    8_000  # records of all partitions: a fold holds their sessions, and writes them together
-)
+AT_ONCE: Final = 8_000  # records of all partitions, whose sessions a fold holds and writes together
 
 
 class FoldEvent(NamedTuple):
