@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from typing import Final
 
+from recsys.clock import is_due
 from serving.control_room.exposition import Samples, name_of
 
 EVERY_MS: Final = 5_000
