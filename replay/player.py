@@ -219,16 +219,11 @@ class Player:
         """The impression as the server would have written it."""
         line, epoch, step = self.replica.version
         return Impression(
-            time_ms=event.time_ms,
-            request_id=event.request_id,
-            user_id=event.user_id,
+            time_ms=event.time_ms, request_id=event.request_id, user_id=event.user_id,
             items=[ServedItem(item_id=s.item_id, sources=["log"]) for s in event.items],
-            context=event.context,
-            surface=event.surface,
-            stamp=Stamp(line=line, epoch=epoch, step=step),
-            features=features.block(),
-            event_id=event.event_id,
-        )
+            context=event.context, surface=event.surface, stamp=Stamp(line=line, epoch=epoch, step=step),
+            features=features.block(), event_id=event.event_id,
+        )  # fmt: skip
 
     def _engagement(self, event: Engagement) -> None:
         self.loop.append(event)

@@ -293,15 +293,10 @@ def replay_with(
     for joiner in getattr(player.loop, "joiners", ()):
         counts.update(joiner.counts)
     return ReplayResult(
-        predictions,
-        recorder.contexts(),
-        player.replica.step,
-        time.monotonic() - started,
-        dict(counts),
-        digest(),
-        None if probe is None else probe.report(),
+        predictions, recorder.contexts(), player.replica.step, time.monotonic() - started, dict(counts),
+        digest(), None if probe is None else probe.report(),
         dict(player.pipeline.builder.derivation.errors),
-    )
+    )  # fmt: skip
 
 
 def _learn_the_rest(player: Player, until_step: int) -> None:

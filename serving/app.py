@@ -151,15 +151,10 @@ def _describe(config: Config) -> dict[str, Any]:
     serve = config.serve
     return {
         "about": "one replica answers lists and takes events: session, retrieval, ranking, selection",
-        "configuration": config.name,
-        "features": config.model.features,
-        "candidates": serve.candidates,
-        "rows": serve.rows,
-        "index": serve.index,
-        "retrieval_shards": serve.retrieval_shards,
-        "deadline_ms": serve.deadline_ms,
-        "traced": config.tracing.share if config.tracing.on else 0.0,
-    }
+        "configuration": config.name, "features": config.model.features, "candidates": serve.candidates,
+        "rows": serve.rows, "index": serve.index, "retrieval_shards": serve.retrieval_shards,
+        "deadline_ms": serve.deadline_ms, "traced": config.tracing.share if config.tracing.on else 0.0,
+    }  # fmt: skip
 
 
 def application(config: Config, hooked: bool = False) -> Any:

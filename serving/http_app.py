@@ -393,14 +393,10 @@ def _request_of(body: models.RecommendIn | models.RankIn, n: int) -> values.Requ
 
 def _answer_out(answer: values.Answer, token: str, began_s: float) -> dict[str, Any]:
     return {
-        "request_id": answer.request_id,
-        "token": token,
-        "items": answer.items,
-        "stamp": answer.stamp,
-        "took_ms": round((time.perf_counter() - began_s) * 1000, 3),
-        "degraded": answer.degraded,
+        "request_id": answer.request_id, "token": token, "items": answer.items, "stamp": answer.stamp,
+        "took_ms": round((time.perf_counter() - began_s) * 1000, 3), "degraded": answer.degraded,
         "warnings": [{"item_id": item_id, "why": why} for item_id, why in answer.left_out.items()],
-    }
+    }  # fmt: skip
 
 
 def _results_out(results: Sequence[Result], unproven: int = 0) -> dict[str, Any]:

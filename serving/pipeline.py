@@ -108,15 +108,11 @@ class Pipeline:
             Stage("shorten", _unchanged, SHORT, self._shorten, of_caller=False, span=RETRIEVE),
         )
         self.stages = (
-            *self.retrieving,
-            Stage("given", self._give, of_caller=True, span=RETRIEVE),
-            Stage("pin", self._pin),
-            Stage("features", self._build_features),
+            *self.retrieving, Stage("given", self._give, of_caller=True, span=RETRIEVE),
+            Stage("pin", self._pin), Stage("features", self._build_features),
             Stage("rank", self._rank, UNRANKED, self._rank_by_popularity, span=RANK),
-            Stage("rank_list", self._rank_list),
-            *self.adjustments,
-            Stage("draw", self._draw, span=SELECT),
-        )
+            Stage("rank_list", self._rank_list), *self.adjustments, Stage("draw", self._draw, span=SELECT),
+        )  # fmt: skip
 
     def recommend(self, query: Query) -> Answer:
         """Answers with the list, and the impression that records how it was made."""

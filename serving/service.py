@@ -388,17 +388,13 @@ class Service:
             "version": {"line": line, "epoch": epoch, "step": step},
             "features": {"logged": self.features.digest, "read": replica.model.features.digest},
             "age_ms": self.now_ms() - replica.step_time_ms if replica.step_time_ms else None,
-            "items": replica.catalogue.living.count,
-            "ready": self.ready,
+            "items": replica.catalogue.living.count, "ready": self.ready,
             "events_per_s": round(reader.events.per_s(), 2),
             "examples_per_s": round(reader.examples.per_s(), 2),
-            **reader.freshness.percentiles(self.now_ms()),
-            "lag": reader.lag,
-            "gaps": reader.line.gaps,
-            "impressions_dropped": self.writer.dropped,
-            "canary": self._canary_status(),
+            **reader.freshness.percentiles(self.now_ms()), "lag": reader.lag, "gaps": reader.line.gaps,
+            "impressions_dropped": self.writer.dropped, "canary": self._canary_status(),
             "arms": self._arms_status(),
-        }
+        }  # fmt: skip
 
     def _canary_status(self) -> dict[str, Any] | None:
         """Candidate that answers a share of the users, if there is one."""

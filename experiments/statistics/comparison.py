@@ -125,17 +125,12 @@ class Comparison:
         live_loss, live, candidate, positives = self._totals.tolist()
         examples = self.examples
         return ComparisonResult(
-            examples,
-            len(self._users),
-            self._loss.estimate(),
-            self._auc.estimate(),
-            self._user_auc.estimate(),
-            self._recall.estimate(),
+            examples, len(self._users), self._loss.estimate(), self._auc.estimate(),
+            self._user_auc.estimate(), self._recall.estimate(),
             {name: mean.estimate() for name, mean in self._segments.items()},
-            live_loss / examples if examples else math.nan,
-            live / positives if positives else math.nan,
+            live_loss / examples if examples else math.nan, live / positives if positives else math.nan,
             candidate / positives if positives else math.nan,
-        )
+        )  # fmt: skip
 
     def _segment(self, name: str) -> ClusteredMean | None:
         if name not in self._segments and len(self._segments) < _MAX_SEGMENTS:

@@ -150,19 +150,12 @@ def preference(credits: ArmCredits, alpha: float = 0.05, find: float = 0.02) -> 
         verdict, why = OPEN, _missing(credits)
     earned = (float(shared_U2[:, 1].sum()), float(shared_U2[:, 0].sum()))
     return Preference(
-        users=len(picked_U2),
-        lists=int(credits.lists_U.sum()),
-        earned=earned,
-        relative=estimate.relative,
-        low=estimate.low,
-        high=estimate.high,
-        p=estimate.p if bounded else signs.p,
+        users=len(picked_U2), lists=int(credits.lists_U.sum()), earned=earned, relative=estimate.relative,
+        low=estimate.low, high=estimate.high, p=estimate.p if bounded else signs.p,
         wins=(won, lost, len(picked_U2) - won - lost),
-        sign_p=float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
-        coins=coins,
-        verdict=verdict,
-        why=why,
-    )
+        sign_p=float(binomtest(won, won + lost).pvalue) if won + lost else 1.0, coins=coins,
+        verdict=verdict, why=why,
+    )  # fmt: skip
 
 
 def _by_bounds(estimate: Effect) -> tuple[str, str]:

@@ -153,27 +153,18 @@ class DurableShard:
         with self._lock:
             tables = self._shard.tables.items()
             return {
-                "line": self.spec.line,
-                "epoch": self.spec.epoch,
-                "part": self.spec.part,
-                "parts": self.spec.parts,
-                "step": self._shard.applied,
-                "time_ms": self._shard.clock_ms,
+                "line": self.spec.line, "epoch": self.spec.epoch, "part": self.spec.part,
+                "parts": self.spec.parts, "step": self._shard.applied, "time_ms": self._shard.clock_ms,
                 "rows": {name: len(table) for name, table in tables},
                 "waiting": {name: table.waiting for name, table in tables},
-                "held_back": self._shard.published.withheld,
-                "bytes": self._shard.nbytes,
+                "held_back": self._shard.published.withheld, "bytes": self._shard.nbytes,
                 "table_bytes": {name: table.nbytes for name, table in tables},
-                "wal_bytes": self._wal.nbytes,
-                "wal_cut_bytes": self._wal.cut_bytes,
-                "wal_damaged": self._wal.damaged,
-                "unpublished": len(self._unpublished),
-                "snapshot_error": self.snapshot_error,
-                "passed_over": self.passed_over,
+                "wal_bytes": self._wal.nbytes, "wal_cut_bytes": self._wal.cut_bytes,
+                "wal_damaged": self._wal.damaged, "unpublished": len(self._unpublished),
+                "snapshot_error": self.snapshot_error, "passed_over": self.passed_over,
                 "snapshots_damaged": snapshots.damaged(self._storage.snapshots, self.spec.line),
-                "lost": self.lost,
-                **vars(self._shard.counters),
-            }
+                "lost": self.lost, **vars(self._shard.counters),
+            }  # fmt: skip
 
     def stop(self) -> None:
         """Takes a snapshot of steps that no snapshot holds, and closes. The next start replays nothing, so

@@ -411,12 +411,6 @@ def tables_of(config: ModelConfig) -> tuple[TableConfig, ...]:
 def _table(config: ModelConfig, name: str, dim: int, rate: float, initial: float) -> TableConfig:
     rows: RowsConfig = getattr(config.tables, name)
     return TableConfig(
-        name,
-        dim,
-        rows.learning_rate or rate,
-        initial,
-        rows.admit_after,
-        config.ttl_s if rows.ttl_s < 0 else rows.ttl_s,
-        rows.budget_mb,
-        rows.sketch_mb,
-    )
+        name, dim, rows.learning_rate or rate, initial, rows.admit_after,
+        config.ttl_s if rows.ttl_s < 0 else rows.ttl_s, rows.budget_mb, rows.sketch_mb,
+    )  # fmt: skip

@@ -256,17 +256,13 @@ def topics(
     director trims them. ``retention_bytes``: of one partition, by topic; 0 or none: without limit."""
     hours, most = retention_hours * _HOUR_MS, {DELTAS: _DELTA_BYTES} | dict(retention_bytes or {})
     return [
-        Topic(EVENTS, partitions, hours, most.get(EVENTS, 0)),
-        Topic(ITEMS, 1),
+        Topic(EVENTS, partitions, hours, most.get(EVENTS, 0)), Topic(ITEMS, 1),
         Topic(ITEM_COUNTS, partitions, hours, most.get(ITEM_COUNTS, 0)),
         Topic(ITEM_STATE, 1, hours, most.get(ITEM_STATE, 0)),
-        Topic(EXAMPLES, partitions, hours, most.get(EXAMPLES, 0)),
-        Topic(STEPS, 1),
-        Topic(DELTAS, 1, hours, most[DELTAS]),
-        Topic(SCORES, 1, hours, most.get(SCORES, 0)),
-        Topic(CONTROL, 1),
-        Topic(DEAD_LETTERS, 1, hours, most.get(DEAD_LETTERS, 0)),
-    ]
+        Topic(EXAMPLES, partitions, hours, most.get(EXAMPLES, 0)), Topic(STEPS, 1),
+        Topic(DELTAS, 1, hours, most[DELTAS]), Topic(SCORES, 1, hours, most.get(SCORES, 0)),
+        Topic(CONTROL, 1), Topic(DEAD_LETTERS, 1, hours, most.get(DEAD_LETTERS, 0)),
+    ]  # fmt: skip
 
 
 def pack(record: msgspec.Struct) -> bytes:

@@ -51,18 +51,12 @@ class Producer:
         self._registered: set[str] = set()
         patience_ms = connection["request_timeout_ms"]
         self._producer = KafkaProducer(
-            **{**connection, "request_timeout_ms": patience_ms // 3},
-            acks="all",
-            enable_idempotence=True,
-            delivery_timeout_ms=patience_ms,
-            max_block_ms=patience_ms,
-            kafka_client=self._client_of,
-            batch_size=256 << 10,
-            linger_ms=config.linger_ms,
+            **{**connection, "request_timeout_ms": patience_ms // 3}, acks="all", enable_idempotence=True,
+            delivery_timeout_ms=patience_ms, max_block_ms=patience_ms, kafka_client=self._client_of,
+            batch_size=256 << 10, linger_ms=config.linger_ms,
             compression_type=None if config.compression == "none" else config.compression,
-            max_request_size=max_record_bytes + (1 << 20),
-            metrics_enabled=False,
-        )
+            max_request_size=max_record_bytes + (1 << 20), metrics_enabled=False,
+        )  # fmt: skip
 
     def send(self, topic: str, partition: int, key: bytes, value: bytes) -> Any:
         """Returns a future of the record's metadata, including ``offset``. Raises KafkaError."""

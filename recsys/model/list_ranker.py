@@ -66,15 +66,10 @@ def lists_of(requests: Sequence[RequestFeatures]) -> Lists:
     np.concatenate([request.dense_NF for request in requests], out=dense[:total])
     owner = np.repeat(np.arange(size), counts)
     return Lists(
-        keys,
-        at[:end_user].reshape(size, -1),
-        at[end_user:end_history].reshape(size, t, h),
-        at[end_history:].reshape(total + fill, columns),
-        np.concatenate([owner, np.full(fill, size - 1)]),
-        np.stack([request.outcomes_TO for request in requests]),
-        dense,
-        total,
-    )
+        keys, at[:end_user].reshape(size, -1), at[end_user:end_history].reshape(size, t, h),
+        at[end_history:].reshape(total + fill, columns), np.concatenate([owner, np.full(fill, size - 1)]),
+        np.stack([request.outcomes_TO for request in requests]), dense, total,
+    )  # fmt: skip
 
 
 def list_logits(model: Model, lists: Lists, rows_UW: Floats) -> Floats:

@@ -86,15 +86,10 @@ class Model(nn.Module):
         self.config = config
         slots = [*features.user_slots, *features.item_slots]
         shape = RankerShape(
-            slots=len(slots),
-            dim=config.dim,
-            item_slot=[slot.name for slot in slots].index("item"),
-            history=features.history_length,
-            outcomes=features.outcomes,
-            dense=dense_width,
-            labels=len(features.schema.labels),
-            hidden=config.hidden,
-        )
+            slots=len(slots), dim=config.dim, item_slot=[slot.name for slot in slots].index("item"),
+            history=features.history_length, outcomes=features.outcomes, dense=dense_width,
+            labels=len(features.schema.labels), hidden=config.hidden,
+        )  # fmt: skip
         self.ranker = ranker(shape, config.seed)
         self.user_side = UserSide(config.vector_dim)
 

@@ -90,16 +90,12 @@ def _readable(span: Span, resource: Any) -> Any:
     from opentelemetry.trace import Link, SpanKind
 
     return ReadableSpan(
-        name=span.name,
-        context=_context(span.context),
-        parent=None if span.parent is None else _context(span.parent),
-        resource=resource,
-        attributes=dict(span.attributes),
-        links=[Link(_context(linked)) for linked in span.links],
-        kind=SpanKind.SERVER if span.root else SpanKind.INTERNAL,
-        start_time=span.start_ns,
+        name=span.name, context=_context(span.context),
+        parent=None if span.parent is None else _context(span.parent), resource=resource,
+        attributes=dict(span.attributes), links=[Link(_context(linked)) for linked in span.links],
+        kind=SpanKind.SERVER if span.root else SpanKind.INTERNAL, start_time=span.start_ns,
         end_time=span.end_ns,
-    )
+    )  # fmt: skip
 
 
 def _context(context: SpanContext) -> Any:

@@ -102,14 +102,10 @@ def otlp(spans: Iterable[Span], resource: Mapping[str, str]) -> dict[str, Any]:
 
 def _otlp_span(span: Span) -> dict[str, Any]:
     encoded: dict[str, Any] = {
-        "traceId": span.context.trace_id,
-        "spanId": span.context.span_id,
-        "name": span.name,
-        "kind": _KINDS[span.root],
-        "startTimeUnixNano": str(span.start_ns),
-        "endTimeUnixNano": str(span.end_ns),
-        "attributes": _values(span.attributes),
-    }
+        "traceId": span.context.trace_id, "spanId": span.context.span_id, "name": span.name,
+        "kind": _KINDS[span.root], "startTimeUnixNano": str(span.start_ns),
+        "endTimeUnixNano": str(span.end_ns), "attributes": _values(span.attributes),
+    }  # fmt: skip
     if span.parent is not None:
         encoded["parentSpanId"] = span.parent.span_id
     if span.links:

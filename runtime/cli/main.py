@@ -130,13 +130,9 @@ class _LazyGroup(TyperGroup):
 
 # Tracebacks leave out local variables, which may hold a token or a URL with a password.
 app = typer.Typer(
-    cls=_LazyGroup,
-    help="A recommender that learns continually, from every swipe.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+    cls=_LazyGroup, help="A recommender that learns continually, from every swipe.", no_args_is_help=True,
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
 
 
 def _show_version(asked: bool) -> None:

@@ -37,15 +37,11 @@ class CandidateView:
     def _row(self, state: CandidateState) -> dict[str, Any]:
         evidence = self.promoter.evidence(state)
         return {
-            "line": state.line,
-            "kind": state.candidate.kind,
-            "stage": state.stage,
-            "share": state.share,
-            "step": self.promoter.collected[state.line].step,
-            "failed": list(evidence.failed),
+            "line": state.line, "kind": state.candidate.kind, "stage": state.stage, "share": state.share,
+            "step": self.promoter.collected[state.line].step, "failed": list(evidence.failed),
             "why": self.promoter.opinion(state) if state.active else state.why,
             **evidence_numbers(evidence),
-        }
+        }  # fmt: skip
 
     def table(self, rows: list[dict[str, Any]]) -> Table:
         """Lays out the rows of ``turn`` for a terminal."""

@@ -50,19 +50,14 @@ def summary_row(experiment: Experiment, revision: Experiments) -> dict[str, Any]
     """One row of `recsys experiment list`."""
     current = revision.states.get(experiment.name)
     return {
-        "name": experiment.name,
-        "kind": experiment.kind,
-        "state": current.state if current else "running",
-        "layer": experiment.layer,
-        "traffic": current.traffic if current else experiment.traffic,
-        "of": experiment.traffic,
-        "since_ms": current.since_ms if current else 0,
+        "name": experiment.name, "kind": experiment.kind, "state": current.state if current else "running",
+        "layer": experiment.layer, "traffic": current.traffic if current else experiment.traffic,
+        "of": experiment.traffic, "since_ms": current.since_ms if current else 0,
         "arms": {arm.name: arm.share for arm in experiment.arms},
         "primary": list(experiment.credited if experiment.interleaves else experiment.primary),
         "guardrails": dict(experiment.metrics.guardrails),
-        "hypothesis": experiment.hypothesis or experiment.about,
-        "why": current.why if current else "",
-    }
+        "hypothesis": experiment.hypothesis or experiment.about, "why": current.why if current else "",
+    }  # fmt: skip
 
 
 def notes_of(fold: ExperimentFold, readout: Readout) -> list[str]:

@@ -88,16 +88,12 @@ def summary(registry: Path, name: str, seconds: float, existed: bool) -> dict[st
         return {"log loss": metrics.get(f"{how}.log_loss"), "AUC": metrics.get(f"{how}.auc")}
 
     return {
-        "candidate": name,
-        "already registered": existed,
-        **distilled,
+        "candidate": name, "already registered": existed, **distilled,
         "learned": f"{iso(provenance.from_ms)} to {iso(provenance.until_ms)}",
-        "examples": provenance.examples,
-        "epochs": provenance.epochs,
-        "last day, held out": measured("last_day"),
-        "last day, as it was learned": measured("prequential"),
+        "examples": provenance.examples, "epochs": provenance.epochs,
+        "last day, held out": measured("last_day"), "last day, as it was learned": measured("prequential"),
         "seconds": round(seconds, 1),
-    }
+    }  # fmt: skip
 
 
 def summary_table(values: dict[str, Any]) -> Table:

@@ -40,23 +40,16 @@ def observe(config: Config) -> Machine:
     existing = next(folder for folder in (state, *state.parents) if folder.exists())
     affinity = getattr(os, "sched_getaffinity", None)
     return Machine(
-        python=tuple(sys.version_info[:3]),
-        versions=installed_versions(),
-        imports=try_imports([requirement.module for requirement in REQUIREMENTS]),
-        user=os.geteuid(),
-        files=private_files(state),
-        parents=tuple(map(_entry, existing.resolve().parents)),
-        broker=broker,
-        broker_error=broker_error,
-        cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        python=tuple(sys.version_info[:3]), versions=installed_versions(),
+        imports=try_imports([requirement.module for requirement in REQUIREMENTS]), user=os.geteuid(),
+        files=private_files(state), parents=tuple(map(_entry, existing.resolve().parents)), broker=broker,
+        broker_error=broker_error, cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
         memory_bytes=_memory_bytes(),
         shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
-        state_folder=str(state),
-        state_error=_write_error(existing),
-        disk_bytes=shutil.disk_usage(existing).free,
-        ports=_ports(config),
+        state_folder=str(state), state_error=_write_error(existing),
+        disk_bytes=shutil.disk_usage(existing).free, ports=_ports(config),
         browser=shutil.which("chromium") or shutil.which("chromium-browser") or "",
-    )
+    )  # fmt: skip
 
 
 def private_files(state: Path) -> tuple[Entry, ...]:

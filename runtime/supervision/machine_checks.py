@@ -103,16 +103,10 @@ class Machine:
 def run_checks(machine: Machine) -> list[Check]:
     """Runs all checks, in the order in which one would fix problems."""
     return [
-        _python(machine),
-        *(_distribution(machine, requirement) for requirement in REQUIREMENTS),
-        *_cuda(machine),
-        *_files(machine),
-        _broker(machine),
-        *_resources(machine),
-        _state_folder(machine),
-        *(_port(port) for port in machine.ports),
-        _browser(machine),
-    ]
+        _python(machine), *(_distribution(machine, requirement) for requirement in REQUIREMENTS),
+        *_cuda(machine), *_files(machine), _broker(machine), *_resources(machine), _state_folder(machine),
+        *(_port(port) for port in machine.ports), _browser(machine),
+    ]  # fmt: skip
 
 
 def normalised(distribution: str) -> str:

@@ -16,17 +16,12 @@ HOOK: Final = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 # An idle process of Ray polls often and measures its event loops: here it polls less often what changes
 # slowly on one machine, and measures nothing (docs/decisions/parts-share-processes.md).
 INTERVALS: Final = {
-    "RAY_event_stats": "0",
-    "RAY_emit_main_service_metrics": "0",
-    "RAY_raylet_check_gc_period_milliseconds": "1000",
-    "RAY_object_manager_timer_freq_ms": "1000",
-    "RAY_raylet_report_resources_period_milliseconds": "500",
-    "RAY_kill_idle_workers_interval_ms": "1000",
-    "RAY_memory_monitor_refresh_ms": "1000",
-    "RAY_local_fs_monitor_interval_ms": "1000",
-    "RAY_task_events_report_interval_ms": "5000",
-    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
-}
+    "RAY_event_stats": "0", "RAY_emit_main_service_metrics": "0",
+    "RAY_raylet_check_gc_period_milliseconds": "1000", "RAY_object_manager_timer_freq_ms": "1000",
+    "RAY_raylet_report_resources_period_milliseconds": "500", "RAY_kill_idle_workers_interval_ms": "1000",
+    "RAY_memory_monitor_refresh_ms": "1000", "RAY_local_fs_monitor_interval_ms": "1000",
+    "RAY_task_events_report_interval_ms": "5000", "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+}  # fmt: skip
 
 
 def client_environment(config: Config, plan: Plan) -> dict[str, str]:

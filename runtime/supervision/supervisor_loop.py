@@ -161,13 +161,9 @@ class Runner:
             for name, watched in self._supervisor.watched.items()
         ]
         return Running(
-            supervisor=self._me,
-            config_digest=self._plan.config_digest,
-            started_ms=self._started_ms,
-            time_ms=now_ms,
-            stopping=self._supervisor.stopping,
-            parts=parts,
-        )
+            supervisor=self._me, config_digest=self._plan.config_digest, started_ms=self._started_ms,
+            time_ms=now_ms, stopping=self._supervisor.stopping, parts=parts,
+        )  # fmt: skip
 
 
 def part_command(name: str, state: str) -> list[str]:

@@ -14,16 +14,10 @@ USER_SCOPES: Final = frozenset((RECOMMEND, EVENTS, READ))  # of a user token, fo
 AUDITED: Final = frozenset((CATALOGUE, USERS, CONTROL, ADMIN))
 
 _EXACT: Final = {
-    "POST /v1/recommend": RECOMMEND,
-    "POST /v1/rank": RECOMMEND,
-    "POST /v1/events": EVENTS,
-    "POST /v1/preferences": EVENTS,
-    "GET /v1/status": READ,
-    "GET /metrics": READ,
-    "GET /healthz": PUBLIC,
-    "GET /readyz": PUBLIC,
-    "GET /": PUBLIC,
-}
+    "POST /v1/recommend": RECOMMEND, "POST /v1/rank": RECOMMEND, "POST /v1/events": EVENTS,
+    "POST /v1/preferences": EVENTS, "GET /v1/status": READ, "GET /metrics": READ, "GET /healthz": PUBLIC,
+    "GET /readyz": PUBLIC, "GET /": PUBLIC,
+}  # fmt: skip
 Rules = list[tuple[re.Pattern[str], str]]  # the first match decides
 
 

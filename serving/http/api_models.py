@@ -29,16 +29,9 @@ Filters = Annotated[dict[Text, Any], Field(max_length=10), AfterValidator(small)
 _MAX_FIELDS = 50
 
 _ENGAGEMENT: Any = {
-    "type": "engagement",
-    "time_ms": 1790000000000,
-    "request_id": "5b0c6e6f2f1e4b0f9d6c",
-    "user_id": "u42",
-    "item_id": "v7",
-    "kind": "view",
-    "token": "AQEAAAB5...",
-    "watch_ms": 8200,
-    "event_id": "e-1",
-}
+    "type": "engagement", "time_ms": 1790000000000, "request_id": "5b0c6e6f2f1e4b0f9d6c", "user_id": "u42",
+    "item_id": "v7", "kind": "view", "token": "AQEAAAB5...", "watch_ms": 8200, "event_id": "e-1",
+}  # fmt: skip
 
 
 _ITEM: Any = {"item_id": "v7", "fields": {"author": "a3", "tags": ["cats"], "duration_ms": 12000}}

@@ -49,17 +49,11 @@ def query_of(
             "or was made elsewhere; only newer ones can be reconstructed"
         )
     request = Request(
-        user_id=impression.user_id,
-        n=inputs.n,
-        surface=impression.surface,
-        context=impression.context,
+        user_id=impression.user_id, n=inputs.n, surface=impression.surface, context=impression.context,
         exclude_ids=tuple(inputs.exclude_ids),
         candidate_ids=None if inputs.candidate_ids is None else tuple(inputs.candidate_ids),
-        by_score=inputs.by_score,
-        plain=inputs.plain,
-        filters=inputs.filters,
-        explain=explain,
-    )
+        by_score=inputs.by_score, plain=inputs.plain, filters=inputs.filters, explain=explain,
+    )  # fmt: skip
     deadline = RecordedDeadline(impression.degraded)
     return Query(
         request, session, policy, impression.time_ms, impression.request_id, deadline,

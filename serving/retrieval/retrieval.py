@@ -106,16 +106,10 @@ class Retrieval:
         self._groups = [column for slot in slots for column in range(slot.start, slot.stop)]
         self._popular_by_group: _PopularByGroup | None = None
         self._sources: dict[str, Callable[[Query, RequestFeatures, Bitmap, int], Indices]] = {
-            "trial": self._trial,
-            "covisit": self._covisit,
-            VECTOR: self._vector,
-            SIMILAR: self._similar,
-            "topic": self._topic,
-            "segment": self._segment,
-            "popular": self._popular,
-            "fresh": self._fresh,
+            "trial": self._trial, "covisit": self._covisit, VECTOR: self._vector, SIMILAR: self._similar,
+            "topic": self._topic, "segment": self._segment, "popular": self._popular, "fresh": self._fresh,
             "again": self._again,
-        }
+        }  # fmt: skip
 
     def collect(
         self, query: Query, viewer: RequestFeatures, allowed: Bitmap, shares: Mapping[str, int]

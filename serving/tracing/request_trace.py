@@ -44,14 +44,10 @@ class RequestTrace:
             began_ns = ended_ns
         stamp = answer.stamp
         attributes: SpanAttributes = {
-            "request_id": self.request_id,
-            "surface": answer.impression.surface,
-            "items": len(answer.items),
-            "line": stamp.line,
-            "epoch": stamp.epoch,
-            "step": stamp.step,
+            "request_id": self.request_id, "surface": answer.impression.surface, "items": len(answer.items),
+            "line": stamp.line, "epoch": stamp.epoch, "step": stamp.step,
             "degraded": ",".join(answer.degraded),
-        }
+        }  # fmt: skip
         self._answered_ns = began_ns
         self._record(Span(feed, spans.FEED, self._arrived_ns, began_ns, attributes=attributes))
 

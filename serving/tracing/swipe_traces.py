@@ -61,13 +61,9 @@ def _engagement_span(
     event: Engagement, record: Append, offset: int, began_ns: int, ended_ns: int
 ) -> Span:
     attributes: SpanAttributes = {
-        "kind": event.kind,
-        "item_id": str(event.item_id),
-        "time_ms": event.time_ms,
-        "topic": EVENTS,
-        "partition": record.partition,
-        "offset": offset,
-    }
+        "kind": event.kind, "item_id": str(event.item_id), "time_ms": event.time_ms, "topic": EVENTS,
+        "partition": record.partition, "offset": offset,
+    }  # fmt: skip
     context = request_span(event.request_id, spans.ENGAGEMENT, dedupe_key(event))
     feed = request_span(event.request_id, spans.FEED)
     return Span(context, spans.ENGAGEMENT, began_ns, ended_ns, feed, (), attributes)

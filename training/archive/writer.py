@@ -208,12 +208,8 @@ def archived_rows(
 ) -> Iterator[tuple[Any, ...]]:
     """Yields some columns of the archived records that satisfy ``where``, ordered as ``read_archive``."""
     batches = read_archive(folder, topic).to_batches(
-        columns=list(columns),
-        filter=where,
-        batch_size=_ROWS,
-        batch_readahead=1,
-        fragment_readahead=1,
-    )
+        columns=list(columns), filter=where, batch_size=_ROWS, batch_readahead=1, fragment_readahead=1,
+    )  # fmt: skip
     for batch in batches:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 

@@ -189,13 +189,9 @@ class Promoter:
             since_ms = state.since_ms or self._clock()  # a record may have no time
             return evidence.guard_evidence(state.stage, (self._clock() - since_ms) / _HOUR_MS)
         return Evidence(
-            CANARY if state.stage == TAKING_OVER else state.stage,
-            evidence.compared,
-            tuple(evidence.failed(self._rules)),
-            evidence.served,
-            evidence.recent_result,
-            self._retrieves,
-        )
+            CANARY if state.stage == TAKING_OVER else state.stage, evidence.compared,
+            tuple(evidence.failed(self._rules)), evidence.served, evidence.recent_result, self._retrieves,
+        )  # fmt: skip
 
     def opinion(self, state: CandidateState) -> str:
         """The reason of the current verdict on a candidate; decides nothing."""

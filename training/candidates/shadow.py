@@ -117,18 +117,13 @@ class Shadow:
         self.scored += len(shown)
         names, segments_B = segments_of(shown)
         return Scores(
-            line=self.line,
-            against=(MAIN, self.epoch),
-            step=step.step,
-            time_ms=step.time_ms,
+            line=self.line, against=(MAIN, self.epoch), step=step.step, time_ms=step.time_ms,
             users=np.array([key_of("user", e.user_id) for e in shown], np.int64).tobytes(),
             live=np.array([_first(e.predicted) for e in shown], np.float32).tobytes(),
             candidate=candidate_B.astype(np.float32).tobytes(),
             labels=np.array([round(e.labels[0]) for e in shown], np.uint8).tobytes(),
-            segments=segments_B.tobytes(),
-            names=names,
-            weights=_weights(shown),
-        )
+            segments=segments_B.tobytes(), names=names, weights=_weights(shown),
+        )  # fmt: skip
 
     def _counts(self, example: ServedExample) -> bool:
         """Whether live served this example, in the compared epoch, with a prediction."""

@@ -296,13 +296,9 @@ def batch_of(
     if features.compared:
         _hide_lists(dense, len(features.compared), user[:, 0] ^ items[:, 0])
     return assemble(
-        features,
-        user,
-        items,
-        column("history", np.int64, length, features.history_keys),
-        column("outcomes", np.float32, length, features.outcomes),
-        dense,
-    )
+        features, user, items, column("history", np.int64, length, features.history_keys),
+        column("outcomes", np.float32, length, features.outcomes), dense,
+    )  # fmt: skip
 
 
 def _hide_lists(dense_BF: Floats, compared: int, keys_B: Keys) -> None:

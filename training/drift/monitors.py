@@ -162,15 +162,10 @@ class ChangeMonitor:
         since = column.since[0 if column.sums[0] > column.sums[1] else 1]
         blocks = max(1, min(since, len(self._recent)))
         alarm = Alarm(
-            kind=column.number.kind,
-            what=column.number.what,
-            at_ms=at_ms,
-            step=step,
-            expected=float(expected),
-            found=float(np.mean([means[at] for means in self._recent[-blocks:]])),
-            scale=float(self._baseline.scale()[at]),
-            detector=detector,
-        )
+            kind=column.number.kind, what=column.number.what, at_ms=at_ms, step=step,
+            expected=float(expected), found=float(np.mean([means[at] for means in self._recent[-blocks:]])),
+            scale=float(self._baseline.scale()[at]), detector=detector,
+        )  # fmt: skip
         self._baseline.restart(at, blocks)
         column.quiet, column.since, column.sums = self.config.quiet, (0, 0), (0.0, 0.0)
         column.detectors = _detectors(column.number, self.config, len(self._columns))

@@ -51,15 +51,9 @@ def new_state(offset: int, impression: Impression, shown: bool) -> ImpressionSta
     items = impression.items
     count = len(items)
     return ImpressionState(
-        offset,
-        impression.time_ms,
-        str(impression.user_id),
-        [str(served.item_id) for served in items],
-        [0] * count,
-        [NEVER] * count,
-        [SHOWN if shown else 0] * count,
-        [0] * count,
-    )
+        offset, impression.time_ms, str(impression.user_id), [str(served.item_id) for served in items],
+        [0] * count, [NEVER] * count, [SHOWN if shown else 0] * count, [0] * count,
+    )  # fmt: skip
 
 
 def rank_of(state: ImpressionState, engagement: Engagement) -> int | None:

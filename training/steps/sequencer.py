@@ -79,19 +79,14 @@ class Sequencer:
         self.step += 1
         share = min(1.0, count / _FULL_EXAMPLES) if self._live else 1.0
         return Step(
-            line=self.line,
-            epoch=self.epoch,
-            step=self.step,
-            ranges=self._ranges((partition, offset) for _, partition, offset, *_ in taken),
-            examples=count,
-            lanes=self.config.lanes,
-            time_ms=max(closed_ms for *_, closed_ms, _ in taken),
-            config=self.digest,
-            defers_rows=self.step % self.gathered != 0,
+            line=self.line, epoch=self.epoch, step=self.step,
+            ranges=self._ranges((partition, offset) for _, partition, offset, *_ in taken), examples=count,
+            lanes=self.config.lanes, time_ms=max(closed_ms for *_, closed_ms, _ in taken),
+            config=self.digest, defers_rows=self.step % self.gathered != 0,
             rate=self.rate * max(_LEAST_RATE, share**0.5),
             filled=min(-(-count // LANE_EXAMPLES), self.config.lanes) if self._live else 0,
             views=self._sample([(view, p, o) for _, p, o, _, view in taken if view], now_ms),
-        )
+        )  # fmt: skip
 
     def _sample(self, views: list[tuple[View, int, int]], now_ms: int) -> list[SampledView]:
         """Evenly spaced ones of a step's views, as many as ``SAMPLED_PER_S`` has left."""

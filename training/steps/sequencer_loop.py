@@ -206,14 +206,9 @@ class SequencerLoop(RetryLoop):
         for partition in range(partitions):
             offsets.setdefault(partition, self._log.begin(EXAMPLES, partition))
         self._sequencer = Sequencer(
-            self._config.step,
-            line=self._line,
-            epoch=self._epoch,
-            digest=self._digest,
-            step=step,
-            offsets=offsets,
-            live=self._live,
-        )
+            self._config.step, line=self._line, epoch=self._epoch, digest=self._digest, step=step,
+            offsets=offsets, live=self._live,
+        )  # fmt: skip
         self._consumer = Consumer(self._log, EXAMPLES, list(range(partitions)), dict(offsets))
         if self._live:
             self._learned = LearnedSteps(self._log, self._control, self._line, self._epoch)
