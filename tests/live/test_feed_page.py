@@ -80,14 +80,17 @@ class TestDesktop:
     def test_a_view_is_sent_when_the_item_leaves_with_the_time_it_was_on_screen(
         self, page: Page
     ) -> None:
+        began_ms = time.time() * 1000
         first = page.start()
         time.sleep(1.0)
         assert not page.stub.events, "nothing has left the screen yet"
+        left_ms = time.time() * 1000
         page.move()
         view = page.told("view", first)
-        assert 900 <= view["watch_ms"] <= 6000
+        ended_ms = time.time() * 1000
+        assert 900 <= view["watch_ms"] <= ended_ms - began_ms
         assert view["request_id"] == "r1" and view["type"] == "engagement"
-        assert abs(view["time_ms"] - time.time() * 1000) < 5000
+        assert left_ms - 50 <= view["time_ms"] <= ended_ms + 50
         assert [e["item_id"] for e in page.stub.of_kind("view")] == [first], (
             "the others weren't shown"
         )
@@ -103,14 +106,16 @@ class TestDesktop:
         assert len(views) == len(set(views)), "an item that comes back is not shown a second time"
 
     def test_a_pause_and_a_hidden_page_stop_the_clock(self, page: Page) -> None:
+        began_s = time.monotonic()
         first = page.start()
         time.sleep(0.3)
         page.browser.press(" ")
         time.sleep(1.5)
         page.browser.press(" ")
         page.browser.run(HIDE_PAGE, "hidden")
+        elapsed_ms = (time.monotonic() - began_s) * 1000
         view = page.told("view", first)
-        assert 200 <= view["watch_ms"] < 1500
+        assert 200 <= view["watch_ms"] <= elapsed_ms - 1500
         time.sleep(0.5)
         page.browser.run(HIDE_PAGE, "visible")
         page.move()
@@ -156,8 +161,9 @@ class TestDesktop:
         asked, at_ms = len(page.stub.requests), time.time() * 1000
         page.browser.press("n")
         wait(lambda: page.browser.run(CURRENT) not in (first, None), "moved on")
+        moved_ms = time.time() * 1000
         assert not page.stub.of_kind("hide"), "it can still be undone"
-        assert abs(page.told("hide", first)["time_ms"] - at_ms) < 1_000
+        assert at_ms - 50 <= page.told("hide", first)["time_ms"] <= moved_ms + 50
         wait(lambda: len(page.stub.requests) > asked, "the tail was asked for again")
         page.told("view", first)
         assert not page.stub.of_kind("skip"), "hiding says more than skipping"
