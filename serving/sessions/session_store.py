@@ -188,8 +188,8 @@ class RedisFoldStore:
             return self._read_position(self._client)
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
-        own, lasting = (self._read_all([self._key(u, kind) for u in user_ids]) for kind in KINDS)
-        return [expanded(blob or kept) for blob, kept in zip(own, lasting, strict=True)]
+        blobs = self._read_all([self._key(u, kind) for u in user_ids for kind in KINDS])
+        return [expanded(own or kept) for own, kept in zip(blobs[::2], blobs[1::2], strict=True)]
 
     def commit(
         self, before: FoldPosition | None, after: FoldPosition, sessions: Mapping[str, bytes],
