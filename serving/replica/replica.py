@@ -83,15 +83,19 @@ class Replica(ItemVectors):
 
     def _enter(self, item: Item) -> int:
         before = self.catalogue.index_of(item.item_id)
-        old = self._groups_of(before) if before is not None else ()
-        full = self._surplus_of(before) if before is not None else ()
+        old = full = tuple[int, ...]()
+        if before is not None:
+            old = self._groups_of(before) if self.catalogue.alive[before] else ()
+            full = self._surplus_of(before)
         index = self.catalogue.apply(item)
         if before is None:
             self.popularity.enter(index, self.counters)
-        self.groups.move(index, old, self._groups_of(index) if not item.removed else ())
-        new = self._surplus_of(index)
-        if full or new:
-            self.surplus.move(index, full, new)
+        new = self._groups_of(index) if not item.removed else ()
+        if new != old:  # leaving a group takes time linear in its size
+            self.groups.move(index, old, new)
+        surplus = self._surplus_of(index)
+        if surplus != full:
+            self.surplus.move(index, full, surplus)
         return index
 
     def apply_item_state(self, state: ItemState, offset: int) -> None:
