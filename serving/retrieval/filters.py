@@ -108,19 +108,21 @@ def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:
 def given_items(replica: Replica, query: Query) -> tuple[list[int], dict[Id, str]]:
     """Distinct indices of the caller's candidates, and for each one left out the reason."""
     catalogue, excluded = replica.catalogue, _texts(query.request.exclude_ids)
-    passes = filter_mask(replica, query.request.filters)
     distinct = {str(item_id): item_id for item_id in query.request.candidate_ids or ()}
+    found = {text: catalogue.index_of(text) for text in distinct}
+    known = {text: i for text, i in found.items() if i is not None and catalogue.alive[i]}
+    passes = filter_mask(replica, query.request.filters, np.array([*known.values()], np.int64))
+    filtered = {text for text, passed in zip(known, passes, strict=True) if not passed}
     given, left_out = list[int](), dict[Id, str]()
     for text, item_id in distinct.items():
-        index = catalogue.index_of(text)
-        if index is None or not catalogue.alive[index]:
+        if text not in known:
             left_out[item_id] = UNKNOWN
         elif text in excluded:
             left_out[item_id] = EXCLUDED
-        elif not passes[index]:
+        elif text in filtered:
             left_out[item_id] = FILTERED
         else:
-            given.append(index)
+            given.append(known[text])
     return given, left_out
 
 
@@ -130,7 +132,6 @@ def pinned_items(replica: Replica, query: Query, candidates: Candidates) -> dict
         return {}
     catalogue = replica.catalogue
     request, pinned = query.request, dict[int, int]()
-    passes = filter_mask(replica, request.filters)
     excluded = _texts(request.exclude_ids)
     for rank, item_id in query.policy.config.fixed.items():
         index = catalogue.index_of(item_id)
@@ -138,10 +139,12 @@ def pinned_items(replica: Replica, query: Query, candidates: Candidates) -> dict
             continue
         hidden = int(catalogue.keys[index, 0]) in query.session.hidden
         missing = request.candidate_ids is not None and index not in candidates.sources
-        if passes[index] and not hidden and not missing and str(item_id) not in excluded:
+        if not hidden and not missing and str(item_id) not in excluded:
             pinned[int(rank)] = index
-    limits = viewer_limits(replica, query, np.array(list(pinned.values()), np.int64)).values()
-    closed = np.any(list(limits), axis=0) if limits else np.zeros(len(pinned), np.bool_)
+    indices = np.array([*pinned.values()], np.int64)
+    closed = ~filter_mask(replica, request.filters, indices)
+    for limited in viewer_limits(replica, query, indices).values():
+        closed |= limited
     return {rank: index for (rank, index), no in zip(pinned.items(), closed, strict=True) if not no}
 
 
