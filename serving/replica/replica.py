@@ -83,14 +83,12 @@ class Replica(ItemVectors):
 
     def _enter(self, item: Item) -> int:
         before = self.catalogue.index_of(item.item_id)
-        old = full = tuple[int, ...]()
-        if before is not None:
-            old = self._groups_of(before) if self.catalogue.alive[before] else ()
-            full = self._surplus_of(before)
+        old = self._groups_of(before) if before is not None else ()
+        full = self._surplus_of(before) if before is not None else ()
         index = self.catalogue.apply(item)
         if before is None:
             self.popularity.enter(index, self.counters)
-        new = self._groups_of(index) if not item.removed else ()
+        new = self._groups_of(index)
         if new != old:  # leaving a group takes time linear in its size
             self.groups.move(index, old, new)
         surplus = self._surplus_of(index)
@@ -170,7 +168,7 @@ class Replica(ItemVectors):
             self.model.write_dense(prepared.dense)
 
     def _groups_of(self, index: int) -> tuple[int, ...]:
-        keys = self.catalogue.keys[index].tolist()
+        keys = self.catalogue.keys[index].tolist() if self.catalogue.alive[index] else []
         return tuple(k for s in self._group_slots for k in keys[s.start : s.stop] if k)
 
     def _surplus_of(self, index: int) -> tuple[int, ...]:
