@@ -1,7 +1,7 @@
 """Builds the list that a click chose from, where an app logs no lists.
 
 It holds the clicked item; a sample of the candidates that retrieval had for the viewer, which are negatives
-as the ranker meets them when it answers; and one item of the whole catalogue, without which items that
+as the ranker meets them when it answers; and one living item of the whole catalogue, without which items that
 retrieval didn't have would occur only as clicked ones. Draws are hashes of the request id. A replay builds
 lists for a log's clicks, a replica for those that it takes.
 """
@@ -30,6 +30,7 @@ BUSY, AWAY, FAILED = "busy", "away", "failed"  # of the replica, or of the sessi
 LEFT_OUT: Final = (OLD, UNKNOWN, PLAIN, BUSY, AWAY, FAILED)  # why a click has no list
 _REMEMBERED: Final = 100_000  # clicks whose list further labels may join
 _OTHERS: Final = 5  # candidates beside the clicked item
+_ANYWHERE: Final = -np.arange(1, 65)  # draws from the whole catalogue until one is a living item
 _OLDEST_MS: Final = 3_600_000  # age of a click whose features aren't gone yet
 
 
@@ -125,8 +126,9 @@ class ClickLists:
         # Not the draws of the request: by these the sources have chosen.
         seed = key_of("click list", query.request_id) & 0xFFFFFFFF
         others = indices[np.argsort(draws(seed, indices))[:_OTHERS]].tolist()
-        anywhere = int(draws(seed, np.array([-1]))[0] * len(catalogue))
-        listed = [click.item_id, *map(catalogue.ids.__getitem__, [*others, anywhere])]
+        drawn = (draws(seed, _ANYWHERE) * len(catalogue)).astype(np.int64)
+        anywhere = drawn[catalogue.alive[drawn]][:1].tolist()
+        listed = [click.item_id, *map(catalogue.ids.__getitem__, [*others, *anywhere])]
         return dict.fromkeys(listed)
 
 

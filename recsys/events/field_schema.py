@@ -116,3 +116,8 @@ def values_of(value: Any) -> list[str]:
     if isinstance(value, list):
         return [str(x) for x in value if x is not None and x != ""]
     return [str(value)]
+
+
+def spellings_of(value: str) -> tuple[str, ...]:
+    """The texts that mean a value: as features, ``true`` and ``false`` of JSON are "True" and "False"."""
+    return (value, value.capitalize()) if value in ("true", "false") else (value,)

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from recsys.events.event_types import USER_PROVEN, Engagement, Impression, Preference, User
+from recsys.events.field_schema import spellings_of
 from recsys.events.hashing import Id, digest_of, key_of
 from recsys.features.counters import CounterTable
 from recsys.features.feature_set import FeatureSet, Floats, Keys
@@ -110,10 +111,11 @@ class Session:
     def fold_preference(self, preference: Preference) -> None:
         """Keeps the viewer's newest wish about an item or a value; beyond ``WISHES`` the oldest go."""
         item = preference.field == "item_id"
-        key = key_of("item" if item else f"item.{preference.field}", preference.value)
-        self.wishes.pop(key, None)
-        if preference.wish != "none":
-            self.wishes[key] = preference.wish
+        slot, value = "item" if item else f"item.{preference.field}", str(preference.value)
+        for text in (value,) if item else spellings_of(value):
+            self.wishes.pop(key := key_of(slot, text), None)
+            if preference.wish != "none":
+                self.wishes[key] = preference.wish
         while len(self.wishes) > WISHES:
             del self.wishes[next(iter(self.wishes))]
 

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.policy_config import PolicyConfig, Rule
+from recsys.events.field_schema import spellings_of
 from recsys.events.hashing import key_of
 from serving.query import Query
 from serving.ranking.selection import Cap, Floats, Mask
@@ -76,9 +77,8 @@ def rules(_: Replica, query: Query, candidates: Candidates) -> Candidates:
 
 def _matches(candidates: Candidates, rule: Rule) -> Mask:
     """Marks candidates that have the rule's value in its field, by the keys that the ranker reads."""
-    key = key_of(f"item.{rule.field}", rule.value)
-    matches_N: Mask = (candidates.features.items_NI == key).any(1)
-    return matches_N
+    keys = [key_of(f"item.{rule.field}", text) for text in spellings_of(rule.value)]
+    return np.asarray(np.isin(candidates.features.items_NI, keys).any(1))
 
 
 def caps_of(replica: Replica, query: Query, candidates: Candidates) -> tuple[Cap, ...]:

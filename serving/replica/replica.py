@@ -88,10 +88,12 @@ class Replica(ItemVectors):
         index = self.catalogue.apply(item)
         if before is None:
             self.popularity.enter(index, self.counters)
-        self.groups.move(index, old, self._groups_of(index) if not item.removed else ())
-        new = self._surplus_of(index)
-        if full or new:
-            self.surplus.move(index, full, new)
+        new = self._groups_of(index)
+        if new != old:  # leaving a group takes time linear in its size
+            self.groups.move(index, old, new)
+        surplus = self._surplus_of(index)
+        if surplus != full:
+            self.surplus.move(index, full, surplus)
         return index
 
     def apply_item_state(self, state: ItemState, offset: int) -> None:
@@ -166,7 +168,7 @@ class Replica(ItemVectors):
             self.model.write_dense(prepared.dense)
 
     def _groups_of(self, index: int) -> tuple[int, ...]:
-        keys = self.catalogue.keys[index].tolist()
+        keys = self.catalogue.keys[index].tolist() if self.catalogue.alive[index] else []
         return tuple(k for s in self._group_slots for k in keys[s.start : s.stop] if k)
 
     def _surplus_of(self, index: int) -> tuple[int, ...]:

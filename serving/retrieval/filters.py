@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap, Indices
 from recsys.config.safety_config import SafetyRule
-from recsys.events.field_schema import values_of
+from recsys.events.field_schema import spellings_of, values_of
 from recsys.events.hashing import Id, key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.session import Session
@@ -70,7 +70,7 @@ def viewer_limits(replica: Replica, query: Query, indices: Indices) -> dict[str,
     rules = [rule for rule in replica.config.safety.rules if _applies(rule, query)]
     if rules:
         fields = [catalogue.fields[index] for index in indices.tolist()]
-        closed = [(rule.field, set(_texts_of(rule.value))) for rule in rules]
+        closed = [(rule.field, set(spellings_of(rule.value))) for rule in rules]
         hidden = [
             any(texts.intersection(values_of(f.get(n))) for n, texts in closed) for f in fields
         ]
@@ -87,16 +87,11 @@ def _applies(rule: SafetyRule, query: Query) -> bool:
 
 def _is(query: Query, name: str, value: str, unknown: bool) -> bool:
     """Whether the request's context, or else the viewer's profile, has a value."""
-    texts = _texts_of(value)
+    texts = spellings_of(value)
     if name in query.request.context:
         return str(query.request.context[name]) in texts
     known = any(key_of(f"user.{name}", text) in query.session.profile for text in texts)
     return known if query.viewer_known else unknown
-
-
-def _texts_of(value: str) -> tuple[str, ...]:
-    """The texts of a rule's value: as features, ``true`` and ``false`` of JSON are "True" and "False"."""
-    return (value, value.capitalize()) if value in ("true", "false") else (value,)
 
 
 def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:
@@ -107,20 +102,22 @@ def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:
 
 def given_items(replica: Replica, query: Query) -> tuple[list[int], dict[Id, str]]:
     """Distinct indices of the caller's candidates, and for each one left out the reason."""
-    catalogue, excluded = replica.catalogue, _texts(query.request.exclude_ids)
-    passes = filter_mask(replica, query.request.filters)
+    catalogue, excluded = replica.catalogue, {*map(str, query.request.exclude_ids)}
     distinct = {str(item_id): item_id for item_id in query.request.candidate_ids or ()}
+    found = {text: catalogue.index_of(text) for text in distinct}
+    known = {text: i for text, i in found.items() if i is not None and catalogue.alive[i]}
+    passes = filter_mask(replica, query.request.filters, np.array([*known.values()], np.int64))
+    filtered = {text for text, passed in zip(known, passes, strict=True) if not passed}
     given, left_out = list[int](), dict[Id, str]()
     for text, item_id in distinct.items():
-        index = catalogue.index_of(text)
-        if index is None or not catalogue.alive[index]:
+        if text not in known:
             left_out[item_id] = UNKNOWN
         elif text in excluded:
             left_out[item_id] = EXCLUDED
-        elif not passes[index]:
+        elif text in filtered:
             left_out[item_id] = FILTERED
         else:
-            given.append(index)
+            given.append(known[text])
     return given, left_out
 
 
@@ -130,20 +127,17 @@ def pinned_items(replica: Replica, query: Query, candidates: Candidates) -> dict
         return {}
     catalogue = replica.catalogue
     request, pinned = query.request, dict[int, int]()
-    passes = filter_mask(replica, request.filters)
-    excluded = _texts(request.exclude_ids)
+    excluded = {*map(str, request.exclude_ids)}
     for rank, item_id in query.policy.config.fixed.items():
         index = catalogue.index_of(item_id)
         if index is None or int(rank) >= request.n or not catalogue.alive[index]:
             continue
         hidden = int(catalogue.keys[index, 0]) in query.session.hidden
         missing = request.candidate_ids is not None and index not in candidates.sources
-        if passes[index] and not hidden and not missing and str(item_id) not in excluded:
+        if not hidden and not missing and str(item_id) not in excluded:
             pinned[int(rank)] = index
-    limits = viewer_limits(replica, query, np.array(list(pinned.values()), np.int64)).values()
-    closed = np.any(list(limits), axis=0) if limits else np.zeros(len(pinned), np.bool_)
+    indices = np.array([*pinned.values()], np.int64)
+    closed = ~filter_mask(replica, request.filters, indices)
+    for limited in viewer_limits(replica, query, indices).values():
+        closed |= limited
     return {rank: index for (rank, index), no in zip(pinned.items(), closed, strict=True) if not no}
-
-
-def _texts(item_ids: Collection[Id]) -> set[str]:
-    return {str(item_id) for item_id in item_ids}

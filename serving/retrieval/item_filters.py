@@ -19,7 +19,9 @@ from recsys.events.rejection import Rejected, check_values
 from recsys.features.feature_set import FeatureSet
 from serving.replica.replica import Replica
 
+Rows = NDArray[np.int64] | slice
 Mask = NDArray[np.bool_]
+_ALL: Final = slice(None)
 MOST_VALUES: Final = 100
 _TEXTS: Final = f"a text, or a list of 1 to {MOST_VALUES} texts"
 _NUMBERS: Final = (
@@ -48,32 +50,34 @@ def check_filters(features: FeatureSet, filters: Mapping[str, Any]) -> None:
             raise Rejected(f"filters.{name}", condition, expected)
 
 
-def filter_mask(replica: Replica, filters: Mapping[str, Any]) -> Mask:
-    """Items (n,), alive or not, that meet all conditions; read-only without any, since each request asks."""
+def filter_mask(replica: Replica, filters: Mapping[str, Any], among: Rows = _ALL) -> Mask:
+    """Items ``among`` some (n,), alive or not, that meet all conditions; read-only without any: all ask."""
+    count = len(replica.catalogue.alive[among])
     if not filters:
-        return np.broadcast_to(np.True_, len(replica.catalogue))
-    mask = np.ones(len(replica.catalogue), np.bool_)
+        return np.broadcast_to(np.True_, count)
+    mask = np.ones(count, np.bool_)
     for name, condition in filters.items():
         if dict(replica.features.schema.item).get(name) == CATEGORICAL:
-            mask &= _with_values(replica, name, condition)
+            mask &= _with_values(replica, name, condition, among)
         else:
-            mask &= _with_numbers(replica, name, condition)
+            mask &= _with_numbers(replica, name, condition, among)
     return mask
 
 
-def _with_values(replica: Replica, name: str, condition: Any) -> Mask:
-    catalogue, slot = replica.catalogue, f"item.{name}"
+def _with_values(replica: Replica, name: str, condition: Any, among: Rows) -> Mask:
+    keys_NI, slot = replica.catalogue.keys[among], f"item.{name}"
     start, width = replica.features.slot_starts.get(slot, replica.features.slot_starts["content"])
-    keys = np.unique(np.array([key_of(slot, v) for v in _listed(condition)], np.int64))
-    mask = np.zeros(len(catalogue), np.bool_)
-    _find(catalogue.keys, start, start + width, keys, mask)
-    for key in keys.tolist():
-        mask[replica.surplus.members(key)] = True
+    wanted = np.unique(np.array([key_of(slot, v) for v in _listed(condition)], np.int64))
+    mask = np.zeros(len(keys_NI), np.bool_)
+    _find(keys_NI, start, start + width, wanted, mask)
+    for key in wanted.tolist():
+        members = replica.surplus.members(key)
+        mask[members if isinstance(among, slice) else np.isin(among, members)] = True
     return mask
 
 
-def _with_numbers(replica: Replica, name: str, condition: Any) -> Mask:
-    numbers = replica.catalogue.exact(name)
+def _with_numbers(replica: Replica, name: str, condition: Any, among: Rows) -> Mask:
+    numbers = replica.catalogue.exact(name)[among]
     if isinstance(condition, dict):
         low, high = condition.get("min", -np.inf), condition.get("max", np.inf)
         return np.asarray((numbers >= low) & (numbers <= high))

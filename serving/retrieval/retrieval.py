@@ -30,7 +30,7 @@ from recsys.events.hashing import cross, key_of
 from recsys.features.covisits import NEWER
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.item_counters import segment_of
-from recsys.features.session import Entry, Session, newest_visit
+from recsys.features.session import Session, newest_visit
 from recsys.observability.log_lines import LogThrottle
 from serving.query import Query
 from serving.ranking.scoring import user_vector
@@ -209,7 +209,8 @@ class Retrieval:
 
     def _topic(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         """Items of liked groups, by how much each is liked: half by popularity, half at random."""
-        liked, salt = liked_groups(query.session)[:_TOPICS], _salt(query)
+        liked = liked_groups(query.session, query.policy.config.weights)[:_TOPICS]
+        salt = _salt(query)
         total = sum(weight for _, weight in liked)
         quantiles = draws(salt, np.arange(_POOL))
         parts = []
@@ -308,16 +309,20 @@ def _concatenated(parts: Iterable[Indices]) -> Indices:
     return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def liked_groups(session: Session) -> list[tuple[int, float]]:
+def liked_groups(session: Session, by_label: Mapping[str, float]) -> list[tuple[int, float]]:
     """Liked authors and tags of the recent history with their weights, heaviest first.
 
     A weight is what was liked (of an entry the first label whole, each other half, of newer ones more) times
     the share of the group's entries that was: else a tag that liked items also have weighs as much as theirs,
-    though the viewer passes by all else that has it.
+    though the viewer passes by all else that has it. Labels that the policy weighs below 0 (``by_label``),
+    as a hide, are no likes.
     """
     liked, met = dict[int, float](), dict[int, float]()
+    labels = session.features.schema.labels
+    others = [place for place, name in enumerate(labels) if place and by_label.get(name, 0.0) >= 0]
     for age, entry in enumerate(reversed(session.history)):
-        newness, liking = NEWER**age, _liking(entry)
+        liking = entry.outcomes[0] + 0.5 * any(entry.outcomes[place] for place in others)
+        newness = NEWER**age
         for key in entry.keys[1:]:
             if key:
                 met[key] = met.get(key, 0.0) + newness
@@ -327,10 +332,6 @@ def liked_groups(session: Session) -> list[tuple[int, float]]:
         (key, liked[key] ** 2 / (weight + _MET)) for key, weight in met.items() if liked.get(key)
     ]
     return sorted(weights, key=lambda pair: -pair[1])
-
-
-def _liking(entry: Entry) -> float:
-    return entry.outcomes[0] + 0.5 * float(any(entry.outcomes[1:]))
 
 
 def _sample(members: Indices, k: int, salt: int) -> Indices:

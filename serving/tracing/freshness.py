@@ -27,6 +27,8 @@ class Rate:
         self._totals: deque[tuple[int, float]] = deque()
 
     def observe(self, total: float, now_ms: int) -> None:
+        if self._totals and now_ms < self._totals[-1][0]:  # the clock was set back
+            self._totals.clear()
         self._totals.append((now_ms, total))
         while len(self._totals) > 2 and self._totals[0][0] < now_ms - self._window_ms:
             self._totals.popleft()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -21,9 +22,10 @@ from recsys.app.app_file import app_of
 from recsys.app.definition import App
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.event_types import Engagement, Event, Impression, Item, User, decode
-from recsys.events.hashing import uniform
+from recsys.events.hashing import Id, uniform
 from recsys.events.records import CLICK_LIST, EVENTS, EXAMPLES, Example, unpack
 from recsys.features.feature_set_file import write_feature_set
+from recsys.features.session import Session
 from replay.answer_check import AnswerChecker
 from replay.direct_loop import DirectLoop
 from replay.player import Player
@@ -33,9 +35,10 @@ from serving import service
 from serving.access.caller import ANONYMOUS, SERVER, Caller
 from serving.click_lists import AWAY, BUSY, FAILED, OLD, PLAIN, UNKNOWN, ClickLists
 from serving.pipeline import Pipeline
-from serving.request import Request
+from serving.request import Candidates, Request
 from serving.retrieval.source_shares import recall_by_source
 from serving.sessions.session_timeout import TimedSessionReader
+from tests.support.serving.replica_harness import made
 from tests.support.serving.service_harness import Broken
 from training.candidates.canary_impressions import ServedImpressions
 from training.candidates.rollback_impact import find_impact
@@ -330,6 +333,33 @@ def test_no_one_takes_such_a_list_for_an_answer(tmp_path: Path) -> None:
         assert not chosen(shop.log, 5_000, target, 1_000, Counter())
 
     run(tmp_path, scenario)
+
+
+def test_no_removed_item_comes_from_the_whole_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pipeline, "candidates", lambda *_: Candidates(None))  # type: ignore[arg-type]
+    replica = made(items=40)
+    builder, session = ClickLists(Pipeline(replica)), Session("u1", replica.features)
+
+    def drawn(n: int) -> list[Id]:
+        at_ms = START_MS + n
+        of = Engagement(time_ms=at_ms, request_id="", user_id="u1", item_id="v3", kind="long_view")
+        first, *others = builder.list_of(of, session).items
+        assert first.item_id == "v3" and len(others) <= 1
+        return [shown.item_id for shown in others]
+
+    before = [*map(drawn, range(60))]
+    gone = [Item(time_ms=1, item_id=f"v{n}", removed=True) for n in range(4, 40)]
+    replica.apply_items(gone[16:], 60)
+    after = [*map(drawn, range(60))]
+    removed = [f"v{n}" for n in range(20, 40)]
+    assert len({*map(tuple, before)}) > 20 and len({*map(tuple, after)}) > 10
+    for old, new in zip(before, after, strict=True):
+        assert old == new or old[0] in removed
+        assert not new or new[0] not in removed
+    replica.apply_items(
+        [*gone, *(msgspec.structs.replace(gone[0], item_id=f"v{n}") for n in range(4))], 100
+    )
+    assert [*map(drawn, range(60))] == [[]] * 60
 
 
 def test_an_app_with_lists_wants_the_name_of_one(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from recsys.events.field_schema import (
     default_groups,
     kind_of,
     likely_misspelt,
+    spellings_of,
     values_of,
 )
 from recsys.events.rejection import Rejected
@@ -29,6 +30,8 @@ def test_a_categorical_value_is_a_list_of_texts_without_what_is_absent() -> None
     assert values_of(7) == ["7"] and values_of(True) == ["True"]
     assert values_of(["a", 7, None, ""]) == ["a", "7"]
     assert values_of(None) == values_of("") == values_of([]) == []
+    assert spellings_of("true") == ("true", *values_of(True))
+    assert spellings_of("False") == ("False",) and spellings_of("truest") == ("truest",)
 
 
 def test_items_are_grouped_by_author_and_tags_else_by_the_first_fields() -> None:

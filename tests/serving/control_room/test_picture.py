@@ -68,6 +68,8 @@ def test_rates_are_of_ten_seconds_and_begin_anew_after_a_gap_or_a_restart() -> N
     assert rates.observe({"a_total": 2.0}, 30_000)["a_total"] == 0.0  # its part began again
     assert rates.observe({"a_total": 1e6}, 90_000) == {"a_total": 0.0}  # nobody looked meanwhile
     assert rates.observe({"a_total": 1e6 + 7}, 91_000) == {"a_total": 7.0}
+    assert rates.observe({"a_total": 1e6 + 7}, 31_000) == {"a_total": 0.0}  # the clock was set back
+    assert rates.observe({"a_total": 1e6 + 10}, 32_000) == {"a_total": 3.0}
 
 
 def test_a_picture_holds_the_samples_it_was_made_of() -> None:

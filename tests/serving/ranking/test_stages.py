@@ -12,6 +12,7 @@ from serving.ranking.stages import trust_of
 from serving.replica.replica import Replica
 from serving.request import Answer, Candidates, Request
 from tests.support.serving.replica_harness import NOW_MS, made, policy, popular, viewer
+from tests.support.serving.replica_harness import item as item_of
 from tests.support.training.small_feed import FEATURES, START_MS
 
 QUIET = {"explore": 0.0, "quota": 0.0, "temperature": 1e-3, "per_author": 0}
@@ -87,6 +88,16 @@ def test_rules_boost_bury_require_and_limit() -> None:
     limited = ask(replica, session, rules=(rule("limit", "tags", "t1", 2),), n=40)
     assert of(limited, "tags").count(["t1"]) == 2 and len(limited.items) == 34
     assert limited.removed["limit tags=t1"] == 6
+
+
+@pytest.mark.parametrize(("value", "said"), [("true", True), ("false", False), ("True", True)])
+def test_rules_know_the_booleans_of_json(value: str, said: bool) -> None:
+    replica, session = made(), viewer(made())
+    replica.apply_items([item_of(n, tags=[said if n < 5 else not said]) for n in range(40)], 80)
+    required = ask(replica, session, rules=(rule("require", "tags", value),), n=40)
+    assert {shown.item_id for shown in required.items} == {f"v{n}" for n in range(5)}
+    limited = ask(replica, session, rules=(rule("limit", "tags", value, 2),), n=40)
+    assert of(limited, "tags").count([said]) == 2 and len(limited.items) == 37
 
 
 def test_vary_gives_a_liked_value_a_share_that_grows_and_short_runs() -> None:

@@ -97,6 +97,7 @@ class World:
         new = next(draw_items(60, 7, NOW_MS))
         self.publish(*(msgspec.structs.replace(item, item_id=f"n{item.item_id}") for item in new))
         self.publish(*new)  # other authors and tags of v0 … v59
+        self.publish(*new[::-1])  # again, without a change
         self.publish(*(Item(time_ms=NOW_MS, item_id=f"v{n}", removed=True) for n in range(70, 90)))
         self.publish(Item(time_ms=NOW_MS, item_id="v80", fields={"author": "a1", "tags": ["t1"]}))
         self.learn(range(40, 140))
@@ -163,6 +164,9 @@ def test_answers_are_those_of_a_replica_that_folded_all_records(world: World) ->
         assert service.reader.catalogue is not None and not service.reader.catalogue.damaged
         assert answers(service) == after
         assert list(service.replica.catalogue.fields) == list(expected.replica.catalogue.fields)
+        for key in np.unique(expected.replica.catalogue.keys).tolist():
+            members = service.replica.groups.members(key).tolist()
+            assert members == expected.replica.groups.members(key).tolist()
 
 
 def test_memory_of_items_is_that_of_the_files_until_they_change(world: World) -> None:

@@ -182,6 +182,21 @@ def test_a_removed_item_leaves_its_groups_and_may_come_back() -> None:
     assert replica.catalogue.alive[3] and 3 in replica.groups.members(author)
 
 
+def test_an_item_published_again_keeps_its_place_in_groups_that_it_stays_in() -> None:
+    replica = made()
+    author, moves = key_of("item.author", "a3"), replica.groups.moves
+    replica.apply_items([item(n, duration_ms=9_000) for n in range(40)], 80)
+    assert replica.groups.moves == moves and not replica.surplus.moves
+    assert replica.groups.members(author).tolist() == [3, 12, 21, 30, 39]
+    replica.apply_item(item(3, tags=["other"]), 81)
+    assert replica.groups.members(author).tolist() == [12, 21, 30, 39, 3]
+    fields = item(3).fields | {"tags": ["a", "b", "c", "d", "fifth"]}  # more than it has columns
+    many = Item(time_ms=1, item_id="v3", fields=fields)
+    replica.apply_items([many, many], 83)
+    assert replica.surplus.moves == 1
+    assert replica.surplus.members(key_of("item.tags", "fifth")).tolist() == [3]
+
+
 def test_an_unknown_item_that_is_removed_is_never_shown() -> None:
     replica = made(items=2)
     replica.apply_item(Item(time_ms=1, item_id="nobody", removed=True), 3)

@@ -20,7 +20,8 @@ from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.replica.replica import Replica
 from serving.request import Request
-from serving.retrieval.filters import allowed_items
+from serving.retrieval import item_filters
+from serving.retrieval.filters import allowed_items, given_items
 from serving.retrieval.item_filters import check_filters, filter_mask
 from tests.support.serving.replica_harness import (
     NOW_MS,
@@ -102,6 +103,9 @@ def test_a_filter_selects_the_items_whose_fields_meet_it(filters: dict[str, Any]
         for fields in replica.catalogue.fields
     ]
     assert filter_mask(replica, filters).tolist() == expected
+    some = np.array([50, 3, 8, 8, 59], np.int64)
+    assert filter_mask(replica, filters, some).tolist() == [expected[n] for n in some]
+    assert filter_mask(replica, filters, some[:0]).tolist() == []
 
 
 def test_a_changed_item_is_found_by_the_values_that_it_has_now() -> None:
@@ -185,6 +189,33 @@ def test_a_filter_holds_for_pinned_and_given_items_and_seen_ones_come_back() -> 
     answer = Pipeline(replica).recommend(replace(query, request=given))
     assert {item.item_id for item in answer.items} == {"v9", "v36"}
     assert answer.left_out == {"v1": "filtered"}
+
+
+def test_of_given_and_pinned_items_a_filter_reads_only_their_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replica, rows = made(items=40), list[int]()
+    find = item_filters._find
+
+    def spy(keys_NI: np.ndarray, *arguments: Any) -> None:
+        rows.append(len(keys_NI))
+        find(keys_NI, *arguments)
+
+    monkeypatch.setattr(item_filters, "_find", spy)
+    ids = ("v36", "nobody", "v1", "v9", "v18", "v27")
+    request = Request("u", 5, exclude_ids=("v18",), candidate_ids=ids, filters={"author": "a0"})
+    fixed = policy(fixed={0: "v27", 1: "v1", 2: "v18"})
+    query = Query(request, viewer(replica), fixed, NOW_MS, "r1")
+    given, left_out = given_items(replica, query)
+    assert given == [36, 9, 27] and rows == [5]
+    assert list(left_out.items()) == [
+        ("nobody", "unknown"),
+        ("v1", "filtered"),
+        ("v18", "excluded"),
+    ]
+    answer = Pipeline(replica).recommend(query)
+    assert answer.candidates is not None and dict(answer.candidates.pinned) == {0: 27}
+    assert rows == [5, 5, 1]
 
 
 def test_shards_get_the_smaller_side_of_a_filter() -> None:

@@ -15,6 +15,7 @@ from recsys.events.records import ItemState
 from recsys.features.covisits import Visits
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.item_counters import ItemCounters
+from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.ranking.scoring import user_vector
 from serving.replica.replica import Replica
@@ -145,7 +146,8 @@ def test_topic_takes_from_the_groups_that_are_liked_half_of_them_the_popular_one
 
 def test_what_is_liked_weighs_by_its_outcomes_and_how_new_it_is() -> None:
     replica = made()
-    order = [key for key, _ in liked_groups(viewer(replica, seen=(2,), liked=(3, 8)))]
+    session = viewer(replica, seen=(2,), liked=(3, 8))
+    order = [key for key, _ in liked_groups(session, policy().config.weights)]
     keys = replica.catalogue.keys
     author, tags = (replica.features.slot(f"item.{name}").start for name in ("author", "tags"))
     assert order[0] == keys[8, tags] == keys[3, tags]  # liked twice
@@ -155,9 +157,23 @@ def test_what_is_liked_weighs_by_its_outcomes_and_how_new_it_is() -> None:
 def test_a_group_that_is_passed_by_otherwise_weighs_less_than_one_that_is_always_liked() -> None:
     replica = made(items=100)  # item n has tag n % 5
     session = session_of(replica, ((1, True), (5, False), (0, True)))
-    order = [key for key, _ in liked_groups(session)]
+    order = [key for key, _ in liked_groups(session, policy().config.weights)]
     tags = replica.catalogue.keys[:, replica.features.slot("item.tags").start]
     assert order.index(tags[1]) < order.index(tags[0])  # one of one, and one of two
+
+
+def test_a_label_that_lowers_items_is_no_liking_of_their_groups() -> None:
+    replica = made()
+    session, weights = viewer(replica, seen=(2,)), policy().config.weights
+    session.history[0].outcomes[1] = 1.0  # the second label
+    assert len(liked_groups(session, weights)) == 2
+    assert liked_groups(session, weights | {"like": 0.0}) == liked_groups(session, weights)
+    assert liked_groups(session, weights | {"like": -3.0}) == []
+    by = policy(weights={"like": -3.0}, sources={"topic": 8})
+    for its, found in ((by, {"any"}), (policy(sources={"topic": 8}), {"topic", "any"})):
+        query = Query(Request("u"), session, its, NOW_MS, "r1")
+        of = Pipeline(replica).candidates(query).sources
+        assert {source for names in of.values() for source in names} == found
 
 
 def test_popular_and_fresh_come_in_their_orders() -> None:

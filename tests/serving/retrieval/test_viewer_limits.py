@@ -189,6 +189,18 @@ def test_a_safety_rule_knows_the_booleans_of_json(value: str, said: bool) -> Non
         assert ("v3" in ids(ask(replica, viewer(replica), context=context))) is shown
 
 
+@pytest.mark.parametrize(("value", "said"), [("true", True), ("false", False), ("True", True)])
+def test_a_wish_knows_the_booleans_of_json(value: str, said: bool) -> None:
+    replica = catalogue()
+    replica.apply_items([item(3, tags=[said]), item(4, tags=[str(said).lower()])], 43)
+    session = wish(viewer(replica), "tags", value)
+    shown = ids(ask(replica, session))
+    assert "v3" not in shown and ("v4" in shown) is (value == "True")
+    assert ids(ask(replica, wish(session, "tags", value, "none"))) >= {"v3", "v4"}
+    wish(session, "item_id", value)
+    assert list(session.wishes) == [key_of("item", value)]
+
+
 def test_a_pin_gives_way_to_a_safety_rule() -> None:
     replica = catalogue((SafetyRule(value="adult"),))
     query = Query(Request("u"), viewer(replica), policy(fixed={0: "v3", 1: "v4"}), NOW_MS, "r1")

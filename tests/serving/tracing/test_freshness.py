@@ -18,6 +18,15 @@ def test_a_rate_is_over_the_window_alone() -> None:
     assert rate.per_s() == 10.0
 
 
+def test_a_rate_begins_anew_where_the_clock_was_set_back() -> None:
+    rate = Rate(window_ms=10_000)
+    for second in range(20):
+        rate.observe(100 * second, 3_600_000 + second * 1_000)
+    for second in range(3):
+        rate.observe(2_000 + 7 * second, second * 1_000)
+        assert rate.per_s() == (7.0 if second else 0.0)
+
+
 def test_a_click_is_served_once_a_step_has_learned_its_example() -> None:
     fresh = Freshness()
     fresh.acknowledged("r1", 7, 1_000, 200)
