@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from examples.backfill.archive_copy import copy_filled
+from examples.backfill.fill import KEPT
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage.durable_shard import load_shard
 from recsys.config.system_config import Config, ModelConfig, tables_of
@@ -330,15 +332,16 @@ def test_a_hole_is_refused_and_can_be_allowed(system: Path, tmp_path: Path) -> N
     assert its["examples"] == 74
 
 
-def test_a_filled_archive_names_its_features(system: Path, tmp_path: Path) -> None:
-    """`recsys backfill` writes them into the archive; beside it may be those of its system."""
-    filled = archived(tmp_path / "state" / "filled")
+def test_an_archive_that_backfill_filled_names_its_features(system: Path, tmp_path: Path) -> None:
+    filled = tmp_path / "state" / "filled"
+    assert copy_filled(system, filled)[KEPT] == COUNT
     other = replace(FEATURES, history=FEATURES.history + 1)
-    feature_sets.write_feature_set(Config(state=str(filled)), FEATURES)
     feature_sets.write_feature_set(Config(state=str(filled.parent)), other)
     for state in (None, filled.parent):
         its = asked(system, tmp_path / "registry", data=filled, state=state)
         assert _archive_examples(its, Config())[0] == FEATURES
+    done = run(replace(its, state=None, until="now"))
+    assert done["examples"] == COUNT - 1  # the last second may not be whole
 
 
 def test_a_data_set_becomes_a_candidate(system: Path, tmp_path: Path) -> None:
