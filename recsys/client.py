@@ -1,4 +1,4 @@
-"""Python clients of the HTTP API, ``Client`` and ``AsyncClient``: one method per route,
+"""Python clients of the HTTP API, ``Client`` and ``AsyncClient``, for most routes:
 ``recsys.events.event_types`` in, typed answers out.
 
 Events get an ``event_id`` before the first attempt, so that retries after a lost answer are harmless. A
@@ -152,16 +152,18 @@ class Client:
         candidate_ids: Sequence[Id] | None = None,
         filters: Mapping[str, Any] | None = None,
         explain: bool = False,
+        profiling: bool = True,
     ) -> Recommendations:
         """A ranked list for a user; ``candidate_ids`` replaces retrieval. ``filters``: a value, a list of
         values or a range with ``min`` and ``max`` by field of items. ``n``: default 10, or that of the
-        surface. Raises ApiError."""
+        surface. ``profiling``: whether profile and history may be used. Raises ApiError."""
         request = {
             "user_id": user_id, "surface": surface, "context": dict(context or {}),
             "exclude_ids": list(exclude_ids), "explain": explain,
             "candidate_ids": None if candidate_ids is None else list(candidate_ids),
         }  # fmt: skip
         request |= {"filters": dict(filters)} if filters else {}
+        request |= {} if profiling else {"profiling": False}
         request |= {} if n is None else {"n": n}
         return self._asked("/v1/recommend", request)
 
@@ -211,6 +213,11 @@ class Client:
             kind=kind, watch_ms=watch_ms, surface=surface, value=value,
         )  # fmt: skip
         return self.send_events([event])
+
+    def set_preference(self, user_id: Id, field: str, value: Id, wish: str) -> Receipt:
+        """Notes a viewer's wish (block, mute, less or none) about ``item_id``, or a field of items."""
+        wished = {"user_id": user_id, "field": field, "value": value, "wish": wish}
+        return self._in_batches("preferences", [wished | {"time_ms": self._clock_ms()}])
 
     def upsert_items(self, items: Mapping[Id, Mapping[str, Any]]) -> Receipt:
         """Publishes or changes items: fields by id, replacing the old ones. Needs the admin key."""
@@ -339,6 +346,7 @@ class AsyncClient:
     similar = _in_thread(Client.similar)
     send_events = _in_thread(Client.send_events)
     engage = _in_thread(Client.engage)
+    set_preference = _in_thread(Client.set_preference)
     upsert_items = _in_thread(Client.upsert_items)
     upsert_users = _in_thread(Client.upsert_users)
     delete_item = _in_thread(Client.delete_item)

@@ -9,12 +9,12 @@ from typer import Argument, Option
 
 from examples.row_formats.acceptance import Refuse, decide, write_accepted
 from examples.row_formats.measure import FORMATS, ROWS_PER_REQUEST, measure
-from recsys.config.loader import load
 from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
 from replay.replay_report import with_bar
 from replay.replay_run import ReplayOptions
 from runtime.cli.common import ConfigOption, JsonOption, StateOverride, exit_on, fail, show
+from runtime.cli.up import with_definition
 from runtime.supervision.acceptance_file import RowFormEvidence
 
 
@@ -24,6 +24,7 @@ def accept(
     state: StateOverride = None,
     config: ConfigOption = "laptop",
     at_most: Annotated[float, Option(help="Largest accepted loss of AUC.")] = 0.001,
+    app: Annotated[Path | None, Option(help="Definition; default: STATE's, if any.")] = None,
     json: JsonOption = None,
 ) -> None:
     """Measures the cost of a smaller row format, and accepts or refuses it for a state folder."""
@@ -32,16 +33,16 @@ def accept(
             raise ValueError(f"the format is {form!r}, expected int8: there is no other to accept")
         if not at_most >= 0:
             raise ValueError(f"--at-most is {at_most}, expected 0 or more")
-        base = load(config)
+        base, definition, app = with_definition(config, state, app)
         options = ReplayOptions(base.model.features)
-        evidence = measure(open_dataset(data), options, base, with_bar)
+        evidence = measure(open_dataset(data, definition, app), options, base, with_bar)
         decision = decide(form, evidence, at_most)
     kind = {"decision": type(decision).__name__.lower()}
     show(kind | msgspec.to_builtins(decision), json, lambda _: _lines(evidence))
     if isinstance(decision, Refuse):
         fail(f"refused: {decision.why}")
         raise typer.Exit(1)
-    file = write_accepted(state or base.state, decision)
+    file = write_accepted(base.state, decision)
     typer.echo(f"accepted, at most {at_most}: {file}")
 
 

@@ -17,6 +17,7 @@ from examples.row_formats.parameter_copies import Copy, SideBySide
 from recsys.config.system_config import Config, digest
 from recsys.features.feature_set import FeatureSet
 from recsys.model.prediction_metrics import auc, paired_auc_interval
+from replay.datasets.app_dataset import feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop
 from replay.predictions import Predictions
@@ -37,7 +38,7 @@ def format_copies(features: FeatureSet, config: Config) -> dict[str, Copy]:
         published = "fp32" if name == "float32" else name
         server = replace(config.parameter_server, delta_format=published)
         store = Int8Rows if name == "int8" else RowStore
-        copies[name] = Copy(features, replace(config, parameter_server=server), store, published)
+        copies[name] = Copy(features, replace(config, parameter_server=server), store)
     return copies
 
 
@@ -47,7 +48,7 @@ def measure(
     """Replays the data set and measures AUC, memory and lookup time of each format."""
     exact = replace(base.parameter_server, delta_format="fp32", delta_kb=0.0)
     config = config_for(dataset, options, replace(base, parameter_server=exact))
-    features = FeatureSet(dataset.schema, options.features, config.sessions.history)
+    features = feature_set_of(dataset, config)
     loop = DirectLoop(features, config)
     copies = format_copies(features, config)
     player = SideBySide(features, config, loop, copies=list(copies.values()))

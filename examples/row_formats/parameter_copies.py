@@ -19,21 +19,16 @@ _TOGETHER = 512  # requests scored together at the most; the scores don't depend
 
 
 class Copy:
-    """The ranker's parameters as one replica would have them, and their scores of the first label.
-
-    ``published``: delta format that received parameters are rounded to, as a publishing shard does.
-    """
+    """The ranker's parameters as one replica would have them, rounded as a publishing shard does, and their
+    scores of the first label."""
 
     def __init__(
-        self,
-        features: FeatureSet,
-        config: Config,
-        store: type[RowStore] = RowStore,
-        published: str = "fp32",
+        self, features: FeatureSet, config: Config, store: type[RowStore] = RowStore
     ) -> None:
         self._model = published_model(features, config)
         (table,) = (t for t in tables_of(config.model) if t.name == "features")
-        self.rows, self._published = store(table, config.model.seed), published
+        self.rows = store(table, config.model.seed)
+        self._published = config.parameter_server.delta_format
         self._waiting: list[RequestFeatures] = []
         self._scores: list[NDArray[np.float32]] = []
 

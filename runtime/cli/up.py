@@ -84,10 +84,18 @@ def with_definition(
 
 def keep_definition(config: Config, app: App | None, file: Path | None) -> None:
     """Writes the feature set and the definition of a state folder. The definition that is kept there may have
-    another set than the first: the system took it up (``recsys app apply``)."""
+    another set than the first: the system took it up (``recsys app apply``). Raises ValueError for others."""
     if app is not None and file is not None and not _is_kept(config, file):
-        write_feature_set(config, app.feature_set(config.model.features))
-        write_atomically(Path(config.state) / APP_FILE, file.read_bytes())
+        features, kept = app.feature_set(config.model.features), Path(config.state) / APP_FILE
+        first = feature_set(config) if (kept.parent / FEATURES_FILE).exists() else features
+        if kept.exists() and read_app(kept).feature_set(first.kind) != features:
+            raise ValueError(
+                f"{file} has other features than {kept}: run `recsys app apply {file}` while the "
+                "system runs, or use another state folder (--state)"
+            )
+        if first == features or not kept.exists():
+            write_feature_set(config, features)
+        write_atomically(kept, file.read_bytes())
 
 
 def _is_kept(config: Config, file: Path) -> bool:

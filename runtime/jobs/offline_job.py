@@ -163,9 +163,10 @@ def _config(options: OfflineOptions) -> Config:
 
 def _archive_examples(options: OfflineOptions, config: Config) -> Examples:
     data = options.data_folder
-    beside = data.resolve().parent
-    if options.state is None and (beside / FILE).exists():
-        config = replace(config, state=str(beside))
+    # A filled archive (`recsys backfill`) has its set inside, that of a system beside it.
+    folder = data if (data / FILE).exists() else data.resolve().parent
+    if folder == data or (options.state is None and (folder / FILE).exists()):
+        config = replace(config, state=str(folder))
     features = feature_set(config)
     with launch_plan.open_log_if_any(config.state) as log:
         if log is not None:  # of the model that a candidate competes with
@@ -210,8 +211,7 @@ def _dataset_examples(options: OfflineOptions, config: Config) -> Examples:
     if options.state is not None and not options.features:
         features = feature_set(config)
     else:
-        kind = options.features or "all"
-        features = FeatureSet(dataset.schema, kind, config.sessions.history)
+        features = FeatureSet(dataset.schema, options.features or "all", config.sessions.history)
     zone = dataset.utc_offset_h
     until_ms, from_ms = parse_time(options.until, zone), parse_time(options.from_, zone)
     assert until_ms is not None

@@ -109,7 +109,7 @@ def test_rankings_and_lists_for_all_are_asked_for_with_filters() -> None:
         7,
     ]
     assert client.similar("a/b c")[0].rank == 0
-    client.recommend("u1", filters={"tags": ["cats"]})
+    client.recommend("u1", filters={"tags": ["cats"]}, profiling=False)
     first, second, third, fourth = server.requests
     assert json.loads(first.content) == {
         "user_id": "u1", "candidate_ids": ["v12", 7, "v9"], "n": 100, "surface": "feed", "context": {},
@@ -119,6 +119,7 @@ def test_rankings_and_lists_for_all_are_asked_for_with_filters() -> None:
     assert dict(second.url.params) == {"n": "2", "filters": '{"price":{"max":3}}'}
     assert third.url.raw_path.startswith(b"/v1/items/a%2Fb%20c/similar?n=10")
     assert json.loads(fourth.content)["filters"] == {"tags": ["cats"]}
+    assert json.loads(fourth.content)["profiling"] is False
 
 
 def test_no_candidates_and_any_candidates_are_different_requests() -> None:
@@ -216,6 +217,9 @@ def test_no_events_need_no_request() -> None:
         (lambda c: c.upsert_users({"u1": {"age_band": "25-34"}}),
          ("POST", "/v1/users", {"users": [
              {"user_id": "u1", "fields": {"age_band": "25-34"}, "time_ms": NOW_MS}]})),
+        (lambda c: c.set_preference("u1", "tags", "cats", "mute"),
+         ("POST", "/v1/preferences", {"preferences": [
+             {"user_id": "u1", "field": "tags", "value": "cats", "wish": "mute", "time_ms": NOW_MS}]})),
         (lambda c: c.delete_item("a/b c"), ("DELETE", "/v1/items/a%2Fb%20c", None)),
         (lambda c: c.delete_user(9), ("DELETE", "/v1/users/9", None)),
     ],

@@ -1,4 +1,4 @@
-// Client of the HTTP API, for browsers and Node 20: one method per route.
+// Client of the HTTP API, for browsers and Node 20: a method for most routes.
 //
 // Writes are retried with growing, random waits: events have an id before the first attempt, and the other writes are
 // idempotent. A list isn't retried unless asked for, since each one is an impression.

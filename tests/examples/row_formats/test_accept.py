@@ -15,9 +15,11 @@ from examples.row_formats import measure as measuring
 from examples.row_formats.acceptance import write_accepted
 from examples.row_formats.measure import format_copies, measure
 from examples.row_formats.parameter_copies import SideBySide
+from recsys.app.app_file import read_app
 from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config, ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
+from replay.datasets.app_dataset import AppDataset
 from replay.direct_loop import DirectLoop
 from replay.replay_run import ReplayOptions, config_for, replay_data, replay_with
 from runtime.cli.main import app
@@ -59,7 +61,7 @@ def test_each_form_scores_as_a_replay_of_its_own() -> None:
 def test_what_was_accepted_is_written_down_and_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accepting, "open_dataset", lambda folder: small())
+    monkeypatch.setattr(accepting, "open_dataset", lambda *_: small())
     monkeypatch.setattr(accepting, "with_bar", iter)
     monkeypatch.setenv("RECSYS__MODEL__FEATURES", "ids")
     file = tmp_path / "decision.json"
@@ -85,6 +87,23 @@ def test_it_judges_the_later_half(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure(WorldLog(2, hours=1, users=6, items=20, requests_per_s=0.01), OPTIONS, Config())
     assert found.rows > 10 and found.users <= 6 and set(found.auc) == {"float32", "fp16", "int8"}
     assert found.features == input_digest(FeatureSet(small().schema, "ids", 20))
+
+
+def test_the_features_of_a_definition_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "app.yaml"
+    file.write_text("events: {long_view: positive}\nfeatures: {age: true}\nshown: clicks\n")
+    world = WorldLog(2, hours=1, users=6, items=20, requests_per_s=0.01)
+    monkeypatch.setattr(measuring, "_LOOKUPS", 2)
+    monkeypatch.setattr(accepting, "open_dataset", lambda _, app, of: AppDataset(app, world))
+    words = ["--state", str(tmp_path), "--app", str(file), "--at-most", "1"]
+    done = CliRunner().invoke(app, ["accept", "int8", str(tmp_path), *words])
+    assert done.exit_code == 0, done.output
+    its = read_app(file)
+    served = replace(INT8, state=str(tmp_path), model=its.config(Config()).model)
+    assert served.model != Config().model
+    check_accepted(served, its.feature_set())
 
 
 def test_float32_needs_no_acceptance_and_int8_does(tmp_path: Path) -> None:

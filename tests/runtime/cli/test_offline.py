@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from examples.backfill.archive_copy import copy_filled
+from examples.backfill.fill import KEPT
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage.durable_shard import load_shard
 from recsys.config.system_config import Config, ModelConfig, tables_of
@@ -23,7 +25,7 @@ from recsys.features import feature_set_file as feature_sets
 from recsys.model.model import build_model
 from recsys.process.open_log import open_log
 from runtime.cli.main import COMMANDS, load
-from runtime.jobs.offline_job import _student, run
+from runtime.jobs.offline_job import _archive_examples, _student, run
 from runtime.supervision import launch_plan as plans
 from tests.support.paths import ROOT
 from tests.support.plan_config import config_in
@@ -328,6 +330,18 @@ def test_a_hole_is_refused_and_can_be_allowed(system: Path, tmp_path: Path) -> N
         run(holed)
     its = run(replace(holed, allow_gaps=True))
     assert its["examples"] == 74
+
+
+def test_an_archive_that_backfill_filled_names_its_features(system: Path, tmp_path: Path) -> None:
+    filled = tmp_path / "state" / "filled"
+    assert copy_filled(system, filled)[KEPT] == COUNT
+    other = replace(FEATURES, history=FEATURES.history + 1)
+    feature_sets.write_feature_set(Config(state=str(filled.parent)), other)
+    for state in (None, filled.parent):
+        its = asked(system, tmp_path / "registry", data=filled, state=state)
+        assert _archive_examples(its, Config())[0] == FEATURES
+    done = run(replace(its, state=None, until="now"))
+    assert done["examples"] == COUNT - 1  # the last second may not be whole
 
 
 def test_a_data_set_becomes_a_candidate(system: Path, tmp_path: Path) -> None:

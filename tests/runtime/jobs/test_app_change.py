@@ -128,6 +128,18 @@ def test_a_new_feature_is_folded_then_logged_then_learned(shop: Shop) -> None:
         keep_definition(shop.config, app_of(NARROWER), shop.file)
 
 
+def test_a_start_keeps_the_features_that_were_taken_up(shop: Shop) -> None:
+    shop.apply(WIDER)
+    weighted = WIDER + "events: {click: {label: positive, weight: 5}}\n"
+    shop.file.write_text(weighted, "utf-8")
+    keep_definition(shop.config, app_of(weighted), shop.file)
+    assert shop.stored.read_text("utf-8") == weighted
+    shop.file.write_text(TEXT, "utf-8")
+    with pytest.raises(ValueError, match=f"other features than .*recsys app apply {shop.file}"):
+        keep_definition(shop.config, app_of(TEXT), shop.file)
+    assert shop.stored.read_text("utf-8") == weighted
+
+
 def test_a_plug_in_that_is_live_keeps_its_features(shop: Shop) -> None:
     size = ModelSize(16, (128, 64), ranker="sequence@1")
     append_control(shop.log, Live(line="main", epoch=1, size=size))
