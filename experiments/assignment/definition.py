@@ -4,7 +4,7 @@ A file is one experiment::
 
     name: more_exploration
     hypothesis: users who see more new items stay longer
-    layer: ranking            # experiments of one layer never share a user; layers are independent
+    layer: exploration        # experiments of one layer never share a user; layers are independent
     traffic: 0.2              # share of the layer's users ...
     offset: 0.0               # ... from here on, so that experiments of a layer can lie side by side
     metrics: {primary: [long_view], guardrails: {hide: 0.05}}

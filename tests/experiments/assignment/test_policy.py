@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.assignment.definition import Arm, Experiment, apply_overrides
+from experiments.assignment.definition import Arm, Experiment, apply_overrides, read_experiments
 from experiments.assignment.policy import Policies, assign
 from recsys.config.policy_config import PolicyConfig, Rule, check_rules
 from recsys.config.system_config import digest
+from tests.support.paths import ROOT
 
 BASE = PolicyConfig()
 LIKES = Experiment(
@@ -137,3 +138,15 @@ def test_a_surface_has_a_name() -> None:
     """An empty one would change the base."""
     with pytest.raises(ValueError, match="surfaces has the name ''"):
         Policies(BASE, (), {"": {"explore": 0.9}})
+
+
+def test_the_shipped_experiments_leave_the_configured_policy_and_all_its_keys() -> None:
+    base, surfaces = PolicyConfig(explore=0.2), {"detail": {"explore": 0}}
+    texts = {file.name: file.read_text() for file in (ROOT / "experiments/configs").glob("*.yaml")}
+    policies = Policies(base, read_experiments(texts, base), surfaces)
+    for user in USERS[:20]:
+        assert policies.resolve(user).arms["default"] in ("control", "treatment")
+        assert policies.resolve(user).config == base
+        assert policies.resolve(user, "detail").config.explore == 0
+    more = "name: more\nlayer: mixing\narms: {a: {share: 1.0, overrides: {explore: 0.1}}}\n"
+    assert len(read_experiments({**texts, "more.yaml": more}, base)) == len(texts) + 1
