@@ -37,7 +37,7 @@ from experiments.assignment.arm_line import (
     arm_line_name,
 )
 from experiments.assignment.design import UNIT, Metrics, Ramp, check, metric_of, time_ms_of
-from recsys.config.policy_config import PolicyConfig, check_plugins, check_weights
+from recsys.config.policy_config import UNWANTED, PolicyConfig, check_plugins, check_weights
 from recsys.config.system_config import override
 from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 
@@ -47,7 +47,6 @@ ARMS, INTERLEAVING = "arms", "interleaving"  # kinds of experiments
 INTERLEAVED: Final = "interleaved"  # arm in the stamp of an interleaved list
 # Both rankers of an interleaving choose among the same candidates with the same predictions.
 SHARED: Final = ("sources", "trust_after", "fixed")
-_UNWANTED: Final = ("hide", "skip")
 _ROUNDING: Final = 1e-9  # shares are written in decimals
 
 
@@ -71,7 +70,8 @@ class Arm:
 @dataclass(frozen=True)
 class Experiment:
     """Arms and the users who are assigned to them. Another ``salt`` reassigns everybody. ``start`` and
-    ``stop``: milliseconds; 0: at once, never."""
+    ``stop``: milliseconds; 0: at once, never. ``unwanted``: labels of which fewer are better, by the policy's
+    weights; no key of the file."""
 
     name: str
     arms: tuple[Arm, ...]
@@ -89,6 +89,7 @@ class Experiment:
     stop: int = 0
     kind: str = ARMS
     credit: dict[str, float] = field(default_factory=dict)
+    unwanted: tuple[str, ...] = UNWANTED
 
     def __post_init__(self) -> None:
         for key in ("name", "layer"):
@@ -134,7 +135,7 @@ class Experiment:
         guards = self.metrics.guardrails
         check(not guards, "guardrails", guards, "none: lists of both arms have the same users")
         for name, weight in self.credited.items():
-            check(name not in _UNWANTED, "credit", name, "a label that is wanted")
+            check(name not in UNWANTED, "credit", name, "a label that is wanted")
             check(weight > 0, "credit", {name: weight}, "weights above 0")
 
     @property
@@ -166,7 +167,7 @@ def read_experiment(
     against ``labels`` (of the schema, if known). ``judged``: False to skip the metrics. Raises YamlError with
     file, line and reason."""
     marked = YamlWithLines(text, file)
-    values = marked.mapping(_keys(Experiment))
+    values = marked.mapping(_keys(Experiment) - {"unwanted"})
     for key in ("name", "arms"):
         if key not in values:
             raise marked.error(f"the key {key!r} is required")
@@ -187,7 +188,8 @@ def read_experiment(
         if key in values:
             marked.mapping(_keys(kind), key)
             values = {**values, key: _convert(marked, kind, values[key], key)}
-    experiment: Experiment = _convert(marked, Experiment, {**values, "arms": arms})
+    values = {**values, "arms": arms, "unwanted": policy.unwanted}
+    experiment: Experiment = _convert(marked, Experiment, values)
     if all(arm.trains for arm in experiment.arms) and experiment.traffic > MAX_TRAINED_TRAFFIC:
         raise marked.error(
             f"traffic is {experiment.traffic:g}, expected at most {MAX_TRAINED_TRAFFIC:g} where all arms "
@@ -240,14 +242,15 @@ def apply_overrides(
 
 
 def _check_metrics(marked: YamlWithLines, experiment: Experiment, labels: Sequence[str]) -> None:
-    """Raises YamlError at the first primary metric or guardrail that the labels don't give."""
+    """Raises YamlError at the first primary metric or guardrail that the labels don't give, or credit of an
+    unwanted label."""
     if experiment.interleaves:
+        wanted = [label for label in labels if label not in experiment.unwanted]
         for label in experiment.credited:
-            if label not in labels:
+            if label not in wanted:
                 key = "credit" if experiment.credit else "metrics"
-                raise marked.error(
-                    f"credit is for {label!r}, expected labels: {', '.join(labels)}", key
-                )
+                expected = f"expected labels: {', '.join(wanted)} (wanted ones)"
+                raise marked.error(f"credit is for {label!r}, {expected}", key)
         return
     metrics = experiment.metrics
     paths: list[tuple[str, tuple[str | int, ...]]]
