@@ -28,7 +28,7 @@ def power_from_log(
     little.
     """
     if experiment is None:
-        halves = tuple(Arm(name, 0.5) for name in ("control", "treatment"))
+        halves = Arm("control", 0.5), Arm("treatment", 0.5)
         experiment = Experiment("halves", halves, metric=metric or labels[0])
     metrics, traffic = experiment.metrics, experiment.traffic
     primary, _ = metrics_needed(experiment, labels)

@@ -3,6 +3,7 @@ overrides. Layers are independent of each other, and so are the experiments' dra
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Final
 
 from experiments.assignment.arm_line import arm_line_name
@@ -48,7 +49,7 @@ class Policies:
     """Resolves policies of one base and one set of experiments; a new revision is a new object. Users of the
     same arms get the same cached policy. ``surfaces``: overrides of the base by surface, which those of arms
     follow; ``bases`` are the policies that they make. ``lengths``: ``n`` of surfaces, the number of items
-    where the request names none. Raises ValueError for an invalid override."""
+    where the request names none. Raises ValueError for an invalid override, also of an arm on a surface."""
 
     def __init__(self, base: PolicyConfig, experiments: Sequence[Experiment] = (),
                  surfaces: Surfaces = _NO_SURFACES) -> None:  # fmt: skip
@@ -63,10 +64,11 @@ class Policies:
                 raise ValueError(
                     f"surfaces.{name}.n is {n!r}, expected 1 to {MAX_LIST_LENGTH} items"
                 )
-            try:
-                self.bases[name] = apply_overrides(base, [Arm("surface", 1.0, overrides)], "policy")
-            except ValueError as error:
-                raise ValueError(f"surfaces.{name}: {error}") from None
+            self.bases[name] = _changed(base, Arm("surface", 1.0, overrides), f"surfaces.{name}")
+        for surface, experiment in product(self.bases, experiments):
+            for arm in experiment.arms:
+                where = f"{experiment.name}: arm {arm.name} on the surface {surface!r}"
+                _changed(self.bases[surface], arm, where)
         self._cache: dict[tuple[str | None, ...], Policy] = {}
 
     def resolve(self, user_id: Id, surface: str = "") -> Policy:
@@ -103,3 +105,10 @@ class Policies:
         texts = (INTERLEAVED, *(f"{name} {rival.digest}" for name, rival in rivals), line)
         key = digest_of(" ".join(texts))
         return Policy(rivals[0][1].config, key, names, line, tuple(rivals))
+
+
+def _changed(base: PolicyConfig, arm: Arm, where: str) -> PolicyConfig:
+    try:
+        return apply_overrides(base, [arm], "policy")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -161,13 +161,11 @@ def _objection(evidence: Evidence, rules: PromotionConfig) -> str:
     for when, compared in (("", evidence.compared), ("lately ", evidence.recent)):
         if reason := _worse(compared, rules):
             return when + reason
-    served = evidence.served
-    if served is not None:
-        if served.examples and served.degraded > rules.degraded:
-            most = f"expected at most {rules.degraded:.1%}"
-            return f"{served.degraded:.1%} of its lists went without its ranker, {most}"
-        return served.worse(rules.engagement_margin)
-    return ""
+    served = evidence.served or CanaryEngagement()
+    if served.examples and served.degraded > rules.degraded:
+        most = f"expected at most {rules.degraded:.1%}"
+        return f"{served.degraded:.1%} of its lists went without its ranker, {most}"
+    return served.worse(rules.engagement_margin)
 
 
 def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:

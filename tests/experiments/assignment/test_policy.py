@@ -150,3 +150,13 @@ def test_the_shipped_experiments_leave_the_configured_policy_and_all_its_keys() 
         assert policies.resolve(user, "detail").config.explore == 0
     more = "name: more\nlayer: mixing\narms: {a: {share: 1.0, overrides: {explore: 0.1}}}\n"
     assert len(read_experiments({**texts, "more.yaml": more}, base)) == len(texts) + 1
+
+
+def test_an_arm_that_doesnt_fit_a_surface_is_an_error_before_any_request() -> None:
+    """Each is valid alone; together one item is at two ranks."""
+    surfaces = {"home": {"fixed": {0: "v7"}}, "detail": {"fixed": {0: "v8"}}}
+    pin = Experiment("pin", (Arm("control", 0.5), Arm("pinned", 0.5, {"fixed.1": "v7"})))
+    with pytest.raises(ValueError, match=r"^pin: arm pinned on the surface 'home': .*'v7'"):
+        Policies(BASE, [pin], surfaces)
+    del surfaces["home"]
+    assert Policies(BASE, [pin], surfaces).bases["detail"].fixed == {0: "v8"}
