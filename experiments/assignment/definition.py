@@ -157,12 +157,9 @@ class Experiment:
 
 
 def read_experiment(
-    text: str,
-    file: object,
-    policy: PolicyConfig,
-    labels: Sequence[str] | None = None,
+    text: str, file: object, policy: PolicyConfig, labels: Sequence[str] | None = None,
     judged: bool = True,
-) -> Experiment:
+) -> Experiment:  # fmt: skip
     """Reads one experiment from its YAML text. Checks overrides against ``policy``, and weights and metrics
     against ``labels`` (of the schema, if known). ``judged``: False to skip the metrics. Raises YamlError with
     file, line and reason."""
@@ -202,11 +199,9 @@ def read_experiment(
 
 
 def read_experiments(
-    texts: Mapping[str, str],
-    policy: PolicyConfig,
-    labels: Sequence[str] | None = None,
+    texts: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str] | None = None,
     judged: bool = True,
-) -> tuple[Experiment, ...]:
+) -> tuple[Experiment, ...]:  # fmt: skip
     """Reads experiments by file name; raises YamlError also for conflicts. ``judged``: see
     ``read_experiment``."""
     experiments: list[Experiment] = []
@@ -267,12 +262,9 @@ def _check_metrics(marked: YamlWithLines, experiment: Experiment, labels: Sequen
 
 
 def _arm(
-    marked: YamlWithLines,
-    name: Any,
-    policy: PolicyConfig,
-    labels: Sequence[str] | None,
+    marked: YamlWithLines, name: Any, policy: PolicyConfig, labels: Sequence[str] | None,
     defaults: Mapping[str, float],
-) -> Arm:
+) -> Arm:  # fmt: skip
     empty = marked.value["arms"][name] is None
     if empty and not defaults:
         raise marked.error(f"arm {name!r} is empty, expected {{share: ...}}", "arms", name)

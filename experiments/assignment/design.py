@@ -72,8 +72,7 @@ class Metric:
 
 
 def metric_of(name: str, labels: Sequence[str], unwanted: Sequence[str] = UNWANTED) -> Metric:
-    """The metric with a name; raises ValueError if these labels don't give it. ``unwanted``: labels of which
-    fewer are better."""
+    """The metric with a name; raises ValueError if these labels don't give it."""
     numerator, per_user = name.removesuffix(_PER_USER), name.endswith(_PER_USER)
     rates = (*labels, WATCH)
     if numerator not in rates and not (per_user and numerator == SHOWN):

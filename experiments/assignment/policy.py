@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from experiments.assignment.arm_line import arm_line_name
 from experiments.assignment.definition import INTERLEAVED, Arm, Experiment, apply_overrides
+from recsys.config.checks import check
 from recsys.config.policy_config import MAX_LIST_LENGTH, PolicyConfig
 from recsys.config.system_config import digest
 from recsys.events.hashing import Id, digest_of, uniform
@@ -60,10 +61,8 @@ class Policies:
                 raise ValueError("surfaces has the name '', expected a request's, e.g. feed")
             overrides = dict(changes)
             n = self.lengths[name] = overrides.pop("n", LENGTH)
-            if type(n) is not int or not 1 <= n <= MAX_LIST_LENGTH:
-                raise ValueError(
-                    f"surfaces.{name}.n is {n!r}, expected 1 to {MAX_LIST_LENGTH} items"
-                )
+            valid = type(n) is int and 1 <= n <= MAX_LIST_LENGTH
+            check(valid, f"surfaces.{name}.n", n, f"1 to {MAX_LIST_LENGTH} items")
             self.bases[name] = _changed(base, Arm("surface", 1.0, overrides), f"surfaces.{name}")
         for surface, experiment in product(self.bases, experiments):
             for arm in experiment.arms:

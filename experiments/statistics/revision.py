@@ -71,11 +71,9 @@ def _traffic_at(experiment: Experiment, step: int) -> float:
 
 
 def parse_each(
-    revision: Experiments,
-    policy: PolicyConfig,
-    labels: Sequence[str] | None = None,
+    revision: Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None,
     stopped: bool = True,
-) -> tuple[list[Experiment], dict[str, str]]:
+) -> tuple[list[Experiment], dict[str, str]]:  # fmt: skip
     """Readable experiments, and errors of the others by name: texts from another version of the code or the
     schema may be invalid today. ``stopped``: include these."""
     experiments, errors, over = list[Experiment](), dict[str, str](), _stopped(revision)

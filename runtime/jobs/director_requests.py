@@ -176,16 +176,15 @@ def newest_experiments(log: Log) -> Experiments:
 
 def find_experiment(name: str, revision: Experiments, config: Config) -> Experiment:
     """The system's experiment of this name, or the one in a file. Raises ValueError without one."""
-    experiments, unreadable = parse_each(revision, config.policy, labels_of(config))
+    labels = labels_of(config)
+    experiments, unreadable = parse_each(revision, config.policy, labels)
     if name in unreadable:
         raise ValueError(f"{name} can't be read: {unreadable[name]}")
     for experiment in experiments:
         if experiment.name == name:
             return experiment
     if Path(name).is_file():
-        return read_experiment(
-            Path(name).read_text("utf-8"), name, config.policy, labels_of(config)
-        )
+        return read_experiment(Path(name).read_text("utf-8"), name, config.policy, labels)
     names = ", ".join(experiment.name for experiment in experiments) or "none"
     raise ValueError(f"no experiment {name!r}, and no such file; there are {names}")
 
