@@ -275,6 +275,7 @@ class Pipeline:
             (control_name, _), (name, policy) = query.policy.rivals
             query = replace(query, policy=policy)
             treated = self.adjusted(query, candidates)
+            candidates = candidates.having(degraded=tuple(dict.fromkeys(treated.degraded)))
             inputs = control, self.sampling_input(query, treated)
             slate = draft_slate(inputs, n, (control_name, name), request_id=request_id)
             both = treated.scores_N[slate.positions], scores_N[slate.positions]

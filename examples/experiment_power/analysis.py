@@ -7,9 +7,10 @@ import numpy as np
 
 from examples.experiment_power.population import read_population
 from examples.experiment_power.sequential_power import SequentialPower, single_visit_covariance
-from experiments.assignment.definition import Experiment
-from experiments.assignment.design import Metric, Metrics, metric_of
+from experiments.assignment.definition import Arm, Experiment
+from experiments.assignment.design import Metric, Metrics
 from experiments.statistics.effect import eta_of
+from experiments.statistics.readout import metrics_needed
 from recsys.log.protocol import Log
 
 _HALVES: Final = (0.5, 0.5)
@@ -26,14 +27,14 @@ def power_from_log(
     Assumes that users come as they did on the log, for as long. Raises ValueError where the log has too
     little.
     """
-    metrics = experiment.metrics if experiment is not None else Metrics()
-    names = experiment.primary if experiment is not None else (metric or labels[0],)
-    primary = [metric_of(name, labels) for name in names]
-    arms = [arm.share for arm in experiment.arms] if experiment is not None else list(_HALVES)
-    traffic = experiment.traffic if experiment is not None else 1.0
+    if experiment is None:
+        halves = Arm("control", 0.5), Arm("treatment", 0.5)
+        experiment = Experiment("halves", halves, metric=metric or labels[0])
+    metrics, traffic = experiment.metrics, experiment.traffic
+    primary, _ = metrics_needed(experiment, labels)
+    arms = [arm.share for arm in experiment.arms]
     if len(arms) < 2:
-        name = experiment.name if experiment else ""
-        raise ValueError(f"experiment {name!r} has one arm, expected two or more")
+        raise ValueError(f"experiment {experiment.name!r} has one arm, expected two or more")
     population = read_population(log, labels, primary)
     alpha = metrics.alpha / (len(primary) * (len(arms) - 1))
     eta = eta_of(metrics.find, alpha)

@@ -22,8 +22,9 @@ from examples.off_policy.propensities import (
     same_candidates,
 )
 from examples.off_policy.target_policy import TargetPolicy
-from experiments.assignment.policy import Policy
-from recsys.config.system_config import Config, digest
+from experiments.assignment.definition import Arm, Experiment
+from experiments.assignment.policy import Policies
+from recsys.config.system_config import Config
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Impression, Rejected, decode
 from recsys.events.hashing import Id, key_of, uniform
@@ -34,6 +35,7 @@ from recsys.process.log_consumer import UNREADABLE
 from replay.answer_check import EQUAL, AnswerChecker
 from training.joining.sampling import represented_examples
 from training.lines.offset_lookup import first_at, served_ms_of
+from training.outcomes.shown_item import closed_ms_of
 
 TEAM_DRAFT: Final = "interleaved: two policies drew them in turns"
 BY_SCORE: Final = "asked for by score: nothing was drawn"
@@ -82,7 +84,6 @@ class _LoggedExample(msgspec.Struct):
     offset: int
     index: int
     labels: list[float]
-    closed_ms: int
     kept: float = 1.0  # fraction of such examples on the log
     correction: bool = False
     sampled_out: bool = False
@@ -104,7 +105,7 @@ def _ended_ms(log: Log, window_ms: int) -> dict[int, int]:
     ended_ms = {}
     for partition in range(log.partitions(EXAMPLES)):
         newest = islice(newest_first(log, EXAMPLES, partition), 1)
-        times = [_closed_ms(record.value) for record in newest]
+        times = [closed_ms_of(record.value) for record in newest]
         ended_ms[partition] = max(times, default=0) - window_ms
     return ended_ms
 
@@ -206,7 +207,9 @@ def _weighed(
 ) -> tuple[dict[Place, tuple[int, CounterfactualList]], str]:
     """By place: the user key and the list's weights; and the reason of the first list that is gone."""
     checker = AnswerChecker(log, config, features)
-    policy = Policy(target.policy, digest(target.policy))
+    # As an arm of all users: its overrides follow those of a list's surface.
+    arm = Experiment("target", (Arm("target", 1.0, target.overrides),))
+    policies = Policies(target.policy, [arm], config.surfaces)
     weighed_lists, why = dict[Place, tuple[int, CounterfactualList]](), ""
     for place, impression in sorted(places, key=_as_answered):
         check = checker.check(impression, place)
@@ -215,6 +218,7 @@ def _weighed(
             left_out[GONE] += 1
             why = why or f"{impression.request_id}: {check.why or check.differences[:2]}"
             continue
+        policy = policies.resolve(impression.user_id, impression.surface)
         if not same_candidates(query.policy, policy):
             left_out[OTHER_CANDIDATES] += 1
             continue
@@ -243,7 +247,7 @@ def _rewards(
     rewards_by_place, shown = dict[tuple[Place, int], float](), defaultdict[int, float](float)
     worth = [(labels.index(label), weight) for label, weight in target.reward.items()]
     for partition in range(log.partitions(EXAMPLES)):
-        offset = first_at(log, EXAMPLES, partition, target.from_ms, _closed_ms)
+        offset = first_at(log, EXAMPLES, partition, target.from_ms, closed_ms_of)
         for record in read_range(log, EXAMPLES, partition, offset, _END, _READ):
             try:
                 example = unpack(record.value, _LoggedExample)
@@ -282,11 +286,3 @@ def _as_lists(
         ratios, rewards, expected_rewards * reach, expected * reach, unsupported, users, ended
     )
     return lists.first(ranks) if ranks else lists
-
-
-class _Closed(msgspec.Struct):
-    closed_ms: int = 0
-
-
-def _closed_ms(example: bytes) -> int:
-    return unpack(example, _Closed).closed_ms

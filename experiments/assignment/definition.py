@@ -4,7 +4,7 @@ A file is one experiment::
 
     name: more_exploration
     hypothesis: users who see more new items stay longer
-    layer: ranking            # experiments of one layer never share a user; layers are independent
+    layer: exploration        # experiments of one layer never share a user; layers are independent
     traffic: 0.2              # share of the layer's users ...
     offset: 0.0               # ... from here on, so that experiments of a layer can lie side by side
     metrics: {primary: [long_view], guardrails: {hide: 0.05}}
@@ -37,7 +37,7 @@ from experiments.assignment.arm_line import (
     arm_line_name,
 )
 from experiments.assignment.design import UNIT, Metrics, Ramp, check, metric_of, time_ms_of
-from recsys.config.policy_config import PolicyConfig, check_plugins, check_weights
+from recsys.config.policy_config import UNWANTED, PolicyConfig, check_plugins, check_weights
 from recsys.config.system_config import override
 from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 
@@ -47,7 +47,6 @@ ARMS, INTERLEAVING = "arms", "interleaving"  # kinds of experiments
 INTERLEAVED: Final = "interleaved"  # arm in the stamp of an interleaved list
 # Both rankers of an interleaving choose among the same candidates with the same predictions.
 SHARED: Final = ("sources", "trust_after", "fixed")
-_UNWANTED: Final = ("hide", "skip")
 _ROUNDING: Final = 1e-9  # shares are written in decimals
 
 
@@ -71,7 +70,8 @@ class Arm:
 @dataclass(frozen=True)
 class Experiment:
     """Arms and the users who are assigned to them. Another ``salt`` reassigns everybody. ``start`` and
-    ``stop``: milliseconds; 0: at once, never."""
+    ``stop``: milliseconds; 0: at once, never. ``unwanted``: labels of which fewer are better, by the policy's
+    weights; no key of the file."""
 
     name: str
     arms: tuple[Arm, ...]
@@ -89,6 +89,7 @@ class Experiment:
     stop: int = 0
     kind: str = ARMS
     credit: dict[str, float] = field(default_factory=dict)
+    unwanted: tuple[str, ...] = UNWANTED
 
     def __post_init__(self) -> None:
         for key in ("name", "layer"):
@@ -134,7 +135,7 @@ class Experiment:
         guards = self.metrics.guardrails
         check(not guards, "guardrails", guards, "none: lists of both arms have the same users")
         for name, weight in self.credited.items():
-            check(name not in _UNWANTED, "credit", name, "a label that is wanted")
+            check(name not in UNWANTED, "credit", name, "a label that is wanted")
             check(weight > 0, "credit", {name: weight}, "weights above 0")
 
     @property
@@ -156,17 +157,14 @@ class Experiment:
 
 
 def read_experiment(
-    text: str,
-    file: object,
-    policy: PolicyConfig,
-    labels: Sequence[str] | None = None,
+    text: str, file: object, policy: PolicyConfig, labels: Sequence[str] | None = None,
     judged: bool = True,
-) -> Experiment:
+) -> Experiment:  # fmt: skip
     """Reads one experiment from its YAML text. Checks overrides against ``policy``, and weights and metrics
     against ``labels`` (of the schema, if known). ``judged``: False to skip the metrics. Raises YamlError with
     file, line and reason."""
     marked = YamlWithLines(text, file)
-    values = marked.mapping(_keys(Experiment))
+    values = marked.mapping(_keys(Experiment) - {"unwanted"})
     for key in ("name", "arms"):
         if key not in values:
             raise marked.error(f"the key {key!r} is required")
@@ -187,7 +185,8 @@ def read_experiment(
         if key in values:
             marked.mapping(_keys(kind), key)
             values = {**values, key: _convert(marked, kind, values[key], key)}
-    experiment: Experiment = _convert(marked, Experiment, {**values, "arms": arms})
+    values = {**values, "arms": arms, "unwanted": policy.unwanted}
+    experiment: Experiment = _convert(marked, Experiment, values)
     if all(arm.trains for arm in experiment.arms) and experiment.traffic > MAX_TRAINED_TRAFFIC:
         raise marked.error(
             f"traffic is {experiment.traffic:g}, expected at most {MAX_TRAINED_TRAFFIC:g} where all arms "
@@ -200,11 +199,9 @@ def read_experiment(
 
 
 def read_experiments(
-    texts: Mapping[str, str],
-    policy: PolicyConfig,
-    labels: Sequence[str] | None = None,
+    texts: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str] | None = None,
     judged: bool = True,
-) -> tuple[Experiment, ...]:
+) -> tuple[Experiment, ...]:  # fmt: skip
     """Reads experiments by file name; raises YamlError also for conflicts. ``judged``: see
     ``read_experiment``."""
     experiments: list[Experiment] = []
@@ -240,14 +237,15 @@ def apply_overrides(
 
 
 def _check_metrics(marked: YamlWithLines, experiment: Experiment, labels: Sequence[str]) -> None:
-    """Raises YamlError at the first primary metric or guardrail that the labels don't give."""
+    """Raises YamlError at the first primary metric or guardrail that the labels don't give, or credit of an
+    unwanted label."""
     if experiment.interleaves:
+        wanted = [label for label in labels if label not in experiment.unwanted]
         for label in experiment.credited:
-            if label not in labels:
+            if label not in wanted:
                 key = "credit" if experiment.credit else "metrics"
-                raise marked.error(
-                    f"credit is for {label!r}, expected labels: {', '.join(labels)}", key
-                )
+                expected = f"expected labels: {', '.join(wanted)} (wanted ones)"
+                raise marked.error(f"credit is for {label!r}, {expected}", key)
         return
     metrics = experiment.metrics
     paths: list[tuple[str, tuple[str | int, ...]]]
@@ -264,12 +262,9 @@ def _check_metrics(marked: YamlWithLines, experiment: Experiment, labels: Sequen
 
 
 def _arm(
-    marked: YamlWithLines,
-    name: Any,
-    policy: PolicyConfig,
-    labels: Sequence[str] | None,
+    marked: YamlWithLines, name: Any, policy: PolicyConfig, labels: Sequence[str] | None,
     defaults: Mapping[str, float],
-) -> Arm:
+) -> Arm:  # fmt: skip
     empty = marked.value["arms"][name] is None
     if empty and not defaults:
         raise marked.error(f"arm {name!r} is empty, expected {{share: ...}}", "arms", name)

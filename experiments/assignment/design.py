@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
+from recsys.config.policy_config import UNWANTED
+
 UNIT: Final = "user"  # of assignment; lists or sessions would mix arms within a user
 SHOWN: Final = "shown"
 WATCH: Final = "watch_s"
 USER: Final = "user"
 _PER_USER: Final = "_per_user"
-_LOWER_IS_BETTER: Final = frozenset({"hide", "skip"})
 
 
 def check(holds: bool, name: str, value: object, expected: str) -> None:
@@ -70,7 +71,7 @@ class Metric:
     higher_is_better: bool = True
 
 
-def metric_of(name: str, labels: Sequence[str]) -> Metric:
+def metric_of(name: str, labels: Sequence[str], unwanted: Sequence[str] = UNWANTED) -> Metric:
     """The metric with a name; raises ValueError if these labels don't give it."""
     numerator, per_user = name.removesuffix(_PER_USER), name.endswith(_PER_USER)
     rates = (*labels, WATCH)
@@ -79,8 +80,7 @@ def metric_of(name: str, labels: Sequence[str]) -> Metric:
             f"metric is {name!r}, expected one of {', '.join(rates)} (for each shown item), one of them with "
             f"{_PER_USER!r} behind it, or '{SHOWN}{_PER_USER}'"
         )
-    higher_is_better = numerator not in _LOWER_IS_BETTER
-    return Metric(name, numerator, USER if per_user else SHOWN, higher_is_better)
+    return Metric(name, numerator, USER if per_user else SHOWN, numerator not in unwanted)
 
 
 def sums_of(metrics: Iterable[Metric]) -> tuple[str, ...]:

@@ -3,10 +3,12 @@ overrides. Layers are independent of each other, and so are the experiments' dra
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Final
 
 from experiments.assignment.arm_line import arm_line_name
 from experiments.assignment.definition import INTERLEAVED, Arm, Experiment, apply_overrides
+from recsys.config.checks import check
 from recsys.config.policy_config import MAX_LIST_LENGTH, PolicyConfig
 from recsys.config.system_config import digest
 from recsys.events.hashing import Id, digest_of, uniform
@@ -48,7 +50,7 @@ class Policies:
     """Resolves policies of one base and one set of experiments; a new revision is a new object. Users of the
     same arms get the same cached policy. ``surfaces``: overrides of the base by surface, which those of arms
     follow; ``bases`` are the policies that they make. ``lengths``: ``n`` of surfaces, the number of items
-    where the request names none. Raises ValueError for an invalid override."""
+    where the request names none. Raises ValueError for an invalid override, also of an arm on a surface."""
 
     def __init__(self, base: PolicyConfig, experiments: Sequence[Experiment] = (),
                  surfaces: Surfaces = _NO_SURFACES) -> None:  # fmt: skip
@@ -59,14 +61,13 @@ class Policies:
                 raise ValueError("surfaces has the name '', expected a request's, e.g. feed")
             overrides = dict(changes)
             n = self.lengths[name] = overrides.pop("n", LENGTH)
-            if type(n) is not int or not 1 <= n <= MAX_LIST_LENGTH:
-                raise ValueError(
-                    f"surfaces.{name}.n is {n!r}, expected 1 to {MAX_LIST_LENGTH} items"
-                )
-            try:
-                self.bases[name] = apply_overrides(base, [Arm("surface", 1.0, overrides)], "policy")
-            except ValueError as error:
-                raise ValueError(f"surfaces.{name}: {error}") from None
+            valid = type(n) is int and 1 <= n <= MAX_LIST_LENGTH
+            check(valid, f"surfaces.{name}.n", n, f"1 to {MAX_LIST_LENGTH} items")
+            self.bases[name] = _changed(base, Arm("surface", 1.0, overrides), f"surfaces.{name}")
+        for surface, experiment in product(self.bases, experiments):
+            for arm in experiment.arms:
+                where = f"{experiment.name}: arm {arm.name} on the surface {surface!r}"
+                _changed(self.bases[surface], arm, where)
         self._cache: dict[tuple[str | None, ...], Policy] = {}
 
     def resolve(self, user_id: Id, surface: str = "") -> Policy:
@@ -103,3 +104,10 @@ class Policies:
         texts = (INTERLEAVED, *(f"{name} {rival.digest}" for name, rival in rivals), line)
         key = digest_of(" ".join(texts))
         return Policy(rivals[0][1].config, key, names, line, tuple(rivals))
+
+
+def _changed(base: PolicyConfig, arm: Arm, where: str) -> PolicyConfig:
+    try:
+        return apply_overrides(base, [arm], "policy")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -21,6 +21,7 @@ from experiments.promotion.promotion import (
 )
 from experiments.statistics.comparison import Comparison, ComparisonResult, PairedPredictions
 from experiments.statistics.significance import AnytimeEstimate, ClusteredMean
+from recsys.config.policy_config import UNWANTED
 from recsys.config.promotion_config import PromotionConfig
 
 # Fewer decide nothing, except predictions that aren't finite: one busy or broken client isn't the viewers,
@@ -56,9 +57,11 @@ def recent_comparison(rules: PromotionConfig) -> Comparison:
     return Comparison(each, 2.0 * rules.least_examples, rules.block_examples)
 
 
-def guard_engagement_rates(kinds: Sequence[str], rules: PromotionConfig) -> EngagementRates:
+def guard_engagement_rates(
+    kinds: Sequence[str], rules: PromotionConfig, unwanted: Sequence[str] = UNWANTED
+) -> EngagementRates:
     """Empty rates for a guard: since the promotion beside before it, with a quarter of alpha."""
-    return EngagementRates(kinds, rules.alpha / 2, rules.canary_examples)
+    return EngagementRates(kinds, rules.alpha / 2, rules.canary_examples, unwanted)
 
 
 class Calibration:
@@ -152,7 +155,4 @@ def _less_engaging(served: CanaryEngagement, rules: PromotionConfig) -> str:
     if shown >= enough and served.degraded > most:
         share = f"{served.degraded:.1%} of live's lists went without its ranker"
         return f"{share}, {served.live_degraded:.1%} before, expected at most {most:.1%}"
-    for kind, estimate in served.gained.items():
-        if estimate.high < -rules.guard_engagement_margin:
-            return f"viewers give fewer {kind} than before: gained {estimate.text} an item"
-    return ""
+    return served.worse(rules.guard_engagement_margin, " than before")

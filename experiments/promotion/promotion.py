@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from experiments.promotion.lifecycle import CANARY, SHADOW
 from experiments.statistics.comparison import Comparison, ComparisonResult
 from experiments.statistics.significance import AnytimeEstimate, ClusteredMean
+from recsys.config.policy_config import UNWANTED
 from recsys.config.promotion_config import PromotionConfig
 
 Floats = NDArray[np.float64]
@@ -28,7 +29,8 @@ _MAX_USERS: Final = 4_096  # counted in either group
 @dataclass(frozen=True)
 class CanaryEngagement:
     """Engagement with the canary's lists and with live's in the same time. ``gained``: difference of the
-    share of shown items with each kind of engagement. ``users`` are counted up to a few thousand."""
+    share of shown items with each kind of engagement. ``users`` are counted up to a few thousand.
+    ``unwanted``: kinds of which fewer are better."""
 
     examples: int = 0
     live_examples: int = 0
@@ -37,14 +39,25 @@ class CanaryEngagement:
     live_degraded: float = 0.0
     users: int = 0
     live_users: int = 0
+    unwanted: Sequence[str] = UNWANTED
+
+    def worse(self, margin: float, than: str = "") -> str:
+        """First kind of engagement that is known to be worse by more than a margin; empty if none."""
+        for kind, estimate in self.gained.items():
+            unwanted = kind in self.unwanted
+            if estimate.low > margin if unwanted else estimate.high < -margin:
+                word = "more" if unwanted else "fewer"
+                return f"viewers give {word} {kind}{than}: gained {estimate.text} an item"
+        return ""
 
 
 class EngagementRates:
     """Engagement rates of items shown by the canary and by live. The groups have different users, so the
     bounds of a difference combine those of both means."""
 
-    def __init__(self, kinds: Sequence[str], alpha: float, tight_at: float) -> None:
-        self.kinds = tuple(kinds[:_MAX_KINDS])
+    def __init__(self, kinds: Sequence[str], alpha: float, tight_at: float,
+                 unwanted: Sequence[str] = UNWANTED) -> None:  # fmt: skip
+        self.kinds, self._unwanted = tuple(kinds[:_MAX_KINDS]), unwanted
         each = alpha / (4 * max(1, len(self.kinds)))
         self._means = {
             group: {kind: ClusteredMean(each, tight_at, at_least=10) for kind in self.kinds}
@@ -76,7 +89,7 @@ class EngagementRates:
         degraded = {group: unranked[group] / max(1, examples[group]) for group in examples}
         return CanaryEngagement(
             examples[True], examples[False], gained, degraded[True], degraded[False],
-            len(self._users[True]), len(self._users[False]),
+            len(self._users[True]), len(self._users[False]), self._unwanted,
         )  # fmt: skip
 
 
@@ -148,15 +161,11 @@ def _objection(evidence: Evidence, rules: PromotionConfig) -> str:
     for when, compared in (("", evidence.compared), ("lately ", evidence.recent)):
         if reason := _worse(compared, rules):
             return when + reason
-    served = evidence.served
-    if served is not None:
-        if served.examples and served.degraded > rules.degraded:
-            most = f"expected at most {rules.degraded:.1%}"
-            return f"{served.degraded:.1%} of its lists went without its ranker, {most}"
-        for kind, estimate in served.gained.items():
-            if estimate.high < -rules.engagement_margin:
-                return f"viewers give fewer {kind}: gained {estimate.text} an item"
-    return ""
+    served = evidence.served or CanaryEngagement()
+    if served.examples and served.degraded > rules.degraded:
+        most = f"expected at most {rules.degraded:.1%}"
+        return f"{served.degraded:.1%} of its lists went without its ranker, {most}"
+    return served.worse(rules.engagement_margin)
 
 
 def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:

@@ -97,8 +97,9 @@ def metrics_needed(
     experiment: Experiment, labels: Sequence[str]
 ) -> tuple[list[Metric], list[Metric]]:
     """Primary metrics and guardrails. Raises ValueError for one that the labels don't give."""
-    primary = [metric_of(name, labels) for name in experiment.primary]
-    return primary, [metric_of(name, labels) for name in experiment.metrics.guardrails]
+    primary = [metric_of(name, labels, experiment.unwanted) for name in experiment.primary]
+    guardrails = experiment.metrics.guardrails
+    return primary, [metric_of(name, labels, experiment.unwanted) for name in guardrails]
 
 
 def outcomes_for(experiment: Experiment, labels: Sequence[str], most_users: int) -> UserOutcomes:

@@ -12,8 +12,10 @@ import msgspec
 
 from experiments.assignment.definition import Experiment, name_in, read_experiment, read_experiments
 from experiments.assignment.design import Ramp
+from experiments.assignment.policy import Policies
 from experiments.statistics.readout import BROKEN, HARM, Readout
 from recsys.config.policy_config import PolicyConfig
+from recsys.config.system_config import Config
 from recsys.events.control_records import ExperimentRequest, Experiments, ExperimentState
 
 WAITING: Final = "waiting"
@@ -69,11 +71,9 @@ def _traffic_at(experiment: Experiment, step: int) -> float:
 
 
 def parse_each(
-    revision: Experiments,
-    policy: PolicyConfig,
-    labels: Sequence[str] | None = None,
+    revision: Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None,
     stopped: bool = True,
-) -> tuple[list[Experiment], dict[str, str]]:
+) -> tuple[list[Experiment], dict[str, str]]:  # fmt: skip
     """Readable experiments, and errors of the others by name: texts from another version of the code or the
     schema may be invalid today. ``stopped``: include these."""
     experiments, errors, over = list[Experiment](), dict[str, str](), _stopped(revision)
@@ -103,16 +103,12 @@ def running(
 
 
 def apply_request(
-    revision: Experiments,
-    request: ExperimentRequest,
-    policy: PolicyConfig,
-    labels: Sequence[str],
+    revision: Experiments, request: ExperimentRequest, config: Config, labels: Sequence[str],
     now_ms: int,
-) -> Experiments:
-    """The set after a request to start or stop an experiment. Raises ValueError with the reason if
-    refused."""
+) -> Experiments:  # fmt: skip
+    """The set after a request to start or stop an experiment. Raises ValueError if refused."""
     if request.what == "start":
-        return _start(revision, request, policy, labels, now_ms)
+        return _start(revision, request, config, labels, now_ms)
     if request.what != "stop":
         raise ValueError(f"the request is {request.what!r}, expected 'start' or 'stop'")
     # By name alone: unreadable experiments most need to be stopped.
@@ -127,13 +123,10 @@ def apply_request(
 
 
 def _start(
-    revision: Experiments,
-    request: ExperimentRequest,
-    policy: PolicyConfig,
-    labels: Sequence[str],
+    revision: Experiments, request: ExperimentRequest, config: Config, labels: Sequence[str],
     now_ms: int,
-) -> Experiments:
-    experiment = read_experiment(request.text, request.name or "<text>", policy, labels)
+) -> Experiments:  # fmt: skip
+    experiment = read_experiment(request.text, request.name or "<text>", config.policy, labels)
     name, file = experiment.name, f"{experiment.name}.yaml"
     if name in _names(revision):
         raise ValueError(
@@ -153,7 +146,8 @@ def _start(
         configs={**revision.configs, file: request.text},
         states={**revision.states, name: current},
     )
-    read_experiments(_not_stopped(new), policy, labels)  # raises for conflicts
+    experiments = read_experiments(_not_stopped(new), config.policy, labels)
+    Policies(config.policy, experiments, config.surfaces)  # both raise for conflicts
     return new
 
 
@@ -172,12 +166,9 @@ def _not_stopped(revision: Experiments) -> dict[str, str]:
 
 
 def with_files(
-    revision: Experiments,
-    files: Mapping[str, str],
-    policy: PolicyConfig,
-    labels: Sequence[str],
+    revision: Experiments, files: Mapping[str, str], config: Config, labels: Sequence[str],
     now_ms: int,
-) -> Experiments:
+) -> Experiments:  # fmt: skip
     """The set with these files of the code. Experiments started by request stay. Files with a ramp, times,
     guardrails or trained lines get a state; one that runs gets the traffic that a changed file has at its
     step of the ramp. Raises ValueError."""
@@ -185,13 +176,14 @@ def with_files(
     requested = {file: text for file, text in revision.configs.items() if file in own}
     new = msgspec.structs.replace(revision, configs={**files, **requested})
     names = [name_in(text) for text in new.configs.values()]
-    for name in names:
-        if names.count(name) > 1:  # also stopped ones, which aren't read below
-            text = f"the experiment {name!r} is there twice; give one of them another name"
-            raise ValueError(text)
-    before = {each.name: each for each in parse_each(revision, policy, labels)[0]}
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:  # also stopped ones, which aren't read below
+        raise ValueError(f"the experiment {twice[0]!r} is there twice; give one another name")
+    before = {each.name: each for each in parse_each(revision, config.policy, labels)[0]}
     states = dict(revision.states)
-    for each in read_experiments(_not_stopped(new), policy, labels):
+    experiments = read_experiments(_not_stopped(new), config.policy, labels)
+    Policies(config.policy, experiments, config.surfaces)  # raises for conflicts with surfaces
+    for each in experiments:
         managed = each.ramp.steps or each.start or each.stop or each.metrics.guardrails
         current = states.get(each.name)
         if current is None and (managed or each.trains):

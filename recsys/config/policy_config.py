@@ -11,6 +11,7 @@ from recsys.config.checks import Section, bounded, check, limited, positive
 from recsys.events.hashing import Id
 
 WATCH: Final = "watch"  # the weight of predicted watch time, beside those of the labels
+UNWANTED: Final = ("hide", "skip")  # labels of which fewer are better, whatever they weigh
 # Sources of candidates. Items on trial come first: the others may fill all places, and the quota needs some.
 SOURCES: Final = (
     "trial", "covisit", "vector", "similar", "topic", "segment", "popular", "fresh", "again",
@@ -90,6 +91,11 @@ class PolicyConfig(Section):
             check(name in SOURCES or "@" in name, f"policy.sources.{name}", share, sources)
         object.__setattr__(self, "fixed", _ranks(self.fixed))
         object.__setattr__(self, "rules", _rules(self.rules))
+
+    @property
+    def unwanted(self) -> tuple[str, ...]:
+        """Labels of which fewer are better; those that an app calls negative have a weight below 0."""
+        return *UNWANTED, *(label for label, weight in self.weights.items() if weight < 0)
 
 
 def _rules(rules: Sequence[Any]) -> tuple[Rule, ...]:

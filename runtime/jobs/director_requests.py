@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from experiments.assignment.definition import Experiment, read_experiments
+from experiments.assignment.definition import Experiment, read_experiment
 from experiments.promotion.epoch_model import with_size
 from experiments.promotion.lifecycle import Lifecycle, is_guard_name
 from experiments.statistics.revision import apply_request, parse_each
@@ -176,15 +176,15 @@ def newest_experiments(log: Log) -> Experiments:
 
 def find_experiment(name: str, revision: Experiments, config: Config) -> Experiment:
     """The system's experiment of this name, or the one in a file. Raises ValueError without one."""
-    experiments, unreadable = parse_each(revision, config.policy, labels_of(config))
+    labels = labels_of(config)
+    experiments, unreadable = parse_each(revision, config.policy, labels)
     if name in unreadable:
         raise ValueError(f"{name} can't be read: {unreadable[name]}")
     for experiment in experiments:
         if experiment.name == name:
             return experiment
     if Path(name).is_file():
-        texts = {name: Path(name).read_text("utf-8")}
-        return read_experiments(texts, config.policy, labels_of(config))[0]
+        return read_experiment(Path(name).read_text("utf-8"), name, config.policy, labels)
     names = ", ".join(experiment.name for experiment in experiments) or "none"
     raise ValueError(f"no experiment {name!r}, and no such file; there are {names}")
 
@@ -199,10 +199,10 @@ def check_startable(
     labels = labels_of(config)
     experiments: list[Experiment] = []
     for file, text in texts.items():
-        experiments += read_experiments({file: text}, config.policy, labels)
+        experiments.append(read_experiment(text, file, config.policy, labels))
         if text not in revision.configs.values():
             request = ExperimentRequest(what="start", name=file, text=text)
-            revision = apply_request(revision, request, config.policy, labels, wall_ms())
+            revision = apply_request(revision, request, config, labels, wall_ms())
     return tuple(experiments)
 
 
@@ -211,7 +211,7 @@ def request_experiment(log: Log, config: Config, request: ExperimentRequest) -> 
 
     Raises ValueError where it refuses or doesn't answer.
     """
-    apply_request(newest_experiments(log), request, config.policy, labels_of(config), wall_ms())
+    apply_request(newest_experiments(log), request, config, labels_of(config), wall_ms())
     (offset,) = append_control(log, request)
 
     def find() -> Experiments | None:

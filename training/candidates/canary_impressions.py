@@ -12,6 +12,7 @@ from experiments.promotion.guard import guard_engagement_rates
 from experiments.promotion.lifecycle import CandidateState
 from experiments.promotion.promotion import EngagementRates
 from recsys.config.promotion_config import PromotionConfig
+from recsys.config.system_config import Config
 from recsys.events.control_records import Live
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import CLICK_LIST, EXAMPLES
@@ -105,20 +106,22 @@ class ServedImpressions:
 
 
 def canary_impressions(
-    log: Log, canary: CandidateState, live: str, labels: Sequence[str], rules: PromotionConfig
+    log: Log, canary: CandidateState, live: str, labels: Sequence[str], config: Config
 ) -> ServedImpressions:
     """Impressions of a canary since it began to answer, beside ``live`` (line/epoch)."""
-    rates = EngagementRates(labels, rules.alpha, rules.canary_examples)
+    rules = config.promotion
+    rates = EngagementRates(labels, rules.alpha, rules.canary_examples, config.policy.unwanted)
     own, since_ms = f"{canary.line}/0", canary.since_ms
     return ServedImpressions(log, own, live, since_ms, rates, labels, rules, from_first=True)
 
 
 def guard_impressions(
-    log: Log, live: Live, labels: Sequence[str], rules: PromotionConfig
+    log: Log, live: Live, labels: Sequence[str], config: Config
 ) -> ServedImpressions:
     """Impressions of a new live line, beside those of the previous epoch in the half hour before."""
     own, other = f"{live.line}/{live.epoch}", f"{live.line}/{live.parent_epoch}"
-    rates, since_ms = guard_engagement_rates(labels, rules), live.time_ms - BEFORE_MS
+    rules, since_ms = config.promotion, live.time_ms - BEFORE_MS
+    rates = guard_engagement_rates(labels, rules, config.policy.unwanted)
     return ServedImpressions(log, own, other, since_ms, rates, labels, rules)
 
 

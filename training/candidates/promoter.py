@@ -176,9 +176,9 @@ class Promoter:
     def _impressions(self, state: CandidateState) -> ServedImpressions:
         if state.guards:
             live = self.lifecycle.guarded_live(state)
-            return guard_impressions(self._log, live, self._labels, self._rules)
+            return guard_impressions(self._log, live, self._labels, self._config)
         live_version = f"{MAIN}/{self._epoch}"
-        return canary_impressions(self._log, state, live_version, self._labels, self._rules)
+        return canary_impressions(self._log, state, live_version, self._labels, self._config)
 
     # --- deciding ---
 

@@ -93,7 +93,7 @@ class ExperimentController:
             return None
         self._checked = current = self.newest
         try:
-            new = with_files(current, self._files, self._config.policy, self._labels, now_ms)
+            new = with_files(current, self._files, self._config, self._labels, now_ms)
         except ValueError as error:
             _LOG.error("experiment files conflict with the running experiments: %s", error)
             return None
@@ -104,7 +104,7 @@ class ExperimentController:
             if is_too_late(request, now_ms):
                 return self._revision(self.newest, now_ms, offset, TOO_LATE)
             try:
-                new = apply_request(self.newest, request, self._config.policy, self._labels, now_ms)
+                new = apply_request(self.newest, request, self._config, self._labels, now_ms)
             except ValueError as error:
                 return self._revision(self.newest, now_ms, offset, str(error))
             return self._revision(new, now_ms, offset)

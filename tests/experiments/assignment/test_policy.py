@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.assignment.definition import Arm, Experiment, apply_overrides
+from experiments.assignment.definition import Arm, Experiment, apply_overrides, read_experiments
 from experiments.assignment.policy import Policies, assign
 from recsys.config.policy_config import PolicyConfig, Rule, check_rules
 from recsys.config.system_config import digest
+from tests.support.paths import ROOT
 
 BASE = PolicyConfig()
 LIKES = Experiment(
@@ -137,3 +138,25 @@ def test_a_surface_has_a_name() -> None:
     """An empty one would change the base."""
     with pytest.raises(ValueError, match="surfaces has the name ''"):
         Policies(BASE, (), {"": {"explore": 0.9}})
+
+
+def test_the_shipped_experiments_leave_the_configured_policy_and_all_its_keys() -> None:
+    base, surfaces = PolicyConfig(explore=0.2), {"detail": {"explore": 0}}
+    texts = {file.name: file.read_text() for file in (ROOT / "experiments/configs").glob("*.yaml")}
+    policies = Policies(base, read_experiments(texts, base), surfaces)
+    for user in USERS[:20]:
+        assert policies.resolve(user).arms["default"] in ("control", "treatment")
+        assert policies.resolve(user).config == base
+        assert policies.resolve(user, "detail").config.explore == 0
+    more = "name: more\nlayer: mixing\narms: {a: {share: 1.0, overrides: {explore: 0.1}}}\n"
+    assert len(read_experiments({**texts, "more.yaml": more}, base)) == len(texts) + 1
+
+
+def test_an_arm_that_doesnt_fit_a_surface_is_an_error_before_any_request() -> None:
+    """Each is valid alone; together one item is at two ranks."""
+    surfaces = {"home": {"fixed": {0: "v7"}}, "detail": {"fixed": {0: "v8"}}}
+    pin = Experiment("pin", (Arm("control", 0.5), Arm("pinned", 0.5, {"fixed.1": "v7"})))
+    with pytest.raises(ValueError, match=r"^pin: arm pinned on the surface 'home': .*'v7'"):
+        Policies(BASE, [pin], surfaces)
+    del surfaces["home"]
+    assert Policies(BASE, [pin], surfaces).bases["detail"].fixed == {0: "v8"}

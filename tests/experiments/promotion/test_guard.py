@@ -102,6 +102,12 @@ def test_a_guard_that_is_broken_ends_whatever_it_says_of_live() -> None:
             ),
             "fewer like than before",
         ),
+        (
+            CanaryEngagement(
+                100, 900, {"skip": AnytimeEstimate(0.2, 0.11, 0.25)}, users=30, live_users=30
+            ),
+            "more skip than before",
+        ),
     ],
 )
 def test_what_live_itself_shows_may_take_it_back(served: CanaryEngagement, why: str) -> None:
@@ -117,6 +123,7 @@ def test_what_live_itself_shows_may_take_it_back(served: CanaryEngagement, why: 
         CanaryEngagement(1_000, 999, degraded=0.5),
         CanaryEngagement(1_000, 1_000, degraded=0.08, live_degraded=0.04),  # nearly as many before
         CanaryEngagement(100, 900, {"like": AnytimeEstimate(-0.2, -0.3, -0.09)}),  # times differ
+        CanaryEngagement(100, 900, {"hide": AnytimeEstimate(-0.2, -0.3, -0.15)}),  # wanted
     ],
 )
 def test_what_was_so_before_or_may_be_chance_takes_nothing_back(served: CanaryEngagement) -> None:

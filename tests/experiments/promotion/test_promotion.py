@@ -104,6 +104,7 @@ def test_a_canary_goes_on_once_it_was_shown_often_enough() -> None:
     "served, why",
     [
         (CanaryEngagement(100, 900, {"like": AnytimeEstimate(-0.1, -0.15, -0.04)}), "fewer like"),
+        (CanaryEngagement(100, 900, {"hide": AnytimeEstimate(0.1, 0.04, 0.15)}), "more hide"),
         (CanaryEngagement(100, 900, degraded=0.2), "20.0% of its lists went without its ranker"),
     ],
 )
@@ -145,3 +146,15 @@ def test_engagement_rates_have_bounds_from_ten_users_on_and_share_alpha() -> Non
     assert like.mean == pytest.approx(ours.mean - live.mean)
     assert like.low == pytest.approx(ours.low - live.high) and like.weight == 401
     assert like.high == pytest.approx(ours.high - live.low)
+
+
+def test_fewer_of_an_unwanted_label_are_no_breach_and_more_are() -> None:
+    draw = np.random.default_rng(0)
+    for canary_rate, breach in ((0.1, ""), (0.5, "viewers give more refund: gained +0.")):
+        rates = EngagementRates(("refund",), 0.05, 500, ("refund",))
+        for canary, rate in ((True, canary_rate), (False, 0.3)):
+            labels = (draw.random((2_000, 1)) < rate).astype(np.float64)
+            group = np.full(2_000, canary)
+            rates.add(np.arange(2_000), group, labels, np.full(2_000, True))
+        said = judge(Evidence(CANARY, BETTER, served=rates.result()), RULES)
+        assert isinstance(said, Rollback if breach else Promote) and breach in said.why

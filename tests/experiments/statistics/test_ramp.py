@@ -20,6 +20,7 @@ from experiments.statistics.revision import (
     with_files,
 )
 from recsys.config.policy_config import PolicyConfig
+from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError
 from recsys.events.control_records import ExperimentRequest, Experiments, ExperimentState
 from tests.support.paths import ROOT
@@ -46,7 +47,7 @@ arms:
 """
 PLAIN = "name: plain\narms: {a: {share: 0.5}, b: {share: 0.5, overrides: {explore: 0.2}}}\n"
 LABELS = ("long_view", "hide")
-POLICY = PolicyConfig()
+POLICY, CONFIG = PolicyConfig(), Config()
 
 
 def seen(verdict: str = OPEN, users: int = 100, counted: float = 1.0) -> Any:
@@ -133,26 +134,26 @@ def start(text: str = TEXT, **more: Any) -> ExperimentRequest:
 
 def test_a_wish_starts_and_another_stops() -> None:
     plain = revision_of({"plain.yaml": PLAIN})
-    told = apply_request(plain, start(), POLICY, LABELS, 7)
+    told = apply_request(plain, start(), CONFIG, LABELS, 7)
     assert told.states["mine"] == ExperimentState(
         traffic=0.1, since_ms=7, started_ms=7, by_request=True
     )
     assert [its.name for its in running(told, POLICY, LABELS)] == ["mine", "plain"]
     for name in ("mine", "plain"):
         told = apply_request(
-            told, ExperimentRequest(what="stop", name=name, reason="r"), POLICY, LABELS, 9
+            told, ExperimentRequest(what="stop", name=name, reason="r"), CONFIG, LABELS, 9
         )
         assert told.states[name].why == "r"
     assert running(told, POLICY, LABELS) == () and len(told.configs) == 2
 
 
 def test_who_is_stopped_is_in_nobodys_way() -> None:
-    told = apply_request(revision_of(), start(PLAIN), POLICY, LABELS, 7)
+    told = apply_request(revision_of(), start(PLAIN), CONFIG, LABELS, 7)
     other = PLAIN.replace("plain", "next")
     with pytest.raises(YamlError, match="shares users"):
-        apply_request(told, start(other), POLICY, LABELS, 8)
-    stopped = apply_request(told, ExperimentRequest(what="stop", name="plain"), POLICY, LABELS, 8)
-    again = apply_request(stopped, start(other), POLICY, LABELS, 9)
+        apply_request(told, start(other), CONFIG, LABELS, 8)
+    stopped = apply_request(told, ExperimentRequest(what="stop", name="plain"), CONFIG, LABELS, 8)
+    again = apply_request(stopped, start(other), CONFIG, LABELS, 9)
     assert [its.name for its in running(again, POLICY, LABELS)] == ["next"]
 
 
@@ -170,42 +171,56 @@ def test_who_is_stopped_is_in_nobodys_way() -> None:
 def test_wishes_that_cannot_be_granted_say_why(wish: ExperimentRequest, says: str) -> None:
     now_ms = time_ms_of("2026-11-30")
     with pytest.raises(ValueError, match=says):
-        apply_request(revision_of({"plain.yaml": PLAIN}), wish, POLICY, LABELS, now_ms)
+        apply_request(revision_of({"plain.yaml": PLAIN}), wish, CONFIG, LABELS, now_ms)
+
+
+def test_an_arm_that_doesnt_fit_a_surface_isnt_started_and_no_file_brings_it() -> None:
+    config = Config(surfaces={"home": {"fixed": {0: "v7"}}})
+    text = PLAIN.replace("explore: 0.2", "fixed.1: v7")
+    told = apply_request(revision_of(), start(text), CONFIG, LABELS, 7)
+    for refused in (
+        lambda: apply_request(revision_of(), start(text), config, LABELS, 7),
+        lambda: with_files(revision_of(), {"plain.yaml": text}, config, LABELS, 7),
+    ):
+        with pytest.raises(ValueError, match="plain: arm b on the surface 'home': "):
+            refused()
+    its = apply_request(told, ExperimentRequest(what="stop", name="plain"), config, LABELS, 8)
+    assert with_files(its, {}, config, LABELS, 9) == its
 
 
 def test_who_is_stopped_cannot_be_stopped_again() -> None:
     its = stop(ExperimentState(traffic=0.3), 5, "enough")
     told = revision_of({"plain.yaml": PLAIN}, {"plain": its})
     with pytest.raises(ValueError, match="stopped already: enough"):
-        apply_request(told, ExperimentRequest(what="stop", name="plain"), POLICY, LABELS, 6)
+        apply_request(told, ExperimentRequest(what="stop", name="plain"), CONFIG, LABELS, 6)
 
 
 def test_files_come_and_go_and_what_was_started_stays() -> None:
-    told = apply_request(revision_of(), start(), POLICY, LABELS, 7)
-    with_plain = with_files(told, {"plain.yaml": PLAIN}, POLICY, LABELS, 8)
+    told = apply_request(revision_of(), start(), CONFIG, LABELS, 7)
+    with_plain = with_files(told, {"plain.yaml": PLAIN}, CONFIG, LABELS, 8)
     assert set(with_plain.configs) == {"plain.yaml", "mine.yaml"}
     assert set(with_plain.states) == {"mine"}
-    assert with_files(with_plain, {}, POLICY, LABELS, 9) == told
-    ramped = with_files(revision_of(), {"m.yaml": TEXT}, POLICY, LABELS, 9)
+    assert with_files(with_plain, {}, CONFIG, LABELS, 9) == told
+    ramped = with_files(revision_of(), {"m.yaml": TEXT}, CONFIG, LABELS, 9)
     assert ramped.states["mine"] == ExperimentState(traffic=0.1, since_ms=9, started_ms=9)
-    assert with_files(ramped, {"m.yaml": TEXT}, POLICY, LABELS, 99) == ramped
+    assert with_files(ramped, {"m.yaml": TEXT}, CONFIG, LABELS, 99) == ramped
 
 
 def test_a_changed_file_gives_a_running_experiment_its_traffic() -> None:
-    ramped = with_files(revision_of(), {"m.yaml": TEXT}, POLICY, LABELS, 9)
+    ramped = with_files(revision_of(), {"m.yaml": TEXT}, CONFIG, LABELS, 9)
     grown = {"mine": ExperimentState(traffic=0.4, step=1, since_ms=20, started_ms=9)}
     less = TEXT.replace("traffic: 0.4", "traffic: 0.3\noffset: 0.65")
-    changed = with_files(revision_of(ramped.configs, grown), {"m.yaml": less}, POLICY, LABELS, 30)
+    changed = with_files(revision_of(ramped.configs, grown), {"m.yaml": less}, CONFIG, LABELS, 30)
     (its,) = running(changed, POLICY, LABELS)
     assert (its.traffic, its.offset) == (0.3, 0.65)
     without_ramp = TEXT.replace("ramp: {steps: [0.1], hours: 1}\n", "")
-    changed = with_files(ramped, {"m.yaml": without_ramp}, POLICY, LABELS, 30)
+    changed = with_files(ramped, {"m.yaml": without_ramp}, CONFIG, LABELS, 30)
     assert changed.states["mine"] == ExperimentState(traffic=0.4, since_ms=9, started_ms=9)
     longer = TEXT.replace("[0.1]", "[0.1, 0.2]")  # whose ramp is over stays in whole
-    changed = with_files(revision_of(ramped.configs, grown), {"m.yaml": longer}, POLICY, LABELS, 30)
+    changed = with_files(revision_of(ramped.configs, grown), {"m.yaml": longer}, CONFIG, LABELS, 30)
     assert (changed.states["mine"].traffic, changed.states["mine"].step) == (0.4, 2)
     stopped = revision_of(ramped.configs, {"mine": ExperimentState(state="stopped")})
-    assert with_files(stopped, {"m.yaml": less}, POLICY, LABELS, 30).states == stopped.states
+    assert with_files(stopped, {"m.yaml": less}, CONFIG, LABELS, 30).states == stopped.states
 
 
 @pytest.mark.parametrize(
@@ -254,22 +269,22 @@ def test_arms_are_given_and_taken_by_texts_that_cannot_be_judged() -> None:
     found, unread = parse_each(old, POLICY, LABELS)
     assert found == [] and set(unread) == {"plain", "gone"}
     assert parse_each(old, POLICY, LABELS, stopped=False)[1].keys() == {"plain"}
-    told = apply_request(old, ExperimentRequest(what="stop", name="plain"), POLICY, LABELS, 9)
+    told = apply_request(old, ExperimentRequest(what="stop", name="plain"), CONFIG, LABELS, 9)
     assert told.states["plain"].state == "stopped" and running(told, POLICY, LABELS) == ()
-    assert "mine" in apply_request(told, start(), POLICY, LABELS, 10).states
-    assert with_files(told, {}, POLICY, LABELS, 11).states == told.states
+    assert "mine" in apply_request(told, start(), CONFIG, LABELS, 10).states
+    assert with_files(told, {}, CONFIG, LABELS, 11).states == told.states
 
 
 def test_no_wish_overwrites_the_file_of_another() -> None:
     told = revision_of({"mine.yaml": PLAIN})
     with pytest.raises(ValueError, match=r"'mine\.yaml' is held by the experiment 'plain'"):
-        apply_request(told, start(), POLICY, LABELS, 7)
+        apply_request(told, start(), CONFIG, LABELS, 7)
 
 
 def test_a_name_stands_in_one_file_also_once_it_is_stopped() -> None:
     told = revision_of(states={"plain": ExperimentState(state="stopped")})
     with pytest.raises(ValueError, match="'plain' is there twice"):
-        with_files(told, {"a.yaml": PLAIN, "b.yaml": PLAIN}, POLICY, LABELS, 7)
+        with_files(told, {"a.yaml": PLAIN, "b.yaml": PLAIN}, CONFIG, LABELS, 7)
 
 
 def test_times_are_read_as_people_write_them() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.assignment.definition import Arm, Experiment
+from experiments.assignment.definition import Arm, Experiment, read_experiment
 from experiments.assignment.design import Metrics
 from experiments.statistics.effect import Effect
 from experiments.statistics.outcomes import DAY_MS, NOBODY, UserOutcomes
@@ -25,6 +25,8 @@ from experiments.statistics.readout import (
     outcomes_for,
     readout,
 )
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.yaml_with_lines import YamlError
 
 LABELS = ("long_view", "hide")
 TWO = Experiment(
@@ -176,3 +178,35 @@ def test_a_guardrail_is_told_with_what_is_tolerated() -> None:
     line = MetricEffect("likes", GUARDRAIL, "b", Effect(), 1.0, "open", tolerated=0.02)
     assert "tolerated 2%" in in_words(line)
     assert "tolerated" not in in_words(replace(line, role="primary"))
+
+
+def test_fewer_of_a_label_that_the_app_calls_negative_are_better() -> None:
+    labels = ("long_view", "refund")
+    text = """
+name: refunds
+metrics: {primary: [refund], guardrails: {refund_per_user: 0.05}, find: 0.1}
+arms: {control: {share: 0.5}, treatment: {share: 0.5}}
+"""
+    app = PolicyConfig(weights={"long_view": 1.0, "refund": -1.0})
+    experiment = read_experiment(text, "f.yaml", app, labels)
+    for rates, finding, verdict in (((0.1, 0.2), HARM, HARM), ((0.2, 0.1), SAFE, BETTER)):
+        outcomes = outcomes_for(experiment, labels, 10**6)
+        draw, users = np.random.default_rng(0), np.arange(6_000)
+        arms = users % 2
+        outcomes.expose(users, arms, np.full(6_000, 1), arms)
+        values = np.column_stack([draw.binomial(5, np.array(rates)[arms]), np.full(6_000, 5)])
+        outcomes.add(users, arms, np.full(6_000, 1), values)
+        its = readout(experiment, outcomes, labels, until_ms=3 * DAY_MS)
+        assert said(its)["refund_per_user"] == finding and its.verdict == verdict
+    with pytest.raises(YamlError, match=r"f\.yaml:3: unknown key 'unwanted'"):
+        read_experiment(text.replace("metrics", "unwanted: []\nmetrics"), "f.yaml", app, labels)
+
+
+def test_a_label_that_the_app_calls_negative_earns_no_credit() -> None:
+    text = "name: duel\nkind: interleaving\nmetric: refund\narms: {a: , b: }\n"
+    labels, plain = ("long_view", "refund"), PolicyConfig()
+    assert read_experiment(text, "f.yaml", plain, labels).credited == {"refund": 1.0}
+    app = PolicyConfig(weights={"refund": -1.0})
+    with pytest.raises(YamlError, match="credit is for 'refund', expected labels: long_view"):
+        read_experiment(text, "f.yaml", app, labels)
+    assert read_experiment(text, "f.yaml", app, labels, judged=False).interleaves  # of before

@@ -6,6 +6,7 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,10 @@ def test_check_reads_files_alone_and_beside_what_runs(
     both = CliRunner().invoke(app, ["experiment", "check", str(file), str(twin)])
     assert both.exit_code == 2 and "shares users of the layer 'mixing'" in both.output
     assert "shares users" in system.run("check", str(file), str(twin), fails=True)
+    config = replace(system.config, surfaces={"home": {"fixed": {0: "v7"}}})
+    pins = {"pins.yaml": TEXT.replace("diversity: 0.2", "fixed.1: v7")}
+    with pytest.raises(ValueError, match="mine: arm treatment on the surface 'home': "):
+        director_requests.check_startable(pins, Experiments(revision=0), config)
     gone = CliRunner().invoke(app, ["experiment", "check", str(tmp_path / "none.yaml")])
     assert gone.exit_code == 2 and "none.yaml" in gone.output
 

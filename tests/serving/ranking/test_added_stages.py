@@ -119,3 +119,24 @@ def test_failures_of_stages_and_sources_are_logged_once_in_a_while(
         ("a source failed", 1), ("a source failed", 3),
         ("a stage failed", 1), ("a stage failed", 3),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [{"treatment"}, {"control"}, {"control", "treatment"}])
+def test_a_stage_that_fails_for_either_arm_of_an_interleaved_list_is_named_once(
+    wrong: set[str],
+) -> None:
+    replica, weights = made(), {"control": {"like": 1.0}, "treatment": {"like": 3.0}}
+    serve = replace(replica.config.serve, stages=("a@1",))
+    replica.config = replace(replica.config, serve=serve)
+
+    def stage(_: Replica, query: Query, candidates: Candidates) -> Candidates:
+        if query.policy.config.weights in [weights[arm] for arm in wrong]:
+            raise ValueError("fails")
+        return candidates
+
+    rivals = tuple((name, policy(weights=each)) for name, each in weights.items())
+    both = replace(rivals[0][1], rivals=rivals)
+    query = Query(Request("u"), viewer(replica), both, NOW_MS, "r1")
+    answer = Pipeline(replica, lambda _, __: stage).recommend(query)
+    assert answer.degraded.count("a@1") == 1
+    assert answer.impression.degraded == list(answer.degraded) and answer.impression.teams

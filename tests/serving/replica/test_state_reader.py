@@ -498,6 +498,15 @@ def test_experiments_change_policies_and_bad_ones_do_not(fixture: Fixture) -> No
     fixture.put(CONTROL, Experiments(revision=4))
     fixture.turn()
     assert isinstance(fixture.reader.policies, Policies)
+
+
+def test_an_arm_that_doesnt_fit_a_surface_is_refused_before_a_request(fixture: Fixture) -> None:
+    fixture.config = replace(fixture.config, surfaces={"home": {"fixed": {0: "v7"}}})
+    reader = fixture.another()
+    before, pins = reader.policies, EXPERIMENT.replace("explore: 0.5", "fixed.1: v7")
+    fixture.put(CONTROL, Experiments(revision=1, configs={"more": pins}))
+    fixture.turn(reader)
+    assert reader.policies is before and reader.unreadable == 1
     assert fixture.reader.policies.resolve("u1").arms == {}
 
 

@@ -28,7 +28,8 @@ arms:
 def config_of(folder: Path) -> Config:
     base = small_config(folder)
     policy = replace(base.policy, temperature=0.2, explore=0.2)
-    return replace(base, policy=policy, join=JoinConfig(window_s=30.0))
+    surfaces = {"detail": {"explore": 0.5, "weights.like": 2.0, "sources.fresh": 8}}
+    return replace(base, policy=policy, join=JoinConfig(window_s=30.0), surfaces=surfaces)
 
 
 def item(n: int) -> Item:
@@ -41,7 +42,8 @@ def request_of(n: int) -> Request:
     user = f"u{n % USERS}"
     if n % 10 == 7:
         return Request(user, n=3, by_score=True)
-    return Request(user, n=3, exclude_ids=("v1", "v2")[: n % 3])
+    surface = "detail" if n % 4 == 2 else "feed"
+    return Request(user, n=3, exclude_ids=("v1", "v2")[: n % 3], surface=surface)
 
 
 async def scenario(folder: Path) -> list[str]:

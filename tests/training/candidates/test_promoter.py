@@ -162,6 +162,20 @@ def test_a_canary_that_viewers_like_less_is_taken_back(town: Town) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("rate", "told_of", "why"), [(0.1, "promote", ""), (0.9, "rollback", "viewers give more long_view")]
+)  # fmt: skip
+def test_of_a_label_with_a_weight_below_0_fewer_are_better(
+    town: Town, rate: float, told_of: str, why: str
+) -> None:
+    policy = replace(town.config.policy, weights={"long_view": -1.0})
+    town.config = replace(town.config, policy=policy)
+    town.restart()
+    (decision,) = canary(town, rate)
+    assert isinstance(decision, Decision) and decision.verdict == told_of
+    assert decision.why.startswith(why)
+
+
 def test_quick_swipes_alone_prove_nothing(town: Town) -> None:
     """What the canary shows is known by its skips at first: it has to settle."""
     town.say(candidate("good"))
