@@ -15,7 +15,7 @@ from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Item, Tick, encode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS
-from recsys.log.protocol import Append, LogLost
+from recsys.log.protocol import Append, LogLost, MemoryLog
 from recsys.process.disk_budget import Level, Space
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop, run_folder
@@ -161,6 +161,58 @@ def test_with_still_less_space_it_holds_nothing_and_says_afterwards_what_it_miss
     assert archive.missed == 10 and "20 to 29 aren't archived" in caplog.text
     assert log.holds(EVENTS, 0)["archive"] == 40
     assert Archive(log, tmp_path, lambda: 0).offsets(EVENTS)[:2] == [40, 40]  # after a restart, too
+
+
+def test_what_goes_while_the_archive_begins_to_hold_again_is_missed(tmp_path, monkeypatch):
+    log, space = toy_log(), Spaces()
+    archive, part = budgeted(log, tmp_path, space)
+    append_hour(log, 0)
+    part.turn()
+    archive.flush()
+    append_hour(log, 1)
+    space.level = Level.LOWER
+    part.turn()
+    log.trim(EVENTS, 0, 30)
+    space.level = Level.OK
+    asked = []
+
+    def begin(topic, partition):
+        offset = MemoryLog.begin(log, topic, partition)
+        if (topic, partition) == (EVENTS, 0) and not asked:
+            asked.append(offset)
+            log.trim(topic, partition, offset + 1)  # as another process may
+        return offset
+
+    monkeypatch.setattr(log, "begin", begin)
+    while part.turn():
+        pass
+    archive.flush()
+    assert asked == [30] and offsets(tmp_path) == [*range(20), *range(31, 40)]
+    assert archive.missed == 11 and log.holds(EVENTS, 0)["archive"] == 40
+
+
+def test_retention_that_does_not_wait_passes_a_slow_archive(tmp_path, caplog):
+    class Brokers(MemoryLog):
+        """Drops what it likes, as Kafka does."""
+
+        def holds(self, topic, partition):
+            return {}
+
+    log = Brokers()
+    create_topics(log, Config())
+    archive = Archive(log, tmp_path, lambda: 0)
+    append_hour(log, 0)
+    archive.turn()
+    log.trim(EVENTS, 0, 10)  # before what it has read is written
+    append_hour(log, 1)
+    log.trim(EVENTS, 0, 25)
+    while archive.turn() or archive.offsets(EVENTS)[0] < 40:
+        pass
+    log.trim(EVENTS, 1, 40)  # and what it has read meanwhile
+    archive.flush()
+    assert offsets(tmp_path) == [*range(20), *range(25, 40)]
+    assert offsets(tmp_path, 1) == list(range(40))
+    assert archive.missed == 5 and "events/0: the records 20 to 24 aren't archived" in caplog.text
 
 
 def test_the_part_removes_what_the_budget_does_not_allow(tmp_path):
