@@ -161,11 +161,11 @@ class Archive(RetryLoop):
 
     def _check_log(self) -> None:
         id_file = self._folder / "log_id"
-        if id_file.exists():
-            check_same(self._log, id_file.read_text(), f"the archive in {self._folder}")
+        if id_file.exists() and (saved_id := id_file.read_text()):
+            check_same(self._log, saved_id, f"the archive in {self._folder}")
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(id_file, self._log.id.encode())
+            write_atomically(id_file, self._log.id.encode(), sync=True)
 
     def _take(self, topic: str, partition: int, record: Record) -> None:
         place, record = (topic, partition), _expanded(record)

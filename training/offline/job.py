@@ -118,8 +118,10 @@ def create_folder(work: Path, job: Job) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if job.init:
         _copy_snapshot(job.init, folder / _ANCESTOR)
-    if not (folder / FILE).exists():
-        write_atomically(folder / FILE, msgspec.json.encode(job), mode=0o644)
+    try:
+        read_job(folder)
+    except (FileNotFoundError, msgspec.DecodeError):
+        write_atomically(folder / FILE, msgspec.json.encode(job), mode=0o644, sync=True)
     return folder
 
 
