@@ -52,8 +52,5 @@ class _WholeLog:
     def _source(self, partition: int, begin: int) -> ArchiveSource | None:
         """The archive, if it reaches up to the log's beginning."""
         if self._archive is None or self._archive.end(EVENTS, partition) < begin:
-            try:
-                self._archive = ArchiveSource(self._folder)  # it has grown
-            except FileNotFoundError:
-                return None
+            self._archive = ArchiveSource(self._folder)  # it has grown
         return self._archive if self._archive.end(EVENTS, partition) >= begin else None

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.harness.archived_log import archive_log
 from examples.feature_audit.archive_audit import items_of
+from examples.feature_audit.audit_source import AuditSource
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Item, Tick, encode
@@ -22,7 +23,6 @@ from recsys.process.part_process import Heartbeat, Stop, run_folder
 from recsys.process.space_file import FILE
 from tests.support.training.small_feed import FEATURES, START_MS, append_events, feed, toy_log
 from training.archive.files import drop_oldest, files_of, hour_of
-from training.archive.raw_events import ArchiveSource
 from training.archive.writer import PART, Archive, archived_rows
 from training.archive_part import BudgetedArchive, run
 
@@ -91,7 +91,7 @@ def test_an_archive_that_begins_later_reads_like_a_log_that_does(tmp_path):
     log = toy_log()
     archive_hours(log, tmp_path, range(10))
     drop_oldest(tmp_path, size_of(tmp_path) // 2)
-    source = ArchiveSource(tmp_path)
+    source = AuditSource(tmp_path)
     begin = source.begin(EVENTS, 0)
     assert begin > 0
     assert [r.offset for r in source.records(EVENTS, 0)] == list(range(begin, 200))
@@ -258,7 +258,7 @@ def test_an_archive_answers_as_the_log_it_was_written_from(tmp_path):
             ITEMS, [Append(0, b"v", encode(Item(time_ms=START_MS + n, item_id=f"v{n % 3}")))]
         )
     archive_log(log, tmp_path)
-    source = ArchiveSource(tmp_path)
+    source = AuditSource(tmp_path)
     assert source.id == log.id and source.partitions(ITEMS) == 1
     for partition in range(log.partitions(EVENTS)):
         end = log.end(EVENTS, partition)
@@ -282,4 +282,4 @@ def test_an_archive_answers_as_the_log_it_was_written_from(tmp_path):
 
 def test_a_folder_without_events_is_no_archive(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no archived events: give the folder"):
-        ArchiveSource(tmp_path)
+        AuditSource(tmp_path)
