@@ -29,14 +29,18 @@ class ArchiveSource:
     def records(self, topic: str, partition: int, offset: int = 0) -> Iterator[Record]:
         """Yields the records of a partition from an offset on, file by file."""
         names = ["offset", "key", "value"]
-        for part in self._of(topic, partition):
-            if part.last < offset:
+        while left := [part for part in self._of(topic, partition) if part.last >= offset]:
+            try:
+                opened = pq.ParquetFile(left[0].path)
+            except FileNotFoundError:  # the archive has merged or dropped files since
+                self._list()
                 continue
-            with pq.ParquetFile(part.path) as file:
+            with opened as file:
                 for batch in file.iter_batches(_ROWS, columns=names):
                     for record in map(Record, *(batch[name].to_pylist() for name in names)):
                         if record.offset >= offset:
                             yield record
+            offset = left[0].last + 1
 
     def _list(self) -> None:
         self._files = {topic: files_of(self.folder, topic) for topic in (EVENTS, ITEMS)}
