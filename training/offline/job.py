@@ -150,7 +150,7 @@ def run_worker(
     folder: Path,
     rank: int = 0,
     workers: int = 1,
-    exchange: Exchange = list,
+    exchange: Exchange = ALONE.exchange,
     report: Report = lambda state, sums: None,
 ) -> None:
     """Runs worker ``rank`` of a job, from its newest checkpoint to the end; worker 0 adds the candidate.
