@@ -111,5 +111,5 @@ def exchange(messages: Sequence[Any], kind: Any, rank: int) -> list[Any]:
     received = torch.empty(sum(lengths), dtype=torch.uint8)
     sent = torch.frombuffer(bytearray().join([*packed, b"\0"]), dtype=torch.uint8)[:-1]
     torch.distributed.all_to_all_single(received, sent, lengths, sizes.tolist())
-    parts = [part.numpy().data for part in received.split(lengths)]
+    parts = [part.numpy().data for part in torch.split(received, lengths)]
     return [messages[n] if n == rank else decode(part, kind) for n, part in enumerate(parts)]
