@@ -13,6 +13,7 @@ from typing import Any, Final
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
 from examples.feature_audit.archive_audit import audit_features
+from examples.feature_audit.audit_source import AuditSource
 from recsys.app.app_file import read_app
 from recsys.app.definition import App, Field
 from recsys.config.system_config import Config
@@ -25,7 +26,6 @@ from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
 from serving.access.caller import SERVER
 from serving.request import Answer, Request
-from training.archive.raw_events import ArchiveSource
 
 _ITEMS: Final = 300
 _USERS: Final = 40
@@ -57,7 +57,7 @@ def _audited(app: App, values: int, seed: int) -> dict[str, Any]:
 
 
 def _logged_numbers(archive: Path, features: FeatureSet) -> int:
-    placed = ArchiveSource(archive).impressions()
+    placed = AuditSource(archive).impressions()
     return sum(_numbers_of(one.impression, features) for one in placed)
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from examples.backfill.fill import Backfill
 from examples.backfill.sessions import SessionsAsOf
 from examples.feature_audit.archive_audit import archive_of, config_of, features_of, items_of
+from examples.feature_audit.audit_source import AuditSource
 from examples.feature_audit.recompute import (
     CountersAsOf,
     Folds,
@@ -21,7 +22,6 @@ from recsys.features.feature_set_file import FILE, encode_feature_set
 from recsys.process.part_process import write_atomically
 from serving.sessions.session_fold import fold_event, shown_keys
 from training.archive.files import FORMAT, beside, files_of
-from training.archive.raw_events import ArchiveSource
 
 
 def copy_filled(
@@ -38,7 +38,7 @@ def copy_filled(
     """
     archive, config = archive_of(folder), config_of(folder)
     features = features_of(folder, config, file)
-    source = ArchiveSource(archive)
+    source = AuditSource(archive)
     items, folds = items_of(source, features), Folds(fold_event, shown_keys)
     fill = Backfill(Recomputer(items), features)
     files = [part for part in files_of(archive, "examples") if _is_within(part.path, first, until)]

@@ -8,11 +8,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from examples.backfill.sessions import SessionsAsOf
+from examples.feature_audit.audit_source import PlacedImpression
 from examples.feature_audit.recompute import CantRecompute, CountersAsOf, Recomputer
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, item_block
-from training.archive.raw_events import PlacedImpression
 
 KEPT: Final = "had the wanted features"
 FILLED: Final = "backfilled"

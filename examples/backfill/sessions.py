@@ -2,10 +2,10 @@
 
 from collections import deque
 
+from examples.feature_audit.audit_source import PlacedImpression
 from examples.feature_audit.recompute import EventReader, EventsOf, Folds, ItemHistory, PlacedEvent
 from recsys.events.event_types import User
 from recsys.features.session import Session
-from training.archive.raw_events import PlacedImpression
 
 
 class SessionsAsOf:

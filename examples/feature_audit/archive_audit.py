@@ -11,6 +11,7 @@ import msgspec
 
 from examples.feature_audit import recompute
 from examples.feature_audit.audit import TOLERANCE, Audit, AuditReport, is_sampled
+from examples.feature_audit.audit_source import AuditSource, PlacedImpression
 from examples.feature_audit.recompute import CountersAsOf, Folds, ItemHistory, Recomputer
 from recsys.app.logged_sets import taken_up
 from recsys.config.system_config import Config
@@ -24,7 +25,6 @@ from runtime.supervision import launch_plan
 from serving.reconstruction.reconstructed_replica import NotReconstructible
 from serving.reconstruction.reconstructed_session import ReconstructedSessions
 from serving.sessions.session_fold import fold_event, shown_keys
-from training.archive.raw_events import ArchiveSource, PlacedImpression
 
 
 def audit_features(
@@ -34,7 +34,7 @@ def audit_features(
     feature set that it was logged with. ``file``: of the only feature set; the rest can't be recomputed."""
     archive, config = archive_of(folder), config_of(folder)
     sets = [features_of(folder, config, file)] if file else _logged_sets(config)
-    source = ArchiveSource(archive)
+    source = AuditSource(archive)
     impressions = source.impressions()
     sample = [p for p in impressions if is_sampled(p.impression.request_id, share)]
     if len(sample) > limit:
@@ -50,7 +50,7 @@ def audit_features(
     return report
 
 
-def items_of(source: ArchiveSource, features: FeatureSet) -> ItemHistory:
+def items_of(source: AuditSource, features: FeatureSet) -> ItemHistory:
     """All versions of all items in an archive."""
     history = ItemHistory(features)
     for record, event in decoded(source.records(ITEMS, 0), Event):
@@ -70,7 +70,7 @@ def _logged_sets(config: Config) -> list[FeatureSet]:
 def _audit_set(
     features: FeatureSet,
     impressions: list[PlacedImpression],
-    source: ArchiveSource,
+    source: AuditSource,
     config: Config,
     tolerance: float,
     report: AuditReport,

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.feature_audit.audit_source import PlacedImpression
 from examples.feature_audit.recompute import CantRecompute, CountersAsOf, Recomputer
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import uniform
@@ -27,7 +28,6 @@ from recsys.features.feature_set import (
     read_block,
 )
 from recsys.features.session import Session
-from training.archive.raw_events import PlacedImpression
 
 TOLERANCE: Final = 1e-4  # of dense columns from counters
 _EXACT: Final = 1e-6  # of other dense columns

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from examples.feature_audit.audit_source import DecodedRecord, PlacedImpression
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import CovisitConfig
 from recsys.events.dedupe import RecentIds
@@ -35,7 +36,6 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
-from training.archive.raw_events import DecodedRecord, PlacedImpression
 
 KeysOf = Callable[[Id], Keys]
 PlacedEvent = tuple[int, Event]  # an event with its offset

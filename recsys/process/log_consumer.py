@@ -74,10 +74,19 @@ def check_same(log: Log, saved_id: str, what: str) -> None:
         )
 
 
-def hold_available(log: Log, name: str, topic: str, offsets: Mapping[int, int]) -> None:
-    """Holds ``offsets`` by partition, or the log's beginning if retention has passed one."""
-    for partition, offset in offsets.items():
-        log.hold(name, topic, partition, max(offset, log.begin(topic, partition)))
+def hold_available(log: Log, name: str, topic: str, offsets: Mapping[int, int]) -> dict[int, int]:
+    """Holds ``offsets`` by partition, or the log's beginning if retention has passed one; returns what it
+    holds. Raises LogLost beyond the end."""
+    held = {p: max(offset, log.begin(topic, p)) for p, offset in offsets.items()}
+    for partition, offset in held.items():
+        try:
+            log.hold(name, topic, partition, offset)
+        except LogLost:
+            if log.begin(topic, partition) <= offset:
+                raise
+            # Retention, in another process, has passed it since.
+            held |= hold_available(log, name, topic, {partition: offset})
+    return held
 
 
 class DeadLetters:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
+from math import isfinite
 from pathlib import Path
 from typing import Final
 
@@ -162,8 +163,10 @@ class Heartbeat:
             self.state("ready")
 
     def now(self) -> Beat:
-        """A copy with current rates."""
+        """A copy with current rates, without gauges that aren't finite: JSON has no number for them."""
         with self._lock:
+            gauges = self._beat.gauges
+            self._beat.gauges = {name: gauges[name] for name in gauges if isfinite(gauges[name])}
             self._rate(self._clock())
             self._beat.time_ms = int(self._clock() * 1000)
             return msgspec.convert(msgspec.to_builtins(self._beat), Beat)

@@ -55,8 +55,8 @@ def run(options: OfflineOptions) -> dict[str, Any]:
     started = time.monotonic()
     work = options.registry_folder.resolve() / _WORK
     folder = _begin(options, work)
-    with jobs.locked(folder):
-        job = jobs.read_job(folder)
+    job = jobs.read_job(folder)
+    with jobs.locked(folder), jobs.reading(Path(job.cache)):
         existed = jobs.is_registered(job)
         if not existed:
             typer.echo(offline_progress.describe_job(job, options.workers), err=True)
@@ -66,7 +66,7 @@ def run(options: OfflineOptions) -> dict[str, Any]:
                 jobs.run_worker(folder, report=offline_progress.ProgressLine())
             if not jobs.is_registered(job):
                 raise RuntimeError(f"the job ended without a candidate; see {folder}/ray")
-        jobs.clean_up(folder)
+    jobs.clean_up(folder)
     seconds = time.monotonic() - started
     return offline_progress.summary(options.registry_folder, job.name, seconds, existed)
 

@@ -9,6 +9,8 @@ import asyncio
 import logging
 import os
 import resource
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -34,20 +36,24 @@ class HardenedHAProxy(haproxy.HAProxyApi):
         self, cfg: haproxy.HAProxyConfig, backend_configs: Any = None, *, config_file_path: str
     ) -> None:
         self._settings, _ = launch_plan.read(os.environ[STATE])
-        error_page = Path(config_file_path).with_name("503.http")
+        self._error_page = Path(config_file_path).with_name("503.http")  # in place of Serve's 500
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         wanted = self._settings.doors.connections
-        most = int((files - _OTHER_FILES) / _FILES) if files > 0 else wanted
+        self._most = most = int((files - _OTHER_FILES) / _FILES) if files > 0 else sys.maxsize
         if most < wanted:
             _log.warning("doors.connections is %d, but %d files allow %d", wanted, files, most)
-        fields = settings(self._settings, most, error_page)
-        super().__init__(replace(cfg, **fields), backend_configs, config_file_path)
-        self.cfg.error_file_path = str(error_page)  # in place of Serve's 500
-        write_atomically(error_page, ERROR_PAGE.encode())
+        super().__init__(cfg, backend_configs, config_file_path)
+        write_atomically(self._error_page, ERROR_PAGE.encode())
         self._replacing = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
 
     def _generate_config_file_internal(self) -> None:
+        # Serve outlives a system that was killed on a cluster, and keeps its own address.
+        with suppress(OSError):
+            config, _ = launch_plan.read(os.environ[STATE])
+            self._settings = replace(config, serve=self._settings.serve)
+        for name, value in settings(self._settings, self._most, self._error_page).items():
+            setattr(self.cfg, name, value)
         super()._generate_config_file_internal()
         file = Path(self.config_file_path)
         write_atomically(file, harden(file.read_text(), self._settings).encode())

@@ -57,7 +57,7 @@ def run(config: Config, stop: Stop) -> None:
         restarts = RestartRequests(config.state, number, deploy)
         _monitor(serve, APP, stop, restarts, config.serve.retrieval_shards)
     finally:
-        take_down(serve, APP, plan.owns_ray)
+        take_down(serve, APP, plan.owns_ray, plan.own_nodes)
         ray.shutdown()
 
 
@@ -113,11 +113,13 @@ class RetrievalShards:
             _log.info("all retrieval shards run")
 
 
-def take_down(serve: Any, app: str, owns_ray: bool) -> None:
-    """Shuts Serve down on an own Ray cluster; on a shared one, deletes this application alone."""
-    if owns_ray:
+def take_down(serve: Any, app: str, owns_ray: bool, own_nodes: bool = False) -> None:
+    """Shuts Serve down on an own Ray cluster, and on own nodes of another, whose HAProxy would keep this
+    start's settings. Where Serve is shared, or runs another application, deletes this application alone."""
+    running = set() if owns_ray else set(serve.status().applications)
+    if owns_ray or (own_nodes and running <= {app}):
         serve.shutdown()
-    elif app in serve.status().applications:
+    elif app in running:
         serve.delete(app)
 
 

@@ -20,8 +20,8 @@ from runtime.supervision.system_status import PartStatus, Status, Version, with_
 
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
-# Values of a part's state: the supervisor's states, and two that ``recsys status`` derives.
-STATES: Final = (*map(str, State), "stalled", "orphaned")
+# Values of a part's state: the supervisor's states, and those of ``PartStatus.state``.
+STATES: Final = (*map(str, State), "unchecked", "stalled", "gone", "orphaned")
 UNLISTED: Final = "recsys_metrics_unlisted"
 READY: Final = ("ready", "done")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from examples.backfill.sessions import SessionsAsOf
+from examples.feature_audit.audit_source import DecodedRecord, PlacedImpression
 from examples.feature_audit.recompute import CountersAsOf, Folds, ItemHistory
 from examples.short_video.feature_replay import FeatureReplay
 from recsys.events.event_types import Event, Impression, Item, User
@@ -15,7 +16,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
 from serving.sessions.session_fold import fold_event, shown_keys
 from tests.support.training.small_feed import FEATURES, PARTITIONS, START_MS, feed
-from training.archive.raw_events import DecodedRecord, PlacedImpression
 
 FOLDS = Folds(fold_event, shown_keys)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Log, Record
+from recsys.process.log_consumer import hold_available
 from training.archive.raw_events import ArchiveSource
 
 
@@ -32,7 +33,7 @@ class _WholeLog:
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
         """Holds what of the log is after the offset: the archive needs no hold."""
-        self._log.hold(name, topic, partition, max(offset, self._log.begin(topic, partition)))
+        hold_available(self._log, name, topic, {partition: offset})
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1_000) -> list[Record]:
         begin = self._log.begin(topic, partition)
@@ -51,8 +52,5 @@ class _WholeLog:
     def _source(self, partition: int, begin: int) -> ArchiveSource | None:
         """The archive, if it reaches up to the log's beginning."""
         if self._archive is None or self._archive.end(EVENTS, partition) < begin:
-            try:
-                self._archive = ArchiveSource(self._folder)  # it has grown
-            except FileNotFoundError:
-                return None
+            self._archive = ArchiveSource(self._folder)  # it has grown
         return self._archive if self._archive.end(EVENTS, partition) >= begin else None

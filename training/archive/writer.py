@@ -21,15 +21,14 @@ from recsys.clock import is_due
 from recsys.events.event_types import decode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS, Example, non_example, unpack
 from recsys.log.compression import plain
-from recsys.log.protocol import Log, Record
-from recsys.process.log_consumer import UNREADABLE, Consumer, check_same
+from recsys.log.protocol import Log, LogLost, Record
+from recsys.process.log_consumer import UNREADABLE, Consumer, check_same, hold_available
 from recsys.process.part_process import write_atomically
 from recsys.process.retry_loop import RetryLoop
 from recsys.process.worker_share import WHOLE, Share
 from training.archive.files import (
     FLUSH_BYTES,
     FORMAT,
-    ArchiveFile,
     beside,
     files_of,
     hour_of,
@@ -104,7 +103,13 @@ class Archive(RetryLoop):
         """Reads new records and writes files that are due."""
         moved = 0
         for topic, consumer in self._consumers.items():
-            for partition, record in consumer.poll(_READ):
+            try:
+                polled = consumer.poll(_READ)
+            except LogLost:  # Kafka's retention doesn't wait for the archive
+                self.flush()
+                self._hold_next(topic)
+                continue
+            for partition, record in polled:
                 self._take(topic, partition, record)
                 moved += 1
         if is_due(self._clock(), self._due_ms, _FLUSH_MS):
@@ -116,7 +121,7 @@ class Archive(RetryLoop):
         self._due_ms = self._clock() + _FLUSH_MS
         written = {place: self._write(*place) for place in list(self._buffers)}
         for (topic, partition), offset in written.items():  # all files first: the log may be away
-            self._log.hold(PART, topic, partition, offset)
+            hold_available(self._log, PART, topic, {partition: offset})
 
     def pause(self, release: bool) -> None:
         """Stops archiving until the next turn. ``release``: the log may then drop events and examples."""
@@ -133,33 +138,34 @@ class Archive(RetryLoop):
         self._due_ms = self._clock() + _FLUSH_MS
         for topic in TOPICS:
             newest = {file.partition: file for file in tidy(self._folder, topic, self._share)}
-            following = {p: self._following(topic, file) for p, file in newest.items()}
             for partition, file in newest.items():
                 # Event time must not go back, or an hour's offsets would lie on both sides of another's.
                 self._time_ms[topic, partition] = hour_of(file.path) * _HOUR_MS
             partitions = self._share.partitions(self._log.partitions(topic))
-            consumer = self._consumers[topic] = Consumer(self._log, topic, partitions, following)
-            for partition, offset in consumer.offsets.items():
-                self._log.hold(PART, topic, partition, offset)
+            following = {p: file.last + 1 for p, file in newest.items()}
+            self._consumers[topic] = Consumer(self._log, topic, partitions, following)
+            self._hold_next(topic)
 
-    def _following(self, topic: str, file: ArchiveFile) -> int:
-        """The next offset after a file that the log still has."""
-        offset, begin = file.last + 1, self._log.begin(topic, file.partition)
-        if begin > offset:
-            self.missed += begin - offset
-            _LOG.error(
-                "%s/%d: the records %d to %d aren't archived, the log has dropped them",
-                topic, file.partition, offset, begin - 1,
-            )  # fmt: skip
-        return max(offset, begin)
+    def _hold_next(self, topic: str) -> None:
+        """Holds the next offsets to read, and skips those that the log has dropped."""
+        consumer = self._consumers[topic]
+        held = hold_available(self._log, PART, topic, consumer.offsets)
+        for partition, offset in consumer.offsets.items():
+            if missed := held[partition] - offset:
+                self.missed += missed
+                _LOG.error(
+                    "%s/%d: the records %d to %d aren't archived, the log has dropped them",
+                    topic, partition, offset, held[partition] - 1,
+                )  # fmt: skip
+        consumer.offsets = held
 
     def _check_log(self) -> None:
         id_file = self._folder / "log_id"
-        if id_file.exists():
-            check_same(self._log, id_file.read_text(), f"the archive in {self._folder}")
+        if id_file.exists() and (saved_id := id_file.read_text()):
+            check_same(self._log, saved_id, f"the archive in {self._folder}")
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(id_file, self._log.id.encode())
+            write_atomically(id_file, self._log.id.encode(), sync=True)
 
     def _take(self, topic: str, partition: int, record: Record) -> None:
         place, record = (topic, partition), _expanded(record)
@@ -169,7 +175,7 @@ class Archive(RetryLoop):
         hour, before = self._time_ms[place] // _HOUR_MS, before_ms // _HOUR_MS
         buffer = self._buffers.get(place)
         if buffer is not None and (hour != before or buffer.size > FLUSH_BYTES):
-            self._log.hold(PART, topic, partition, self._write(topic, partition))
+            hold_available(self._log, PART, topic, {partition: self._write(topic, partition)})
         if before and hour != before:
             folder = path_of(self._folder, topic, before, partition, 0, 0).parent
             merge_files([file for file in listed(folder.glob("*")) if file.partition == partition])

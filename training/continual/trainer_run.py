@@ -53,7 +53,7 @@ class TrainerRun:
         self._spans, self._endpoint = folder / "spans.json", folder / "endpoint"
 
     def read(self) -> Run:
-        """The newest run; an empty one without a file."""
+        """The newest run; an empty one without a readable file."""
         return _read(self._file, Run) or Run()
 
     def begin(self, run: str) -> None:
@@ -129,7 +129,7 @@ class LearnTrace:
 def _read(file: Path, kind: type[T]) -> T | None:
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)
-    except FileNotFoundError:
+    except (FileNotFoundError, msgspec.DecodeError):  # a power cut may have emptied it
         return None
 
 

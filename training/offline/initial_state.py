@@ -26,6 +26,7 @@ from training.offline.vocabulary import KeyCounter, KeyCounts, Vocabulary, selec
 
 Arrays = Mapping[str, NDArray[Any]]
 MakeTable = Callable[[TableConfig, Vocabulary, int], RowTable]
+_Counted = tuple[int, dict[str, KeyCounts]]  # newest time of a block, and its keys by table
 _COUNTED_AT_ONCE: Final = 1_024
 _USER_TABLES: Final = ("features", "users")  # tables in which a user's key has a row
 _COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")
@@ -118,13 +119,12 @@ def count_vocabularies(
                 lookup = lane_of(learner, examples).lookup
                 for name, counts in examples_per_row(lookup).items():
                     counted.add(name, lookup.keys[name], counts, int(examples.time_ms.max()))
-        messages: list[tuple[int, dict[str, KeyCounts]]]
-        messages = [(time_ms, {}) for _ in range(sharding.workers)]
+        messages: list[_Counted] = [(time_ms, {}) for _ in range(sharding.workers)]
         for name, total in counted.totals().items():
             split = sharding.split(total.keys)
             for worker, (_, part) in enumerate(messages):
                 part[name] = total.take(split.of(worker))
-        for time_ms, received in sharding.exchange(messages):
+        for time_ms, received in sharding.exchange(messages, _Counted):
             end_ms = max(end_ms, time_ms)
             for name, total in received.items():
                 counter.add(name, total.keys, total.counts, total.last_ms)

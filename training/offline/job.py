@@ -11,7 +11,7 @@ reports that the candidate exists once it is in the registry.
 import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -118,8 +118,10 @@ def create_folder(work: Path, job: Job) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if job.init:
         _copy_snapshot(job.init, folder / _ANCESTOR)
-    if not (folder / FILE).exists():
-        write_atomically(folder / FILE, msgspec.json.encode(job), mode=0o644)
+    try:
+        read_job(folder)
+    except (FileNotFoundError, msgspec.DecodeError):
+        write_atomically(folder / FILE, msgspec.json.encode(job), mode=0o644, sync=True)
     return folder
 
 
@@ -139,6 +141,26 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def reading(cache: Path) -> Iterator[None]:
+    """Keeps a cache from being removed by jobs that end meanwhile. On a network file system this holds
+    between machines if its locks do."""
+    with _lock_of(cache).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def _lock_of(cache: Path) -> Path:
+    return cache.with_name(f".{cache.name}.lock")
+
+
+def _remove_cache(cache: Path) -> None:
+    """Removes a cache, unless a job reads it."""
+    with _lock_of(cache).open("a+") as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(cache, ignore_errors=True)
+
+
 def is_registered(job: Job) -> bool:
     """Whether a job's candidate is in the registry."""
     return job.name in Registry(job.registry).names()
@@ -148,7 +170,7 @@ def run_worker(
     folder: Path,
     rank: int = 0,
     workers: int = 1,
-    exchange: Exchange = list,
+    exchange: Exchange = ALONE.exchange,
     report: Report = lambda state, sums: None,
 ) -> None:
     """Runs worker ``rank`` of a job, from its newest checkpoint to the end; worker 0 adds the candidate.
@@ -191,13 +213,13 @@ def run_worker(
 
 
 def clean_up(folder: Path) -> None:
-    """Removes the intermediate files of a finished job, and the cached examples of an archive with them:
-    users who are forgotten must not remain in any file."""
+    """Removes the intermediate files of a finished job, and the cached examples of an archive with the last
+    job that reads them: users who are forgotten must not remain in any file."""
     job = read_job(folder)
     for name in (_CHECKPOINTS, _ANCESTOR, _TAUGHT, "ray", "groups", *_OLD):
         shutil.rmtree(folder / name, ignore_errors=True)
     if not job.keeps_cache:
-        shutil.rmtree(job.cache, ignore_errors=True)
+        _remove_cache(Path(job.cache))
 
 
 def _copy_snapshot(init: tuple[str, str, str], to: Path) -> None:
@@ -247,7 +269,7 @@ def cache_key(data: str, features: FeatureSet, join: JoinConfig, allow_gaps: boo
 
 
 def cached(work: Path, key: str, make: Callable[[Path], Cache]) -> Cache:
-    """The cache of a range of data, made if it is missing; of other caches, the newest stay."""
+    """The cache of a range of data, made if it is missing; of others, the newest and those read stay."""
     folder = work / f"examples-{key[:16]}"
     if folder.exists():
         try:
@@ -257,5 +279,5 @@ def cached(work: Path, key: str, make: Callable[[Path], Cache]) -> Cache:
     made = make(folder)
     others = [f for f in work.glob("examples-*") if f != folder and not f.name.endswith(".partial")]
     for old in sorted(others, key=lambda f: f.stat().st_mtime)[: -(_CACHES_KEPT - 1)]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_cache(old)
     return made

@@ -210,7 +210,7 @@ class OfflineLoop:
                 self._seen = [(part[SEEN[0]], part[SEEN[1]], part[SEEN[2]])]
         if state:
             kind = tuple[LoopState, RejectedGradients]
-            self.state, refused = msgspec.json.decode(state, type=kind)
+            self.state, refused = msgspec.convert(_with_nan(msgspec.json.decode(state)), kind)
             # Worker 0 takes the rows that all have rejected.
             self._trainer.refused = replace(refused, rows=0) if sharding.rank else refused
 
@@ -240,6 +240,15 @@ def scores(p: Floats, y: Floats, weights: Floats) -> dict[str, float]:
         "calibration": float((weights * q).sum()) / positives if positives else float("nan"),
         "examples": float(len(p)),
     }
+
+
+def _with_nan(state: Any) -> Any:
+    """A state from JSON, which has null for metrics that aren't finite."""
+    if isinstance(state, dict):
+        return {name: _with_nan(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [_with_nan(value) for value in state]
+    return np.nan if state is None else state
 
 
 def _scored(examples: Examples, probabilities_BL: Floats) -> tuple[Floats, Floats, Floats]:

@@ -9,12 +9,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from parameter_server.table.routing import Keys, Split, shard_of
 
-# A message to each worker in, one from each worker out, by rank. All workers call it together.
-Exchange = Callable[[Sequence[Any]], Sequence[Any]]
+# A message to each worker, and their type, in; one from each out, by rank. All workers call it together.
+Exchange = Callable[[Sequence[Any], Any], Sequence[Any]]
+
+
+def encode(message: Any) -> bytes:
+    """A message between workers as MessagePack, with its arrays bit for bit."""
+    return msgspec.msgpack.encode(message, enc_hook=lambda a: (a.dtype.str, a.shape, a.tobytes()))
+
+
+def decode(data: bytes | memoryview, kind: Any) -> Any:
+    """A message of the type ``kind``. Raises msgspec.DecodeError for any other data."""
+    return msgspec.msgpack.decode(data, type=kind, dec_hook=_array_of)
+
+
+def _array_of(kind: Any, parts: tuple[str, list[int], bytes]) -> NDArray[Any]:
+    dtype, shape, data = parts
+    return np.frombuffer(bytearray(data), dtype).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,7 @@ class Sharding:
     parts: int = 1
     rank: int = 0
     workers: int = 1
-    exchange: Exchange = list  # of a worker without others
+    exchange: Exchange = lambda messages, kind: messages  # of a worker without others
 
     @property
     def own(self) -> range:
@@ -43,7 +60,7 @@ class Sharding:
 
     def gather(self, value: Any) -> Sequence[Any]:
         """The value of each worker. No worker goes on before all call it."""
-        return self.exchange([value] * self.workers)
+        return self.exchange([value] * self.workers, type(value))
 
 
 ALONE: Final = Sharding()

@@ -9,6 +9,7 @@ Legend: B examples, L outputs (labels, then watch time), R rows of a table.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -143,9 +144,10 @@ class OfflineTrainer:
         splits = {at: sharding.split(own) for at, own in keys.items()}
         workers = range(sharding.workers)
         asks = [{at: keys[at][s.of(worker)] for at, s in splits.items()} for worker in workers]
-        asked = sharding.exchange(asks)
+        by_lane = dict[tuple[int, str], np.ndarray]
+        asked = sharding.exchange(asks, by_lane)
         own_rows = [{at: tables[at[1]].lookup(k) for at, k in part.items()} for part in asked]
-        answers = sharding.exchange(own_rows)
+        answers = sharding.exchange(own_rows, by_lane)
         rows: list[dict[str, Floats]] = [{} for _ in lanes]
         for (n, table), split in splits.items():
             parts = [answer[n, table] for answer in answers]
@@ -162,8 +164,8 @@ class OfflineTrainer:
                 part = {name: rows.take(splits[name].of(worker)) for name, rows in tables.items()}
                 gradients = replace(result.gradients, tables=part)
                 results.append(replace(result, gradients=gradients))
-        results = [result for lanes in self.sharding.exchange(sent) for result in lanes]
-        return sorted(results, key=lambda result: result.gradients.lane)
+        received = self.sharding.exchange(sent, list[LaneResult])
+        return sorted(chain.from_iterable(received), key=lambda result: result.gradients.lane)
 
     def _learned(self, number: int, lane: Lane, rows: Mapping[str, Floats]) -> LaneResult:
         learned = self._learner.learn(lane, rows, self._dense.values)

@@ -7,12 +7,12 @@ import pytest
 from msgspec.structs import replace
 
 from examples.feature_audit.audit import Audit, AuditReport, is_sampled
+from examples.feature_audit.audit_source import PlacedImpression
 from examples.feature_audit.recompute import ItemHistory, Recomputer, split_by_counter_offsets
 from recsys.events.event_types import FeatureBlock, Item
 from recsys.features.feature_set import Declared, RequestFeatures, read_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.training.small_feed import DENSE, FEATURES
-from training.archive.raw_events import PlacedImpression
 
 
 @pytest.fixture

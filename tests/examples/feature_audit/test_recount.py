@@ -3,6 +3,7 @@
 import msgspec
 import numpy as np
 
+from examples.feature_audit.audit_source import PlacedImpression
 from examples.feature_audit.recompute import CountersAsOf
 from recsys.config.safety_config import BoundsConfig
 from recsys.events.event_types import Engagement, Event, Verdict, encode
@@ -12,7 +13,6 @@ from recsys.log.protocol import Append, MemoryLog
 from serving.sessions.counter_loop import CounterLoop
 from tests.support.past_events import FOLDS, ToyPast
 from tests.support.training.small_feed import FEATURES, PARTITIONS, START_MS, engagement, impression
-from training.archive.raw_events import PlacedImpression
 
 
 def past_events() -> list[Event]:

@@ -1,10 +1,11 @@
 from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 
 from recsys.events.records import DEAD_LETTERS, DeadLetter, unpack
-from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog, Record, Topic
-from recsys.process.log_consumer import Consumer, DeadLetters, check_same
+from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, MemoryLog, Record, Topic
+from recsys.process.log_consumer import Consumer, DeadLetters, check_same, hold_available
 
 
 @pytest.fixture
@@ -66,6 +67,30 @@ def test_a_poll_that_fails_has_moved_nothing(log: MemoryLog) -> None:
     with pytest.raises(LogLost):
         consumer.poll()
     assert consumer.offsets == {0: 0, 1: 0}
+
+
+class Trimmed:
+    """A log of which another process drops records, each time once an answer is on its way."""
+
+    def __init__(self, log: MemoryLog, before: list[int]) -> None:
+        self._log, self._before = log, before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def begin(self, topic: str, partition: int) -> int:
+        offset = self._log.begin(topic, partition)
+        if partition == 1 and self._before:
+            self._log.trim(topic, partition, self._before.pop(0))
+        return offset
+
+
+def test_what_retention_drops_meanwhile_is_not_held(log: MemoryLog) -> None:
+    trimmed = cast(Log, Trimmed(log, [2, 3, 4]))
+    assert hold_available(trimmed, "fold", "t", {0: 4, 1: 1}) == {0: 4, 1: 4}
+    assert [log.holds("t", partition) for partition in range(3)] == [{"fold": 4}, {"fold": 4}, {}]
+    with pytest.raises(LogLost, match="beyond the end"):
+        hold_available(log, "fold", "t", {0: 11})
 
 
 def standing(log: MemoryLog) -> list[DeadLetter]:

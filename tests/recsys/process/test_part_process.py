@@ -1,6 +1,7 @@
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import threading
@@ -71,6 +72,17 @@ def test_gauges_that_have_nothing_more_to_say_leave():
         beat.gauge(name, 1.0)
     beat.replace_gauges("panel", {"panel_auc.1d": 0.5})
     assert beat.now().gauges == {"cpu_s": 1.0, "panel_auc.1d": 0.5}
+
+
+def test_gauges_that_are_not_finite_are_left_out(tmp_path: Path):
+    heartbeat = Heartbeat("trainer", tmp_path / "trainer.json")
+    heartbeat.gauge("step", 7)
+    heartbeat.gauge("loss.like", 0.5)
+    heartbeat.gauge("loss.like", math.nan)
+    heartbeat.replace_gauges("panel", {"panel_auc.1h": 0.5, "panel_auc.1d": math.inf})
+    heartbeat.write()
+    beat = read_beat(tmp_path / "trainer.json")
+    assert beat is not None and beat.gauges == {"step": 7, "panel_auc.1h": 0.5}
 
 
 def test_what_failed_is_not_ready_again():

@@ -25,7 +25,7 @@ class FakeServe:
     """Serve with the applications of a shared cluster."""
 
     def __init__(self, *names):
-        self.applications = dict.fromkeys(names)
+        self.applications, self.runs = dict.fromkeys(names), True
 
     def status(self):
         return SimpleNamespace(applications=self.applications)
@@ -35,6 +35,7 @@ class FakeServe:
 
     def shutdown(self):
         self.applications.clear()
+        self.runs = False
 
 
 def test_another_s_application_goes_on_in_a_cluster_that_is_not_ours():
@@ -43,6 +44,15 @@ def test_another_s_application_goes_on_in_a_cluster_that_is_not_ours():
     take_down(shared, "recsys", owns_ray=False)  # it never came up: fine
     take_down(own, "recsys", owns_ray=True)
     assert list(shared.applications) == ["another"] and not own.applications
+    assert shared.runs and not own.runs
+
+
+def test_on_own_nodes_of_a_cluster_serve_ends_unless_another_uses_it():
+    alone, unstarted, shared = FakeServe("recsys"), FakeServe(), FakeServe("recsys", "another")
+    for serve in (alone, unstarted, shared):
+        take_down(serve, "recsys", owns_ray=False, own_nodes=True)
+    assert not alone.runs and not unstarted.runs
+    assert shared.runs and list(shared.applications) == ["another"]
 
 
 @pytest.mark.parametrize(

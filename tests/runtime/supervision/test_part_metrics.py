@@ -206,6 +206,21 @@ def test_facts_of_the_system_and_what_isnt_listed() -> None:
     assert [s for s, value in states.items() if value] == ["backoff"]
 
 
+def test_each_state_of_a_part_that_the_manual_names_has_its_series() -> None:
+    text = (ROOT / "docs/how-to/operations.md").read_text()
+    table = text.partition("Part states:\n")[2].strip().partition("\n\n")[0]
+    named = [s for row in table.splitlines() for s in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert {"gone", "unchecked"} < set(named) == set(STATES)
+    for state in named:
+        found = told(status(part("joiner", state=state)))
+        of_states = {
+            dict(labels)["state"]: value
+            for (name, labels), value in found.items()
+            if name == "recsys_part_state"
+        }
+        assert [s for s, value in of_states.items() if value] == [state]
+
+
 def test_disk_space_is_told_by_kind_if_it_is_known() -> None:
     space = Space(
         level=Level.LOWER, used=5, budget=9, free=7, kinds={"log/events": 3, "archive": 2}

@@ -1,11 +1,10 @@
 """Workers of an offline job in threads of one process, which exchange messages in memory."""
 
-import pickle
 from collections.abc import Callable, Sequence
 from threading import Barrier, Thread
 from typing import Any, TypeVar
 
-from training.offline.sharding import Sharding
+from training.offline.sharding import Exchange, Sharding, decode, encode
 
 T = TypeVar("T")
 
@@ -17,11 +16,11 @@ def together(workers: int, work: Callable[[Sharding], T], parts: int = 4) -> lis
     results: list[Any] = [None] * workers
     errors: list[BaseException] = []
 
-    def exchange_of(rank: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
-        def exchange(messages: Sequence[Any]) -> list[Any]:
-            sent[rank] = [pickle.dumps(message) for message in messages]
+    def exchange_of(rank: int) -> Exchange:
+        def exchange(messages: Sequence[Any], kind: Any) -> list[Any]:
+            sent[rank] = [encode(message) for message in messages]
             barrier.wait()
-            received = [pickle.loads(messages[rank]) for messages in sent]
+            received = [decode(messages[rank], kind) for messages in sent]
             barrier.wait()
             return received
 

@@ -11,18 +11,18 @@ import pytest
 
 from benchmarks.harness.archived_log import archive_log
 from examples.feature_audit.archive_audit import items_of
+from examples.feature_audit.audit_source import AuditSource
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Item, Tick, encode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS
-from recsys.log.protocol import Append, LogLost
+from recsys.log.protocol import Append, LogLost, MemoryLog
 from recsys.process.disk_budget import Level, Space
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop, run_folder
 from recsys.process.space_file import FILE
 from tests.support.training.small_feed import FEATURES, START_MS, append_events, feed, toy_log
 from training.archive.files import drop_oldest, files_of, hour_of
-from training.archive.raw_events import ArchiveSource
 from training.archive.writer import PART, Archive, archived_rows
 from training.archive_part import BudgetedArchive, run
 
@@ -91,7 +91,7 @@ def test_an_archive_that_begins_later_reads_like_a_log_that_does(tmp_path):
     log = toy_log()
     archive_hours(log, tmp_path, range(10))
     drop_oldest(tmp_path, size_of(tmp_path) // 2)
-    source = ArchiveSource(tmp_path)
+    source = AuditSource(tmp_path)
     begin = source.begin(EVENTS, 0)
     assert begin > 0
     assert [r.offset for r in source.records(EVENTS, 0)] == list(range(begin, 200))
@@ -163,6 +163,58 @@ def test_with_still_less_space_it_holds_nothing_and_says_afterwards_what_it_miss
     assert Archive(log, tmp_path, lambda: 0).offsets(EVENTS)[:2] == [40, 40]  # after a restart, too
 
 
+def test_what_goes_while_the_archive_begins_to_hold_again_is_missed(tmp_path, monkeypatch):
+    log, space = toy_log(), Spaces()
+    archive, part = budgeted(log, tmp_path, space)
+    append_hour(log, 0)
+    part.turn()
+    archive.flush()
+    append_hour(log, 1)
+    space.level = Level.LOWER
+    part.turn()
+    log.trim(EVENTS, 0, 30)
+    space.level = Level.OK
+    asked = []
+
+    def begin(topic, partition):
+        offset = MemoryLog.begin(log, topic, partition)
+        if (topic, partition) == (EVENTS, 0) and not asked:
+            asked.append(offset)
+            log.trim(topic, partition, offset + 1)  # as another process may
+        return offset
+
+    monkeypatch.setattr(log, "begin", begin)
+    while part.turn():
+        pass
+    archive.flush()
+    assert asked == [30] and offsets(tmp_path) == [*range(20), *range(31, 40)]
+    assert archive.missed == 11 and log.holds(EVENTS, 0)["archive"] == 40
+
+
+def test_retention_that_does_not_wait_passes_a_slow_archive(tmp_path, caplog):
+    class Brokers(MemoryLog):
+        """Drops what it likes, as Kafka does."""
+
+        def holds(self, topic, partition):
+            return {}
+
+    log = Brokers()
+    create_topics(log, Config())
+    archive = Archive(log, tmp_path, lambda: 0)
+    append_hour(log, 0)
+    archive.turn()
+    log.trim(EVENTS, 0, 10)  # before what it has read is written
+    append_hour(log, 1)
+    log.trim(EVENTS, 0, 25)
+    while archive.turn() or archive.offsets(EVENTS)[0] < 40:
+        pass
+    log.trim(EVENTS, 1, 40)  # and what it has read meanwhile
+    archive.flush()
+    assert offsets(tmp_path) == [*range(20), *range(25, 40)]
+    assert offsets(tmp_path, 1) == list(range(40))
+    assert archive.missed == 5 and "events/0: the records 20 to 24 aren't archived" in caplog.text
+
+
 def test_the_part_removes_what_the_budget_does_not_allow(tmp_path):
     log = toy_log()
     archive_hours(log, tmp_path, range(10))
@@ -206,7 +258,7 @@ def test_an_archive_answers_as_the_log_it_was_written_from(tmp_path):
             ITEMS, [Append(0, b"v", encode(Item(time_ms=START_MS + n, item_id=f"v{n % 3}")))]
         )
     archive_log(log, tmp_path)
-    source = ArchiveSource(tmp_path)
+    source = AuditSource(tmp_path)
     assert source.id == log.id and source.partitions(ITEMS) == 1
     for partition in range(log.partitions(EVENTS)):
         end = log.end(EVENTS, partition)
@@ -230,4 +282,4 @@ def test_an_archive_answers_as_the_log_it_was_written_from(tmp_path):
 
 def test_a_folder_without_events_is_no_archive(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no archived events: give the folder"):
-        ArchiveSource(tmp_path)
+        AuditSource(tmp_path)

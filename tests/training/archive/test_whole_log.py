@@ -8,6 +8,7 @@ from recsys.events.event_types import Tick, encode
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, Log, MemoryLog
 from recsys.process.open_log import create_topics
+from training.archive.files import files_of, merge_files
 from training.archive.whole_log import whole_log
 
 PARTITION = 1
@@ -62,6 +63,30 @@ def test_the_archive_grows_with_the_log(tmp_path: Path) -> None:
     archive(log, tmp_path)
     log.trim(EVENTS, PARTITION, 180)
     assert len(all_of(whole, 30)) == 200
+
+
+def test_files_that_are_merged_or_dropped_meanwhile_are_read_on(tmp_path: Path) -> None:
+    log, folder = log_of(0), tmp_path / "archive"
+    for start in range(0, 500, 100):
+        add(log, start, 100)
+        archive(log, tmp_path)
+    files = files_of(folder, EVENTS)
+    expected = all_of(log, 1_000)
+    log.trim(EVENTS, PARTITION, 500)
+    whole = whole_log(log, tmp_path)
+    first = whole.read(EVENTS, PARTITION, 0, 150)
+    merge_files(files)
+    assert [len(files), len(files_of(folder, EVENTS))] == [5, 1]
+    read = [record.value for record in first]
+    while records := whole.read(EVENTS, PARTITION, len(read), 150):
+        read += [record.value for record in records]
+    assert read == expected
+    assert all_of(whole_log(log, tmp_path), 1_000) == expected
+    [merged] = files_of(folder, EVENTS)
+    reader = whole_log(log, tmp_path)
+    assert reader.begin(EVENTS, PARTITION) == 0
+    merged.path.unlink()
+    assert reader.read(EVENTS, PARTITION, 0) == []  # no record is left
 
 
 def test_without_an_archive_up_to_it_the_log_begins_where_it_does(tmp_path: Path) -> None:

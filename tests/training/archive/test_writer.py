@@ -258,6 +258,14 @@ def test_the_archive_of_another_log_is_refused(tmp_path: Path) -> None:
         Archive(toy_log(), tmp_path, Clock())
 
 
+def test_an_archive_whose_id_a_power_cut_has_emptied_gets_it_again(tmp_path: Path) -> None:
+    log = toy_log()
+    Archive(log, tmp_path, Clock())
+    (tmp_path / "log_id").write_text("")
+    Archive(log, tmp_path, Clock())
+    assert (tmp_path / "log_id").read_text() == log.id
+
+
 def test_an_empty_archive_reads_as_nothing(tmp_path: Path) -> None:
     table = read_archive(tmp_path, EVENTS).to_table()
     assert len(table) == 0 and {"value", "day", "hour"} <= set(table.column_names)

@@ -12,7 +12,7 @@ from recsys.config.system_config import Config, TrainerConfig
 from recsys.observability.spans import Span
 from recsys.observability.tracer import Tracer
 from recsys.process.part_process import Heartbeat, run_folder
-from training.continual.trainer_run import LearnTrace, Spans, TrainerRun
+from training.continual.trainer_run import LearnTrace, Run, Spans, TrainerRun
 
 
 def test_spans_are_counted_for_the_driver_and_sent_at_the_end(tmp_path: Path) -> None:
@@ -30,6 +30,17 @@ def test_spans_are_counted_for_the_driver_and_sent_at_the_end(tmp_path: Path) ->
     assert run.spans() == Spans(sent=5)
     run.begin("b")
     assert run.spans() is None
+
+
+def test_a_generation_grows_after_a_power_cut_has_emptied_the_file(tmp_path: Path) -> None:
+    run = TrainerRun(tmp_path)
+    run.begin("a")
+    before = run.next_generation("a", 1_000)
+    for name in ("run.json", "failure.json", "spans.json"):
+        (tmp_path / name).write_bytes(b"")
+    assert run.read() == Run() and run.failure() is None and run.spans() is None
+    run.begin("b")
+    assert run.next_generation("a", 2_000) == 0 < before < run.next_generation("b", 2_000)
 
 
 def test_a_folder_that_is_gone_stops_no_step(tmp_path: Path) -> None:

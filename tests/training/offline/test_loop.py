@@ -21,7 +21,7 @@ from tests.support.training.offline_workers import together
 from training.offline import job
 from training.offline.initial_state import export_meta
 from training.offline.job import FileCheckpoints
-from training.offline.loop import BEST, DONE, LAST, WORK, OfflineLoop, Plan, scores
+from training.offline.loop import BEST, DONE, LAST, WORK, LoopState, OfflineLoop, Plan, scores
 from training.offline.sharding import Sharding
 from training.offline.trainer import OfflineTrainer
 
@@ -235,6 +235,27 @@ def test_labels_that_are_sampled_count_for_those_left_out() -> None:
     found = scores(p, y, weights)
     assert found["log_loss"] == pytest.approx(-np.log(0.8))
     assert found["calibration"] == pytest.approx(4 * 0.2 + 0.8)
+
+
+def test_a_job_resumes_with_metrics_that_are_not_finite() -> None:
+    blocks = replace(toy_blocks(), blocks=list(toy_blocks().blocks))
+    last = blocks.blocks[-1]
+    blocks.blocks[-1] = replace(last, labels=np.zeros_like(last.labels))  # no AUC, no calibration
+
+    def run_from(files: MemoryCheckpoints, stops_at: int) -> dict[str, float]:
+        def tell(state: LoopState, _: object) -> None:
+            state.sums[state.stage]["loss.long_view"] = np.nan
+            if state.steps == stops_at:
+                raise KeyboardInterrupt
+
+        return OfflineLoop(blocks, toy_trainer(blocks), files, PLAN, tell).run()
+
+    files, expected = MemoryCheckpoints(), run_from(MemoryCheckpoints(), 0)
+    with pytest.raises(KeyboardInterrupt):
+        run_from(files, 14)  # in the second epoch
+    assert b"null" in files.saved[WORK][1]
+    assert run_from(files, 0) == expected
+    assert "last_day.log_loss" in expected and "last_day.calibration" not in expected
 
 
 @pytest.mark.parametrize(("last", "which"), [(0, "before the last day"), (4, "on the last day")])

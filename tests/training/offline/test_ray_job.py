@@ -18,6 +18,7 @@ from tests.support.paths import ROOT
 from tests.support.training.offline_command import arrays_of, asked, state_with_archive
 from training.candidates.registry import Registry
 from training.offline.loop import LoopState
+from training.offline.sharding import decode, encode
 from training.offline.trainer import LaneResult
 
 __all__ = ["system"]
@@ -77,8 +78,8 @@ def test_messages_travel_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = np.array([5, -9], np.int64)
     rows = RowGradients(keys, np.array([[1.5], [np.nan]], np.float32), np.array([1, 2], np.int32))
     lane = LaneGradients(3, {"users": rows}, np.arange(4, dtype=np.float32), {"loss.like": 0.1})
-    message = LaneResult(lane, np.eye(2, 3, dtype=np.float32))
-    other = pickle.dumps(message, protocol=5)  # of worker 0
+    message = [LaneResult(lane, np.eye(2, 3, dtype=np.float32))]
+    other = encode(message)  # of worker 0
 
     def all_to_all_single(out: Any, sent: Any, *sizes: Any) -> None:
         """As torch's: sizes first, then bytes."""
@@ -86,15 +87,22 @@ def test_messages_travel_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
             assert sent.tolist()[1] == 0, "the own message stays"
             out.copy_(torch.tensor([len(other), 0]))
         else:
-            assert pickle.loads(sent.numpy().tobytes()) == "to worker 0"
+            assert decode(sent.numpy().tobytes(), list[LaneResult]) == []
             out.copy_(torch.frombuffer(bytearray(other), dtype=torch.uint8))
 
     monkeypatch.setattr(ray_offline.torch.distributed, "all_to_all_single", all_to_all_single)
-    again, own = ray_offline.exchange(["to worker 0", "own"], rank=1)
+    [again], own = ray_offline.exchange([[], "own"], list[LaneResult], rank=1)
     assert own == "own"
     assert np.array_equal(again.probabilities_BL, np.eye(2, 3, dtype=np.float32))
     assert again.gradients.lane == 3 and again.gradients.metrics == {"loss.like": 0.1}
-    assert again.gradients.tables["users"].gradients.tobytes() == rows.gradients.tobytes()
+    again_rows = again.gradients.tables["users"]
+    assert again_rows.gradients.tobytes() == rows.gradients.tobytes()
+    assert again_rows.keys.flags.writeable and again_rows.keys.tobytes() == keys.tobytes()
+    other = pickle.dumps(message, protocol=5)
+    with pytest.raises(msgspec.DecodeError):
+        ray_offline.exchange([[], "own"], list[LaneResult], rank=1)
+    with pytest.raises(msgspec.DecodeError):
+        decode(msgspec.msgpack.encode(("|O", [1], bytes(8))), np.ndarray)
 
 
 def test_progress_is_written_seldom(tmp_path: Path) -> None:
