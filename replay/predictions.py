@@ -94,14 +94,11 @@ def build_report(
     user, request = _codes(predictions.user_id), _codes(predictions.request_id)
     measure = partial(_measure, k)
     report: dict[str, Any] = dict(about or {}) | {
-        "rows": len(time_ms),
-        "users": int(user.max(initial=-1)) + 1,
+        "rows": len(time_ms), "users": int(user.max(initial=-1)) + 1,
         "from_ms": int(time_ms.min()) if len(time_ms) else None,
-        "until_ms": int(time_ms.max()) + 1 if len(time_ms) else None,
-        "utc_offset_h": utc_offset_h,
-        "lines": sorted({str(line) for line in predictions.line}),
-        "labels": {},
-    }
+        "until_ms": int(time_ms.max()) + 1 if len(time_ms) else None, "utc_offset_h": utc_offset_h,
+        "lines": sorted({str(line) for line in predictions.line}), "labels": {},
+    }  # fmt: skip
     for label, column in predictions.scores.items():
         score = np.asarray(column, np.float64)
         truth = np.asarray(predictions.labels[label], np.float64)

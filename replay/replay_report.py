@@ -39,12 +39,9 @@ def report_of(
         judged = replayed.predictions.rows(rows)
         about["against"] = compare(judged, baseline, dataset.labels[0])
     return build_report(
-        replayed.predictions,
-        utc_offset_h=dataset.utc_offset_h,
-        slices=slices_of(dataset, replayed, options.judge_from_ms),
-        about=about,
-        k=options.k,
-    )
+        replayed.predictions, utc_offset_h=dataset.utc_offset_h,
+        slices=slices_of(dataset, replayed, options.judge_from_ms), about=about, k=options.k,
+    )  # fmt: skip
 
 
 def judged_rows(

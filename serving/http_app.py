@@ -402,12 +402,9 @@ def _answer_out(answer: values.Answer, token: str, began_s: float) -> dict[str, 
 def _results_out(results: Sequence[Result], unproven: int = 0) -> dict[str, Any]:
     counts = Counter(result.status for result in results)
     return {
-        "accepted": counts[ACCEPTED],
-        "duplicates": counts[DUPLICATE],
-        "rejected": counts[REJECTED],
-        "unproven": unproven,
-        "results": results,
-    }
+        "accepted": counts[ACCEPTED], "duplicates": counts[DUPLICATE], "rejected": counts[REJECTED],
+        "unproven": unproven, "results": results,
+    }  # fmt: skip
 
 
 def _id(text: str, name: str) -> Id:

@@ -308,14 +308,11 @@ class Pipeline:
         exploration = temperature, config.explore, config.quota, config.diversity
         params = BY_SCORE if query.request.by_score else SamplingParams(*exploration)
         return SamplingInput(
-            candidates.final_N,
-            params,
-            caps_of(replica, query, candidates),
+            candidates.final_N, params, caps_of(replica, query, candidates),
             trust_of(replica.popularity.shown[indices], config),
-            replica.vectors_of(indices) if params.diversity else None,
-            candidates.open_N,
+            replica.vectors_of(indices) if params.diversity else None, candidates.open_N,
             {rank: candidates.indices.index(i) for rank, i in candidates.pinned.items()},
-        )
+        )  # fmt: skip
 
     def _shares(self, query: Query) -> dict[str, int]:
         """Candidates per source. Before the first step no user vector has been learned."""

@@ -98,14 +98,11 @@ class UserOutcomes:
         self.outside = 0  # items shown to exposed users after the arm's traffic ended
         self._rows: dict[int, int] = {}
         self._arrays: dict[str, NDArray[Any]] = {
-            "key": np.zeros(_FIRST, np.int64),
-            "arm": np.full(_FIRST, NOBODY, np.int8),
-            "exposed_ms": np.zeros(_FIRST, np.int64),
-            "segment": np.zeros(_FIRST, np.int16),
-            "crossed": np.zeros(_FIRST, np.bool_),
-            "before": np.zeros((_FIRST, len(sums))),
+            "key": np.zeros(_FIRST, np.int64), "arm": np.full(_FIRST, NOBODY, np.int8),
+            "exposed_ms": np.zeros(_FIRST, np.int64), "segment": np.zeros(_FIRST, np.int16),
+            "crossed": np.zeros(_FIRST, np.bool_), "before": np.zeros((_FIRST, len(sums))),
             "after": np.zeros((_FIRST, days, len(sums))),
-        }
+        }  # fmt: skip
 
     def __len__(self) -> int:
         """Number of users in the sample, exposed or not."""

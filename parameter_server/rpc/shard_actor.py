@@ -57,12 +57,9 @@ class ShardActor:
         self._tracer = open_tracer_in_actor(config, "shards", str(spec.part))
         initial = np.frombuffer(b"".join(dense), np.float32) if dense else None
         self._shard = DurableShard(
-            spec,
-            home_of(spec, config),
-            delta_publisher(open_log(config), spec.line, self._tracer),
-            initial,
-            background=True,
-        )
+            spec, home_of(spec, config), delta_publisher(open_log(config), spec.line, self._tracer),
+            initial, background=True,
+        )  # fmt: skip
         self._service = ShardService(self._shard, secrets.token_hex(16))
         self._server = SocketServer(self._service, host, tls=tls.shard)
         tags = ("line", "epoch", "shard")

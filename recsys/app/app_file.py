@@ -72,17 +72,14 @@ class _Reader:
             raise self._expected(f"a mapping with {names}", features, "features")
         history = self._history(top, events)
         app = App(
-            name=self._name(top.get("app", "app"), "app"),
-            events=events,
-            fields=self._fields(top.get("fields", {})),
-            groups=self._names(top.get("groups", []), "groups"),
+            name=self._name(top.get("app", "app"), "app"), events=events,
+            fields=self._fields(top.get("fields", {})), groups=self._names(top.get("groups", []), "groups"),
             shown=self._one_of((BY_VIEW, BY_LIST, BY_CLICK), top.get("shown", BY_VIEW), "shown"),
             window_s=self._seconds(top.get("window", 60), "window"),
-            features=self._features(features, history[1]),
-            history=history[0],
+            features=self._features(features, history[1]), history=history[0],
             repeats=self._flag(top.get("repeats", False), "repeats"),
             sources=self._sources(top.get("sources", {})),
-        )
+        )  # fmt: skip
         self._check(app)
         return app
 

@@ -134,12 +134,9 @@ class App:
         per_author = base.policy.per_author if "author" in self.schema.groups[:1] else 0
         usual = base.policy.temperature == PolicyConfig.temperature
         policy = replace(
-            base.policy,
-            weights=weights | {WATCH: 0.0},
-            per_author=per_author,
-            relative=True,
+            base.policy, weights=weights | {WATCH: 0.0}, per_author=per_author, relative=True,
             temperature=_TEMPERATURE if usual else base.policy.temperature,
-        )
+        )  # fmt: skip
         if self.sources:
             policy = replace(policy, sources=self.sources)
         elif self.repeats:

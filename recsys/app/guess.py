@@ -114,13 +114,10 @@ def guess(
         shown = "view"
     features = _features(out.definition, categories, positive, shown)
     out.definition |= {
-        "groups": categories[:2],
-        "shown": shown,
-        "window": "60s",
-        "history": {"of": positive, "length": 50},
-        "features": {"half_lives": half_lives} | features,
+        "groups": categories[:2], "shown": shown, "window": "60s",
+        "history": {"of": positive, "length": 50}, "features": {"half_lives": half_lives} | features,
         "files": {kind: msgspec.to_builtins(table) for kind, table in tables.items()},
-    }
+    }  # fmt: skip
     return out
 
 

@@ -344,15 +344,12 @@ def laptop() -> Config:
 def cluster() -> Config:
     """A Ray cluster with Kafka and Redis; set their addresses in a file or the environment."""
     return replace(
-        Config(),
-        name="cluster",
-        log=LogConfig(url="kafka://127.0.0.1:9092", partitions=32),
+        Config(), name="cluster", log=LogConfig(url="kafka://127.0.0.1:9092", partitions=32),
         sessions=SessionConfig(url="redis://127.0.0.1:6379/0"),
         parameter_server=ParameterServerConfig(shards=4),
-        trainer=TrainerConfig(workers=4, cpus_per_worker=1.0),
-        step=StepConfig(examples=1024, lanes=8),
+        trainer=TrainerConfig(workers=4, cpus_per_worker=1.0), step=StepConfig(examples=1024, lanes=8),
         serve=ServeConfig(replicas=2),
-    )
+    )  # fmt: skip
 
 
 RUNS = {"laptop": laptop, "cluster": cluster}

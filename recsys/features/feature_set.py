@@ -582,13 +582,10 @@ class RequestFeatures:
     def block(self) -> FeatureBlock:
         """The features as written into the impression."""
         return FeatureBlock(
-            feature_set=self.feature_set,
-            user_keys=self.user_U.tobytes(),
-            item_keys=self.items_NI.tobytes(),
-            history=self.history_TH.tobytes(),
-            outcomes=self.outcomes_TO.tobytes(),
-            dense=self.dense_NF.tobytes(),
-        )
+            feature_set=self.feature_set, user_keys=self.user_U.tobytes(),
+            item_keys=self.items_NI.tobytes(), history=self.history_TH.tobytes(),
+            outcomes=self.outcomes_TO.tobytes(), dense=self.dense_NF.tobytes(),
+        )  # fmt: skip
 
 
 class UnknownFeatureSet(ValueError):

@@ -180,13 +180,10 @@ class Narrowing:
         """A logged block of some items."""
         dense = np.frombuffer(block.dense, np.float32).reshape(items, -1)
         return FeatureBlock(
-            feature_set=self.narrow.digest,
-            user_keys=block.user_keys,
-            item_keys=block.item_keys,
-            history=block.history[: self._history],
-            outcomes=block.outcomes[: self._outcomes],
+            feature_set=self.narrow.digest, user_keys=block.user_keys, item_keys=block.item_keys,
+            history=block.history[: self._history], outcomes=block.outcomes[: self._outcomes],
             dense=dense[:, self.columns].tobytes(),
-        )
+        )  # fmt: skip
 
 
 def _check_alike(one: FeatureSet, other: FeatureSet) -> None:

@@ -95,12 +95,9 @@ class LogLines(logging.Formatter):
             more = "".join(f" {name}={value}" for name, value in fields.items())
             return head + message + more + (f"\n{exception}" if exception else "")
         line: dict[str, Any] = {
-            "time_ms": int(record.created * 1000),
-            "level": record.levelname.lower(),
-            "part": self._part,
-            "logger": record.name,
-            "message": message,
-        }
+            "time_ms": int(record.created * 1000), "level": record.levelname.lower(), "part": self._part,
+            "logger": record.name, "message": message,
+        }  # fmt: skip
         line |= {name: value for name, value in fields.items() if name not in line}
         if exception:
             line["exception"] = exception

@@ -175,13 +175,10 @@ def part_environment(config: Config, plan: Plan) -> dict[str, str]:
     root = str(Path(recsys.__file__).resolve().parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
-        **os.environ,
-        **dict.fromkeys(ONE_THREAD, "1"),
-        **client_environment(config, plan),
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "PYTHONUNBUFFERED": "1",
+        **os.environ, **dict.fromkeys(ONE_THREAD, "1"), **client_environment(config, plan),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1",
         STATE: str(Path(config.state).resolve()),
-    }
+    }  # fmt: skip
 
 
 def main(state: str) -> None:

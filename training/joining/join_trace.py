@@ -26,14 +26,10 @@ class JoinTrace:
         for place, example in self._made:
             request_id, partition, offset = example.request_id, example.partition, offsets[place]
             attributes: SpanAttributes = {
-                "item_id": str(example.item_id),
-                "correction": example.correction,
-                "shown_ms": example.shown_ms,
-                "closed_ms": example.closed_ms,
-                "topic": EXAMPLES,
-                "partition": partition,
-                "offset": offset,
-            }
+                "item_id": str(example.item_id), "correction": example.correction,
+                "shown_ms": example.shown_ms, "closed_ms": example.closed_ms, "topic": EXAMPLES,
+                "partition": partition, "offset": offset,
+            }  # fmt: skip
             span_id = request_span(request_id, JOIN, partition, offset)
             parent = request_span(request_id, FEED)
             times = (self._began_ns, ended_ns)
