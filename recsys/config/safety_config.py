@@ -113,10 +113,10 @@ class SafetyConfig:
 
     def check_viewer_fields(self, schema: Schema) -> None:
         """Raises ValueError for a name in ``when`` or ``unless`` whose value would never be known."""
-        known = sorted({*dict(schema.context), *schema.names("user", CATEGORICAL)})
+        fields = sorted({*dict(schema.context), *schema.names("user", CATEGORICAL)})
         for name in sorted(self.viewer_fields):
-            check(name in known, "safety.rules: a name in when or unless", name,
-                  f"a field of contexts, or of users one with text: {', '.join(known)}")  # fmt: skip
+            check(name in fields, "safety.rules: a name in when or unless", name,
+                  f"a field of contexts, or of users one with text: {', '.join(fields)}")  # fmt: skip
 
     @property
     def digest(self) -> str:

@@ -129,8 +129,8 @@ class FeatureBuilder:
         user, profile, context, hour = self.features.user_slots
         if session.user_id != NOBODY:
             keys[user.start] = key_of("user", session.user_id)
-            known = session.profile[: profile.stop - profile.start]
-            keys[profile.start : profile.start + len(known)] = known
+            first = session.profile[: profile.stop - profile.start]
+            keys[profile.start : profile.start + len(first)] = first
         keys[context.start : context.start + len(contexts)] = contexts
         keys[hour.start] = _HOURS[(now_ms // 3_600_000) % 24]
         return keys

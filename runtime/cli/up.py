@@ -86,16 +86,16 @@ def keep_definition(config: Config, app: App | None, file: Path | None) -> None:
     """Writes the feature set and the definition of a state folder. The definition that is kept there may have
     another set than the first: the system took it up (``recsys app apply``). Raises ValueError for others."""
     if app is not None and file is not None and not _is_kept(config, file):
-        features, kept = app.feature_set(config.model.features), Path(config.state) / APP_FILE
-        first = feature_set(config) if (kept.parent / FEATURES_FILE).exists() else features
-        if kept.exists() and read_app(kept).feature_set(first.kind) != features:
+        features, own_file = app.feature_set(config.model.features), Path(config.state) / APP_FILE
+        first = feature_set(config) if (own_file.parent / FEATURES_FILE).exists() else features
+        if own_file.exists() and read_app(own_file).feature_set(first.kind) != features:
             raise ValueError(
-                f"{file} has other features than {kept}: run `recsys app apply {file}` while the "
+                f"{file} has other features than {own_file}: run `recsys app apply {file}` while the "
                 "system runs, or use another state folder (--state)"
             )
-        if first == features or not kept.exists():
+        if first == features or not own_file.exists():
             write_feature_set(config, features)
-        write_atomically(kept, file.read_bytes())
+        write_atomically(own_file, file.read_bytes())
 
 
 def _is_kept(config: Config, file: Path) -> bool:
@@ -179,8 +179,8 @@ def _plan(
         check_weights(policy, features.schema.labels)
         check_rules(policy, features.schema.names("item", CATEGORICAL))
         check_plugins(policy, resolved.serve.stages)
-    kept = Path(resolved.state) / APP_FILE  # it may have been taken up after the first
-    app = new or (read_app(kept) if kept.exists() else None)
+    own_file = Path(resolved.state) / APP_FILE  # it may have been taken up after the first
+    app = new or (read_app(own_file) if own_file.exists() else None)
     resolved.safety.check_viewer_fields(app.schema if app else features.schema)
     check_accepted(resolved, features)
     if resolved.model.ranker:  # imports torch, which takes two seconds

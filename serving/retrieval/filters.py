@@ -90,8 +90,8 @@ def _is(query: Query, name: str, value: str, unknown: bool) -> bool:
     texts = spellings_of(value)
     if name in query.request.context:
         return str(query.request.context[name]) in texts
-    known = any(key_of(f"user.{name}", text) in query.session.profile for text in texts)
-    return known if query.viewer_known else unknown
+    has_value = any(key_of(f"user.{name}", text) in query.session.profile for text in texts)
+    return has_value if query.viewer_known else unknown
 
 
 def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:
@@ -104,20 +104,20 @@ def given_items(replica: Replica, query: Query) -> tuple[list[int], dict[Id, str
     """Distinct indices of the caller's candidates, and for each one left out the reason."""
     catalogue, excluded = replica.catalogue, {*map(str, query.request.exclude_ids)}
     distinct = {str(item_id): item_id for item_id in query.request.candidate_ids or ()}
-    found = {text: catalogue.index_of(text) for text in distinct}
-    known = {text: i for text, i in found.items() if i is not None and catalogue.alive[i]}
-    passes = filter_mask(replica, query.request.filters, np.array([*known.values()], np.int64))
-    filtered = {text for text, passed in zip(known, passes, strict=True) if not passed}
+    indices = {text: catalogue.index_of(text) for text in distinct}
+    alive = {text: i for text, i in indices.items() if i is not None and catalogue.alive[i]}
+    passes = filter_mask(replica, query.request.filters, np.array([*alive.values()], np.int64))
+    filtered = {text for text, passed in zip(alive, passes, strict=True) if not passed}
     given, left_out = list[int](), dict[Id, str]()
     for text, item_id in distinct.items():
-        if text not in known:
+        if text not in alive:
             left_out[item_id] = UNKNOWN
         elif text in excluded:
             left_out[item_id] = EXCLUDED
         elif text in filtered:
             left_out[item_id] = FILTERED
         else:
-            given.append(known[text])
+            given.append(alive[text])
     return given, left_out
 
 

@@ -213,8 +213,8 @@ class RedisFoldStore:
         with unavailable("removed"):
             for kind in KINDS:
                 pattern = "{p*}" * self.is_cluster + session_key("*", self._name, kind=kind)
-                found = self._client.scan_iter(pattern, _REMOVED)
-                while keys := list(islice(found, _REMOVED)):
+                matching = self._client.scan_iter(pattern, _REMOVED)
+                while keys := list(islice(matching, _REMOVED)):
                     self._client.delete(*keys)
             self._client.delete(self._place, *self._places.values())
 
