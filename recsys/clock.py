@@ -9,6 +9,6 @@ def wall_ms() -> int:
 
 
 def is_due(now_ms: int, due_ms: int, every_ms: int) -> bool:
-    """Whether what is done every so often, next at ``due_ms``, is due: also if that is further away than it
-    can have been set to, since the clock was set back."""
+    """Whether what is done every ``every_ms``, next at ``due_ms``, is due. True also if ``due_ms`` lies more
+    than ``every_ms`` ahead: the clock was set back."""
     return now_ms >= due_ms or due_ms - now_ms > every_ms

@@ -275,7 +275,9 @@ class Pipeline:
             (control_name, _), (name, policy) = query.policy.rivals
             query = replace(query, policy=policy)
             treated = self.adjusted(query, candidates)
-            candidates = candidates.having(degraded=tuple(dict.fromkeys(treated.degraded)))
+            # By another name than a stage that both went without: reconstruction skips these for both.
+            lost = [f"{s} ({name})" for s in treated.degraded if s not in candidates.degraded]
+            candidates = candidates.having(degraded=(*candidates.degraded, *lost))
             inputs = control, self.sampling_input(query, treated)
             slate = draft_slate(inputs, n, (control_name, name), request_id=request_id)
             both = treated.scores_N[slate.positions], scores_N[slate.positions]

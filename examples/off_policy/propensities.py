@@ -81,8 +81,12 @@ def propensity_ratios(
 
 def same_candidates(logged: Policy, target: Policy) -> bool:
     """Whether the policies retrieve the same candidates and pin the same items."""
-    settings = [(p.config.sources, p.config.trust_after, p.config.fixed) for p in (logged, target)]
-    return settings[0] == settings[1]
+    one, other = (
+        # What is unwanted is no like, by which the source `topic` chooses.
+        (c.sources, c.trust_after, c.fixed, {*c.unwanted})
+        for c in (logged.config, target.config)
+    )
+    return one == other
 
 
 def probabilities_along(given: SamplingInput, positions_R: Indices, n: int) -> tuple[Floats, bool]:

@@ -189,8 +189,8 @@ def intact_steps(folder: Path, line: str, epoch: int) -> list[int]:
 
 def damaged(folder: Path, line: str) -> dict[str, str]:
     """Snapshots of a line that this process has found damaged, with the reason."""
-    versions = [version for version in _versions(folder, line) if version in _damaged]
-    return {version.name: _damaged[version] for version in versions}
+    reasons = {version.name: _damaged.get(version, "") for version in _versions(folder, line)}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def check_snapshots(folder: Path, line: str) -> Iterator[tuple[Path, str, int]]:
@@ -210,16 +210,18 @@ def _steps(folder: Path, line: str, epoch: int, is_usable: Callable[[Path], bool
 
 def _damage(version: Path, line: str) -> str:
     """Damage of a complete snapshot; empty if it is intact. Each file is read once a day."""
-    reported = _damaged.pop(version, "")
     try:
         _check(version, line, part_files.DIGESTS)
     except _UNUSABLE as error:
         if not version.exists():  # removed by a sibling
+            _damaged.pop(version, None)
             return "removed"
-        _damaged[version] = str(error)
-        if not reported:
+        if version not in _damaged:
             _LOG.error("snapshot %s is damaged and doesn't count: %s", version, error)
-    return _damaged.get(version, "")
+        _damaged[version] = str(error)
+        return str(error)
+    _damaged.pop(version, None)
+    return ""
 
 
 def lines(folder: Path) -> list[str]:

@@ -31,7 +31,7 @@ L = TypeVar("L", bound=SetLoop)
 
 
 def qualified(what: str, name: str) -> str:
-    """Name of something that a feature set has for its own."""
+    """A name with that of a feature set appended; the first set's is empty."""
     return f"{what}@{name}" if name else what
 
 

@@ -6,7 +6,7 @@ from dataclasses import field as dataclass_field
 import msgspec
 
 from recsys.config.checks import Section, bounded, check, choice, fraction, positive
-from recsys.events.field_schema import CATEGORICAL, Schema
+from recsys.events.field_schema import CATEGORICAL, Schema, likely_misspelt
 from recsys.events.hashing import digest_of
 
 
@@ -112,10 +112,12 @@ class SafetyConfig:
         return {name for rule in self.rules for name in (*rule.when, *rule.unless)}
 
     def check_viewer_fields(self, schema: Schema) -> None:
-        """Raises ValueError for a name in ``when`` or ``unless`` whose value would never be known."""
-        fields = sorted({*dict(schema.context), *schema.names("user", CATEGORICAL)})
-        for name in sorted(self.viewer_fields):
-            check(name in fields, "safety.rules: a name in when or unless", name,
+        """Raises ValueError for a name in ``when`` or ``unless`` that is a number of users, which profiles
+        don't have, or looks like a misspelt field. Other names may come with a request's context."""
+        fields = tuple(sorted({*dict(schema.context), *schema.names("user", CATEGORICAL)}))
+        for name in sorted(self.viewer_fields - {*fields}):
+            fits = name not in dict(schema.user) and likely_misspelt(fields, {name}) is None
+            check(fits, "safety.rules: a name in when or unless", name,
                   f"a field of contexts, or of users one with text: {', '.join(fields)}")  # fmt: skip
 
     @property

@@ -21,7 +21,7 @@ from replay.datasets.log_files import open_file
 
 ROWS: Final = 20_000  # of a block
 _LINE: Final = 1 << 20  # characters: the rest of a longer line is dropped, and its row refused
-_LINES: Final = 100  # of a row: a stray quote makes one of all rows up to the next
+_LINES: Final = 10  # of a row, from which on it is checked for a quote that was never closed
 _BLOCK: Final = 1 << 25  # characters after which a block ends before it has all its rows
 _TEXT: Final = (".csv", ".tsv", ".txt", ".inter", ".item", ".user")
 _JSON: Final = (".jsonl", ".ndjson", ".json")
@@ -109,18 +109,24 @@ def _csv_rows(reader: Any, width: int, block: Block) -> list[list[str]]:
             break
         size += sum(map(len, row))
         last = reader.line_num + 1
-        is_long = last - first >= _LINES
-        if len(row) == width and not is_long:
+        is_open = last - first >= _LINES and _has_rows(row, width, reader.dialect.delimiter)
+        if len(row) == width and not is_open:
             rows.append(row)
             block.lines.append(first)
         elif row:
             why, value = f"expected {width} cells", str(len(row))
-            if is_long:
-                why = f"expected a row of at most {_LINES} lines: close its quote"
+            if is_open:
+                why = "expected text in quotes, not rows: close the quote"
                 value = f"lines {first} to {last}"
             text = ",".join(row)[:200].encode(errors="replace").decode()
             block.bad.append(BadRow(first, why, value, text))
     return rows
+
+
+def _has_rows(row: list[str], width: int, delimiter: str) -> bool:
+    """Whether most lines of the longest cell have as many delimiters as a row of ``width`` cells."""
+    lines = max(row, key=len).split("\n")
+    return sum(line.count(delimiter) == width - 1 for line in lines) * 2 > len(lines)
 
 
 def _lines(stream: IO[AnyStr], newline: AnyStr) -> Iterator[AnyStr]:

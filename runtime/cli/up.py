@@ -236,7 +236,8 @@ def _report_running(config: Config, file: Path | None, console: Console, holder:
     console.print(parts_table(running, resolved))
     if running.config_digest != digest(config) or (file and not _is_kept(config, file)):
         fail(
-            f"{config.state} runs with another configuration: `recsys down --state {config.state}` first"
+            f"{config.state} runs with another configuration: `recsys down --state {config.state}` first; "
+            "other features of a definition are taken up while it runs, by `recsys app apply`"
         )
         return 1
     typer.echo(f"already running, supervised by process {running.supervisor.pid}")

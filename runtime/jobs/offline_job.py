@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,19 +54,21 @@ def run(options: OfflineOptions) -> dict[str, Any]:
     _check(options)
     started = time.monotonic()
     work = options.registry_folder.resolve() / _WORK
-    folder = _begin(options, work)
-    job = jobs.read_job(folder)
-    with jobs.locked(folder), jobs.reading(Path(job.cache)):
-        existed = jobs.is_registered(job)
-        if not existed:
-            typer.echo(offline_progress.describe_job(job, options.workers), err=True)
-            if options.workers:
-                _train_on_ray(folder, options)
-            else:
-                jobs.run_worker(folder, report=offline_progress.ProgressLine())
-            if not jobs.is_registered(job):
-                raise RuntimeError(f"the job ended without a candidate; see {folder}/ray")
-    jobs.clean_up(folder)
+    with ExitStack() as reading:
+        folder = _begin(options, work, reading)
+        job = jobs.read_job(folder)
+        with jobs.locked(folder):
+            existed = jobs.is_registered(job)
+            if not existed:
+                typer.echo(offline_progress.describe_job(job, options.workers), err=True)
+                if options.workers:
+                    _train_on_ray(folder, options)
+                else:
+                    jobs.run_worker(folder, report=offline_progress.ProgressLine())
+                if not jobs.is_registered(job):
+                    raise RuntimeError(f"the job ended without a candidate; see {folder}/ray")
+            reading.close()
+            jobs.clean_up(folder)
     seconds = time.monotonic() - started
     return offline_progress.summary(options.registry_folder, job.name, seconds, existed)
 
@@ -96,14 +98,16 @@ def _check(options: OfflineOptions) -> None:
             ) from error
 
 
-def _begin(options: OfflineOptions, work: Path) -> Path:
-    """Caches the examples and creates the job's folder, or finds the folder of the same job."""
+def _begin(options: OfflineOptions, work: Path, reading: ExitStack) -> Path:
+    """Caches the examples and creates the job's folder, or finds the folder of the same job. ``reading``
+    keeps the cache from jobs that end meanwhile."""
     config, data = _config(options), options.data_folder
     model, share = _student(options, config.model)
     of_archive = archives.is_archive(data)
     examples = _archive_examples if of_archive else _dataset_examples
     features, key, make = examples(options, config)
     with jobs.locked(work / "examples"):
+        reading.enter_context(jobs.reading(jobs.cache_folder(work, key)))
         cache = jobs.cached(work, key, make)
     model, teacher_config = replace(model, features=features.kind), None
     registry = options.registry_folder

@@ -25,7 +25,7 @@ _NICE: Final = 5
 # Parts that share a process: the path from an event to its step, and parts that mostly wait.
 _LEARNING: Final[dict[str, Any]] = {"nice": _NICE, "shares": "learning"}
 _WAITING: Final[dict[str, Any]] = {"nice": _NICE, "shares": "waiting"}
-# Of parts that read all of ``items`` first, a minute a million. A replica may read for ten minutes
+# Parts that read all of ``items`` first take about a minute for a million. A replica may read for ten minutes
 # (serving/retrieval/ray_retrieval.py) before it answers.
 _READ_S: Final = 720.0
 _PARTS: Final = (

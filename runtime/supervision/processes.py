@@ -53,8 +53,9 @@ def identify(pid: int) -> Identity:
 
 
 def _started(pid: int, boot: str) -> float:
-    """Start time of a process as in ``Identity``; nan, near no time, without one and for another boot."""
-    with contextlib.suppress(psutil.Error, FileNotFoundError, ProcessLookupError):
+    """Start time of a process as in ``Identity``; nan, which is near no time, if there is no such process or
+    it can't be read, and for another boot."""
+    with contextlib.suppress(psutil.Error, FileNotFoundError, ProcessLookupError, PermissionError):
         if not boot:
             return float(psutil.Process(pid).create_time())
         if boot == _BOOT:

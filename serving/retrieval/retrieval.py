@@ -16,7 +16,7 @@ item, ``covisit`` and ``popular`` fill the places left. All read one replica ver
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Final, Protocol
 
@@ -209,7 +209,7 @@ class Retrieval:
 
     def _topic(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         """Items of liked groups, by how much each is liked: half by popularity, half at random."""
-        liked = liked_groups(query.session, query.policy.config.weights)[:_TOPICS]
+        liked = liked_groups(query.session, query.policy.config.unwanted)[:_TOPICS]
         salt = _salt(query)
         total = sum(weight for _, weight in liked)
         quantiles = draws(salt, np.arange(_POOL))
@@ -309,17 +309,16 @@ def _concatenated(parts: Iterable[Indices]) -> Indices:
     return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def liked_groups(session: Session, by_label: Mapping[str, float]) -> list[tuple[int, float]]:
+def liked_groups(session: Session, unwanted: Collection[str]) -> list[tuple[int, float]]:
     """Liked authors and tags of the recent history with their weights, heaviest first.
 
     A weight is what was liked (of an entry the first label whole, each other half, of newer ones more) times
     the share of the group's entries that was: else a tag that liked items also have weighs as much as theirs,
-    though the viewer passes by all else that has it. Labels that the policy weighs below 0 (``by_label``),
-    as a hide, are no likes.
+    though the viewer passes by all else that has it. ``unwanted`` labels, as a hide, are no likes.
     """
     liked, met = dict[int, float](), dict[int, float]()
     labels = session.features.schema.labels
-    others = [place for place, name in enumerate(labels) if place and by_label.get(name, 0.0) >= 0]
+    others = [place for place, name in enumerate(labels) if place and name not in unwanted]
     for age, entry in enumerate(reversed(session.history)):
         liking = entry.outcomes[0] + 0.5 * any(entry.outcomes[place] for place in others)
         newness = NEWER**age

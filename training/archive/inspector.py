@@ -95,9 +95,11 @@ class Inspector(RetryLoop):
         reader = self._steps.setdefault(line, StepReader(self._log, *line))
         try:
             step, place = reader.record(delta.step), reader.place(delta.step)
-        except LogLost:  # trimmed since the reader's last rejection
-            del self._steps[line]
-            step = place = None
+        except (
+            LogLost
+        ):  # trimmed up to there since the reader's last rejection: another begins anew
+            reader = self._steps[line] = StepReader(self._log, *line)
+            step, place = reader.record(delta.step), reader.place(delta.step)
         if step is None or place is None:
             _LOG.error(
                 "step %d of %s/%d: %s, and the log has no record of it", delta.step, *line, rejected

@@ -185,12 +185,15 @@ class ShadowLoop(RetryLoop):
             return self._step(shadow, newest)
         except LogUnavailable:
             raise
-        except OSError as error:  # a full disk, an unavailable folder: it may recover
-            _LOG.warning("candidate %s waits: %s", state.line, error)
+        except (
+            OSError,
+            MemoryError,
+        ) as error:  # a full disk, an unavailable folder: it may recover
+            _LOG.warning("candidate %s waits: %r", state.line, error)
             self.counts["waits"] += 1
             return 0
         except Exception as error:  # whatever its ranker raises, the other lines go on
-            self._refuse(state.line, f"{type(error).__name__}: {error}")
+            self._refuse(state.line, f"{type(error).__name__}: {error}", error)
             return 1
 
     def _waits(self, state: CandidateState) -> bool:
@@ -316,8 +319,8 @@ class ShadowLoop(RetryLoop):
         self._publishing.discard(line)
         self._log.release(f"{PART}/{line}", EXAMPLES)
 
-    def _refuse(self, line: str, reason: str) -> None:
-        _LOG.error("candidate %s: %s", line, reason)
+    def _refuse(self, line: str, reason: str, error: Exception | None = None) -> None:
+        _LOG.error("candidate %s: %s", line, reason, exc_info=error)
         self._drop(line)
         self._sent[line] = -1
         self.counts["refused"] += 1

@@ -56,7 +56,7 @@ class _Packed(msgspec.Struct):
 
     features: str
     joiners: dict[int, bytes]
-    settings: dict[str, float] = {}
+    settings: dict[str, float | bool] = {}
 
 
 class _Engaged(msgspec.Struct, tag="engagement"):
@@ -256,9 +256,9 @@ class JoinerLoop(RetryLoop):
         schema, join, folder = self._features.schema, self._config.join, self._folder
         # The schema of the data may also declare all served items shown.
         join = replace(join, all_shown=join.all_shown or schema.shown_by == "impression")
-        values = {f"join.{name}": getattr(join, name) for name in _JOIN_SETTINGS}
-        values |= {f"bounds.{name}": value for name, value in asdict(self._config.bounds).items()}
-        self._settings = {n: float(v) for n, v in values.items() if n != "bounds.hold_nats"}
+        bounds = asdict(self._config.bounds).items()
+        self._settings = {f"join.{name}": getattr(join, name) for name in _JOIN_SETTINGS}
+        self._settings |= {f"bounds.{name}": value for name, value in bounds if name != "hold_nats"}
         cap = int(join.memory_mb * 2**20 / len(self._partitions))
         partitions = self._log.partitions(EVENTS)
         self.close()
@@ -271,7 +271,7 @@ class JoinerLoop(RetryLoop):
             for p in self._partitions
         }  # fmt: skip
         saved = self._state.load(self._log.id) if self._state is not None else {}
-        settings: dict[int, dict[str, float]] = {}
+        settings: dict[int, dict[str, float | bool]] = {}
         for note in self._state.notes if self._state is not None else ():
             _LOG.warning("%s", note)
         for partition, snapshot in saved.items():
@@ -295,8 +295,12 @@ class JoinerLoop(RetryLoop):
         self._letters.forget()
         self._consumer = Consumer(self._log, EVENTS, self._partitions, offsets)
         self._needed = self._needed_from() if saved else None
+        are_new = any(before != self._settings for before in settings.values())
+        if self._state is not None and are_new and not any(self._appended.values()):
+            # Before any output: else a kill would leave it after a snapshot with the former settings.
+            self._state.save(self._log.id, self.offsets, self._pack)
 
-    def _check_settings(self, partition: int, before: Mapping[str, float]) -> None:
+    def _check_settings(self, partition: int, before: Mapping[str, float | bool]) -> None:
         """Raises ValueError if the output after the snapshot was joined with other settings: other examples
         would have its sequence numbers."""
         changed = [

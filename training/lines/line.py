@@ -38,10 +38,9 @@ def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
 
 def whole_spec(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
     """The spec of a line in a single shard, which has the budgets of all shards of the live line."""
-    server, shards = replace(config.parameter_server, shards=1), config.parameter_server.shards
-    spec = spec_of(replace(config, parameter_server=server), line, epoch)
-    tables = tuple(replace(t, budget_mb=t.budget_mb * shards) for t in spec.tables)
-    return replace(spec, tables=tables)
+    spec = spec_of(config, line, epoch)
+    tables = tuple(replace(t, budget_mb=t.budget_mb * spec.parts) for t in spec.tables)
+    return replace(spec, parts=1, tables=tables)
 
 
 def learning_digest(config: Config, features: FeatureSet) -> str:

@@ -268,9 +268,13 @@ def cache_key(data: str, features: FeatureSet, join: JoinConfig, allow_gaps: boo
     return digest_of(msgspec.json.encode(content, order="deterministic"))
 
 
+def cache_folder(work: Path, key: str) -> Path:
+    return work / f"examples-{key[:16]}"
+
+
 def cached(work: Path, key: str, make: Callable[[Path], Cache]) -> Cache:
     """The cache of a range of data, made if it is missing; of others, the newest and those read stay."""
-    folder = work / f"examples-{key[:16]}"
+    folder = cache_folder(work, key)
     if folder.exists():
         try:
             return Cache(folder)

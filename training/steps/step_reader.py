@@ -74,9 +74,8 @@ class StepReader:
 
     def _find(self, step: int) -> tuple[int, Step] | None:
         if step not in self._read:
-            if self._sought < 0 or step < max(
-                self._read, default=self._sought
-            ):  # the line went back
+            # At first, and where the line went back.
+            if self._sought < 0 or step < max(self._read, default=self._sought):
                 self._read.clear()
                 self._offset, self._passed, self._lost = self._start(step), [], range(0)
                 self._newest = 0 if self._offset == 0 else None

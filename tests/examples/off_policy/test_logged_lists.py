@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from examples.off_policy.logged_lists import EARLY, REPEATED, SAMPLED, chosen
+from examples.off_policy.propensities import same_candidates
 from examples.off_policy.target_policy import TargetPolicy
+from experiments.assignment.policy import Policy
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.event_types import Impression, RequestInputs, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
@@ -32,6 +34,16 @@ def log_of(lists: Sequence[Impression], newest_ms: int) -> MemoryLog:
     )  # fmt: skip
     log.append(EXAMPLES, [Append(0, b"k", pack(last))])
     return log
+
+
+def test_what_is_unwanted_decides_which_candidates_there_are() -> None:
+    def weighing(**weights: float) -> Policy:
+        return Policy(PolicyConfig(weights=weights), "")
+
+    logged = weighing(like=1.0, buy=0.0, dislike=-1.0)
+    assert same_candidates(logged, weighing(like=3.0, buy=1.0, dislike=-2.0))
+    assert not same_candidates(logged, weighing(like=1.0, buy=-1.0, dislike=-1.0))
+    assert not same_candidates(logged, weighing(like=1.0, buy=0.0, dislike=0.0))
 
 
 def test_a_list_that_was_sent_twice_is_judged_once_where_it_came_first() -> None:

@@ -124,14 +124,17 @@ def test_a_quote_that_another_closes_far_below_makes_no_row_of_the_lines_between
 ) -> None:
     rows = [f"u{i},{i},v{i},note" for i in range(500)]
     rows[5], rows[205] = '"u5,5,v5,note', 'u205",205,v205,note'
-    rows[300], rows[399] = 'u300,300,v300,"note', 'of a hundred lines"'
+    rows[250], rows[261] = 'u250,250,v250,"note', 'u261",261,v261,note'  # these have another width
+    rows[300], rows[499] = 'u300,300,v300,"note', 'of two hundred lines, and more"'
+    rows[301:499] = [f"line {n}, and more" for n in range(198)]
     bad: list[BadRow] = []
     data = dataset(write(tmp_path / "log.csv", "user,time,item,note\n" + "\n".join(rows)), bad=bad)
     times = [ms // 1000 for ms, *_ in seen(data.events())]
-    assert times == [*range(5), *range(206, 301), *range(400, 500)]
+    assert times == [*range(5), *range(206, 250), *range(262, 301)]
+    reason = "expected text in quotes, not rows: close the quote"
     assert [(row.line, row.reason, row.value) for row in bad] == [
-        (7, "expected a row of at most 100 lines: close its quote", "lines 7 to 207")
-    ]
+        (7, reason, "lines 7 to 207"), (252, reason, "lines 252 to 263"),
+    ]  # fmt: skip
 
 
 def test_broken_lines_of_json(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_the_policy_of_a_new_definition_is_checked_with_its_own_labels(tmp_path,
     assert not (tmp_path / "state" / FEATURES_FILE).exists()
 
 
-def test_a_safety_rule_about_a_field_that_nobody_has_is_refused(
+def test_a_safety_rule_about_a_misspelt_field_or_a_number_is_refused(
     config, tmp_path, capsys, monkeypatch
 ):
     def refused(**named):
@@ -127,7 +127,8 @@ def test_a_safety_rule_about_a_field_that_nobody_has_is_refused(
 
     monkeypatch.setattr(up, "check_accepted", accepted)
     assert "all names are known" in refused(when={"country": "DE"}, unless={"surface": "kids"})
-    for named in ({"when": {"cuontry": "DE"}}, {"unless": {"page": "kids"}}):
+    assert "all names are known" in refused(when={"legal_region": "DE"}), "requests may bring it"
+    for named in ({"when": {"cuontry": "DE"}}, {"unless": {"surfaces": "kids"}}):
         (name,) = next(iter(named.values()))
         text = refused(**named)
         assert f"safety.rules: a name in when or unless is '{name}'" in text and "country" in text

@@ -8,7 +8,7 @@ import pytest
 
 from examples.plugin_package.recsys_example_plugins import SameAuthor
 from recsys.arrays.bitmap import Bitmap
-from recsys.config.policy_config import SOURCES, PolicyConfig
+from recsys.config.policy_config import SOURCES, UNWANTED, PolicyConfig
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.hashing import key_of
 from recsys.events.records import ItemState
@@ -147,7 +147,7 @@ def test_topic_takes_from_the_groups_that_are_liked_half_of_them_the_popular_one
 def test_what_is_liked_weighs_by_its_outcomes_and_how_new_it_is() -> None:
     replica = made()
     session = viewer(replica, seen=(2,), liked=(3, 8))
-    order = [key for key, _ in liked_groups(session, policy().config.weights)]
+    order = [key for key, _ in liked_groups(session, policy().config.unwanted)]
     keys = replica.catalogue.keys
     author, tags = (replica.features.slot(f"item.{name}").start for name in ("author", "tags"))
     assert order[0] == keys[8, tags] == keys[3, tags]  # liked twice
@@ -157,18 +157,22 @@ def test_what_is_liked_weighs_by_its_outcomes_and_how_new_it_is() -> None:
 def test_a_group_that_is_passed_by_otherwise_weighs_less_than_one_that_is_always_liked() -> None:
     replica = made(items=100)  # item n has tag n % 5
     session = session_of(replica, ((1, True), (5, False), (0, True)))
-    order = [key for key, _ in liked_groups(session, policy().config.weights)]
+    order = [key for key, _ in liked_groups(session, policy().config.unwanted)]
     tags = replica.catalogue.keys[:, replica.features.slot("item.tags").start]
     assert order.index(tags[1]) < order.index(tags[0])  # one of one, and one of two
 
 
 def test_a_label_that_lowers_items_is_no_liking_of_their_groups() -> None:
     replica = made()
-    session, weights = viewer(replica, seen=(2,)), policy().config.weights
+    session = viewer(replica, seen=(2,))
     session.history[0].outcomes[1] = 1.0  # the second label
-    assert len(liked_groups(session, weights)) == 2
-    assert liked_groups(session, weights | {"like": 0.0}) == liked_groups(session, weights)
-    assert liked_groups(session, weights | {"like": -3.0}) == []
+
+    def liked(**weights: float) -> list[tuple[int, float]]:
+        return liked_groups(session, policy(weights=weights).config.unwanted)
+
+    assert len(liked(like=1.0)) == 2 and liked(like=0.0) == liked(like=1.0)
+    assert liked(like=-3.0) == [] and liked_groups(session, UNWANTED) == liked(like=1.0)
+    assert liked_groups(session, ("like",)) == [], "whatever it weighs"
     by = policy(weights={"like": -3.0}, sources={"topic": 8})
     for its, found in ((by, {"any"}), (policy(sources={"topic": 8}), {"topic", "any"})):
         query = Query(Request("u"), session, its, NOW_MS, "r1")

@@ -199,7 +199,7 @@ def test_a_step_that_was_trimmed_since_the_last_rejection_ends_nothing(
     append(log, STEPS, later)
     log.trim(STEPS, 0, 150)
     refused = [unpack(record.value, Delta) for record in log.read(DELTAS, 0, 0)][1]
-    for step in (4, 190):
+    for step in (190, 4):
         append(log, DELTAS, [pack(replace(refused, step=step))])
         while inspector.turn():
             pass

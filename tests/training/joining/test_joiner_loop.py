@@ -94,6 +94,24 @@ def test_output_of_other_settings_is_not_taken_for_its_own(tmp_path: Path, kille
     assert everything(log, EXAMPLES, Example) == expected_examples(60)
 
 
+def test_output_of_new_settings_is_its_own_also_if_it_is_killed_at_once(tmp_path: Path) -> None:
+    log, clock, events = toy_log(), Clock(), feed(60)
+    config, state = toy_config(), PartState(tmp_path, "joiner")
+    append_events(log, events[: len(events) // 2])
+    loop = JoinerLoop(log, config, FEATURES, clock, state)
+    drain(loop)
+    loop.save()
+    loop.close()
+    append_events(log, events[len(events) // 2 :])
+    changed = replace(config, join=replace(config.join, negatives=0.5))
+    drain(JoinerLoop(log, changed, FEATURES, clock, state))  # killed: its clock saved nothing
+    ends = [log.end(EXAMPLES, p) for p in range(PARTITIONS)]
+    drain(JoinerLoop(log, changed, FEATURES, clock, state))
+    assert ends == [log.end(EXAMPLES, p) for p in range(PARTITIONS)]
+    with pytest.raises(ValueError, match=r"join.negatives was 0.5, is 1"):
+        JoinerLoop(log, config, FEATURES, clock, state)
+
+
 @pytest.mark.parametrize("through", [0, 1, 3, 1000])
 def test_an_append_that_fails_halfway_is_finished(through: int) -> None:
     log = FlakyLog()

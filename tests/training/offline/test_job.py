@@ -1,5 +1,6 @@
 """Workers of a job over one folder: the candidate is that of one process, also after a kill."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def worked(options: OfflineOptions, workers: int, dies_at: int = 0) -> str:
     """Trains with so many workers, which die at a step; returns the candidate's name."""
-    folder = _begin(options, options.registry_folder.resolve() / _WORK)
+    with ExitStack() as reading:
+        folder = _begin(options, options.registry_folder.resolve() / _WORK, reading)
 
     def report(state: LoopState, _: Any) -> None:
         if state.steps == dies_at:
