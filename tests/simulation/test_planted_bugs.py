@@ -13,7 +13,7 @@ from tests.support.simulation.simulator_oracles import check
 
 pytestmark = pytest.mark.slow
 
-SEEDS = (3, 2, 23, 22, 7, 6, 11, 13, 31)  # even ones have power cuts
+SEEDS = (3, 2, 23, 22, 7, 6, 11, 13, 31, 45)  # even ones have power cuts
 
 
 @pytest.mark.parametrize("name", BUGS)

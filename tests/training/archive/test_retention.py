@@ -138,17 +138,23 @@ def test_while_space_is_low_nothing_is_archived_and_the_log_keeps_it(tmp_path):
     assert offsets(tmp_path) == list(range(40)) and archive.missed == 0
 
 
-def test_with_still_less_space_it_holds_nothing_and_says_afterwards_what_it_missed(
-    tmp_path, caplog
-):
+def released(folder):
+    """An archive that has written an hour, and let go of the log before the next."""
     log, space = toy_log(), Spaces()
-    archive, part = budgeted(log, tmp_path, space)
+    archive, part = budgeted(log, folder, space)
     append_hour(log, 0)
     part.turn()
     archive.flush()
     append_hour(log, 1)
     space.level = Level.LOWER
     part.turn()
+    return log, space, archive, part
+
+
+def test_with_still_less_space_it_holds_nothing_and_says_afterwards_what_it_missed(
+    tmp_path, caplog
+):
+    log, space, archive, part = released(tmp_path)
     assert not log.holds(EVENTS, 0) and not log.holds(EXAMPLES, 1)
     assert log.holds(ITEMS, 0)  # the catalogue is kept
     log.trim(EVENTS, 0, 30)
@@ -164,14 +170,7 @@ def test_with_still_less_space_it_holds_nothing_and_says_afterwards_what_it_miss
 
 
 def test_what_goes_while_the_archive_begins_to_hold_again_is_missed(tmp_path, monkeypatch):
-    log, space = toy_log(), Spaces()
-    archive, part = budgeted(log, tmp_path, space)
-    append_hour(log, 0)
-    part.turn()
-    archive.flush()
-    append_hour(log, 1)
-    space.level = Level.LOWER
-    part.turn()
+    log, space, archive, part = released(tmp_path)
     log.trim(EVENTS, 0, 30)
     space.level = Level.OK
     asked = []
