@@ -84,7 +84,7 @@ class _LoggedExample(msgspec.Struct):
     offset: int
     index: int
     labels: list[float]
-    kept: float = 1.0  # fraction of such examples on the log
+    sampling_rate: float = msgspec.field(name="kept", default=1.0)
     correction: bool = False
     sampled_out: bool = False
 
@@ -259,7 +259,7 @@ def _rewards(
             rewards_by_place[place, example.index] = sum(w * example.labels[at] for at, w in worth)
             if not example.correction:
                 shown[example.index] += represented_examples(
-                    example.labels, example.kept, example.sampled_out
+                    example.labels, example.sampling_rate, example.sampled_out
                 )
     return rewards_by_place, shown
 

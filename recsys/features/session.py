@@ -216,7 +216,7 @@ class Session:
         return _encoder.encode(packed)
 
     def lasting(self) -> bytes:
-        """What outlives an unused session, packed as one: profile, wishes, hidden items; empty without."""
+        """Packs profile, wishes and hidden items, which outlive an unused session, as one; empty without."""
         declared = any((*self.fields, *self.numbers))
         if not (self.profile or self.plain or self.wishes or self.hidden or declared):
             return b""

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 import uvicorn
 
-from recsys.clock import wall_ms
+from recsys.clock import is_due, wall_ms
 from recsys.config.system_config import Config
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop, run_folder
@@ -89,7 +89,7 @@ class ControlRoom:
         beat.add("pictures", pictures - self._reported)
         self._reported = pictures
         now_ms = wall_ms()
-        if not self.hub.pages and not 0 <= now_ms - self._observed_ms < EVERY_MS:
+        if not self.hub.pages and is_due(now_ms, self._observed_ms + EVERY_MS, EVERY_MS):
             self._observed_ms = now_ms
             with self._lock:
                 self._builder.curves.observe(self._watch.curve_samples(), now_ms)

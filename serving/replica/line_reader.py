@@ -16,6 +16,7 @@ from parameter_server.publish.deltas import DeltaAssembler, Gap, StepDelta
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshot_rows import ServingRows, map_rows
 from parameter_server.storage.snapshots import NoSnapshot, Snapshot
+from recsys.clock import is_due
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import decoded
@@ -118,8 +119,8 @@ class LineReader:
 
     def mend(self, now_ms: int) -> LoadedSnapshot | None:
         """After a gap, tried about once a second: a newer snapshot to load; None while there is none."""
-        since_ms = now_ms - self._tried_ms  # negative if the clock was set back
-        if self.gap is None or self.assembler is None or 0 <= since_ms < _RETRY_MS:
+        due = is_due(now_ms, self._tried_ms + _RETRY_MS, _RETRY_MS)
+        if self.gap is None or self.assembler is None or not due:
             return None
         self._tried_ms = now_ms
         line, epoch, step = self.assembler.line, self.assembler.epoch, self.assembler.step
@@ -140,7 +141,7 @@ class LineReader:
         use. Looked for about once a second, where ``due``, or where the one in use was removed: it takes disk
         until it is let go. An error is logged once, and a later call tries again."""
         assert self.assembler is not None, "start first"
-        if 0 <= now_ms - self._rebased_ms < _RETRY_MS:
+        if not is_due(now_ms, self._rebased_ms + _RETRY_MS, _RETRY_MS):
             return None
         self._rebased_ms, base = now_ms, self._base
         if not due and (base is None or base.folder.exists()):

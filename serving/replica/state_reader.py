@@ -20,6 +20,7 @@ from experiments.promotion.lifecycle import CandidateState, Lifecycle
 from experiments.statistics.revision import running
 from parameter_server.publish.deltas import StepDelta
 from recsys.app.set_loops import SetsInUse
+from recsys.clock import is_due
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError
@@ -312,7 +313,7 @@ class StateReader:
             if step is not None:
                 batch.step_records.append(step)
         now_ms = self._now_ms()
-        if not 0 <= now_ms - self._lagged_ms < _LAG_EVERY_MS:  # below: the clock was set back
+        if is_due(now_ms, self._lagged_ms + _LAG_EVERY_MS, _LAG_EVERY_MS):
             self._lagged_ms = now_ms
             partitions = range(self._log.partitions(EVENTS))
             batch.events_end = sum(self._log.end(EVENTS, p) for p in partitions)

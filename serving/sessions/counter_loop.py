@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from recsys.app.set_loops import SetLoops, qualified
-from recsys.clock import wall_ms
+from recsys.clock import is_due, wall_ms
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, CovisitConfig
 from recsys.events.event_types import Engagement, Impression, User, Verdict
@@ -118,11 +118,10 @@ class CounterLoop:
     def turn(self, limit: int = 1_000) -> int:
         """Reads one batch, publishes and saves if due; returns how many records it read."""
         moved, now_ms = self._read(limit), self._now_ms()
-        # Below 0 the clock was set back.
-        if not 0 <= now_ms - self._published_ms < _PUBLISH_EVERY_MS:
+        if is_due(now_ms, self._published_ms + _PUBLISH_EVERY_MS, _PUBLISH_EVERY_MS):
             self._published_ms = now_ms
             self.publish()
-        if not 0 <= now_ms - self._saved_ms < self._save_every_ms:
+        if is_due(now_ms, self._saved_ms + self._save_every_ms, self._save_every_ms):
             self.save()
         return moved
 

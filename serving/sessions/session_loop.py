@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from recsys.app.set_loops import SetLoops, qualified
-from recsys.clock import wall_ms
+from recsys.clock import is_due, wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
 from recsys.events.event_types import Engagement, Event, Impression, Preference, User
@@ -202,8 +202,8 @@ class SessionLoop:
     def _hold(self) -> None:
         """Has the log keep the records after the position."""
         now_ms = self._now_ms()
-        is_due = not 0 <= now_ms - self._held_ms < _HOLD_EVERY_MS  # below: the clock was set back
-        if is_due and self._position is not None:
+        due = is_due(now_ms, self._held_ms + _HOLD_EVERY_MS, _HOLD_EVERY_MS)
+        if due and self._position is not None:
             self._held_ms = now_ms
             for partition, offset in enumerate(self._position.events):
                 if offset >= 0:

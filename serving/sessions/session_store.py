@@ -189,7 +189,8 @@ class RedisFoldStore:
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
         blobs = self._read_all([self._key(u, kind) for u in user_ids for kind in KINDS])
-        return [expanded(own or kept) for own, kept in zip(blobs[::2], blobs[1::2], strict=True)]
+        pairs = zip(blobs[::2], blobs[1::2], strict=True)
+        return [expanded(session or lasting) for session, lasting in pairs]
 
     def commit(
         self, before: FoldPosition | None, after: FoldPosition, sessions: Mapping[str, bytes],
