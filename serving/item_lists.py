@@ -101,11 +101,11 @@ class ItemLists:
         return self._first(query, SIMILAR, near[order], scores_N[order]), missing
 
     async def _near(self, query: Query, search: VectorQuery) -> tuple[Indices, bool]:
-        allowed, _, taken = allowed_items(self._replica, query)
+        allowed = allowed_items(self._replica, query)[0]
         if self._shards is None:
             hits = self._replica.index.search(search.vector_V, search.k, allowed, rough=True)
             return hits[0], False
-        plan = self._pipeline.planned((search,), allowed, taken)
+        plan = self._pipeline.planned((search,), allowed)
         results = await self._shards.search(plan, LONGEST_S)
         near = self._catalogue.indices_of_keys(results.keys[SIMILAR])
         return near[self._catalogue.alive[near]], results.missing  # some may be gone by now

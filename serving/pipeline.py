@@ -1,6 +1,7 @@
 """From a request to an answer, by named stages; one version, one stamp.
 
-    filter          leaves out items gone, filtered, excluded, hidden or seen (serving/retrieval/filters.py)
+    filter          leaves out items gone, filtered, excluded, hidden, seen, or closed by any rule
+                    (serving/retrieval/filters.py)
     retrieve        collects candidates, each source with its share (serving/retrieval/retrieval.py)
     shorten         under time pressure keeps the first candidates of each source
     given           takes the caller's own candidates instead of these three
@@ -170,22 +171,22 @@ class Pipeline:
         vector_queries = self.retrieval.vector_queries(query.session, viewer, self._shares(query))
         if not vector_queries:
             return None
-        allowed, _, taken = filters.allowed_items(self.replica, query)
-        return self.planned(vector_queries, allowed, taken)
+        return self.planned(vector_queries, filters.allowed_items(self.replica, query)[0])
 
-    def planned(
-        self, queries: tuple[VectorQuery, ...], allowed: Bitmap, taken: NDArray[np.int64]
-    ) -> RetrievalPlan:
-        """Searches for the retrieval shards, which get the keys of the allowed or of the taken items."""
-        only = allowed.count < len(taken)
-        named = np.flatnonzero(allowed.mask()) if only else taken
-        keys = self.replica.catalogue.keys[named, 0].copy()
+    def planned(self, queries: tuple[VectorQuery, ...], allowed: Bitmap) -> RetrievalPlan:
+        """Searches for the retrieval shards, which get the keys of the allowed items, or of the other living
+        ones where these are fewer."""
+        named = self.replica.catalogue.living.copy()
+        named.subtract(allowed)
+        if only := allowed.count < named.count:
+            named = allowed
+        keys = self.replica.catalogue.keys[np.flatnonzero(named.mask()), 0].copy()
         return RetrievalPlan(self.version, queries, keys, only)
 
     # --- stages ---
 
     def _filter(self, query: Query, candidates: Candidates) -> Candidates:
-        allowed, removed, _ = filters.allowed_items(self.replica, query)
+        allowed, removed = filters.allowed_items(self.replica, query)
         return candidates.having(allowed=allowed, removed=removed)
 
     def _retrieve(

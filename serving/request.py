@@ -117,8 +117,8 @@ class Candidates:
         return self.having(added={**self.added, stage: added_N})
 
     def keep(self, stage: str, kept_N: NDArray[np.bool_]) -> "Candidates":
-        """Closes the candidates outside of ``kept_N`` and counts them as removed by the stage."""
-        count = int((self.open_N & ~kept_N).sum())
+        """Closes the candidates outside of ``kept_N`` and adds them to those removed by the stage."""
+        count = self.removed.get(stage, 0) + int((self.open_N & ~kept_N).sum())
         return self.having(open_N=self.open_N & kept_N, removed=self.removed | {stage: count})
 
     def degrade(self, *stages: str) -> "Candidates":

@@ -6,8 +6,8 @@ from typing import Annotated, Final
 import typer
 from typer import Argument
 
+from examples.answer_explanation.answer_check import DIFFERENT, EQUAL
 from examples.answer_explanation.explanation import check_answer, explanation_lines
-from replay.answer_check import DIFFERENT, EQUAL
 from runtime.cli.common import JsonOption, RequestUserOption, StateOption, exit_on, show
 
 _STATUS: Final = {EQUAL: 0, DIFFERENT: 1}

@@ -8,12 +8,18 @@ from typing import Any, Final
 import msgspec
 import torch
 
+from examples.answer_explanation.answer_check import (
+    DIFFERENT,
+    EQUAL,
+    GONE,
+    AnswerCheck,
+    AnswerChecker,
+)
 from experiments.assignment.policy import Policy
 from recsys.events.event_types import ServedItem
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set_file import feature_set
 from recsys.features.session import Session
-from replay.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
 from runtime.supervision.launch_plan import open_system
 from serving.request import AnswerItem
 from serving.sessions.session_view import view_of

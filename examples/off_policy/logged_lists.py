@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from examples.off_policy.estimates import WeightedLists
 from examples.off_policy.propensities import (
     CounterfactualList,
@@ -32,7 +33,6 @@ from recsys.events.records import CLICK_LIST, EVENTS, EXAMPLES, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, Record, newest_first, read_range
 from recsys.process.log_consumer import UNREADABLE
-from replay.answer_check import EQUAL, AnswerChecker
 from training.joining.sampling import represented_examples
 from training.lines.offset_lookup import first_at, served_ms_of
 from training.outcomes.shown_item import closed_ms_of

@@ -1,6 +1,6 @@
 """A set of catalogue indices, one bit each: a million in 125 KB, which a request copies in microseconds.
 
-Each change updates the count, so no operation of a request scans all bits.
+Each change of some indices updates the count and scans no others.
 """
 
 from typing import overload
@@ -80,6 +80,24 @@ class Bitmap:
         """Sets the indices that ``take`` returned."""
         _check(bit_kernels.give(self._bits, np.ascontiguousarray(taken)), taken, self._size)
         self._count += len(taken)
+
+    def intersect(self, other: "Bitmap") -> int:
+        """Clears what isn't set in another bitmap of this size, and returns how many that were."""
+        return self._become(self.bits & other.bits)
+
+    def subtract(self, other: "Bitmap") -> int:
+        """Clears what is set in another bitmap of this size, and returns how many that were."""
+        return self._become(self.bits & ~other.bits)
+
+    def unite(self, other: "Bitmap") -> None:
+        """Sets what is set in another bitmap of this size."""
+        self._become(self.bits | other.bits)
+
+    def _become(self, bits: NDArray[np.uint8]) -> int:
+        """Takes over bits; returns how many fewer are set than before."""
+        before, self._bits = self._count, bits
+        self._count = int(np.bitwise_count(bits).sum())
+        return before - self._count
 
     def mask(self) -> Mask:
         """All indices as a mask; scans everything."""

@@ -4,8 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.policy_config import PolicyConfig, Rule
-from recsys.events.field_schema import spellings_of
-from recsys.events.hashing import key_of
 from serving.query import Query
 from serving.ranking.selection import Cap, Floats, Mask
 from serving.replica.replica import Replica
@@ -55,30 +53,22 @@ def _counted_values(
     return keys[keys != 0], counts[keys != 0].astype(np.float64)
 
 
-def rules(_: Replica, query: Query, candidates: Candidates) -> Candidates:
+def rules(replica: Replica, query: Query, candidates: Candidates) -> Candidates:
     """Applies ``policy.rules``: boost, bury, require, limit to none. Other limits are caps of the draw."""
     if not query.policy.config.rules:
         return candidates
     added_N = np.zeros(len(candidates.sources))
-    kept_N = np.ones(len(candidates.sources), np.bool_)
-    required: dict[str, Mask] = {}
     for rule in query.policy.config.rules:
-        matches_N = _matches(candidates, rule)
-        if rule.do == "require":
-            required[rule.field] = matches_N | required.get(rule.field, False)
-        elif rule.do == "limit":
-            kept_N &= ~matches_N if rule.amount < 1 else True
-        elif rule.do != "vary":
-            added_N += matches_N * (rule.amount if rule.do == "boost" else -rule.amount)
-    for matches_N in required.values():
-        kept_N &= matches_N
-    return candidates.add_scores(RULES, added_N).keep(RULES, kept_N)
+        if rule.do in ("boost", "bury"):
+            sign = 1 if rule.do == "boost" else -1
+            added_N += _matches(replica, candidates, rule) * (sign * rule.amount)
+    closed = replica.values.closed_by(query.policy.config.rules)
+    return candidates.add_scores(RULES, added_N).keep(RULES, ~closed[candidates.indices_N])
 
 
-def _matches(candidates: Candidates, rule: Rule) -> Mask:
-    """Marks candidates that have the rule's value in its field, by the keys that the ranker reads."""
-    keys = [key_of(f"item.{rule.field}", text) for text in spellings_of(rule.value)]
-    return np.asarray(np.isin(candidates.features.items_NI, keys).any(1))
+def _matches(replica: Replica, candidates: Candidates, rule: Rule) -> Mask:
+    """Marks candidates that have the rule's value in its field."""
+    return replica.values.items(rule.field, rule.value)[candidates.indices_N]
 
 
 def caps_of(replica: Replica, query: Query, candidates: Candidates) -> tuple[Cap, ...]:
@@ -93,7 +83,7 @@ def caps_of(replica: Replica, query: Query, candidates: Candidates) -> tuple[Cap
     for rule in policy.rules:
         if rule.do == "limit" and rule.amount >= 1:
             name = f"limit {rule.field}={rule.value}"
-            groups_N = _matches(candidates, rule).astype(np.int64)
+            groups_N = _matches(replica, candidates, rule).astype(np.int64)
             caps.append(Cap(name, groups_N, int(rule.amount)))
         elif rule.do == "vary" and not given and rule.field in features.schema.groups:
             caps += _varied(replica, query, items_NI, rule)

@@ -76,6 +76,7 @@ class CatalogueSnapshot:
             replica.catalogue.restore(arrays)
             replica.groups.restore(arrays, "groups")
             replica.surplus.restore(arrays, "surplus")
+            replica.values.reread()
             replica.catalogue_offset, self._arrays = offset, arrays
 
     def restore_index(self) -> None:

@@ -25,6 +25,7 @@ from recsys.model.wider_set import Narrowing
 from serving.replica.group_index import GroupIndex
 from serving.replica.item_vectors import ItemVectors, PreparedVersion
 from serving.replica.popularity import Popularity
+from serving.replica.value_index import ValueIndex
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]
@@ -50,6 +51,9 @@ class Replica(ItemVectors):
         self.model = published_model(features, config)
         self.groups = GroupIndex()
         self.surplus = GroupIndex()  # by values for which an item has no key column left
+        self.values = ValueIndex(self.catalogue, self.surplus)
+        for rule in config.safety.rules:  # kept from the start: no request waits for them
+            self.values.items(rule.field, rule.value)
         self.popularity = Popularity(features, self.catalogue)
         self.covisits = Covisits(config.covisits)
         self._copied: Covisits | None = None  # a full copy that is being read
@@ -77,8 +81,9 @@ class Replica(ItemVectors):
 
     def apply_items(self, items: Sequence[Item], offset: int) -> None:
         """Applies items in order. Computing their vectors together takes an eighth of the time."""
-        moved = [self._enter(item) for item in items]
-        self._place(np.unique(np.array(moved, np.int64)))
+        moved = np.unique(np.array([self._enter(item) for item in items], np.int64))
+        self.values.update(moved)
+        self._place(moved)
         self.catalogue_offset = offset
 
     def _enter(self, item: Item) -> int:

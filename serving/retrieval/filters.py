@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap, Indices
 from recsys.config.safety_config import SafetyRule
-from recsys.events.field_schema import spellings_of, values_of
+from recsys.events.field_schema import spellings_of
 from recsys.events.hashing import Id, key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.session import Session
 from serving.query import Query
+from serving.ranking.stages import RULES
 from serving.replica.replica import Replica
 from serving.request import Candidates
 from serving.retrieval.item_filters import filter_mask
@@ -20,32 +21,39 @@ Mask = NDArray[np.bool_]
 # Reasons why a candidate of the caller isn't in the list. Closed: by a wish of the viewer, a safety rule, or
 # a rule of the policy.
 UNKNOWN, EXCLUDED, FILTERED, CLOSED = "unknown", "excluded", "filtered", "closed"
+SAFETY = "safety"  # name in ``removed``
 
 
-def allowed_items(replica: Replica, query: Query) -> tuple[Bitmap, dict[str, int], Indices]:
-    """Items that may be retrieved, removals by filter, and the living items that were removed.
+def allowed_items(replica: Replica, query: Query) -> tuple[Bitmap, dict[str, int]]:
+    """Items that may be retrieved, and removals by filter: of all that no list may have, whatever the score.
 
-    The cost depends on the session: only bits of the catalogue are copied. Where fewer items than requested
-    would remain, seen ones may come again: an empty feed is worse.
+    The cost depends on the session and the rules: only bits of the catalogue are copied. Where fewer items
+    than requested would remain, seen ones may come again: an empty feed is worse.
     """
     catalogue = replica.catalogue
     request, session, allowed = query.request, query.session, catalogue.living.copy()
-    gone = len(allowed) - allowed.count
+    removed = {"gone": len(allowed) - allowed.count}
     indices = map(catalogue.index_of, request.exclude_ids)
     excluded = [index for index in indices if index is not None]
-    taken = dict[str, Indices]()
     if request.filters:
-        taken[FILTERED] = allowed.take(np.flatnonzero(~filter_mask(replica, request.filters)))
-    taken[EXCLUDED] = allowed.take(np.array(excluded, np.int64))
-    taken["hidden"] = allowed.take(_indices_of(catalogue, session.hidden))
+        removed[FILTERED] = allowed.intersect(Bitmap.of(filter_mask(replica, request.filters)))
+    removed[EXCLUDED] = len(allowed.take(np.array(excluded, np.int64)))
+    removed["hidden"] = len(allowed.take(_indices_of(catalogue, session.hidden)))
     if session.wishes:
-        taken["blocked"] = allowed.take(_blocked_items(replica, session))
-    taken["seen"] = allowed.take(_indices_of(catalogue, session.seen))
+        removed["blocked"] = len(allowed.take(_blocked_items(replica, session)))
+    if (unsafe := _unsafe_items(replica, query)) is not None:
+        removed[SAFETY] = allowed.subtract(unsafe)
+    policies = [policy for _, policy in query.policy.rivals] or [query.policy]
+    if all(policy.config.rules for policy in policies):
+        closed = [replica.values.closed_by(policy.config.rules) for policy in policies]
+        for other in closed[1:]:
+            closed[0].intersect(other)
+        removed[RULES] = allowed.subtract(closed[0])
+    seen = allowed.take(_indices_of(catalogue, session.seen))
     if allowed.count < request.n:
-        allowed.give_back(taken["seen"])
-        taken["seen"] = np.empty(0, np.int64)
-    removed = {"gone": gone} | {name: len(indices) for name, indices in taken.items()}
-    return allowed, removed, np.concatenate(list(taken.values()))
+        allowed.give_back(seen)
+        seen = seen[:0]
+    return allowed, removed | {"seen": len(seen)}
 
 
 def _blocked_items(replica: Replica, session: Session) -> Indices:
@@ -67,15 +75,20 @@ def viewer_limits(replica: Replica, query: Query, indices: Indices) -> dict[str,
         beyond = [replica.surplus.members(key) for key in keys.tolist()]  # no column has the value
         has_key = np.isin(catalogue.keys[indices], keys).any(1)
         masks["blocked"] = np.asarray(has_key | np.isin(indices, np.concatenate(beyond)))
-    rules = [rule for rule in replica.config.safety.rules if _applies(rule, query)]
-    if rules:
-        fields = [catalogue.fields[index] for index in indices.tolist()]
-        closed = [(rule.field, set(spellings_of(rule.value))) for rule in rules]
-        hidden = [
-            any(texts.intersection(values_of(f.get(n))) for n, texts in closed) for f in fields
-        ]
-        masks["safety"] = np.array(hidden, np.bool_)
+    if (unsafe := _unsafe_items(replica, query)) is not None:
+        masks[SAFETY] = unsafe[indices]
     return masks
+
+
+def _unsafe_items(replica: Replica, query: Query) -> Bitmap | None:
+    """Items that safety rules close to this viewer; None if no rule holds."""
+    rules = [rule for rule in replica.config.safety.rules if _applies(rule, query)]
+    if not rules:
+        return None
+    unsafe = Bitmap(len(replica.catalogue))
+    for rule in rules:
+        unsafe.unite(replica.values.items(rule.field, rule.value))
+    return unsafe
 
 
 def _applies(rule: SafetyRule, query: Query) -> bool:

@@ -9,19 +9,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
-from numba import types
-from numpy.typing import NDArray
 
-from recsys.arrays.compiled import kernel, read_only
 from recsys.events.field_schema import CATEGORICAL, NUMERIC
-from recsys.events.hashing import key_of
 from recsys.events.rejection import Rejected, check_values
 from recsys.features.feature_set import FeatureSet
 from serving.replica.replica import Replica
+from serving.replica.value_index import ALL_ITEMS, Mask, Rows
 
-Rows = NDArray[np.int64] | slice
-Mask = NDArray[np.bool_]
-_ALL: Final = slice(None)
 MOST_VALUES: Final = 100
 _TEXTS: Final = f"a text, or a list of 1 to {MOST_VALUES} texts"
 _NUMBERS: Final = (
@@ -50,7 +44,7 @@ def check_filters(features: FeatureSet, filters: Mapping[str, Any]) -> None:
             raise Rejected(f"filters.{name}", condition, expected)
 
 
-def filter_mask(replica: Replica, filters: Mapping[str, Any], among: Rows = _ALL) -> Mask:
+def filter_mask(replica: Replica, filters: Mapping[str, Any], among: Rows = ALL_ITEMS) -> Mask:
     """Items ``among`` some (n,), alive or not, that meet all conditions; read-only without any: all ask."""
     count = len(replica.catalogue.alive[among])
     if not filters:
@@ -58,21 +52,9 @@ def filter_mask(replica: Replica, filters: Mapping[str, Any], among: Rows = _ALL
     mask = np.ones(count, np.bool_)
     for name, condition in filters.items():
         if dict(replica.features.schema.item).get(name) == CATEGORICAL:
-            mask &= _with_values(replica, name, condition, among)
+            mask &= replica.values.marks(name, _listed(condition), among)
         else:
             mask &= _with_numbers(replica, name, condition, among)
-    return mask
-
-
-def _with_values(replica: Replica, name: str, condition: Any, among: Rows) -> Mask:
-    keys_NI, slot = replica.catalogue.keys[among], f"item.{name}"
-    start, width = replica.features.slot_starts.get(slot, replica.features.slot_starts["content"])
-    wanted = np.unique(np.array([key_of(slot, v) for v in _listed(condition)], np.int64))
-    mask = np.zeros(len(keys_NI), np.bool_)
-    _find(keys_NI, start, start + width, wanted, mask)
-    for key in wanted.tolist():
-        members = replica.surplus.members(key)
-        mask[members if isinstance(among, slice) else np.isin(among, members)] = True
     return mask
 
 
@@ -86,16 +68,3 @@ def _with_numbers(replica: Replica, name: str, condition: Any, among: Rows) -> M
 
 def _listed(condition: Any) -> list[Any]:
     return condition if isinstance(condition, list) else [condition]
-
-
-_int = types.int64
-
-
-@kernel(types.void(read_only(_int, 2), _int, _int, read_only(_int, 1), types.boolean[::1]))
-def _find(keys_NI: Any, start: Any, stop: Any, wanted: Any, present: Any) -> None:
-    """Marks the items with one of the ascending ``wanted`` keys in some of their columns."""
-    for item in range(keys_NI.shape[0]):
-        for column in range(start, stop):
-            key = keys_NI[item, column]
-            place = np.searchsorted(wanted, key)
-            present[item] |= place < len(wanted) and wanted[place] == key

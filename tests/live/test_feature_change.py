@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from recsys.app.app_file import APP_FILE, app_of, read_app
 from recsys.client import ApiError
 from recsys.config.system_config import Config, ParameterServerConfig, TrainerConfig
@@ -20,7 +21,6 @@ from recsys.features.feature_set_file import feature_set, write_feature_set
 from recsys.log.protocol import Append, Log
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
-from replay.answer_check import EQUAL, AnswerChecker
 from runtime.cli.app import apply
 from runtime.cli.candidates import rollback
 from runtime.cli.up import start

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.answers.reconstruction_run import run_system
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import LocalSystem, small_config
+from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from examples.feature_audit.archive_audit import audit_features
 from parameter_server.publish.deltas import StepDelta
 from recsys.app.feature_checks import faults
@@ -23,7 +24,6 @@ from recsys.features.feature_set import Declared, FeatureSet, Floats, read_block
 from recsys.features.feature_set_file import FEED_SCHEMA, feature_set, write_feature_set
 from recsys.features.operators import Derived
 from recsys.process.open_log import open_log
-from replay.answer_check import EQUAL, AnswerChecker
 from replay.datasets.open_dataset import open_dataset
 from replay.player import Player
 from replay.replay_report import _about

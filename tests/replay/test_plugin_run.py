@@ -10,12 +10,12 @@ import pytest
 
 from benchmarks.answers.reconstruction_run import run_system
 from benchmarks.harness.local_system import LocalSystem, small_config
+from examples.answer_explanation.answer_check import EQUAL, AnswerCheck, AnswerChecker
 from examples.plugin_package import recsys_example_plugins as example
 from recsys.events.event_types import Impression
 from recsys.features.feature_set import Declared, FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA, write_feature_set
 from recsys.features.operators import Derived
-from replay.answer_check import EQUAL, AnswerCheck, AnswerChecker
 from serving.request import Candidates
 
 PACKAGE = "examples.plugin_package.recsys_example_plugins"

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
+from examples.answer_explanation.answer_check import AnswerChecker
 from examples.feature_audit.archive_audit import audit_features
 from examples.off_policy.logged_lists import chosen
 from examples.off_policy.target_policy import TargetPolicy
@@ -26,7 +27,6 @@ from recsys.events.hashing import Id, uniform
 from recsys.events.records import CLICK_LIST, EVENTS, EXAMPLES, Example, unpack
 from recsys.features.feature_set_file import write_feature_set
 from recsys.features.session import Session
-from replay.answer_check import AnswerChecker
 from replay.direct_loop import DirectLoop
 from replay.player import Player
 from runtime.supervision import launch_plan

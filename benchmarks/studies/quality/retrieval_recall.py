@@ -166,7 +166,7 @@ class RetrievalRecall:
             event.time_ms,
             event.request_id or f"{event.user_id}-{event.time_ms}",
         )
-        allowed, _, _ = allowed_items(replica, query)
+        allowed, _ = allowed_items(replica, query)
         targets = [-1 if (i := replica.catalogue.index_of(item)) is None else i for item in items]
         self._counts["targets"] += len(targets)
         self._counts["not published"] += sum(target < 0 for target in targets)

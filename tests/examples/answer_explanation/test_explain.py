@@ -13,6 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
+from examples.answer_explanation.answer_check import (
+    DIFFERENT,
+    EQUAL,
+    GONE,
+    AnswerCheck,
+    AnswerChecker,
+)
 from examples.answer_explanation.explanation import explanation_lines, explanation_values
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config
@@ -23,7 +30,6 @@ from recsys.events.records import DELTAS, EVENTS, ITEM_STATE, ItemState, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
-from replay.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
 from runtime.cli.main import app
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from examples.off_policy.estimates import estimates
 from examples.off_policy.logged_lists import (
     BY_SCORE,
@@ -33,7 +34,6 @@ from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
-from replay.answer_check import EQUAL, AnswerChecker
 from runtime.cli.main import app
 from serving.reconstruction.reconstructed_session import find_impression
 from tests.support.serving import policy_cases as toy

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from parameter_server.rpc.parameter_client import fresh_shards
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
@@ -21,7 +22,6 @@ from recsys.features.feature_set_file import feature_set
 from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
-from replay.answer_check import EQUAL, AnswerChecker
 from runtime.jobs.user_deletion import forget_users
 from tests.support.systems.live_system import LiveSystem, Traffic, until
 from training.deletion.log_without import LogWithout

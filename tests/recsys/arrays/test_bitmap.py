@@ -43,6 +43,19 @@ def test_it_is_a_set_of_indices(size: int, changes: list[tuple]) -> None:
         assert len(its.mask()) == size and int(np.unpackbits(its.bits).sum()) == len(members)
 
 
+@given(of=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=40))
+def test_two_sets_make_a_third(of: list[tuple[bool, bool]]) -> None:
+    one, other = np.array(of, np.bool_).reshape(-1, 2).T
+    for name, expected in (
+        ("intersect", one & other), ("subtract", one & ~other), ("unite", one | other),
+    ):  # fmt: skip
+        bitmap, second = Bitmap.of(one), Bitmap.of(other)
+        cleared = getattr(bitmap, name)(second)
+        assert bitmap.mask().tolist() == expected.tolist() and bitmap.count == expected.sum()
+        assert cleared is None or cleared == one.sum() - expected.sum()
+        assert second.mask().tolist() == other.tolist() and not np.unpackbits(bitmap.bits)[-1]
+
+
 def test_a_copy_goes_its_own_way() -> None:
     bitmap = Bitmap.of(np.ones(20, np.bool_))
     copy = bitmap.copy()

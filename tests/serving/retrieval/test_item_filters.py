@@ -18,9 +18,9 @@ from recsys.features.feature_set import Declared, FeatureSet, read_set, set_text
 from serving.index.item_index import NoIndex
 from serving.pipeline import Pipeline
 from serving.query import Query
+from serving.replica import value_index
 from serving.replica.replica import Replica
 from serving.request import Request
-from serving.retrieval import item_filters
 from serving.retrieval.filters import allowed_items, given_items
 from serving.retrieval.item_filters import check_filters, filter_mask
 from tests.support.serving.replica_harness import (
@@ -181,9 +181,9 @@ def test_a_filter_holds_for_pinned_and_given_items_and_seen_ones_come_back() -> 
     query = Query(Request("u", n=3, filters={"author": "a0"}), session, fixed, NOW_MS, "r1")
     shown = [item.item_id for item in Pipeline(replica).recommend(query).items]
     assert shown[1] == "v18" and set(shown) <= {"v27", "v36", "v18"}
-    _, removed, _ = allowed_items(replica, query)
+    _, removed = allowed_items(replica, query)
     assert removed["seen"] == 2 and removed["filtered"] == 35
-    wider, removed, _ = allowed_items(replica, replace(query, request=replace(query.request, n=5)))
+    wider, removed = allowed_items(replica, replace(query, request=replace(query.request, n=5)))
     assert wider.count == 5 and removed["seen"] == 0
     given = replace(query.request, candidate_ids=("v1", "v9", "v36"), n=5)
     answer = Pipeline(replica).recommend(replace(query, request=given))
@@ -195,13 +195,13 @@ def test_of_given_and_pinned_items_a_filter_reads_only_their_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     replica, rows = made(items=40), list[int]()
-    find = item_filters._find
+    find = value_index._find
 
     def spy(keys_NI: np.ndarray, *arguments: Any) -> None:
         rows.append(len(keys_NI))
         find(keys_NI, *arguments)
 
-    monkeypatch.setattr(item_filters, "_find", spy)
+    monkeypatch.setattr(value_index, "_find", spy)
     ids = ("v36", "nobody", "v1", "v9", "v18", "v27")
     request = Request("u", 5, exclude_ids=("v18",), candidate_ids=ids, filters={"author": "a0"})
     fixed = policy(fixed={0: "v27", 1: "v1", 2: "v18"})

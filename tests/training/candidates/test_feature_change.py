@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
+from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from examples.feature_audit.archive_audit import audit_features
 from experiments.promotion.lifecycle import FEATURES
 from recsys.events.control_records import (
@@ -24,7 +25,6 @@ from recsys.events.records import SCORES, Scores
 from recsys.features.feature_set import Declared, set_text
 from recsys.model.wider_set import united
 from recsys.process.log_consumer import readable
-from replay.answer_check import EQUAL, AnswerChecker
 from runtime.jobs.director_requests import propose
 from runtime.jobs.offline_job import run as train_offline
 from runtime.jobs.offline_options import OfflineOptions

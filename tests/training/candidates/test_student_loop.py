@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
+from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from experiments.promotion.epoch_model import with_size
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
@@ -17,7 +18,6 @@ from recsys.events.control_records import Decision, ModelSize
 from recsys.events.records import SCORES, STEPS, Scores, Step
 from recsys.model.ranker import Ranker, RankerModule, ranker_of
 from recsys.process.log_consumer import readable
-from replay.answer_check import EQUAL, AnswerChecker
 from serving.retrieval import retrieval_client
 from tests.support.training.promotion_checks import never_back, stamps, until
 from training.lines.line import MAIN, learning_digest
