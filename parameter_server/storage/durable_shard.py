@@ -110,8 +110,11 @@ class DurableShard:
                 self.flush()
             if self._snapshot_due:
                 self.snapshot()
-            elif step % TIDY_EVERY == 0:
-                self._tidy()
+            elif step % TIDY_EVERY == 0 and self._untidy is not None and not self._is_writing():
+                if self._background:
+                    self._start_thread(self._try, step, self._read_and_tidy)
+                else:
+                    self._tidy()
 
     def snapshot(self) -> None:
         """Writes this shard's part of a snapshot at the newest step and tidies up. Publishes first: the file,
@@ -119,15 +122,13 @@ class DurableShard:
         with self._lock:
             self.flush()
             step = self._shard.applied
-            if self._writer is not None and self._writer.is_alive():
+            if self._is_writing():
                 self._snapshot_due = False
                 self.snapshot_error = f"step {step}: the one before is still being written"
                 return
             update, meta = self._changes.export()
             if self._background:
-                arguments = (step, update, meta)
-                self._writer = threading.Thread(target=self._write_in_background, args=arguments)
-                self._writer.start()
+                self._start_thread(self._write_in_background, step, update, meta)
             else:
                 self._write(step, update, meta)
             self._snapshot_due = False
@@ -271,11 +272,16 @@ class DurableShard:
         spec, folder = self.spec, self._storage.snapshots
         place = (spec.line, spec.epoch, step, spec.part, spec.parts)
         written = snapshots.write_part(folder, *place, update, meta)
-        snapshots.intact_steps(folder, spec.line, spec.epoch)  # reads files before steps wait
         with self._lock:
             self._changes.written(written, meta)
             self.snapshot_error = ""
             self._untidy, self._saved = step, max(step, self._saved)
+        self._read_and_tidy()
+
+    def _read_and_tidy(self) -> None:
+        """As ``_tidy``, after reading files, also those of siblings, while steps go on."""
+        snapshots.intact_steps(self._storage.snapshots, self.spec.line, self.spec.epoch)
+        with self._lock:
             self._tidy()
 
     def _tidy(self) -> None:
@@ -290,6 +296,13 @@ class DurableShard:
             snapshots.prune(storage.snapshots, spec.line, storage.snapshots_kept, spec.epoch)
             if complete[-1] >= self._untidy:
                 self._untidy = None
+
+    def _start_thread(self, work: Callable[..., object], *arguments: object) -> None:
+        self._writer = threading.Thread(target=work, args=arguments)
+        self._writer.start()
+
+    def _is_writing(self) -> bool:
+        return self._writer is not None and self._writer.is_alive()
 
     def _join_writer(self) -> None:
         if self._writer is not None:

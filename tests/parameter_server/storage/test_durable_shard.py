@@ -258,6 +258,36 @@ def test_steps_do_not_wait_while_a_background_snapshot_is_read_again(tmp_path, m
     shard.close()
 
 
+def test_steps_do_not_wait_while_snapshots_of_siblings_are_read(tmp_path, monkeypatch):
+    """The first shard finishes its part before the others: it reads theirs later, beside steps."""
+    line = Line(tmp_path, snapshot_every=10, background=True)
+    (first, *siblings), done = line.shards, threading.Event()
+    for sibling in siblings:
+        write = sibling._write
+        monkeypatch.setattr(sibling, "_write", lambda *a, write=write: done.wait(10) and write(*a))
+    work(line, ALL, 10)
+    first._join_writer()
+    assert first._untidy == 10
+    done.set()
+    for sibling in siblings:
+        sibling._join_writer()
+    reading, go, inner = threading.Event(), threading.Event(), snapshots.intact_steps
+
+    def intact_steps(*place):
+        reading.set()
+        assert go.wait(10) or threading.current_thread() is not first._writer
+        return inner(*place)
+
+    monkeypatch.setattr(snapshots, "intact_steps", intact_steps)
+    work(line, ALL, 18)
+    assert reading.is_set() and first.applied == 18 and first._untidy == 10
+    go.set()
+    first._join_writer()
+    assert first._untidy is None and first._wal.steps == (11, 18)
+    for shard in line.shards:
+        shard.close()
+
+
 def own_keys(folder, step):
     """Keys of a snapshot's own file, and of the rows that it removes."""
     with safe_open(next(folder.glob(f"*/*/*-{step:012d}/*/arrays.safetensors")), "numpy") as file:
