@@ -114,7 +114,7 @@ class DurableShard:
                 if self._background:
                     self._start_thread(self._try, step, self._read_and_tidy)
                 else:
-                    self._tidy()
+                    self._read_and_tidy()
 
     def snapshot(self) -> None:
         """Writes this shard's part of a snapshot at the newest step and tidies up. Publishes first: the file,
@@ -279,23 +279,21 @@ class DurableShard:
         self._read_and_tidy()
 
     def _read_and_tidy(self) -> None:
-        """As ``_tidy``, after reading files, also those of siblings, while steps go on."""
-        snapshots.intact_steps(self._storage.snapshots, self.spec.line, self.spec.epoch)
-        with self._lock:
-            self._tidy()
-
-    def _tidy(self) -> None:
-        """Removes files superseded by the newest complete snapshot. Siblings may still write their parts."""
-        if self._untidy is None:
-            return
+        """Removes files that the newest complete snapshot supersedes; it is read while steps go on. Siblings
+        may still write their parts."""
         spec, storage = self.spec, self._storage
         complete = snapshots.intact_steps(storage.snapshots, spec.line, spec.epoch)
-        if complete:
-            snapshots.sync_snapshot(storage.snapshots, spec.line, spec.epoch, complete[-1])
-            self._wal.truncate_before(complete[-1] + 1)
-            snapshots.prune(storage.snapshots, spec.line, storage.snapshots_kept, spec.epoch)
-            if complete[-1] >= self._untidy:
-                self._untidy = None
+        with self._lock:
+            if complete and self._untidy is not None:
+                self._tidy(complete[-1])
+
+    def _tidy(self, step: int) -> None:
+        spec, storage = self.spec, self._storage
+        snapshots.sync_snapshot(storage.snapshots, spec.line, spec.epoch, step)
+        self._wal.truncate_before(step + 1)
+        snapshots.prune(storage.snapshots, spec.line, storage.snapshots_kept, spec.epoch)
+        if step >= (self._untidy or 0):
+            self._untidy = None
 
     def _start_thread(self, work: Callable[..., object], *arguments: object) -> None:
         self._writer = threading.Thread(target=work, args=arguments)

@@ -172,14 +172,14 @@ def written_down_before_the_step_before_is_published(patch: Patch) -> None:
 
 @bug(KEPT)
 def wal_cut_behind_a_snapshot_that_siblings_lack(patch: Patch) -> None:
-    real = DurableShard._tidy
+    real = DurableShard._read_and_tidy
 
-    def tidy(self: DurableShard) -> None:
+    def read_and_tidy(self: DurableShard) -> None:
         if self._untidy is not None:
             self._wal.truncate_before(self._untidy + 1)
         real(self)
 
-    patch.setattr(DurableShard, "_tidy", tidy)
+    patch.setattr(DurableShard, "_read_and_tidy", read_and_tidy)
 
 
 @bug("it goes on", DIGEST, KEPT)
