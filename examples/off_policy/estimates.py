@@ -134,7 +134,7 @@ class Support:
             problems.append(
                 f"{self.unsupported:.2%} of what the policy would show had no chance on the log, expected "
                 f"{MAX_UNSUPPORTED:.2%} at most: log with more exploration (policy.explore), or let the "
-                "policy differ less (caps, rules that admit excluded items)"
+                "policy differ less (caps, limits)"
             )
         if self.lists and self.ess < LEAST_ESS:
             rank = int(self.ess_R.argmin())

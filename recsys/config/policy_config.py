@@ -48,6 +48,11 @@ class Rule:
         check(self.amount >= 1 or not varies, f"{name}: amount", self.amount, "1 item or more")
         check(self.value == ANY or not varies, f"{name}: value", self.value, f"{ANY!r}: any")
 
+    @property
+    def closes(self) -> bool:
+        """Whether it excludes items from retrieval on."""
+        return self.do == "require" or (self.do == "limit" and self.amount < 1)
+
 
 @dataclass(frozen=True)
 class PolicyConfig(Section):

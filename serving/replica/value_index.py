@@ -48,7 +48,7 @@ class ValueIndex:
             if rule.do == "require":
                 fitting = required.setdefault(rule.field, Bitmap(len(living)))
                 fitting.unite(self.items(rule.field, rule.value))
-            elif rule.do == "limit" and rule.amount < 1:
+            elif rule.closes:
                 closed.unite(self.items(rule.field, rule.value))
         for fitting in required.values():
             others = living.copy()

@@ -8,7 +8,7 @@ from examples.off_policy.logged_lists import EARLY, REPEATED, SAMPLED, chosen
 from examples.off_policy.propensities import same_candidates
 from examples.off_policy.target_policy import TargetPolicy
 from experiments.assignment.policy import Policy
-from recsys.config.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig, Rule
 from recsys.events.event_types import Impression, RequestInputs, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
 from recsys.log.protocol import Append, MemoryLog
@@ -44,6 +44,17 @@ def test_what_is_unwanted_decides_which_candidates_there_are() -> None:
     assert same_candidates(logged, weighing(like=3.0, buy=1.0, dislike=-2.0))
     assert not same_candidates(logged, weighing(like=1.0, buy=-1.0, dislike=-1.0))
     assert not same_candidates(logged, weighing(like=1.0, buy=0.0, dislike=0.0))
+
+
+def test_rules_that_exclude_items_decide_which_candidates_there_are() -> None:
+    def ruled(*rules: Rule) -> Policy:
+        return Policy(PolicyConfig(rules=rules), "")
+
+    boost, few = Rule("tag", "news", "boost", 0.5), Rule("tag", "ads", "limit", 2)
+    fresh, none = Rule("tag", "fresh", "require"), Rule("tag", "ads", "limit", 0)
+    assert same_candidates(ruled(fresh, none), ruled(none, boost, few, fresh))
+    for rules in ((), (fresh,), (none,), (fresh, few)):
+        assert not same_candidates(ruled(fresh, none), ruled(*rules))
 
 
 def test_a_list_that_was_sent_twice_is_judged_once_where_it_came_first() -> None:
