@@ -41,7 +41,9 @@ TEAM_DRAFT: Final = "interleaved: two policies drew them in turns"
 BY_SCORE: Final = "asked for by score: nothing was drawn"
 UNKNOWN: Final = "don't say what was asked or what they were made from"
 EARLY: Final = "their window isn't over"
-OTHER_CANDIDATES: Final = "other candidates: another policy.sources, trust_after, fixed or excluding rules than the target's"
+OTHER_CANDIDATES: Final = (
+    "other candidates: another policy.sources, trust_after, fixed or rules than the target's"
+)
 GONE: Final = "can't be made again"
 PROPENSITY_MISMATCH: Final = "propensities that aren't found again"
 REPEATED: Final = "on the log a second time"
