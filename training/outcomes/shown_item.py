@@ -42,11 +42,12 @@ class ShownItem(msgspec.Struct):
 def metric_increments(item: ShownItem, sums: Sequence[str], labels: Sequence[str]) -> list[float]:
     """The increment of each sum, in the order of ``sums``. An example without engagement represents 1 / kept
     examples. One that is engaged with later represents itself from then on, kept or not, so sums are
-    unbiased. Watch time is taken from the first record of the example."""
+    unbiased. Watch time is that of the first record, which others represent where it was sampled out."""
     previous = item.previous or [0.0] * len(item.labels)
     if not item.correction:
         weight = represented_examples(item.labels, item.kept, item.sampled_out)
-        unlabelled = {SHOWN: weight, WATCH: weight * item.watch_ms / 1000}
+        watched = 0.0 if item.sampled_out else weight * item.watch_ms / 1000
+        unlabelled = {SHOWN: weight, WATCH: watched}
     else:
         first = any(item.labels) and not any(previous) and not item.sampled_out
         unlabelled = {SHOWN: 1 - 1 / item.kept if first else 0.0, WATCH: 0.0}

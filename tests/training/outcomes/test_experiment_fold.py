@@ -225,6 +225,8 @@ def test_negatives_that_are_left_out_are_stood_for(late: bool) -> None:
     lists = 5 * sum(its.counts())
     shown = its.shown(0) + its.shown(1)
     assert shown == pytest.approx(ITEMS * lists, rel=0.06)
+    watched_s = sum(its.users(WATCH, arm).numerators_U.sum() for arm in (0, 1))
+    assert watched_s == pytest.approx(2.0 * ITEMS * lists, rel=0.04)
     long = sum(its.users(LONG, arm).numerators_U.sum() for arm in (0, 1))
     expected = lists if late else 0.4 * ITEMS * lists
     assert long == pytest.approx(expected, rel=1e-9 if late else 0.06)
