@@ -64,20 +64,24 @@ class EngagementRates:
             for group in (True, False)
         }
         self._examples = {True: 0, False: 0}
-        self._unranked = {True: 0, False: 0}
+        self._shown, self._unranked = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}
         self._users: dict[bool, set[int]] = {True: set(), False: set()}
 
-    def add(self, users_N: Ints, canary_N: Mask, labels_NK: Floats, ranked_N: Mask) -> None:
-        """Adds shown items: user, whether served by the canary, labels, and whether scored by a ranker."""
+    def add(self, users_N: Ints, canary_N: Mask, labels_NK: Floats, ranked_N: Mask,
+            weights_N: Floats) -> None:  # fmt: skip
+        """Adds shown items: user, whether served by the canary, labels, whether scored by a ranker, and how
+        many shown items each represents."""
         for group in (True, False):
             chosen = canary_N == group
             self._examples[group] += int(chosen.sum())
-            self._unranked[group] += int((chosen & ~ranked_N).sum())
+            self._shown[group] += float(weights_N[chosen].sum())
+            self._unranked[group] += float(weights_N[chosen & ~ranked_N].sum())
             if len(self._users[group]) < _MAX_USERS:
                 self._users[group].update(users_N[chosen].tolist())
             for k, kind in enumerate(self.kinds):
                 if chosen.any():
-                    self._means[group][kind].add(users_N[chosen], labels_NK[chosen, k])
+                    values = (users_N[chosen], labels_NK[chosen, k], weights_N[chosen])
+                    self._means[group][kind].add(*values)
 
     def result(self) -> CanaryEngagement:
         gained = {}
@@ -85,8 +89,8 @@ class EngagementRates:
             a, b = (self._means[group][kind].estimate() for group in (True, False))
             bounds = (a.mean - b.mean, a.low - b.high, a.high - b.low)
             gained[kind] = AnytimeEstimate(*bounds, min(a.weight, b.weight))
-        examples, unranked = self._examples, self._unranked
-        degraded = {group: unranked[group] / max(1, examples[group]) for group in examples}
+        examples, unranked, shown = self._examples, self._unranked, self._shown
+        degraded = {group: unranked[group] / max(1.0, shown[group]) for group in shown}
         return CanaryEngagement(
             examples[True], examples[False], gained, degraded[True], degraded[False],
             len(self._users[True]), len(self._users[False]), self._unwanted,

@@ -18,6 +18,7 @@ from recsys.events.hashing import Id, key_of
 from recsys.events.records import CLICK_LIST, EXAMPLES
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import decoded
+from training.joining.sampling import represented_examples
 from training.lines.offset_lookup import consumer_from
 from training.outcomes.shown_item import closed_ms_of
 
@@ -36,6 +37,8 @@ class _Example(msgspec.Struct):
     served_by: str = ""
     correction: bool = False
     predicted: bytes = b""
+    kept: float = 1.0
+    sampled_out: bool = False
 
 
 class _Row(NamedTuple):
@@ -44,6 +47,7 @@ class _Row(NamedTuple):
     is_own: bool
     labels: list[float]
     ranked: bool
+    weight: float
 
 
 class ServedImpressions:
@@ -81,9 +85,9 @@ class ServedImpressions:
         if self._from_first:
             settled = [row for row in settled if row.shown_ms >= self._first_ms]
         if settled:
-            _, users, own, labels, ranked = zip(*settled, strict=True)
-            own_N, ranked_N = np.array(own), np.array(ranked)
-            self.rates.add(np.array(users, np.int64), own_N, np.array(labels), ranked_N)
+            _, users, own, labels, ranked, weights = zip(*settled, strict=True)
+            columns = (np.array(c) for c in (own, labels, ranked, weights))
+            self.rates.add(np.array(users, np.int64), *columns)
 
     def _take(self, example: _Example) -> None:
         self._newest_ms = max(self._newest_ms, example.closed_ms)
@@ -95,14 +99,16 @@ class ServedImpressions:
         is_finite = _is_finite(example.predicted)
         self.not_finite += is_own and not is_finite
         late = example.closed_ms - shown_ms > self._settle_ms or shown_ms < self._since_ms
-        if late or len(example.labels) < self._labels:
+        # An item that was sampled out is represented by others until it is engaged with, as by a correction.
+        if late or example.sampled_out or len(example.labels) < self._labels:
             return
         if is_own:
             self._first_ms = min(self._first_ms, shown_ms)
         labels = example.labels[: self._labels]
         ranked = is_finite and len(example.predicted) > 0
         user = key_of("user", example.user_id)
-        self._waiting.append(_Row(shown_ms, user, is_own, labels, ranked))
+        weight = represented_examples(example.labels, example.kept, example.sampled_out)
+        self._waiting.append(_Row(shown_ms, user, is_own, labels, ranked, weight))
 
 
 def canary_impressions(

@@ -65,7 +65,7 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
 def _show(served: EngagementRates, shown: PairedPredictions, since: bool) -> None:
     size = len(shown)
     is_live, ranked = np.full(size, since), np.ones(size, np.bool_)
-    served.add(shown.users_N, is_live, shown.labels_N[:, None], ranked)
+    served.add(shown.users_N, is_live, shown.labels_N[:, None], ranked, np.ones(size))
 
 
 def _in_segments(pairs: PairedPredictions) -> PairedPredictions:

@@ -128,9 +128,9 @@ def test_engagement_rates_have_bounds_from_ten_users_on_and_share_alpha() -> Non
         labels = (draw.random((400, 2)) < 0.3).astype(np.float64)
         users, ranked = np.arange(400) % 9, np.arange(400) >= 100
         group = np.full(400, canary)
-        rates.add(users, group, labels, ranked)
+        rates.add(users, group, labels, ranked, np.ones(400))
         assert rates.result().gained["like"].low == -np.inf
-        rates.add(np.array([9]), group[:1], np.ones((1, 2)), ranked[-1:])
+        rates.add(np.array([9]), group[:1], np.ones((1, 2)), ranked[-1:], np.ones(1))
         mean = ClusteredMean(0.08 / 8, 500, at_least=10)
         mean.add(np.append(users, 9), np.append(labels[:, 0], 1.0))
         means.append(mean.estimate())
@@ -155,6 +155,6 @@ def test_fewer_of_an_unwanted_label_are_no_breach_and_more_are() -> None:
         for canary, rate in ((True, canary_rate), (False, 0.3)):
             labels = (draw.random((2_000, 1)) < rate).astype(np.float64)
             group = np.full(2_000, canary)
-            rates.add(np.arange(2_000), group, labels, np.full(2_000, True))
+            rates.add(np.arange(2_000), group, labels, np.full(2_000, True), np.ones(2_000))
         said = judge(Evidence(CANARY, BETTER, served=rates.result()), RULES)
         assert isinstance(said, Rollback if breach else Promote) and breach in said.why
