@@ -37,7 +37,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 AT_LEAST: Final = 100  # users of an arm before a bound is finite
-LEAST_COUNT: Final = 20  # of them with a numerator other than 0
+LEAST_COUNT: Final = (
+    20  # of them with a numerator other than 0, where a few heavy ones count as few
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class ArmUsers:
     @property
     def are_enough(self) -> bool:
         """Whether the normal approximation holds."""
-        positive = int(np.count_nonzero(self.numerators_U))
-        return len(self) >= AT_LEAST and positive >= LEAST_COUNT and self.ratio > 0
+        sums = (self.numerators_U, self.denominators_U)
+        return len(self) >= AT_LEAST and min(map(effective_number, sums)) >= LEAST_COUNT
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,12 @@ def p_value(difference: float, information: float, eta: float) -> float:
     return min(1.0, math.exp(-log_e)) if log_e > 0 else 1.0
 
 
+def effective_number(amounts_U: Floats) -> float:
+    """Effective number of users behind a sum, (Σ x)² / Σ x² (Kish 1965): 1 if one has nearly all of it. The
+    variance is underestimated then, since the ratio is nearly that user's."""
+    return max(0.0, float(amounts_U.sum())) ** 2 / max(float((amounts_U**2).sum()), 1e-300)
+
+
 def influence(users: ArmUsers) -> Floats:
     """ψ (U,): each user's contribution to n times the error of log R."""
     numerators, denominators = users.numerators_U, users.denominators_U
@@ -150,7 +158,8 @@ def paired_effect(users: ArmUsers, alpha: float, eta: float) -> Effect:
     """Relative difference of the numerators to the denominators of the same users, such as two credits earned
     in the same lists. As for two arms, but ψ is each user's own difference."""
     sizes = (len(users), len(users))
-    if not users.are_enough or np.count_nonzero(users.denominators_U) < LEAST_COUNT:
+    givers = [np.count_nonzero(sums) for sums in (users.numerators_U, users.denominators_U)]
+    if len(users) < AT_LEAST or min(givers) < LEAST_COUNT or not users.ratio > 0:
         return Effect(users=sizes)
     variance = float(influence(users).var()) / len(users)
     if not variance > 0:

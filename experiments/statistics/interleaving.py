@@ -29,6 +29,7 @@ from experiments.statistics.effect import (
     LEAST_COUNT,
     ArmUsers,
     Effect,
+    effective_number,
     eta_of,
     paired_effect,
 )
@@ -173,10 +174,10 @@ def _givers(picked_U2: Floats) -> tuple[int, int]:
 
 
 def _effective_users(shared_U2: Floats) -> tuple[float, float]:
-    """Effective number of users behind the control's lead and the treatment's: (Σ d)² / Σ d² (Kish 1965)."""
+    """Effective number of users behind the control's lead and the treatment's."""
     difference_U = shared_U2[:, 1] - shared_U2[:, 0]
-    leads = (np.maximum(-difference_U, 0.0), np.maximum(difference_U, 0.0))
-    control, treatment = (float(d.sum() ** 2 / max((d**2).sum(), 1e-300)) for d in leads)
+    leads_U = (np.maximum(sign * difference_U, 0.0) for sign in (-1, 1))
+    control, treatment = map(effective_number, leads_U)
     return control, treatment
 
 

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 CLUSTERS = 4096  # accumulators shared by users' hashes: bounded memory, and variances only grow
+# Effective number of clusters, (Σ w)² / Σ w² (Kish 1965), before bounds are finite: the mean is nearly that
+# of a cluster with most of the weight, so V wouldn't know how much it differs from the others.
+LEAST_EFFECTIVE = 5.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class ClusteredMean:
         mean = float(self._sums.sum() / weight)
         seen = self._weights > 0
         variance = float(((self._sums[seen] - mean * self._weights[seen]) ** 2).sum())
-        if np.count_nonzero(self._weights) < self._at_least or not variance > 0:
+        few = weight**2 < LEAST_EFFECTIVE * float((self._weights**2).sum())
+        if few or np.count_nonzero(self._weights) < self._at_least or not variance > 0:
             return AnytimeEstimate(mean, weight=weight)
         eta = tightest_at(variance / weight * self._tight_at, self.alpha)
         radius = crossing(variance, self.alpha, eta) / weight

@@ -25,6 +25,16 @@ def test_an_arm_beside_itself_has_no_effect() -> None:
     assert math.log1p(found.low) == pytest.approx(-math.log1p(found.high))
 
 
+@pytest.mark.parametrize("share, bounded", [(0.9, False), (0.1, True)])
+def test_a_client_with_most_of_an_arms_items_decides_nothing(share: float, bounded: bool) -> None:
+    """Its long views are twice as many: the arm's ratio is nearly its own, and so is the variance."""
+    arm = users(1)
+    items = round(share / (1 - share) * arm.denominators_U.sum())
+    shown_U, long_U = np.append(arm.denominators_U, items), np.append(arm.numerators_U, 0.6 * items)
+    found = effect(ArmUsers(long_U, shown_U), users(2), ALPHA, ETA)
+    assert not found.excludes_zero and math.isfinite(found.high) == bounded
+
+
 def test_arms_change_places_by_a_change_of_sign() -> None:
     there, back = effect(users(1), users(2), ALPHA, ETA), effect(users(2), users(1), ALPHA, ETA)
     assert 1 + there.relative == pytest.approx(1 / (1 + back.relative))

@@ -38,6 +38,20 @@ def test_few_clusters_have_no_bounds_however_many_values_they_have() -> None:
     assert math.isfinite(mean.estimate().low)
 
 
+def test_a_cluster_with_most_of_the_weight_leaves_no_bounds() -> None:
+    """A client that asks more than all others together, and likes less: else its rate would be taken for
+    everybody's, since the mean is nearly its own."""
+    draw = np.random.default_rng(0)
+    for most, bounded in ((9_000, False), (300, True)):
+        clusters = np.concatenate([np.arange(1_000) % 49, np.full(most, 49)])
+        mean = ClusteredMean(0.05, at_least=10)
+        mean.add(clusters, (draw.random(len(clusters)) < np.where(clusters == 49, 0.1, 0.4)) * 1.0)
+        its = mean.estimate()
+        assert (
+            its.mean < 0.4 and (math.isfinite(its.low), math.isfinite(its.high)) == (bounded,) * 2
+        )
+
+
 def test_weights_and_clusters_are_those_of_the_formula() -> None:
     draw = np.random.default_rng(3)
     clusters, values = draw.integers(0, 50, 400), draw.normal(0.3, 1, 400)
