@@ -84,15 +84,15 @@ def same_candidates(logged: Policy, target: Policy) -> bool:
     """Whether the policies retrieve the same candidates and pin the same items."""
     one, other = (
         # What is unwanted is no like, by which the source `topic` chooses.
-        (c.sources, c.trust_after, c.fixed, {*c.unwanted}, closing_rules(c))
+        (c.sources, c.trust_after, c.fixed, {*c.unwanted}, excluding_rules(c))
         for c in (logged.config, target.config)
     )
     return one == other
 
 
-def closing_rules(config: PolicyConfig) -> set[tuple[str, str, str]]:
+def excluding_rules(config: PolicyConfig) -> set[tuple[str, str, str]]:
     """Rules that exclude items before retrieval, which then fills the places with others."""
-    return {(rule.do, rule.field, rule.value) for rule in config.rules if rule.closes}
+    return {(rule.do, rule.field, rule.value) for rule in config.rules if rule.excludes}
 
 
 def probabilities_along(given: SamplingInput, positions_R: Indices, n: int) -> tuple[Floats, bool]:

@@ -69,19 +69,17 @@ class EngagementRates:
 
     def add(self, users_N: Ints, canary_N: Mask, labels_NK: Floats, ranked_N: Mask,
             weights_N: Floats) -> None:  # fmt: skip
-        """Adds shown items: user, whether served by the canary, labels, whether scored by a ranker, and how
-        many shown items each represents."""
+        """Adds items: user, whether of the canary, labels, whether ranked, and how many each represents."""
         for group in (True, False):
             chosen = canary_N == group
-            self._examples[group] += int(chosen.sum())
-            self._shown[group] += float(weights_N[chosen].sum())
+            users, labels, weights = users_N[chosen], labels_NK[chosen], weights_N[chosen]
+            self._examples[group] += len(users)
+            self._shown[group] += float(weights.sum())
             self._unranked[group] += float(weights_N[chosen & ~ranked_N].sum())
             if len(self._users[group]) < _MAX_USERS:
-                self._users[group].update(users_N[chosen].tolist())
+                self._users[group].update(users.tolist())
             for k, kind in enumerate(self.kinds):
-                if chosen.any():
-                    values = (users_N[chosen], labels_NK[chosen, k], weights_N[chosen])
-                    self._means[group][kind].add(*values)
+                self._means[group][kind].add(users, labels[:, k], weights)
 
     def result(self) -> CanaryEngagement:
         gained = {}

@@ -37,9 +37,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 AT_LEAST: Final = 100  # users of an arm before a bound is finite
-LEAST_COUNT: Final = (
-    20  # of them with a numerator other than 0, where a few heavy ones count as few
-)
+LEAST_COUNT: Final = 20  # effective number of them behind a numerator or denominator
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,7 @@ def p_value(difference: float, information: float, eta: float) -> float:
 
 
 def effective_number(amounts_U: Floats) -> float:
-    """Effective number of users behind a sum, (Σ x)² / Σ x² (Kish 1965): 1 if one has nearly all of it. The
-    variance is underestimated then, since the ratio is nearly that user's."""
+    """(Σ x)² / Σ x² (Kish 1965). Near 1, one user has all: the variance can't tell the others' ratio."""
     return max(0.0, float(amounts_U.sum())) ** 2 / max(float((amounts_U**2).sum()), 1e-300)
 
 
@@ -158,8 +155,8 @@ def paired_effect(users: ArmUsers, alpha: float, eta: float) -> Effect:
     """Relative difference of the numerators to the denominators of the same users, such as two credits earned
     in the same lists. As for two arms, but ψ is each user's own difference."""
     sizes = (len(users), len(users))
-    givers = [np.count_nonzero(sums) for sums in (users.numerators_U, users.denominators_U)]
-    if len(users) < AT_LEAST or min(givers) < LEAST_COUNT or not users.ratio > 0:
+    givers = map(np.count_nonzero, (users.numerators_U, users.denominators_U))
+    if len(users) < AT_LEAST or min(givers) < LEAST_COUNT:
         return Effect(users=sizes)
     variance = float(influence(users).var()) / len(users)
     if not variance > 0:

@@ -176,9 +176,8 @@ def _givers(picked_U2: Floats) -> tuple[int, int]:
 def _effective_users(shared_U2: Floats) -> tuple[float, float]:
     """Effective number of users behind the control's lead and the treatment's."""
     difference_U = shared_U2[:, 1] - shared_U2[:, 0]
-    leads_U = (np.maximum(sign * difference_U, 0.0) for sign in (-1, 1))
-    control, treatment = map(effective_number, leads_U)
-    return control, treatment
+    control_U, treatment_U = np.maximum(-difference_U, 0.0), np.maximum(difference_U, 0.0)
+    return effective_number(control_U), effective_number(treatment_U)
 
 
 def _missing(credits: ArmCredits) -> str:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 CLUSTERS = 4096  # accumulators shared by users' hashes: bounded memory, and variances only grow
-# Effective number of clusters, (Σ w)² / Σ w² (Kish 1965), before bounds are finite: the mean is nearly that
-# of a cluster with most of the weight, so V wouldn't know how much it differs from the others.
+# Clusters by (Σ w)² / Σ w² (Kish 1965) before bounds are finite: V can't tell how others differ from a large one.
 LEAST_EFFECTIVE = 5.0
 
 

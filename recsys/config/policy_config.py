@@ -49,8 +49,7 @@ class Rule:
         check(self.value == ANY or not varies, f"{name}: value", self.value, f"{ANY!r}: any")
 
     @property
-    def closes(self) -> bool:
-        """Whether it excludes items from retrieval on."""
+    def excludes(self) -> bool:
         return self.do == "require" or (self.do == "limit" and self.amount < 1)
 
 

@@ -48,7 +48,7 @@ class ValueIndex:
             if rule.do == "require":
                 fitting = required.setdefault(rule.field, Bitmap(len(living)))
                 fitting.unite(self.items(rule.field, rule.value))
-            elif rule.closes:
+            elif rule.excludes:
                 closed.unite(self.items(rule.field, rule.value))
         for fitting in required.values():
             others = living.copy()
