@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 CLUSTERS = 4096  # accumulators shared by users' hashes: bounded memory, and variances only grow
-# Clusters by (Σ w)² / Σ w² (Kish 1965) before bounds are finite: V can't tell how others differ from a large one.
+# Clusters, by (Σ w)² / Σ w² (Kish 1965), before bounds are finite: V can't tell how a large one differs.
 LEAST_EFFECTIVE = 5.0
 
 
