@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.assignment.design import check
+from experiments.statistics.effect import AT_LEAST
 
 Floats = NDArray[np.float64]
 _SAMPLES: Final = 20_000  # gives a power of 0.8 to within 0.006
@@ -72,8 +73,8 @@ class SequentialPower:
         return out
 
     def users_needed(self, shares: tuple[float, float], effect: float, wanted: float = 0.8) -> int:
-        """Users of both arms by the last look for the power ``wanted``. ``shares``: of treatment and
-        control."""
+        """Users of both arms by the last look for the power ``wanted``, and for a report to have bounds.
+        ``shares``: of treatment and control."""
         check(effect != 0, "effect", effect, "a relative effect other than 0")
         check(0 < wanted < 1, "power", wanted, "a probability between 0 and 1")
         whole = sum(shares)
@@ -82,7 +83,7 @@ class SequentialPower:
             arms = (total * shares[0] / whole, total * shares[1] / whole)
             return bool(self.power(arms, effect)[-1] >= wanted)
 
-        return math.ceil(_least(enough, 10.0))
+        return math.ceil(max(_least(enough, 10.0), AT_LEAST * whole / min(shares)))
 
     def smallest_effect(self, users: Sequence[float], wanted: float = 0.8) -> float:
         """Smallest relative effect found with the power ``wanted``."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.experiments.trial_world import simulate
+from examples.experiment_power.analysis import power_from_numbers
 from examples.experiment_power.sequential_power import (
     SequentialPower,
     covariance,
@@ -46,6 +47,8 @@ def test_what_is_needed_has_the_power_that_was_wanted() -> None:
     assert looks.power(halves, 0.05)[-1] == pytest.approx(0.8, abs=0.01)
     assert looks.smallest_effect(halves) == pytest.approx(0.05, rel=0.02)
     assert looks.users_needed((0.9, 0.1), 0.05) > 2 * needed
+    # A report has no bounds for fewer than 100 users in an arm, however large the effect.
+    assert looks.users_needed((0.9, 0.1), 3.0) == 1_000
     assert looks.users_needed((0.5, 0.5), -0.05) == pytest.approx(needed, rel=0.1)
 
 
@@ -86,3 +89,11 @@ def test_the_promise_is_kept_by_users_who_come_again() -> None:
 def test_what_makes_no_sense_is_refused(call, says) -> None:
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_users_too_few_for_bounds_have_no_power() -> None:
+    """A large effect on a metric that hardly varies: found by the first users for whom there are bounds."""
+    (row,) = power_from_numbers(10, 1, 20, 14, 0.5, 0.8)["metrics"]
+    assert (row["users_needed"], row["days_needed"], row["power_there"]) == (200, 10, 1.0)
+    (row,) = power_from_numbers(10, 1, 20, 9, 0.5, 0.8)["metrics"]
+    assert (row["users_needed"], row["days_needed"], row["power_there"]) == (200, None, 0.0)
