@@ -87,10 +87,9 @@ class EngagementRates:
             a, b = (self._means[group][kind].estimate() for group in (True, False))
             bounds = (a.mean - b.mean, a.low - b.high, a.high - b.low)
             gained[kind] = AnytimeEstimate(*bounds, min(a.weight, b.weight))
-        examples, unranked, shown = self._examples, self._unranked, self._shown
-        degraded = {group: unranked[group] / max(1.0, shown[group]) for group in shown}
+        degraded = {g: self._unranked[g] / max(1.0, shown) for g, shown in self._shown.items()}
         return CanaryEngagement(
-            examples[True], examples[False], gained, degraded[True], degraded[False],
+            self._examples[True], self._examples[False], gained, degraded[True], degraded[False],
             len(self._users[True]), len(self._users[False]), self._unwanted,
         )  # fmt: skip
 

@@ -85,9 +85,8 @@ class ServedImpressions:
         if self._from_first:
             settled = [row for row in settled if row.shown_ms >= self._first_ms]
         if settled:
-            _, users, own, labels, ranked, weights = zip(*settled, strict=True)
-            columns = (np.array(c) for c in (own, labels, ranked, weights))
-            self.rates.add(np.array(users, np.int64), *columns)
+            _, *columns = zip(*settled, strict=True)
+            self.rates.add(*map(np.array, columns))
 
     def _take(self, example: _Example) -> None:
         self._newest_ms = max(self._newest_ms, example.closed_ms)
