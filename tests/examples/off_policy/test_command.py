@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
+from examples.off_policy import logged_lists
 from examples.off_policy.estimates import estimates
 from examples.off_policy.logged_lists import (
     BY_SCORE,
@@ -126,11 +127,17 @@ def test_ratios_are_those_of_the_policies_own_draws(run: Run) -> None:
     assert np.sort(first) == pytest.approx(np.sort(places))
 
 
-def test_a_list_that_ends_sooner_keeps_its_weight_and_earns_nothing_below(run: Run) -> None:
+def test_a_list_that_ends_sooner_keeps_its_weight_and_earns_nothing_below(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rules = (
         "[{field: topic, value: t1, do: require}, {field: topic, value: t1, do: limit, amount: 2}]"
     )
-    lists = run.lists(f"name: short\noverrides: {{rules: {rules}}}\nreward: long_view\n").lists
+    short = f"name: short\noverrides: {{rules: {rules}}}\nreward: long_view\n"
+    refused = run.lists(short)  # others would have been retrieved
+    assert refused.left_out[OTHER_CANDIDATES] and not len(refused.lists)
+    monkeypatch.setattr(logged_lists, "same_candidates", lambda *_: True)
+    lists = run.lists(short).lists
     weights_LR, ended_LR = lists.ratios_LR.cumprod(1), lists.ended_LR
     assert ended_LR is not None and not ended_LR[:, 0].any()
     kept = weights_LR[:, 1] > 0
