@@ -41,9 +41,7 @@ TEAM_DRAFT: Final = "interleaved: two policies drew them in turns"
 BY_SCORE: Final = "asked for by score: nothing was drawn"
 UNKNOWN: Final = "don't say what was asked or what they were made from"
 EARLY: Final = "their window isn't over"
-OTHER_CANDIDATES: Final = (
-    "other candidates: another policy.sources, trust_after, fixed or rules than the target's"
-)
+OTHER_CANDIDATES: Final = "other candidates: sources, trust_after, fixed or excluding rules differ"
 GONE: Final = "can't be made again"
 PROPENSITY_MISMATCH: Final = "propensities that aren't found again"
 REPEATED: Final = "on the log a second time"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from examples.off_policy.estimates import WeightedLists, by_rank, diagnose_support, estimates
-from examples.off_policy.logged_lists import MAX_GONE_SHARE, read_lists
+from examples.off_policy.logged_lists import MAX_GONE_SHARE, OTHER_CANDIDATES, read_lists
 from examples.off_policy.target_policy import TargetPolicy, read_target
 from recsys.config.yaml_with_lines import YamlWithLines
 from recsys.features.feature_set_file import feature_set
@@ -29,6 +29,10 @@ def estimate_policy(file: Path, state: Path | None, max_lists: int, alpha: float
             f"{read.gone:.0%} of the lists can't be recomputed, expected {MAX_GONE_SHARE:.0%} at most, since "
             "the others may not be representative: choose a time range that log and snapshots still cover "
             f"({read.why_gone})"
+        )
+    if read.left_out[OTHER_CANDIDATES] and not len(read.lists):
+        refused.append(
+            f"all lists have {OTHER_CANDIDATES}: give the policy an arm of an experiment"
         )
     return _values(target, read.lists, alpha, refused) | {"left_out": dict(read.left_out)}
 

@@ -242,6 +242,9 @@ def test_what_the_log_cannot_answer_is_refused_with_its_reason(run: Run) -> None
     assert "sndr" not in more.stdout
     cold = run.command("name: cold\noverrides: {temperature: 0.001, explore: 0.0}\nreward: like\n")
     assert cold.exit_code == 1 and "effective sample size" in cold.stdout
+    none = "overrides: {rules: [{field: topic, value: t1, do: limit, amount: 0}]}"
+    other = run.command(f"name: without\n{none}\nreward: like\n")
+    assert other.exit_code == 1 and "refused: all lists have other candidates" in other.stdout
     line = run.command("name: x\nline: cand-1\nreward: like\n")
     assert line.exit_code == 2 and "recsys propose" in line.stderr
     few = run.command(SAME, "--lists", "30")
