@@ -165,23 +165,35 @@ class Importer:
     def _append(self, dataset: MappedFiles, rows: ImportedRows) -> dict[str, int]:
         counts = Counter(new=0, imported_before=0)
         events = self.progress(dataset.events())
-        items = {str(e.item_id) for e in events_after(self.log, ITEMS, [0]) if isinstance(e, Item)}
+        newest = dict[str, str]()  # event ids of imported records, by item
+        again = dict[str, Item]()  # rows that other imported ones have replaced since, by item
+        for item in (e for e in events_after(self.log, ITEMS, [0]) if isinstance(e, Item)):
+            name, id_ = str(item.item_id), item.event_id or ""
+            newest[name] = id_ if id_.startswith(_PREFIX) else newest.get(name, "")
         while batch := list(islice(events, BATCH)):
             hashes = np.array([mmh3.hash64(encode(event))[0] for event in batch], np.int64)
             old = rows.contains(hashes)
             # An item without fields is one that no table has: it must not replace what is there.
-            bare = [isinstance(e, Item) and not e.fields and str(e.item_id) in items for e in batch]
+            bare = [type(e) is Item and not e.fields and str(e.item_id) in newest for e in batch]
             old |= np.array(bare)
             records: dict[str, list[Append]] = {ITEMS: [], EVENTS: []}
             for event, hash_, skipped in zip(batch, hashes.tolist(), old.tolist(), strict=True):
+                event.event_id = f"{_PREFIX}{hash_}"  # type: ignore[union-attr]
+                if isinstance(event, Item) and event.fields:
+                    again.pop(name := str(event.item_id), None)
+                    if not skipped:
+                        newest[name] = event.event_id
+                    elif newest.get(name) not in ("", event.event_id):
+                        again[name] = event
                 if not skipped:
-                    event.event_id = f"{_PREFIX}{hash_}"  # type: ignore[union-attr]
                     topic = ITEMS if isinstance(event, Item) else EVENTS
                     records[topic].append(record_of(event, self.config.log.partitions))
             for topic, appends in records.items():
                 self.log.append(topic, appends)
             rows.add(hashes[~old])
             counts.update(new=int((~old).sum()), imported_before=int(old.sum()))
+        self.log.append(ITEMS, [record_of(item, 1) for item in again.values()])
+        counts.update(new=len(again), imported_before=-len(again))
         return dict(counts)
 
     def _hold(self) -> None:

@@ -14,7 +14,7 @@ from recsys.app.data_files import read_data_files
 from recsys.clock import wall_ms
 from recsys.config.loader import load
 from recsys.config.system_config import Config
-from recsys.events.event_types import Engagement, Event, decode, encode
+from recsys.events.event_types import Engagement, Event, Item, decode, encode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS
 from recsys.log.protocol import Append, Log, read_range
 from recsys.process.open_log import create_topics, open_log
@@ -128,6 +128,24 @@ def test_rows_without_a_table_of_items_leave_the_fields_of_items(
     run(folder, config, log, names=["log.csv"])
     items = [(event.item_id, bool(event.fields)) for event in on_log(log, ITEMS)]  # type: ignore[union-attr]
     assert len(items) == 31 and [name for name, has_fields in items if not has_fields] == ["new"]
+
+
+def test_items_have_the_fields_of_the_newest_import(folder: Path, config: Config, log: Log) -> None:
+    table = folder / "items.csv"
+
+    def genres() -> str:
+        run(folder, config, log)
+        items = {str(e.item_id): e.fields for e in on_log(log, ITEMS) if isinstance(e, Item)}
+        return "".join(str(items[name]["genre"]) for name in ("1", "2"))
+
+    table.write_text("i,genre\n1,a\n2,x\n2,y\n")
+    assert genres() == "ay"
+    table.write_text("i,genre\n1,b\n2,x\n2,y\n")
+    assert genres() == "by"
+    table.write_text("i,genre\n1,a\n2,x\n2,y\n")
+    assert genres() == "ay"  # as it was before
+    end = log.end(ITEMS, 0)
+    assert genres() == "ay" and log.end(ITEMS, 0) == end
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 3])
