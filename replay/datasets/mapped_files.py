@@ -80,6 +80,7 @@ class MappedFiles(OfApp):
         progress: Progress = lambda blocks, file: blocks,
     ) -> None:
         super().__init__(app)
+        self.mapping = files.interactions
         self._files, self._paths = files, list(paths)
         self._latest_ms, self._refuse, self._progress = now_ms + _AHEAD_MS, refuse, progress
         self._temporary = None if scratch else tempfile.TemporaryDirectory(prefix="rows-")

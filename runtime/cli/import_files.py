@@ -165,6 +165,9 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
     if "steps" in result:
         text = f"{result['steps']:,} steps from the newest {result['learned']:,} rows"
         rows += [("trained", text)]
+    if "missing" in result:
+        text = f"no: {result['missing']:,} rows of earlier imports are in none of these files; add theirs"
+        rows += [("trained", text)]
     console.print(plain_table(("", ""), rows))
     if result.get("retrieval"):
         console.print(_quality(result["retrieval"]))

@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.storage import snapshots
+from recsys.app.data_files import Interactions
 from recsys.app.definition import App
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.event_types import Event, Item, Rejected, decode, encode
+from recsys.events.event_types import Event, Item, Rejected, User, decode, encode
 from recsys.events.records import EVENTS, ITEMS, STEPS, record_of
 from recsys.log.protocol import Append, Log, read_range
 from recsys.process.part_process import write_atomically
@@ -49,12 +50,16 @@ Hashes = NDArray[np.int64]
 
 class ImportProgress(msgspec.Struct):
     """``STATE/import/import.json``. ``ends``: how far the hashes reach on the log, by topic and partition;
-    ``began``: ends of ``events`` before an import that isn't done."""
+    ``began``: ends of ``events`` before an import that isn't done; ``rows``: interactions on the log,
+    ``mapping``: how they were read; ``is_due``: the model hasn't learned from the newest."""
 
     log_id: str
     shift_ms: int
     ends: dict[str, list[int]]
     began: list[int] = []
+    rows: int = 0
+    mapping: Interactions | None = None
+    is_due: bool = False
 
 
 class ImportedRows:
@@ -84,13 +89,14 @@ class ImportedRows:
     def add(self, hashes: Hashes) -> None:
         self._new.append(hashes)
 
-    def save(self, shift_ms: int, began: list[int]) -> None:
-        """Keeps all hashes. After a kill before it, the log has the missing ones."""
+    def save(self, shift_ms: int, *values: Any) -> None:
+        """Keeps all hashes and further ``values`` of the progress. After a kill before it, the log has the
+        missing hashes."""
         self._merge()
         partial = self._folder / "rows.part.npy"
         np.save(partial, self._hashes)
         partial.replace(self._folder / "rows.npy")
-        self.progress = ImportProgress(self._log.id, shift_ms, self.ends(), began)
+        self.progress = ImportProgress(self._log.id, shift_ms, self.ends(), *values)
         write_atomically(self._folder / "import.json", msgspec.json.encode(self.progress))
 
     def ends(self) -> dict[str, list[int]]:
@@ -135,9 +141,10 @@ class Importer:
         """Writes and trains; returns the report. Raises ValueError before it writes anything."""
         times_ms = dataset.times_ms
         rows = ImportedRows(Path(self.config.state) / "import", self.log)
-        before = rows.progress
+        before, mapping, rows_before = rows.progress, dataset.mapping, 0
         if before is not None:
-            dataset.shift_ms = before.shift_ms
+            _check_mapping(before.mapping or mapping, mapping, self.app)
+            dataset.shift_ms, rows_before = before.shift_ms, before.rows
         elif not keep_times:
             dataset.shift_ms = whole_weeks(wall_ms() - int(times_ms[-1]))
         ahead_ms = int(times_ms[-1]) + dataset.shift_ms - wall_ms()
@@ -148,22 +155,24 @@ class Importer:
                 "import did. Leave out the newest rows, or import the files into a new state folder (--state)"
             )
         began = (before.began if before else []) or rows.ends()[EVENTS]
-        rows.save(dataset.shift_ms, began)
+        rows.save(dataset.shift_ms, began, rows_before, mapping, True)
         self._hold()
         report: dict[str, Any] = {**self._append(dataset, rows), "shift_ms": dataset.shift_ms}
         report |= {"rows": dict(dataset.rows), "refused": dict(dataset.dead_letters)}
         report |= {"repeated": dataset.repeats, "out_of_order": dataset.out_of_order}
         report |= {"from_ms": int(times_ms[0]), "until_ms": int(times_ms[-1])}
         skip_events(self.log, self.config, self.app.feature_set(self.config.model.features), began)
-        # A system that has learned goes on from there.
-        untrained = self.log.end(STEPS, 0) == 0 and (report["new"] or live_epoch(self.log) == 0)
-        if self.learn and untrained:
-            report |= self._train(dataset)
-        rows.save(dataset.shift_ms, [])
+        # A system that has learned goes on from there, and few rows don't replace what all taught.
+        live, old = live_epoch(self.log), report["old_rows"]
+        is_due = bool(report["new"] or not live or (before and before.is_due))
+        if self.learn and is_due and self.log.end(STEPS, 0) == 0:
+            is_due = bool(live) and old < rows_before and len(times_ms) < _WARM * self.learn
+            report |= {"missing": rows_before - old} if is_due else self._train(dataset)
+        rows.save(dataset.shift_ms, [], max(rows_before, old) + report["new_rows"], mapping, is_due)
         return report
 
     def _append(self, dataset: MappedFiles, rows: ImportedRows) -> dict[str, int]:
-        counts = Counter(new=0, imported_before=0)
+        counts = Counter(new=0, imported_before=0, new_rows=0, old_rows=0)
         events = self.progress(dataset.events())
         newest = dict[str, str]()  # event ids of imported records, by item
         again = dict[str, Item]()  # rows that other imported ones have replaced since, by item
@@ -192,6 +201,8 @@ class Importer:
                 self.log.append(topic, appends)
             rows.add(hashes[~old])
             counts.update(new=int((~old).sum()), imported_before=int(old.sum()))
+            old = old[[not isinstance(event, Item | User) for event in batch]]
+            counts.update(new_rows=int((~old).sum()), old_rows=int(old.sum()))
         self.log.append(ITEMS, [record_of(item, 1) for item in again.values()])
         counts.update(new=len(again), imported_before=-len(again))
         return dict(counts)
@@ -230,6 +241,18 @@ class Importer:
             part = shard.spec.part, shard.spec.parts
             snapshots.write_part(folder, MAIN, epoch, step, *part, *shard.export())
         append_live_record(self.log, MAIN, epoch, "imported", wall_ms(), step, before)
+
+
+def _check_mapping(before: Interactions, mapping: Interactions, app: App) -> None:
+    """Raises ValueError where rows that are on the log would be other events now."""
+    names = {k: v for k, v in mapping.names.items() if k in before.names or k in app.events}
+    mapping = msgspec.structs.replace(mapping, files=before.files, names=names)
+    for name in Interactions.__struct_fields__:
+        if (now := getattr(mapping, name)) != (was := getattr(before, name)):
+            raise ValueError(
+                f"files.interactions.{name} is {now!r}, expected {was!r} as in the first import: rows would "
+                "count twice. Keep it, or import into a new state folder (--state)"
+            )
 
 
 def whole_weeks(age_ms: int) -> int:

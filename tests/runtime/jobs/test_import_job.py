@@ -197,6 +197,21 @@ def test_newer_rows_that_would_move_into_the_future_are_refused(
     assert (folder / "state/import/import.json").read_bytes() == kept
 
 
+def test_rows_that_would_be_other_events_now_are_refused(
+    folder: Path, config: Config, log: Log
+) -> None:
+    first = run(folder, config, log)
+    file = folder / "app.yaml"
+    file.write_text(APP.replace("at_least: 4", "at_least: 3"))
+    with pytest.raises(ValueError, match=r"at_least is 3\.0, expected 4\.0 .*new state folder"):
+        run(folder, config, log)
+    assert len(ids(log)) == first["new"]
+    file.write_text(
+        APP.replace("[log.csv]", "[log.csv, log2.csv]").replace("t,", "t, names: {r: rate},")
+    )
+    assert run(folder, config, log, names=["log.csv", "items.csv"])["new"] == 0
+
+
 def test_the_log_keeps_imported_events_until_they_are_folded(
     folder: Path, config: Config, log: Log
 ) -> None:
@@ -223,3 +238,16 @@ def test_the_system_starts_from_what_was_learned(folder: Path, config: Config, l
     assert "steps" not in run(folder, config, log, learn=200)  # nothing is new
     write_rows(folder, 310)
     assert "steps" in run(folder, config, log, learn=200) and live_epoch(log) == 2
+
+
+@pytest.mark.slow
+def test_a_later_file_alone_leaves_what_all_rows_taught(
+    folder: Path, config: Config, log: Log
+) -> None:
+    run(folder, config, log, learn=200)
+    (folder / "new.csv").write_text(f"u,i,r,t\n1,1,5,{START_S + 300 * 60}\n")
+    later = run(folder, config, log, learn=200, names=["new.csv"])
+    assert (later["new"], later["missing"], live_epoch(log)) == (1, 300, 1)
+    again = run(folder, config, log, learn=200, names=["new.csv", "log.csv", "items.csv"])
+    assert (again["new"], again["learned"], live_epoch(log)) == (0, 200, 2)
+    assert "steps" not in run(folder, config, log, learn=200)
