@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
@@ -91,7 +92,7 @@ class MappedFiles(OfApp):
         self.dead_letters: Counter[str] = Counter()
         self._met: dict[str, tuple[Id, int]] = {}  # items of interactions, with the first time
         self._listed: set[str] = set()  # items of tables
-        self.repeats = self.shift_ms = self.warm_ms = self.learned_ms = 0
+        self.repeats = self.unlisted = self.shift_ms = self.warm_ms = self.learned_ms = 0
 
     @cached_property
     def times_ms(self) -> NDArray[np.int64]:
@@ -153,6 +154,7 @@ class MappedFiles(OfApp):
                 self._take(path, kind, block, spills[kind == "interactions"])
         self._check_columns(seen)
         new = [(ms, id_) for name, (id_, ms) in self._met.items() if name not in self._listed]
+        self.unlisted = len(new) if self._listed else 0
         spills[0].write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
         for spill in spills:
             spill.close()
@@ -348,6 +350,8 @@ def _id(name: str, value: Any) -> Id:
         value = int(value)
     if type(value) is int and -(2**63) <= value < 2**63:
         return value
+    if isinstance(value, Decimal) and value % 1 == 0:
+        return _id(name, int(value))
     text = value.strip() if isinstance(value, str) else ""
     if not 0 < len(text) <= MAX_ID_LENGTH:
         raise _Unusable(f"{name}: expected an id of 1 to {MAX_ID_LENGTH} characters", value)
@@ -392,7 +396,8 @@ def _field(name: str, value: Any, field: Field, table: Table) -> Any:
     if field.kind == "time":
         return _time_ms(name, value, table.unit)
     if field.kind == "list":
-        return [text for x in _values(value, table.separator) if (text := str(x).strip())]
+        texts = (str(x).strip() for x in _values(value, table.separator) if x is not None)
+        return [text for text in texts if text]
     if field.kind == "vector":
         numbers = [_number(name, x) for x in _values(value, table.separator)]
         if len(numbers) != field.length:

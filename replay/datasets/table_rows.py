@@ -3,6 +3,7 @@
 A row that can't be read is returned with its line and the reason, and reading goes on after it.
 """
 
+import codecs
 import csv
 import io
 from collections import Counter
@@ -159,7 +160,7 @@ def _json(file: Path) -> Iterator[Block]:
                 size += len(raw)
                 try:
                     if raw.strip():
-                        rows.append(decoder.decode(raw))
+                        rows.append(decoder.decode(raw.removeprefix(codecs.BOM_UTF8)))
                         block.lines.append(line)
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                     text = raw[:200].decode(errors="replace")

@@ -155,6 +155,8 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
     console = Console()
     rows = [(f"rows of {kind}", f"{count:,}") for kind, count in result["rows"].items()]
     rows += [(f"refused: {why}", f"{count:,}") for why, count in result["refused"].items()]
+    if count := result["items_without_fields"]:
+        rows += [("items that no table of items has", f"{count:,}")]
     counts = ("repeated", "out_of_order", "new", "imported_before")
     rows += [(name.replace("_", " "), f"{result[name]:,}") for name in counts]
     ends_ms = result["from_ms"], result["until_ms"]

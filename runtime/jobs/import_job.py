@@ -160,6 +160,7 @@ class Importer:
         report: dict[str, Any] = {**self._append(dataset, rows), "shift_ms": dataset.shift_ms}
         report |= {"rows": dict(dataset.rows), "refused": dict(dataset.dead_letters)}
         report |= {"repeated": dataset.repeats, "out_of_order": dataset.out_of_order}
+        report |= {"items_without_fields": dataset.unlisted}
         report |= {"from_ms": int(times_ms[0]), "until_ms": int(times_ms[-1])}
         skip_events(self.log, self.config, self.app.feature_set(self.config.model.features), began)
         # A system that has learned goes on from there, and few rows don't replace what all taught.

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from decimal import Decimal
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def test_each_format_gives_the_same_events(tmp_path: Path) -> None:
         write(tmp_path / "log.csv", csv), write(tmp_path / "bom.csv", b"\xef\xbb\xbf" + csv.encode()),
         write(tmp_path / "log.tsv", csv.replace(";", "\t")), write(tmp_path / "log.jsonl", lines),
         write(tmp_path / "wide.csv", csv.encode("utf-16")), tmp_path / "log.parquet",
+        write(tmp_path / "bom.jsonl", b"\xef\xbb\xbf" + lines.encode()),
         write(tmp_path / "log.csv.gz", gzip.compress(csv.encode())),
     ]  # fmt: skip
     for file in files:
@@ -87,6 +89,18 @@ def test_each_format_gives_the_same_events(tmp_path: Path) -> None:
 def test_ids_keep_their_type(tmp_path: Path) -> None:
     file = write(tmp_path / "log.jsonl", '{"user":7,"item":"7","time":1}\n')
     assert seen(dataset(file).events()) == [(1_000, 7, "7", "click")]
+
+
+def test_whole_decimals_are_ids_and_nulls_in_lists_are_no_values(tmp_path: Path) -> None:
+    number = 2**62 + 1
+    ids = pa.array([Decimal(number)], pa.decimal128(38, 0))
+    pq.write_table(pa.table({"user": ids, "item": ids, "time": [1]}), tmp_path / "log.parquet")
+    pq.write_table(pa.table({"id": ids, "tags": [["a", None]]}), tmp_path / "items.parquet")
+    table = {"id": "id", "fields": {"tags": "tags"}}
+    paths = tmp_path / "log.parquet", tmp_path / "items.parquet"
+    item, click = dataset(*paths, fields="item: {tags: list}", items=table).events()
+    assert isinstance(item, Item) and item.fields == {"tags": ["a"]}
+    assert seen([click]) == [(1_000, number, number, "click")]
 
 
 def test_rows_that_cannot_be_used_are_named_with_line_and_reason(tmp_path: Path) -> None:
@@ -240,7 +254,7 @@ def test_items_that_no_table_has_are_published_when_they_first_occur(tmp_path: P
     data = dataset(log, items, items={"id": "id", "fields": {"title": "title"}})
     events = list(data.events())
     published = [(e.time_ms, e.item_id, e.fields) for e in events if isinstance(e, Item)]
-    assert published == [(0, "old", {"title": "T"}), (10_000, "new", {})]
+    assert published == [(0, "old", {"title": "T"}), (10_000, "new", {})] and data.unlisted == 1
     assert [type(event) for event in events] == [Item, Engagement, Item, Engagement, Engagement]
 
 
