@@ -3,12 +3,14 @@
 ``recsys init`` writes it; ``recsys import`` and ``recsys replay`` read events by it.
 """
 
+import ast
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import UTC, datetime
 from os.path import basename
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -24,6 +26,17 @@ def moment_of(text: str) -> datetime:
     iso = _DOTTED.sub(lambda date: f"{date[3]}-{date[2]:0>2}-{date[1]:0>2}", text.strip())
     moment = datetime.fromisoformat(iso)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def list_of(value: Any) -> list[Any] | None:
+    """The values of a cell that has a list as JSON or Python writes it; None of another."""
+    if isinstance(value, str) and value.startswith("["):
+        for read in (msgspec.json.decode, ast.literal_eval):
+            with suppress(
+                msgspec.MsgspecError, ValueError, SyntaxError, RecursionError, MemoryError
+            ):
+                return list(read(value))
+    return value if isinstance(value, list) else None
 
 
 class Table(

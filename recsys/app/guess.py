@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 import yaml
 
-from recsys.app.data_files import Entities, Interactions, moment_of
+from recsys.app.data_files import Entities, Interactions, list_of, moment_of
 from recsys.app.feature_checks import RESERVED
 
 _USER: Final = (
@@ -41,6 +41,7 @@ _WEIGHTS: Final = {
     r".*(cart|basket).*": 3,
 }
 _UNITS: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_CODE: Final = r".*_(id|code)|.*(category|genre|brand|type|section|topic|gender)"
 _LIST: Final = r"[^|]+(\|[^|]+)+"
 _FEW: Final = 50  # values of a column of kinds, at most
 _RATED: Final = 5  # categories of items with rates: tastes follow any of them
@@ -70,55 +71,84 @@ def guess(
     """The definition of an app. ``samples``: some rows by file; ``given``: columns that a person named, by
     role; ``shown_kind``: the kind of rows that are shown items. Raises ValueError if no file has users and
     items."""
-    out, tables, unlike = Guess({"app": name, "fields": {}}), dict[str, Any](), ""
-    for file, columns in samples.items():
-        roles = _roles(columns, given)
-        part = next((part for part in ("item", "user") if part in roles), "")
-        kind = "interactions" if {"user", "item"} <= roles.keys() else f"{part}s"
-        if kind in tables:
-            if missing := [name for name in tables[kind].columns if name not in columns]:
-                unlike = f"{file} lacks column {missing[0]!r} of {tables[kind].files[0]}"
-            tables[kind].files.append(file)
-            continue
-        if kind == "interactions":
-            table, events, rows = _interactions(file, columns, roles, shown_kind)
-            tables[kind] = table
-            rows = [(column, role) for role, column in roles.items()] + rows
-            rows += [(column, "not read") for column in columns if column not in table.columns]
-            out.definition |= {"events": events, "repeats": _repeats(columns, roles)}
-            half_lives = _half_lives(columns, table)
-        elif part:
-            kinds = {n: _kind_of(v) for n, v in columns.items() if n != roles[part]}
-            field_names = _distinct({n: _clean(n) for n in kinds}, RESERVED)
-            out.definition["fields"][part] = {field_names[n]: k for n, k in kinds.items() if k}
-            units = [_unit(_present(columns[n])) for n, k in kinds.items() if k == "time"]
-            named = {name: n for n, name in field_names.items()}
-            about: dict[str, Any] = {"unit": units[0]} if units else {}
-            tables[kind] = Entities(files=[file], id=roles[part], fields=named, **about)
-            rows = [(n, _taken_for(k, columns[n])) for n, k in kinds.items()]
-            rows.insert(0, (roles[part], part))
-        else:
-            rows = [("", "not used: no column of items or users; name it with --item or --user")]
-        out.rows += [(file, *row) for row in rows]
-    if "interactions" not in tables:
+    out, tables, merged = Guess({"app": name, "fields": {}}), dict[str, Any](), dict[str, Columns]()
+    kinds = _kinds_of_files(samples, given)
+    if "interactions" not in kinds.values():
         names = "; ".join(f"{file} has {', '.join(columns)}" for file, columns in samples.items())
         raise ValueError(
             f"no file has a column of users and one of items ({names}): name them with --user and --item"
         )
-    if unlike:
-        raise ValueError(f"{unlike}: make one table of both")
-    table, positive = tables["interactions"], [k for k, v in events.items() if "positive" in str(v)]
-    categories = _coarsest(tables, samples, out.definition["fields"].get("item", {}))[:_RATED]
+    for kind in dict.fromkeys(kinds.values()):
+        files = [file for file in samples if kinds[file] == kind]
+        if not kind:
+            why = "not used: no column of items or users; name it with --item or --user"
+            out.rows += [(file, "", why) for file in files]
+            continue
+        columns = merged[kind] = {
+            name: [value for file in files for value in samples[file].get(name, ())]
+            for name in samples[files[0]]
+        }
+        roles, part = _roles(columns, given), kind.removesuffix("s")
+        if kind == "interactions":
+            table, events, rows = _interactions(columns, roles, shown_kind)
+        else:
+            table, out.definition["fields"][part], rows = _entities(part, columns, roles[part])
+        tables[kind] = msgspec.structs.replace(table, files=files)
+        for file in files:
+            if missing := [n for n in table.columns if n not in samples[file]]:
+                lacks = f"{file} lacks column {missing[0]!r} of {files[0]}"
+                raise ValueError(f"{lacks}: make one table of both")
+        out.rows += [(files[0], *row) for row in rows]
+        out.rows += [(file, "", f"more rows like those of {files[0]}") for file in files[1:]]
+    table, columns = tables["interactions"], merged["interactions"]
+    positive = [k for k, v in events.items() if "positive" in str(v)]
+    out.definition |= {"events": events, "repeats": _repeats(columns, table)}
+    categories = _coarsest(tables, merged, out.definition["fields"].get("item", {}))[:_RATED]
     shown = "list" if table.shown or table.labels else "clicks"
     if table.shown and "view" in events:
         shown = "view"
     features = _features(out.definition, categories, positive, shown)
     out.definition |= {
         "groups": categories[:2], "shown": shown, "window": "60s",
-        "history": {"of": positive, "length": 50}, "features": {"half_lives": half_lives} | features,
+        "history": {"of": positive, "length": 50},
+        "features": {"half_lives": _half_lives(columns, table)} | features,
         "files": {kind: msgspec.to_builtins(table) for kind, table in tables.items()},
     }  # fmt: skip
     return out
+
+
+def _kinds_of_files(samples: Mapping[str, Columns], given: Mapping[str, str]) -> dict[str, str]:
+    """The kind of each file; empty for one without ids. Of files with users and items, one that has each
+    item once, as posts with their writers do, has items if the items of another occur again and again."""
+    kinds, ids = dict[str, str](), dict[str, list[str]]()
+    for file, columns in samples.items():
+        roles = _roles(columns, given)
+        kinds[file] = next((f"{part}s" for part in ("item", "user") if part in roles), "")
+        if {"user", "item"} <= roles.keys():
+            is_log = {"kind", "rating"} & roles.keys()
+            kinds[file] = "interactions"
+            ids[file] = [] if is_log else list(map(str, columns[roles["item"]]))
+    repeat = [file for file, names in ids.items() if len(set(names)) < len(names)]
+    for file in ids.keys() - repeat:
+        if ids[file] and any(samples[file].keys() - samples[other].keys() for other in repeat):
+            kinds[file] = "items"
+    return kinds
+
+
+def _entities(
+    part: str, columns: Columns, id_: str
+) -> tuple[Entities, dict[str, Any], list[tuple[str, str]]]:
+    """A table of items or users, its fields with their kinds, and rows about them."""
+    kinds = {n: _kind_of(v, n) for n, v in columns.items() if n != id_}
+    units = {n: _unit(_present(columns[n])) for n, kind in kinds.items() if kind == "time"}
+    unit = next(iter(units.values()), None)
+    kinds |= {n: "" for n, other in units.items() if other != unit}  # a table has one unit
+    names = _distinct({n: _clean(n) for n in kinds}, RESERVED)
+    about: dict[str, Any] = {"unit": unit} if unit else {}
+    table = Entities(id=id_, fields={name: n for n, name in names.items()}, **about)
+    rows = [(id_, _taken_for(part, columns[id_]))]
+    rows += [(n, _taken_for(kind, columns[n])) for n, kind in kinds.items()]
+    return table, {names[n]: kind for n, kind in kinds.items() if kind}, rows
 
 
 def _features(
@@ -142,14 +172,14 @@ def _features(
 
 
 def _coarsest(
-    tables: Mapping[str, Any], samples: Mapping[str, Columns], fields: Mapping[str, Any]
+    tables: Mapping[str, Any], merged: Mapping[str, Columns], fields: Mapping[str, Any]
 ) -> list[str]:
     """Categories of items of three values or more, those with the fewest values first: tastes follow genres
     rather than names."""
     if "items" not in tables:
         return []
     table = tables["items"]
-    columns, names = samples[table.files[0]], [n for n, k in fields.items() if k == "category"]
+    columns, names = merged["items"], [n for n, k in fields.items() if k == "category"]
     values = {name: set(map(str, _present(columns[table.fields[name]]))) for name in names}
     coarsest = sorted((n for n in names if len(values[n]) > 2), key=lambda n: len(values[n]))
     return [name for name, kind in fields.items() if kind == "list"] + coarsest
@@ -167,15 +197,16 @@ def _roles(columns: Columns, given: Mapping[str, str]) -> dict[str, str]:
         for column, values in columns.items():
             free = role not in roles and column not in roles.values()
             if free and re.fullmatch(pattern, _clean(column)) and fits.get(role, bool)(values):
-                roles[role] = column
+                if not any(isinstance(x, dict | list) for x in values):
+                    roles[role] = column
     return roles
 
 
 def _interactions(
-    file: str, columns: Columns, roles: Mapping[str, str], shown_kind: str
+    columns: Columns, roles: Mapping[str, str], shown_kind: str
 ) -> tuple[Interactions, dict[str, Any], list[tuple[str, str]]]:
     """The table, its kinds of event with labels, and rows about them."""
-    about: dict[str, Any] = {"files": [file], "user": roles["user"], "item": roles["item"]}
+    about: dict[str, Any] = {"user": roles["user"], "item": roles["item"]}
     events, rows = dict[str, Any](), list[tuple[str, str]]()
     if "time" in roles:
         about |= {"time": roles["time"], "unit": _unit(columns[roles["time"]])}
@@ -185,6 +216,8 @@ def _interactions(
     if shown_kind and "kind" not in roles:
         raise ValueError(f"--shown {shown_kind!r} needs a column of kinds: name it with --kind")
     flags = [n for n, v in columns.items() if n not in roles.values() and _is_flag(v)]
+    if all(re.fullmatch(_NEGATIVE, n.lower()) for n in flags):
+        flags = []  # without a positive one, each row is a click
     if "kind" in roles:
         about |= {"kind": roles["kind"]}
         counts = Counter(str(x).strip() for x in _present(columns[roles["kind"]]))
@@ -217,8 +250,11 @@ def _interactions(
     else:
         events = {"click": "positive"}
         rows.append(("", "each row: click. If a column says what happened, name it with --kind"))
+    table = Interactions(**about)
+    rows = [(n, _taken_for(role, columns[n])) for role, n in roles.items()] + rows
     rows += [("", f"event {kind}: {_words(label)}") for kind, label in events.items()]
-    return Interactions(**about), events, rows
+    rows += [(n, "not read") for n in columns if n not in table.columns]
+    return table, events, rows
 
 
 def _event_names(kinds: Sequence[str]) -> dict[str, str]:
@@ -255,16 +291,16 @@ def _half_lives(columns: Columns, table: Interactions) -> list[str]:
     return [f"{hours:.0f}h" for hours in (fast, slow)]
 
 
-def _repeats(columns: Columns, roles: Mapping[str, str]) -> bool:
+def _repeats(columns: Columns, table: Interactions) -> bool:
     """Whether viewers come back to items: two kinds of event with one are no return."""
-    named = [columns[roles[role]] for role in ("user", "item", "kind") if role in roles]
+    named = [columns[name] for name in (table.user, table.item, table.kind) if name]
     pairs = list(zip(*named, strict=True))
     return len(set(map(str, pairs))) < 0.9 * len(pairs)
 
 
-def _kind_of(values: Sequence[Any]) -> Any:
+def _kind_of(values: Sequence[Any], name: str) -> Any:
     """The kind of a field; empty for content such as titles."""
-    some = _present(values)
+    some = [x if (listed := list_of(x)) is None else listed for x in _present(values)]
     if not some:
         return ""
     if all(isinstance(x, bool) for x in some):
@@ -274,9 +310,10 @@ def _kind_of(values: Sequence[Any]) -> Any:
         numeric = all(isinstance(x, int | float) for x in lists[0])
         same = len(set(map(len, lists))) == 1
         return {"vector": len(lists[0])} if numeric and same and len(lists[0]) > 1 else "list"
-    if _numbers(some):
+    is_code = re.fullmatch(_CODE, _clean(name))
+    if _numbers(some) and not is_code:
         return "time" if _unit(some) and min(_numbers(some)) > 1e8 else "number"
-    if _unit(some):
+    if _unit(some) == "iso":
         return "time"
     if sum(bool(re.fullmatch(_LIST, str(x))) for x in some) > 0.1 * len(some):
         return "list"
@@ -284,7 +321,11 @@ def _kind_of(values: Sequence[Any]) -> Any:
 
 
 def _taken_for(kind: Any, values: Sequence[Any]) -> str:
-    """Description of a field in the table of the guess; with three decimals, how a number is read."""
+    """Description of a column in the table of the guess; of a number with three decimals and of an id with
+    one, how it is read."""
+    floats = [x for x in values if isinstance(x, str) and re.fullmatch(r"\d+\.0", x)]
+    if kind in ("user", "item") and floats:
+        return f"{kind}; {floats[0]} isn't {floats[0][:-2]}"
     thousands = [x for x in values if isinstance(x, str) and re.fullmatch(r"\d{1,3}\.\d{3}", x)]
     if kind == "number" and thousands:
         return f"number; {thousands[0]} is {float(thousands[0]):g}"

@@ -10,7 +10,6 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from decimal import Decimal
 from functools import cached_property
 from itertools import groupby
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recsys.app.data_files import DataFiles, Entities, Interactions, Table, moment_of
+from recsys.app.data_files import DataFiles, Entities, Interactions, Table, list_of, moment_of
 from recsys.app.definition import App, Field
 from recsys.events.event_types import (
     CONTROL_CHARACTER,
@@ -411,9 +410,6 @@ def _field(name: str, value: Any, field: Field, table: Table) -> Any:
 
 
 def _values(value: Any, separator: str) -> list[Any]:
-    if isinstance(value, str) and value.startswith("["):
-        with suppress(msgspec.DecodeError):
-            return msgspec.json.decode(value, type=list[Any])
-    if isinstance(value, str):
-        return value.split(separator)
-    return list(value) if isinstance(value, list) else [value]
+    if (values := list_of(value)) is not None:
+        return values
+    return value.split(separator) if isinstance(value, str) else [value]

@@ -78,15 +78,19 @@ def init(
 
 def _sample(file: Path) -> dict[str, list[Any]]:
     """The first rows and some of each later block, by column."""
-    sample: dict[str, list[Any]] = {}
-    rows = 0
+    sample, rows, size, why = dict[str, list[Any]](), 0, 0, ""
     for block in _with_bar(read_blocks(file), file):
         step = max(1, len(block.lines) // _SAMPLE) if rows else 1
         rows += len(block.lines)
-        for name, values in block.columns.items():
-            sample.setdefault(name, []).extend(values[::step])
+        missing = [None] * len(block.lines)
+        for name in {**sample, **block.columns}:  # lines of JSON needn't have all
+            values = block.columns.get(name, missing)[::step]
+            sample.setdefault(name, [None] * size).extend(values)
+        size += len(missing[::step])
+        if block.bad and not why:
+            why = f"; line {block.bad[0].line}: {block.bad[0].reason}, found {block.bad[0].value}"
     if not rows:
-        raise DataError(file, "expected rows that can be read; there is none")
+        raise DataError(file, f"expected rows that can be read; there is none{why}")
     return sample
 
 

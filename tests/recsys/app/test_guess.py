@@ -322,3 +322,48 @@ def test_fields_of_real_tables(tmp_path: Path) -> None:
     }  # fmt: skip
     assert app.groups == ("trade", "occupation")
     assert {"trade", "user×trade"} <= set(app.features.entities)
+
+
+def test_kinds_of_event_come_from_all_files_of_interactions(tmp_path: Path) -> None:
+    views: Columns = {"user": ["a", "b"], "item": ["1", "2"], "event": ["view", "view"]}
+    orders = views | {"event": ["order", "order"]}
+    app, files = read(tmp_path, {"views.csv": views, "orders.csv": orders})
+    assert app.labels == ("view", "order") and files.names == ["views.csv", "orders.csv"]
+    rows = guess("mine", {"views.csv": views, "orders.csv": orders}, {}).rows
+    assert ("orders.csv", "", "more rows like those of views.csv") in rows
+
+
+def test_posts_with_their_writers_are_items(tmp_path: Path) -> None:
+    likes: Columns = {"user_id": list("abab"), "post_id": list("1122")}
+    posts: Columns = {"post_id": list("123"), "user_id": list("xyx"), "topic": ["t", "u", "t"]}
+    for samples in ({"likes.csv": likes, "posts.csv": posts}, {"p.csv": posts, "l.csv": likes}):
+        _, files = read(tmp_path, samples)
+        assert files.interactions.files == [next(name for name in samples if name[0] == "l")]
+        assert files.items is not None and set(files.items.fields) == {"user_id", "topic"}
+
+
+def test_numbers_that_are_codes_are_categories_and_texts_may_be_lists(tmp_path: Path) -> None:
+    items: Columns = {
+        "item": list(map(str, range(12))), "category_id": ["1", "2", "3"] * 4, "price": ["5", "6", "7"] * 4,
+        "genres": ['["a", "b"]', "['c']"] * 6, "photo": ["[0.1, 0.2]"] * 12, "parent_id": list(range(12)),
+        "made": [1_700_000_000] * 12, "changed": ["2024-05-01"] * 12,
+    }  # fmt: skip
+    app, files = read(tmp_path, {"ratings.csv": ratings(), "items.csv": items})
+    assert {name: field.kind for name, field in app.fields["item"].items()} == {
+        "category_id": "category", "price": "number", "genres": "list", "photo": "vector", "made": "time"
+    }  # fmt: skip
+    assert app.groups == ("genres", "category_id")
+    assert (
+        files.items is not None and files.items.unit == "s"
+    )  # of ``changed``: another, so content
+
+
+def test_what_cannot_be_an_id_or_a_label_is_passed_over(tmp_path: Path) -> None:
+    plays: Columns = {
+        "user": [{"id": 1}] * 4, "user_id": ["1.0", "2.0"] * 2, "track": ["1", "1", "2", "2"],
+        "skipped": [True, False] * 2,
+    }  # fmt: skip
+    app, files = read(tmp_path, {"plays.jsonl": plays})
+    assert files.interactions.user == "user_id" and app.labels == ("click",)
+    rows = guess("mine", {"plays.jsonl": plays}, {}).rows
+    assert ("plays.jsonl", "user_id", "user; 1.0 isn't 1") in rows

@@ -103,6 +103,19 @@ def test_whole_decimals_are_ids_and_nulls_in_lists_are_no_values(tmp_path: Path)
     assert seen([click]) == [(1_000, number, number, "click")]
 
 
+@pytest.mark.parametrize(
+    ("cell", "tags"),
+    [("a|b", ["a", "b"]), ('["a", 1]', ["a", "1"]), ("['a', None, 'b']", ["a", "b"]), ("[a] b", ["[a] b"]),
+     ("[" * 9999, ["[" * 9999])],
+)  # fmt: skip
+def test_lists_in_cells(tmp_path: Path, cell: str, tags: list[str]) -> None:
+    log = write(tmp_path / "log.csv", "user,item,time\na,x,1\n")
+    items = write(tmp_path / "items.jsonl", json.dumps({"id": "x", "tags": cell}))
+    table = {"id": "id", "fields": {"tags": "tags"}}
+    item = next(iter(dataset(log, items, fields="item: {tags: list}", items=table).events()))
+    assert isinstance(item, Item) and item.fields == {"tags": tags}
+
+
 def test_rows_that_cannot_be_used_are_named_with_line_and_reason(tmp_path: Path) -> None:
     lines = [
         b"user,item,time", b"a,x,10", b"a,x", b"", b",x,11", b"a,x,soon", b"a,x,-5", b"a,x,99999999",

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from recsys.app.app_file import read_app
 from recsys.process.part_process import write_atomically
+from replay.datasets import table_rows
 from replay.datasets.open_dataset import open_dataset
 from runtime.cli.main import app
 from runtime.supervision import run_file
@@ -56,6 +57,7 @@ def test_replay_reads_what_import_reads(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("", "the file is empty"), ("a,b\n1,2\n", "name them with --user and --item"),
+     ("user,item\na,b,\n", "there is none; line 2: expected 2 cells, found 3"),
      ("user,item\n", "rows that can be read; there is none"),
      ("user,item,when\na,b,1\n", "'when' has '1', expected times")],
 )  # fmt: skip
@@ -66,6 +68,18 @@ def test_init_of_bad_files(folder: Path, text: str, expected: str) -> None:
     assert not (folder / "app.yaml").exists()
     missing = recsys("init", "bad.csv", "--user", "who")
     assert missing.exit_code == 2
+
+
+def test_lines_of_json_may_lack_a_column_for_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_rows, "ROWS", 2)
+    lines = [
+        {"user": "a", "item": str(n), **({"event": "view"} if n > 1 else {})} for n in range(6)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = recsys("init", "log.jsonl")
+    assert result.exit_code == 0 and "event view: positive" in result.output, result.output
 
 
 @pytest.mark.slow
