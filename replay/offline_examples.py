@@ -56,14 +56,9 @@ class _Unscored(Player):
 
 
 def cache_dataset(
-    dataset: Dataset,
-    folder: Path,
-    features: FeatureSet,
-    config: Config,
-    from_ms: int | None,
-    until_ms: int,
-    progress: Progress,
-) -> Cache:
+    dataset: Dataset, folder: Path, features: FeatureSet, config: Config, from_ms: int | None,
+    until_ms: int, progress: Progress,
+) -> Cache:  # fmt: skip
     """Replays a data set until a time and caches its examples. ``config``: from ``replay_run.config_for``.
 
     Examples of impressions before ``from_ms`` are left out, but history from before the log warms sessions

@@ -243,13 +243,9 @@ def reads_visits(features: FeatureSet) -> bool:
 
 
 def replay_with(
-    player: Player,
-    dataset: Dataset,
-    options: ReplayOptions,
-    progress: Progress,
-    digest: Callable[[], str],
-    outputs: Outputs = NOTHING_MORE,
-) -> ReplayResult:
+    player: Player, dataset: Dataset, options: ReplayOptions, progress: Progress,
+    digest: Callable[[], str], outputs: Outputs = NOTHING_MORE,
+) -> ReplayResult:  # fmt: skip
     """Plays all events of a data set and collects the result. ``digest`` is called at the end.
 
     With ``until_step`` it ends once that step is learned; raises ValueError when the log ends before.

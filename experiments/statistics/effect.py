@@ -166,14 +166,9 @@ def paired_effect(users: ArmUsers, alpha: float, eta: float) -> Effect:
 
 
 def _effect(
-    means: tuple[float, float],
-    sizes: tuple[int, int],
-    difference: float,
-    variance: float,
-    alpha: float,
-    eta: float,
-    saved: float = 0.0,
-) -> Effect:
+    means: tuple[float, float], sizes: tuple[int, int], difference: float, variance: float, alpha: float,
+    eta: float, saved: float = 0.0,
+) -> Effect:  # fmt: skip
     """Effect of a log difference and its variance; without bounds if the variance is 0: all users are
     alike."""
     if not variance > 0:

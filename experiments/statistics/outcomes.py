@@ -82,14 +82,9 @@ class UserOutcomes:
     of a "day"."""
 
     def __init__(
-        self,
-        arms: Sequence[str],
-        sums: Sequence[str],
-        days: int = DAYS,
-        most_users: int = 200_000,
-        since_ms: int | None = None,
-        day_ms: int = DAY_MS,
-    ) -> None:
+        self, arms: Sequence[str], sums: Sequence[str], days: int = DAYS, most_users: int = 200_000,
+        since_ms: int | None = None, day_ms: int = DAY_MS,
+    ) -> None:  # fmt: skip
         self.arms, self.sums, self.days = tuple(arms), tuple(sums), days
         self._most, self._since_ms, self._day_ms = most_users, since_ms, day_ms
         self.exposed = ExposureCounts(len(arms))
@@ -157,15 +152,9 @@ class UserOutcomes:
         return segments
 
     def users(
-        self,
-        metric: Metric,
-        arm: int,
-        *,
-        day: int | None = None,
-        until_ms: int | None = None,
-        segment: int | None = None,
-        new: bool | None = None,
-    ) -> ArmUsers:
+        self, metric: Metric, arm: int, *, day: int | None = None, until_ms: int | None = None,
+        segment: int | None = None, new: bool | None = None,
+    ) -> ArmUsers:  # fmt: skip
         """Users of one arm with a metric's sums, and their earlier behaviour as covariates. ``day``: of that
         day only; for a metric per user, only users whose day ended by ``until_ms``. ``segment``, ``new``
         (nothing was shown before): only these users."""

@@ -116,16 +116,9 @@ def ratio_of(experiment: Experiment, outcomes: UserOutcomes, before: float = 1.0
 
 
 def readout(
-    experiment: Experiment,
-    outcomes: UserOutcomes,
-    labels: Sequence[str],
-    *,
-    until_ms: int,
-    segments: Sequence[str] = (),
-    misassigned: int = 0,
-    ratio_before: float = 1.0,
-    parts: bool = True,
-) -> Readout:
+    experiment: Experiment, outcomes: UserOutcomes, labels: Sequence[str], *, until_ms: int,
+    segments: Sequence[str] = (), misassigned: int = 0, ratio_before: float = 1.0, parts: bool = True,
+) -> Readout:  # fmt: skip
     """``segments``: names by their numbers in the outcomes. ``parts``: include days and segments, which take
     most of the time. ``ratio_before``: least p-value of the sample ratio so far. ``misassigned``: users whose
     arm on the log differs from the hash's."""

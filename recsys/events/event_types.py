@@ -267,13 +267,9 @@ def dedupe_prefix(user_id: Id) -> str:
 
 
 def parse(
-    raw: object,
-    *,
-    now_ms: int | None = None,
-    oldest_ms: int | None = None,
-    unattributed: bool = False,
+    raw: object, *, now_ms: int | None = None, oldest_ms: int | None = None, unattributed: bool = False,
     kinds: Sequence[str] = ENGAGEMENT_KINDS,
-) -> Event:
+) -> Event:  # fmt: skip
     """Reads one external event: a decoded JSON object.
 
     With ``now_ms`` it refuses events more than five seconds in the future, with ``oldest_ms`` earlier ones;

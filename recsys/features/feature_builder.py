@@ -73,18 +73,10 @@ class FeatureBuilder:
         self.dense_width = len(features.dense_names)  # F: 0 unless the feature set is ``all``
 
     def build(
-        self,
-        session: Session,
-        surface: str,
-        context: dict[str, Any],
-        candidates: Keys,
-        catalogue: Catalogue,
-        counters: CounterTable,
-        now_ms: int,
-        base: RequestFeatures | None = None,
-        is_list: bool = False,
-        covisits: Covisits | None = None,
-    ) -> RequestFeatures:
+        self, session: Session, surface: str, context: dict[str, Any], candidates: Keys,
+        catalogue: Catalogue, counters: CounterTable, now_ms: int, base: RequestFeatures | None = None,
+        is_list: bool = False, covisits: Covisits | None = None,
+    ) -> RequestFeatures:  # fmt: skip
         """Features of the candidates, given by their catalogue indices (N,). ``base``: features of the same
         request with other candidates, whose user part is reused. ``is_list``: the candidates are the list
         that is shown, so that they can be compared; else these columns are 0. Without ``covisits`` so is
@@ -158,15 +150,9 @@ class FeatureBuilder:
         dense[:, -width:] = wins / np.float32(2 * max(1, n - 1))
 
     def _fill_dense(
-        self,
-        dense: Floats,
-        session: Session,
-        user: Keys,
-        items_NI: Keys,
-        counters: CounterTable,
-        now_ms: int,
-        named: dict[str, int],
-    ) -> None:
+        self, dense: Floats, session: Session, user: Keys, items_NI: Keys, counters: CounterTable,
+        now_ms: int, named: dict[str, int],
+    ) -> None:  # fmt: skip
         """Writes the numbers of ``FeatureSet.entities``. Those shared by all items are computed once."""
         lefts = {CONTEXT: int(user[self._context]), PROFILE: int(user[self._profile])} | named
         shared = [GLOBAL, *(lefts.get(left, GLOBAL) for left in self._shared_lefts)]

@@ -36,14 +36,9 @@ class ItemCounters:
     such folds divide the limits of memory among them; ``tracks_changes``: False where nobody takes them."""
 
     def __init__(
-        self,
-        features: FeatureSet,
-        bounds: BoundsConfig | None = None,
-        partitions: int = 1,
-        covisits: CovisitConfig | None = None,
-        tables: int = 1,
-        tracks_changes: bool = True,
-    ) -> None:
+        self, features: FeatureSet, bounds: BoundsConfig | None = None, partitions: int = 1,
+        covisits: CovisitConfig | None = None, tables: int = 1, tracks_changes: bool = True,
+    ) -> None:  # fmt: skip
         self.features, self.visits = features, Visits(covisits or CovisitConfig(), tables)
         self.credits, self._requests = SourceCredits(tables), REQUESTS // tables
         self.influences = Influences(bounds, partitions, features.schema.kinds)
@@ -193,14 +188,9 @@ class ItemCounters:
         return int(np.frombuffer(block.user_keys, np.int64, 1, 8 * slot.start)[0])
 
     def _add(
-        self,
-        keys_I: Keys,
-        context: int,
-        segment: int,
-        added: NDArray[np.float32],
-        now_ms: int,
+        self, keys_I: Keys, context: int, segment: int, added: NDArray[np.float32], now_ms: int,
         lefts: dict[str, int],
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not np.count_nonzero(added):  # a third of the time of ``any``
             return
         keys = self.counted_keys(keys_I, context, segment, lefts)

@@ -247,14 +247,9 @@ def records_of_keys(
 
 
 def newest_first(
-    log: RangeReader,
-    topic: str,
-    partition: int,
-    begin: int | None = None,
-    stop: int | None = None,
-    first: int = 1,
-    most: int = 1000,
-) -> Iterator[Record]:
+    log: RangeReader, topic: str, partition: int, begin: int | None = None, stop: int | None = None,
+    first: int = 1, most: int = 1000,
+) -> Iterator[Record]:  # fmt: skip
     """All records with offsets in [begin, stop) (default: all), the newest first, whatever the length of
     reads and the gaps between offsets. Reads ``first`` offsets, then four times as many each, up to ``most``
     at a time. Raises LogLost as ``Log.read``."""

@@ -30,13 +30,9 @@ class SqliteLog(SqliteFiles):
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        durability: str = "process",
-        clock: Callable[[], int] = wall_ms,
+        self, folder: str | Path, *, durability: str = "process", clock: Callable[[], int] = wall_ms,
         patience_s: float = 30.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         sync = {"process": "NORMAL", "power": "FULL"}[durability]
         super().__init__(Path(folder), sync, patience_s)
         self._clock = clock

@@ -68,13 +68,9 @@ class Batch:
 
 
 def assemble(
-    features: FeatureSet,
-    user_BU: Keys,
-    items_BI: Keys,
-    history_BTH: Keys,
-    outcomes_BTO: Floats,
+    features: FeatureSet, user_BU: Keys, items_BI: Keys, history_BTH: Keys, outcomes_BTO: Floats,
     dense_BF: Floats,
-) -> Batch:
+) -> Batch:  # fmt: skip
     """A batch from arrays; history and outcomes may have one row for all."""
     size, slots = len(items_BI), [*features.user_slots, *features.item_slots]
     values = np.empty(user_BU.size + items_BI.size, np.int64)

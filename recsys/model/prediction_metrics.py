@@ -91,15 +91,9 @@ class Interval:
 
 
 def paired_auc_interval(
-    ours: ArrayLike,
-    theirs: ArrayLike,
-    labels: ArrayLike,
-    users: ArrayLike,
-    *,
-    samples: int = 500,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
+    ours: ArrayLike, theirs: ArrayLike, labels: ArrayLike, users: ArrayLike, *, samples: int = 500,
+    level: float = 0.95, seed: int = 0,
+) -> Interval:  # fmt: skip
     """AUC(ours) − AUC(theirs) on the same rows, with the percentile interval of a bootstrap over users.
 
     It resamples users, not rows, because one user's rows aren't independent. Deterministic by seed.

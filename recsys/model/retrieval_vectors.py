@@ -127,13 +127,9 @@ class UserSide(nn.Module):
 
 
 def retrieval_loss(
-    user_BV: Tensor,
-    item_BV: Tensor,
-    items_B: Tensor,
-    liked_B: Tensor,
-    sharpness: Tensor,
+    user_BV: Tensor, item_BV: Tensor, items_B: Tensor, liked_B: Tensor, sharpness: Tensor,
     log_q_B: Tensor,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Softmax of each liked item against the other items of the batch (in-batch negatives), summed: of its
     lane, if ``sharpness`` has one for each.
 

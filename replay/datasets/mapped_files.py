@@ -69,16 +69,10 @@ class MappedFiles(OfApp):
     on ``events`` are made, of those from ``warm_ms`` on before them ``warmup``."""
 
     def __init__(
-        self,
-        app: App,
-        files: DataFiles,
-        paths: Sequence[Path],
-        *,
-        now_ms: int = MAX_TIME_MS,
-        scratch: Path | None = None,
-        refuse: Refuse = lambda file, bad: None,
+        self, app: App, files: DataFiles, paths: Sequence[Path], *, now_ms: int = MAX_TIME_MS,
+        scratch: Path | None = None, refuse: Refuse = lambda file, bad: None,
         progress: Progress = lambda blocks, file: blocks,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(app)
         self.mapping = files.interactions
         self._files, self._paths = files, list(paths)
