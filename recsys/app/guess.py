@@ -253,7 +253,7 @@ def _interactions(
     table = Interactions(**about)
     rows = [(n, _taken_for(role, columns[n])) for role, n in roles.items()] + rows
     rows += [("", f"event {kind}: {_words(label)}") for kind, label in events.items()]
-    rows += [(n, "not read") for n in columns if n not in table.columns]
+    rows += [(n, _taken_for("not read", v)) for n, v in columns.items() if n not in table.columns]
     return table, events, rows
 
 
@@ -322,14 +322,16 @@ def _kind_of(values: Sequence[Any], name: str) -> Any:
 
 def _taken_for(kind: Any, values: Sequence[Any]) -> str:
     """Description of a column in the table of the guess; of a number with three decimals and of an id with
-    one, how it is read."""
+    one, how it is read; of numbers that aren't, what is to do."""
     floats = [x for x in values if isinstance(x, str) and re.fullmatch(r"\d+\.0", x)]
     if kind in ("user", "item") and floats:
         return f"{kind}; {floats[0]} isn't {floats[0][:-2]}"
     thousands = [x for x in values if isinstance(x, str) and re.fullmatch(r"\d{1,3}\.\d{3}", x)]
     if kind == "number" and thousands:
         return f"number; {thousands[0]} is {float(thousands[0]):g}"
-    return str(kind or "content that isn't read")
+    commas = [x for x in values if isinstance(x, str) and re.fullmatch(r"\d+,\d+", x)]
+    remedy = f"; for numbers, write {commas[0]} with a point" if commas else ""
+    return str(kind or "content that isn't read") + remedy
 
 
 def _present(values: Sequence[Any]) -> list[Any]:

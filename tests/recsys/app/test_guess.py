@@ -251,6 +251,9 @@ def test_a_number_with_a_point_before_three_digits_shows_how_it_is_read() -> Non
     rows = guess("mine", {"ratings.csv": ratings(), "items.csv": items}, {}).rows
     assert ("items.csv", "pay", "number; 52.000 is 52") in rows
     assert ("items.csv", "kg", "number") in rows
+    commas: Columns = ratings() | {"rating": ["4,5"] * 100}
+    rows = guess("mine", {"ratings.csv": commas}, {}).rows
+    assert ("ratings.csv", "rating", "not read; for numbers, write 4,5 with a point") in rows
 
 
 def test_a_second_table_has_the_columns_of_the_first(tmp_path: Path) -> None:
