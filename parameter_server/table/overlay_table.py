@@ -150,14 +150,9 @@ class OverlayTable(Table):
     counts all rows as if in memory, so the same rows are evicted as in a ``Table``; they are copied first."""
 
     def __init__(
-        self,
-        base: BaseRows,
-        config: TableConfig,
-        seed: int,
-        bound: float = MAX_GRADIENT,
-        part: int = 0,
+        self, base: BaseRows, config: TableConfig, seed: int, bound: float = MAX_GRADIENT, part: int = 0,
         parts: int = 1,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(config, seed, bound, part, parts)
         self._base = base
 

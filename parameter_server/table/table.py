@@ -109,13 +109,8 @@ class Table:
     """One table's rows on one shard. Not thread-safe; the owner locks."""
 
     def __init__(
-        self,
-        config: TableConfig,
-        seed: int,
-        bound: float = MAX_GRADIENT,
-        part: int = 0,
-        parts: int = 1,
-    ) -> None:
+        self, config: TableConfig, seed: int, bound: float = MAX_GRADIENT, part: int = 0, parts: int = 1,
+    ) -> None:  # fmt: skip
         """Raises ValueError if the budget holds no row or ``parts`` doesn't divide the sketch."""
         self.config = config
         self._bound = bound

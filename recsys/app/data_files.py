@@ -21,9 +21,11 @@ _DOTTED: Final = re.compile(r"^(\d\d?)\.(\d\d?)\.(\d{4})")
 
 
 def moment_of(text: str) -> datetime:
-    """The moment of an ISO text, or of one with a date such as 31.1.2026; UTC where it has no zone. Raises
-    ValueError."""
-    iso = _DOTTED.sub(lambda date: f"{date[3]}-{date[2]:0>2}-{date[1]:0>2}", text.strip())
+    """The moment of an ISO text, or of one with a date such as 31.1.2026 or 2026/01/31, or with UTC at its
+    end; UTC where it has no zone. Raises ValueError."""
+    text = text.strip().removesuffix(" UTC")
+    text = text.replace("/", "-", 2) if text[4:5] == "/" else text
+    iso = _DOTTED.sub(lambda date: f"{date[3]}-{date[2]:0>2}-{date[1]:0>2}", text)
     moment = datetime.fromisoformat(iso)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 

@@ -43,6 +43,7 @@ _WEIGHTS: Final = {
 _UNITS: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _CODE: Final = r".*_(id|code)|.*(category|genre|brand|type|section|topic|gender)"
 _LIST: Final = r"[^|]+(\|[^|]+)+"
+_LONGEST: Final = 4096  # vector of a definition
 _FEW: Final = 50  # values of a column of kinds, at most
 _RATED: Final = 5  # categories of items with rates: tastes follow any of them
 _HOUR_S: Final = 3600.0
@@ -102,6 +103,10 @@ def guess(
         out.rows += [(file, "", f"more rows like those of {files[0]}") for file in files[1:]]
     table, columns = tables["interactions"], merged["interactions"]
     positive = [k for k, v in events.items() if "positive" in str(v)]
+    if not positive:
+        kinds_met = ", ".join(events) or ", ".join(table.shown)
+        what = f"{table.kind!r} has {kinds_met}, expected a kind that tells what viewers like"
+        raise ValueError(f"{what}: add such rows, or name another column with --kind")
     out.definition |= {"events": events, "repeats": _repeats(columns, table)}
     categories = _coarsest(tables, merged, out.definition["fields"].get("item", {}))[:_RATED]
     shown = "list" if table.shown or table.labels else "clicks"
@@ -143,7 +148,10 @@ def _entities(
     units = {n: _unit(_present(columns[n])) for n, kind in kinds.items() if kind == "time"}
     unit = next(iter(units.values()), None)
     kinds |= {n: "" for n, other in units.items() if other != unit}  # a table has one unit
-    names = _distinct({n: _clean(n) for n in kinds}, RESERVED)
+    if part == "user":
+        kinds |= {n: "" for n, kind in kinds.items() if isinstance(kind, dict)}
+    reserved = RESERVED if part == "user" else (*RESERVED, "age", "near")
+    names = _distinct({n: _clean(n) for n in kinds}, reserved)
     about: dict[str, Any] = {"unit": unit} if unit else {}
     table = Entities(id=id_, fields={name: n for n, name in names.items()}, **about)
     rows = [(id_, _taken_for(part, columns[id_]))]
@@ -309,7 +317,10 @@ def _kind_of(values: Sequence[Any], name: str) -> Any:
         lists = [x if isinstance(x, list) else [x] for x in some]
         numeric = all(isinstance(x, int | float) for x in lists[0])
         same = len(set(map(len, lists))) == 1
-        return {"vector": len(lists[0])} if numeric and same and len(lists[0]) > 1 else "list"
+        is_vector = numeric and same and 1 < len(lists[0]) <= _LONGEST
+        return (
+            {"vector": len(lists[0])} if is_vector else "" if len(lists[0]) > _LONGEST else "list"
+        )
     is_code = re.fullmatch(_CODE, _clean(name))
     if _numbers(some) and not is_code:
         return "time" if _unit(some) and min(_numbers(some)) > 1e8 else "number"

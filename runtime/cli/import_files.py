@@ -68,7 +68,9 @@ def init(
         to.write_text(guessed.text, "utf-8")
     console.print(plain_table(("file", "column", "taken for"), guessed.rows))
     if "time" not in guessed.definition["files"]["interactions"]:
-        console.print("no column of times: rows count in the order of the file, a second apart")
+        console.print(
+            "no column of times (--time names one): rows count in the order of the file, a second apart"
+        )
     console.print(
         f"shown: {guessed.definition['shown']}. Wrote {to}: correct it where it is wrong, then"
     )

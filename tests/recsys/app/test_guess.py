@@ -52,7 +52,8 @@ def test_ratings_become_likes_from_four_fifths_of_the_scale_on(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("times", "unit"),
     [([1_700_000_000_000], "ms"), ([1_700_000_000_000_000], "us"), (["2024-05-01T10:00:00Z"], "iso"),
-     (["2024-05-01"], "iso"), ([1_700_000_000.5], "s")],
+     (["2024-05-01"], "iso"), (["2024-05-01 10:00:00.5 UTC"], "iso"), (["2024/05/01 10:00"], "iso"),
+     ([1_700_000_000.5], "s")],
 )  # fmt: skip
 def test_units_of_times(tmp_path: Path, times: list[Any], unit: str) -> None:
     columns = {"user": ["a"], "item": ["b"], "when_date": times}
@@ -370,3 +371,21 @@ def test_what_cannot_be_an_id_or_a_label_is_passed_over(tmp_path: Path) -> None:
     assert files.interactions.user == "user_id" and app.labels == ("click",)
     rows = guess("mine", {"plays.jsonl": plays}, {}).rows
     assert ("plays.jsonl", "user_id", "user; 1.0 isn't 1") in rows
+
+
+def test_names_and_kinds_that_a_definition_has_no_place_for(tmp_path: Path) -> None:
+    items: Columns = {
+        "item": ["1", "2"], "age": [3, 4], "near": [1, 2], "since": ["2024-05-01"] * 2,
+        "long": [[0.1] * 5000] * 2,
+    }  # fmt: skip
+    users: Columns = {"user": ["a", "b"], "age": [30, 40], "taste": [[0.1, 0.2]] * 2}
+    app, _ = read(tmp_path, {"ratings.csv": ratings(), "items.jsonl": items, "users.jsonl": users})
+    assert list(app.fields["item"]) == ["age_1", "near_2", "since"]
+    assert list(app.fields["user"]) == ["age"]
+
+
+@pytest.mark.parametrize("kind", ["skip", "impression"])
+def test_kinds_of_which_none_is_positive_are_an_error(kind: str) -> None:
+    log: Columns = {"user": ["a"], "item": ["b"], "event": [kind]}
+    with pytest.raises(ValueError, match=f"'event' has {kind}, expected a kind .*--kind"):
+        guess("mine", {"log.csv": log}, {})
