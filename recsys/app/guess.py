@@ -73,6 +73,7 @@ def guess(
     role; ``shown_kind``: the kind of rows that are shown items. Raises ValueError if no file has users and
     items."""
     out, tables, merged = Guess({"app": name, "fields": {}}), dict[str, Any](), dict[str, Columns]()
+    table: Any
     kinds = _kinds_of_files(samples, given)
     if "interactions" not in kinds.values():
         names = "; ".join(f"{file} has {', '.join(columns)}" for file, columns in samples.items())
@@ -85,7 +86,7 @@ def guess(
             why = "not used: no column of items or users; name it with --item or --user"
             out.rows += [(file, "", why) for file in files]
             continue
-        columns = merged[kind] = {
+        columns: Columns = {
             name: [value for file in files for value in samples[file].get(name, ())]
             for name in samples[files[0]]
         }
@@ -94,7 +95,7 @@ def guess(
             table, events, rows = _interactions(columns, roles, shown_kind)
         else:
             table, out.definition["fields"][part], rows = _entities(part, columns, roles[part])
-        tables[kind] = msgspec.structs.replace(table, files=files)
+        merged[kind], tables[kind] = columns, msgspec.structs.replace(table, files=files)
         for file in files:
             if missing := [n for n in table.columns if n not in samples[file]]:
                 lacks = f"{file} lacks column {missing[0]!r} of {files[0]}"

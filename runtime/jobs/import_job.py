@@ -145,6 +145,11 @@ class Importer:
         if before is not None:
             _check_mapping(before.mapping or mapping, mapping, self.app)
             dataset.shift_ms, rows_before = before.shift_ms, before.rows
+            if not mapping.time and len(times_ms) < rows_before:  # at the times of others
+                raise ValueError(
+                    f"there are {len(times_ms):,} rows, expected the {rows_before:,} of earlier imports "
+                    "before new ones: rows without a time count in the order of the files. Give all files"
+                )
         elif not keep_times:
             dataset.shift_ms = whole_weeks(wall_ms() - int(times_ms[-1]))
         ahead_ms = int(times_ms[-1]) + dataset.shift_ms - wall_ms()

@@ -212,6 +212,17 @@ def test_rows_that_would_be_other_events_now_are_refused(
     assert run(folder, config, log, names=["log.csv", "items.csv"])["new"] == 0
 
 
+def test_rows_without_times_come_after_all_earlier_ones(
+    folder: Path, config: Config, log: Log
+) -> None:
+    (folder / "app.yaml").write_text(APP.replace("time: t, unit: s, ", ""))
+    run(folder, config, log)
+    (folder / "later.csv").write_text("u,i,r,t\n1,1,5,0\n")
+    with pytest.raises(ValueError, match="there are 1 rows, expected the 300 of earlier imports"):
+        run(folder, config, log, names=["later.csv"])
+    assert run(folder, config, log, names=["log.csv", "later.csv", "items.csv"])["new"] == 1
+
+
 def test_the_log_keeps_imported_events_until_they_are_folded(
     folder: Path, config: Config, log: Log
 ) -> None:
