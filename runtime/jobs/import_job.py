@@ -90,8 +90,7 @@ class ImportedRows:
         self._new.append(hashes)
 
     def save(self, shift_ms: int, *values: Any) -> None:
-        """Keeps all hashes and further ``values`` of the progress. After a kill before it, the log has the
-        missing hashes."""
+        """Keeps all hashes and more ``values``. After a kill before it, the log has the missing ones."""
         self._merge()
         partial = self._folder / "rows.part.npy"
         np.save(partial, self._hashes)
