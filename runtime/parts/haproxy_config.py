@@ -124,6 +124,7 @@ def _frontend(config: Config) -> str:
         "frontend http_frontend",
         f"    {bind}{tls}",
         *([f"    bind 127.0.0.1:{doors.local_port}"] if certificate else []),
+        "    option disable-h2-upgrade",  # a connection of HTTP/2 has 100 requests at a time
         f"    acl from_proxy src {' '.join(config.access.proxies)}" if config.access.proxies
         else "    acl from_proxy always_false",
         # An attacker has a whole /64 of IPv6 addresses.

@@ -78,6 +78,7 @@ def test_limits_of_a_source_come_before_any_other_rule(text: str) -> None:
         "http-request wait-for-body time 3s at-least 60000 unless METH_GET",
         "http-request del-header x-forwarded-for unless from_proxy",
     ]
+    assert "option disable-h2-upgrade" in lines  # 100 requests of one connection would count as one
     assert "option forwardfor" in section(hard, "defaults")
     assert "acl from_proxy always_false" in harden(text, config(proxies=()))
 
