@@ -26,7 +26,7 @@ from recsys.events.hashing import Id
 from serving import request as values
 from serving.access.access_layer import AccessLayer, caller_of, refusal
 from serving.access.audit import AuditTrail
-from serving.access.caller import Caller, Denied
+from serving.access.caller import Caller, Denied, network_of
 from serving.access.scopes import ATTRIBUTE
 from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.before_serve import GATES
@@ -103,7 +103,7 @@ def build_app(
         LoadShedder, metrics=metrics, lists=service.admission, events=Limit(serve.max_events),
         others=Limit(serve.max_ongoing), clients=TokenBuckets(serve.client_rate),
         bodies=BodyReceiver(BodyRoom(int(doors.body_mb * 2**20)), doors.body_s),
-        address=control.address, added=added,
+        address=lambda scope: network_of(control.address(scope), 32, 64), added=added,
     )  # fmt: skip
     # A page of another origin reads a refusal only by the headers of the layer for origins.
     GATES[:] = [] if service.config.access.origins else [lists_gate(service.admission, metrics)]

@@ -4,13 +4,13 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_network
+from ipaddress import ip_network
 from typing import Final
 
 from msgspec import UNSET, UnsetType
 
 from recsys.events.hashing import Id
-from serving.access.hosts import address_in
+from serving.access.hosts import address_in, name_of
 from serving.access.scopes import ADMIN, ATTRIBUTE, SCOPES
 
 MOST_SCOPES: Final = frozenset(SCOPES)
@@ -71,12 +71,22 @@ def address_of(peer: str, forwarded: Sequence[bytes], proxies: tuple[str, ...]) 
 
     ``forwarded``: values of X-Forwarded-For; a caller may have written all but what our proxies appended.
     """
+    peer = _bare(peer)
     if not _is_proxy(peer, proxies):
         return peer
     for hop in reversed(b",".join(forwarded).decode("latin-1").split(",")):
-        if (address := hop.strip()) and not _is_proxy(address, proxies):
+        if (address := _bare(hop.strip())) and not _is_proxy(address, proxies):
             return address
     return peer
+
+
+@lru_cache(10_000)
+def _bare(hop: str) -> str:
+    """Address of a hop without port and brackets, which some proxies write; IPv4 within IPv6, as a socket for
+    both has it, as IPv4."""
+    if (ip := address_in(hop) or address_in(name_of(hop))) is None:
+        return hop
+    return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 @lru_cache(10_000)
@@ -89,13 +99,13 @@ def _is_proxy(address: str, proxies: tuple[str, ...]) -> bool:
 def source_of(address: str, key_id: str, secret: bytes) -> int:
     """32-bit hash of a key, or of the network (/24 or /48) of an address; without the secret it can't be
     turned back."""
-    name = f"key {key_id}" if key_id else _network(address)
+    name = f"key {key_id}" if key_id else network_of(address, 24, 48)
     return int.from_bytes(hmac.digest(secret, name.encode(), "sha256")[:4], "big")
 
 
-def _network(address: str) -> str:
-    if (ip := address_in(address)) is None:
+@lru_cache(10_000)
+def network_of(address: str, bits: int, bits_of_ipv6: int) -> str:
+    """Network of an address; any other text as it is."""
+    if (ip := address_in(_bare(address))) is None:
         return address
-    if isinstance(ip, IPv6Address):
-        ip = ip.ipv4_mapped or ip
-    return str(ip_network((ip, 24 if ip.version == 4 else 48), strict=False))
+    return str(ip_network((ip, bits if ip.version == 4 else bits_of_ipv6), strict=False))

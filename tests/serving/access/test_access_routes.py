@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import UNSET
 
 from recsys.config.safety_config import AccessConfig, SafetyConfig, SafetyRule
+from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import AGAIN, UNPROVEN, USER_PROVEN, Engagement
 from recsys.events.records import CONTROL, ITEM_STATE
 from runtime.jobs.key_requests import read_keys, revoke_key, rotate_token_keys
@@ -425,3 +426,17 @@ def test_lists_for_all_count_in_the_quota_of_a_users_token(tmp_path: Path) -> No
         assert await statuses(bearer(await w.add_key("recommend"))) == [200] * 8
 
     run(World(tmp_path, access=AccessConfig(mode="keys", user_lists=0.5)), scenario)
+
+
+def test_a_whole_64_of_ipv6_is_limited_as_one_client(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        async def asked(address: str) -> int:
+            headers = {"x-forwarded-for": address}
+            return (await w.client.get("/v1/popular", headers=headers)).status_code
+
+        addresses = ["2001:db8::1", "2001:db8::2:3", "[2001:db8::4]:5678", "2001:db8:0:1::1"]
+        assert [await asked(address) for address in addresses] == [200, 429, 429, 200]
+        ports = [await asked(f"192.0.2.1:{port}") for port in (5001, 5002)]
+        assert ports == [200, 429], "a proxy may write the port, which differs by connection"
+
+    run(World(tmp_path, serve=ServeConfig(client_rate=0.01)), scenario)
