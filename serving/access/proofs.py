@@ -37,22 +37,25 @@ class Proofs:
         return self._current().mint(request_id, user_id, items, policy, now_ms)
 
     def prove(self, event: Engagement, caller: Caller, now_ms: int) -> tuple[Engagement, str]:
-        """The engagement as it goes to the log, and why it isn't attributed; empty if it is.
+        """The engagement as it goes to the log, no older than its list, and why it isn't attributed, if so.
 
         Raises Rejected for an event of another user than the token's.
         """
         if caller.user_id not in (None, str(event.user_id)):
             raise Rejected("user_id", event.user_id, "the user of the user token")
-        fault = "" if caller.attributes else self._fault(event, now_ms)
+        fault, listed_ms = ("", 0) if caller.attributes else self._fault(event, now_ms)
+        if event.time_ms < listed_ms:  # by back-dating a new account would count as an old one
+            event = msgspec.structs.replace(event, time_ms=listed_ms)
         return with_proof(event, proof_of(caller, fault), caller.source), fault
 
-    def _fault(self, event: Engagement, now_ms: int) -> str:
+    def _fault(self, event: Engagement, now_ms: int) -> tuple[str, int]:
+        """Why an engagement isn't attributed, and the time of its list if it is."""
         if not event.token:
-            return NO_TOKEN
+            return NO_TOKEN, 0
         shown = self._current().verify(event.token, now_ms)
         if isinstance(shown, str):
-            return shown
-        return "" if shown.proves(event) else OTHER_LIST
+            return shown, 0
+        return ("", 1000 * shown.time_s) if shown.proves(event) else (OTHER_LIST, 0)
 
     def _current(self) -> Signer:
         secrets = self._secrets()

@@ -428,6 +428,23 @@ def test_lists_for_all_count_in_the_quota_of_a_users_token(tmp_path: Path) -> No
     run(World(tmp_path, access=AccessConfig(mode="keys", user_lists=0.5)), scenario)
 
 
+def test_an_engagement_is_not_older_than_its_list(tmp_path: Path) -> None:
+    """The bounds of new accounts go by these times: one back-dated by a day would make an account old."""
+
+    async def scenario(w: World) -> None:
+        answer = await w.recommend(n=1)
+        day_before = {"time_ms": NOW_MS - 25 * 3_600_000, "kind": "like"}
+        item, token = answer["items"][0]["item_id"], {"token": answer["token"]}
+        likes = [view(answer["request_id"], item, f"e{n}", **day_before, **more)
+                 for n, more in enumerate((token, {}))]  # fmt: skip
+        sent = await w.client.post("/v1/events", json={"events": likes})
+        assert sent.json()["accepted"] == 2
+        times = {e.event_id: e.time_ms for e in w.events() if isinstance(e, Engagement)}
+        assert times == {"e0": NOW_MS // 1000 * 1000, "e1": day_before["time_ms"]}
+
+    run(World(tmp_path), scenario)
+
+
 def test_a_whole_64_of_ipv6_is_limited_as_one_client(tmp_path: Path) -> None:
     async def scenario(w: World) -> None:
         async def asked(address: str) -> int:
