@@ -308,6 +308,7 @@ def _check_meaning(event: Event, unattributed: bool, kinds: Sequence[str]) -> No
     if isinstance(event, Engagement):
         if event.kind not in kinds:
             raise Rejected("kind", event.kind, f"one of {', '.join(kinds)}")
+        _check_id("surface", event.surface or "feed")
         if event.watch_ms is not None and event.watch_ms < 0:
             raise Rejected("watch_ms", event.watch_ms, "milliseconds, not negative")
         if event.watch_ms is not None and event.watch_ms > MAX_WATCH_MS:

@@ -4,6 +4,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 
 def plain_table(
@@ -14,8 +15,8 @@ def plain_table(
     right: Container[str] = (),
     fold: Container[str] = (),
 ) -> Table:
-    """Builds a table without borders. ``right``: right-aligned columns; ``fold``: columns that wrap. The
-    first column holds names, which are never cut: other commands take them."""
+    """Builds a table without borders. ``right``: right-aligned columns; ``fold``: columns that wrap. No text
+    is markup. The first column holds names, which are never cut: other commands take them."""
     names, rows = list(columns), list(rows)
     longest = max((len(row[0]) for row in rows if isinstance(row[0], str)), default=0)
     table = Table(
@@ -30,5 +31,5 @@ def plain_table(
             min_width=longest if name == names[0] else None,
         )
     for row in rows:
-        table.add_row(*(cell if hasattr(cell, "__rich_console__") else str(cell) for cell in row))
+        table.add_row(*(c if hasattr(c, "__rich_console__") else Text(str(c)) for c in row))
     return table

@@ -20,7 +20,8 @@ from serving.http.strict_json import MAX_EVENTS, small, storable
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 IdIn = Text | Number
-UserIdIn = Annotated[Text, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")] | Number
+Line = Annotated[Text, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
+UserIdIn = Line | Number
 Fields = Annotated[dict[str, Any], AfterValidator(storable)]
 # Conditions by field: see serving/retrieval/item_filters.py.
 _CONDITION: Any = {"type": ["string", "number", "boolean", "array", "object"]}
@@ -63,7 +64,7 @@ class _In(BaseModel):
 
 class _ListIn(_In):
     user_id: UserIdIn
-    surface: Text = Field("feed", description="Place where the items are shown.")
+    surface: Line = Field("feed", description="Place where the items are shown.")
     context: Annotated[dict[str, Any], AfterValidator(small), AfterValidator(storable)] = Field(
         default_factory=dict, max_length=50, description="Further facts about the request."
     )

@@ -120,6 +120,10 @@ def test_every_kind_of_engagement_is_read(kind: str) -> None:
         ({"watch_ms": "3"}, "watch_ms is '3', expected an integer or null"),
         ({"kind": "stare"}, f"kind is 'stare', expected one of {', '.join(ENGAGEMENT_KINDS)}"),
         ({"kind": None}, "kind is None, expected text"),
+        (
+            {"surface": "\x1b[2J"},
+            "surface is '\\x1b[2J', expected an id without control characters, such as newlines",
+        ),
         ({"type": "swipe"}, f"type is 'swipe', expected one of {', '.join(TYPES)}"),
         ({"type": 5}, f"type is 5, expected one of {', '.join(TYPES)}"),
         ({"type": ["item"]}, f"type is ['item'], expected one of {', '.join(TYPES)}"),

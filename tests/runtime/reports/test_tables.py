@@ -19,3 +19,10 @@ def test_names_in_the_first_column_are_never_cut() -> None:
     table = plain_table(("candidate", "log loss gained", "status"), [row], fold=("status",))
     Console(file=output, width=60).print(table)
     assert NAME in output.getvalue()
+
+
+def test_a_name_that_a_client_chose_is_no_markup() -> None:
+    output = StringIO()
+    names = ["surface [/feed]", "[red]", "[link=https://a.example]a"]
+    Console(file=output, width=90).print(plain_table(("part", "arm"), [(n, n) for n in names]))
+    assert [line.split("  ")[0].strip() for line in output.getvalue().splitlines()[1:]] == names

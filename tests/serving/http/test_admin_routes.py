@@ -177,6 +177,10 @@ def test_no_new_id_has_a_control_character(world: World) -> None:
     async def scenario(w: World) -> None:
         asked = await w.client.post("/v1/recommend", json={"user_id": "alice\n"})
         assert asked.status_code == 422 and "user_id" in asked.json()["details"][0]["field"]
+        for route, more in (("recommend", {}), ("rank", {"candidate_ids": ["v1"]})):
+            place = {"user_id": "u1", "surface": "\x1b[2J"} | more  # a report prints it
+            refused = await w.client.post(f"/v1/{route}", json=place)
+            assert refused.status_code == 422 and refused.json()["details"][0]["field"] == "surface"
         for path, body in {
             "/v1/users": {"users": [{"user_id": "a\nb"}]},
             "/v1/items": {"items": [{"item_id": "v\x7f"}]},
