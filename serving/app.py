@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 APP = "recsys"
 _LOG_EVERY_S: Final = 60.0
-_UNLIMITED: Final = 100  # requests for health, metrics and pages, beyond the admission limits
 _LOG: Final = logging.getLogger(__name__)
 _EXPORTED: Final = {
     "recsys_requests_total": ("recsys_requests", "Requests answered", ("route", "status")),
@@ -161,10 +160,11 @@ def application(config: Config, hooked: bool = False) -> Any:
     """Builds the Serve application. ``hooked``: Ray's workers run our hook, so that a replica can lower its
     priority while it starts.
 
-    A replica refuses requests by its own admission limits, so Serve's limit lies above them. On a restart a
-    new replica catches up before an old one leaves.
+    A replica refuses requests by its own admission limits. Serve's limit lies above all connections: clients
+    that send or read slowly would fill it, and nobody else would be answered. On a restart a new replica
+    catches up before an old one leaves.
     """
-    most = 2 * config.serve.max_ongoing + config.serve.max_events + _UNLIMITED
+    most = 2 * config.serve.max_ongoing + config.serve.max_events + config.doors.connections
     deployment = serve.deployment(
         name="Feed",
         **_scaling(config.serve),
