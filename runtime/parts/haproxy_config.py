@@ -90,6 +90,8 @@ def harden(text: str, config: Config) -> str:
         # Replicas limit the rate of a client's address.
         (r"^( *)option httplog$", r"\1option httplog\n\1option forwardfor", 1, 1),
         (rf"^frontend http_frontend\n *bind \S+:{port}$", _frontend(config), 1, 1),
+        # A label of Ray's metrics: names that clients make up would be series without end.
+        (r" method=%HM ", " method=%[var(txn.method)] ", 1, 1),
         # Before the application is deployed.
         (r"http-request return status 404 .*Ping http://.*", f"http-request {_UNAVAILABLE}", 1, 1),
         (r"^backend (\S+)\n *log global$",
@@ -130,6 +132,7 @@ def _frontend(config: Config) -> str:
         # An attacker has a whole /64 of IPv6 addresses.
         "    tcp-request connection track-sc0 src,ipmask(32,64) table per_source",
         f"    tcp-request connection reject if !from_proxy {{ sc0_conn_cur gt {doors.per_source} }}",
+        "    http-request set-var(txn.method) method if { method GET HEAD POST PUT PATCH DELETE OPTIONS }",
         f"    http-request return status 413 {json} '{_TOO_LARGE}'"
         f" if {{ req.hdr_val(content-length) gt {MAX_BODY_BYTES} }}",
         f"    http-request wait-for-body time {_seconds(doors.body_s)}s at-least {_HELD_BYTES}"

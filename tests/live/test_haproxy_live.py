@@ -207,6 +207,13 @@ def test_a_body_that_is_too_large_is_refused_by_its_header(running: Door) -> Non
         assert ask(running.port, "POST", b"x" * 1_000_000).status == 200
 
 
+def test_http_2_is_refused(running: Door) -> None:
+    """A connection of it has a hundred requests at a time, and would count as one."""
+    with socket.create_connection(("127.0.0.1", running.port), 8) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 400"
+
+
 def test_a_client_cannot_write_its_own_address(running: Door) -> None:
     with replica(running.replica):
         until(running.port, 200)

@@ -73,8 +73,9 @@ def test_limits_of_a_source_come_before_any_other_rule(text: str) -> None:
         "tcp-request connection track-sc0 src,ipmask(32,64) table per_source",
         "tcp-request connection reject if !from_proxy { sc0_conn_cur gt 64 }",
     ]
-    assert rules[3].startswith("http-request return status 413")
-    assert rules[4:6] == [
+    assert rules[3].startswith("http-request set-var(txn.method) method if { method GET ")
+    assert rules[4].startswith("http-request return status 413")
+    assert rules[5:7] == [
         "http-request wait-for-body time 3s at-least 60000 unless METH_GET",
         "http-request del-header x-forwarded-for unless from_proxy",
     ]
@@ -121,7 +122,14 @@ def test_an_application_that_is_not_deployed_yet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "gone",
-    ["mode 666", "option httplog", f":{PORT}\n", "status 404", "    log global\n    # Enable"],
+    [
+        "mode 666",
+        "option httplog",
+        "method=%HM",
+        f":{PORT}\n",
+        "status 404",
+        "    log global\n    # Enable",
+    ],
 )
 def test_a_text_of_another_version_of_ray_is_refused(text: str, gone: str) -> None:
     with pytest.raises(ValueError, match="this version of Ray isn't supported; install the one of"):
