@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from recsys.events.control_records import ApiKey, Control
 from recsys.events.records import CONTROL
@@ -42,13 +43,14 @@ def add_key(
     for option, value in (("--rate", rate), ("--daily", daily), ("--days", days)):
         if value < 0:
             raise ValueError(f"{option} is {value}, expected a number of 0 or more; 0 is no limit")
-    for pem in user_keys:
-        read_public_key(pem)
+    # Not the texts: a file of a pair has the private key, too, and the log would keep it.
+    form = Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    pems = [read_public_key(pem).public_bytes(*form).decode() for pem in user_keys]
     id = "".join(secrets.choice(_ID_LETTERS) for _ in range(ID_LENGTH))
     secret = secrets.token_urlsafe(32)
     key = ApiKey(
         id=id, digest=digest_of_secret(secret), scopes=sorted(set(scopes)), name=name, rate=rate,
-        daily=daily, user_keys=list(user_keys), time_ms=now_ms,
+        daily=daily, user_keys=pems, time_ms=now_ms,
         until_ms=now_ms + int(days * 86_400_000) if days else 0,
     )  # fmt: skip
     append_control(log, key)

@@ -71,8 +71,7 @@ def address_of(peer: str, forwarded: Sequence[bytes], proxies: tuple[str, ...]) 
 
     ``forwarded``: values of X-Forwarded-For; a caller may have written all but what our proxies appended.
     """
-    peer = _bare(peer)
-    if not _is_proxy(peer, proxies):
+    if not _is_proxy(peer := _bare(peer), proxies):
         return peer
     for hop in reversed(b",".join(forwarded).decode("latin-1").split(",")):
         if (address := _bare(hop.strip())) and not _is_proxy(address, proxies):
@@ -82,8 +81,7 @@ def address_of(peer: str, forwarded: Sequence[bytes], proxies: tuple[str, ...]) 
 
 @lru_cache(10_000)
 def _bare(hop: str) -> str:
-    """Address of a hop without port and brackets, which some proxies write; IPv4 within IPv6, as a socket for
-    both has it, as IPv4."""
+    """Address of a hop without port and brackets, which some proxies write; IPv4 within IPv6 as IPv4."""
     if (ip := address_in(hop) or address_in(name_of(hop))) is None:
         return hop
     return str(getattr(ip, "ipv4_mapped", None) or ip)

@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from typer.testing import CliRunner
 
 from recsys.clock import wall_ms
@@ -90,3 +97,13 @@ def test_the_trail_of_all_replicas_is_merged_by_time(state: Path) -> None:
         '1970-01-01 00:00:01  key="admin" path="/v1/audit-a.log" status=202',
         '1970-01-01 00:00:02  key="admin" path="/v1/audit-b.log" status=202',
     ]
+
+
+def test_the_private_key_of_a_pair_does_not_reach_the_log(state: Path, tmp_path: Path) -> None:
+    private = Ed25519PrivateKey.generate()
+    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    secret = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (pair := tmp_path / "pair.pem").write_bytes(public + secret)
+    made = keys("add", "app", "--user-key", str(pair), state=state)
+    assert made.exit_code == 0, made.output
+    assert [key.user_keys for key in ring(state).keys()] == [[public.decode()]]
