@@ -87,6 +87,7 @@ def harden(text: str, config: Config) -> str:
     apps = len(re.findall(r"^backend (?!default_backend$)", text, re.MULTILINE))
     changes = [  # pattern, replacement, and the least and greatest number of places
         ("mode 666 level admin", "mode 600 level admin", 1, 1),
+        (r"^ *log 127\.0\.0\.1:514 .*\n", "", 1, 1),  # syslog would keep ids in paths beyond erasures
         # Replicas limit the rate of a client's address.
         (r"^( *)option httplog$", r"\1option httplog\n\1option forwardfor", 1, 1),
         (rf"^frontend http_frontend\n *bind \S+:{port}$", _frontend(config), 1, 1),

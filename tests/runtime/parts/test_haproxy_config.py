@@ -115,6 +115,11 @@ def test_only_the_owner_reaches_the_admin_socket(text: str) -> None:
     assert "mode 666" in text and "mode 6" not in harden(text, config()).replace("mode 600", "")
 
 
+def test_paths_with_ids_do_not_go_to_syslog(text: str) -> None:
+    targets = re.findall(r"^ *log (\S+)", harden(text, config()), re.MULTILINE)
+    assert {Path(target).name for target in targets} == {"global", "m.sock"}
+
+
 def test_an_application_that_is_not_deployed_yet(tmp_path: Path) -> None:
     text = written_by_serve(tmp_path, is_deployed=False)
     assert "404" not in section(harden(text, config()), "backend default_backend")[1]
@@ -126,6 +131,7 @@ def test_an_application_that_is_not_deployed_yet(tmp_path: Path) -> None:
         "mode 666",
         "option httplog",
         "method=%HM",
+        "log 127.0.0.1:514",
         f":{PORT}\n",
         "status 404",
         "    log global\n    # Enable",
