@@ -10,7 +10,7 @@ import random
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
@@ -23,6 +23,7 @@ from recsys.events.event_types import ClientEvent, Engagement, Stamp
 from recsys.events.hashing import Id
 
 BATCH: Final = 500  # maximal events, items or users per request
+MAX_BYTES: Final = 900_000  # of them as JSON; the server takes 1 MB
 ATTEMPTS: Final = 5
 FIRST_WAIT_S: Final = 0.2
 LONGEST_WAIT_S: Final = 5.0
@@ -233,7 +234,7 @@ class Client:
 
     def delete_user(self, user_id: Id) -> Receipt:
         """Erases a user. Needs the admin key."""
-        return self._insist("DELETE", f"/v1/users/{quote(str(user_id), safe='')}")
+        return self._insist("POST", "/v1/users/erase", {"user_id": user_id})
 
     def session(self, user_id: Id) -> dict[str, Any]:
         """The current session of a user. Raises ApiError."""
@@ -258,9 +259,8 @@ class Client:
     def _in_batches(self, kind: str, values: Sequence[object]) -> Receipt:
         results: list[Outcome] = []
         accepted = unproven = 0
-        for start in range(0, len(values), BATCH):
-            body = {kind: values[start : start + BATCH]}
-            receipt = self._insist("POST", f"/v1/{kind}", body)
+        for batch in _batches(values):
+            receipt = self._insist("POST", f"/v1/{kind}", {kind: batch})
             accepted += receipt.accepted
             unproven += receipt.unproven
             results.extend(receipt.results)
@@ -303,6 +303,20 @@ class Client:
         except msgspec.MsgspecError as error:
             detail = f"the answer doesn't fit this client: {error}"
             raise ApiError(method, path, response.status_code, detail) from error
+
+
+def _batches(values: Iterable[object]) -> Iterator[list[msgspec.Raw]]:
+    """Batches that fit one request, as JSON; a larger value is a batch of its own."""
+    batch, size = list[msgspec.Raw](), 0
+    for encoded in map(msgspec.json.encode, values):
+        length = len(encoded) + 1  # and a comma
+        if batch and (len(batch) == BATCH or size + length > MAX_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(msgspec.Raw(encoded))
+        size += length
+    if batch:
+        yield batch
 
 
 def _in_thread(

@@ -49,7 +49,7 @@ class Server:
             return httpx.Response(200, json={"user_id": "a/b", "offset": 7})
         if request.url.path == "/readyz":
             return httpx.Response(200, json={})
-        if request.method == "DELETE":
+        if request.method == "DELETE" or request.url.path == "/v1/users/erase":
             return httpx.Response(202, json={"accepted": 1, "results": [{"status": "accepted"}]})
         (events,) = json.loads(request.content).values()
         results = [{"status": "rejected", "error": {"field": "x"}} if e.get("item_id") == "bad" else
@@ -201,6 +201,14 @@ def test_many_events_go_in_batches_and_the_receipt_keeps_their_order() -> None:
     assert len(receipt.results) == len(events)
 
 
+def test_large_items_go_in_batches_that_the_server_takes() -> None:
+    server = Server()
+    items = {f"v{i}": {"vector": [0.123456789] * 700} for i in range(300)}
+    assert server.client().upsert_items(items).accepted == 300
+    sizes = [len(request.content) for request in server.requests]
+    assert 900_000 > max(sizes) > 800_000, "the server refuses a body beyond 1 MB for good"
+
+
 def test_no_events_need_no_request() -> None:
     server = Server()
     assert server.client().send_events([]).results == []
@@ -221,7 +229,7 @@ def test_no_events_need_no_request() -> None:
          ("POST", "/v1/preferences", {"preferences": [
              {"user_id": "u1", "field": "tags", "value": "cats", "wish": "mute", "time_ms": NOW_MS}]})),
         (lambda c: c.delete_item("a/b c"), ("DELETE", "/v1/items/a%2Fb%20c", None)),
-        (lambda c: c.delete_user(9), ("DELETE", "/v1/users/9", None)),
+        (lambda c: c.delete_user(".."), ("POST", "/v1/users/erase", {"user_id": ".."})),
     ],
 )  # fmt: skip
 def test_items_and_users_go_to_their_own_routes_with_the_key(
