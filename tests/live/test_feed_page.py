@@ -323,6 +323,32 @@ class TestDesktop:
         assert page.browser.run("return document.querySelector('.fresh').hidden")
         assert "e30" not in str(page.browser.run("return Object.values(localStorage)"))
 
+    def test_a_wrong_clock_is_set_right_by_the_servers(self, page: Page) -> None:
+        wrong = "const now = Date.now; Date.now = () => now() + 86_400_000;"
+        before = page.browser.devtools("Page.addScriptToEvaluateOnNewDocument", {"source": wrong})
+        try:
+            first = page.start()
+        finally:
+            page.browser.devtools("Page.removeScriptToEvaluateOnNewDocument", before)
+        page.browser.press("l")
+        ahead_ms = page.told("like", first)["time_ms"] - time.time() * 1000
+        assert abs(ahead_ms) < 3_000, "the server refuses events from the future"
+
+    def test_events_of_another_tab_or_user_stay_stored_for_them(self, page: Page) -> None:
+        claims = base64.urlsafe_b64encode(json.dumps({"sub": "u42"}).encode()).rstrip(b"=")
+        page.start()
+        kept = [{"event_id": "e1", "user_id": "u41", "kind": "like", "item_id": "v1"}]
+        page.browser.run("localStorage['swipe.outbox'] = arguments[0]", json.dumps(kept))
+        page.browser.open("about:blank")
+        page.browser.open(f"{page.stub.url}/#token=e30.{claims.decode()}.c2ln")
+        page.browser.wait(READY)
+        page.browser.press("l")
+        page.told("like")
+        stored = "return JSON.parse(localStorage['swipe.outbox']).map(event => event.user_id)"
+        wait(lambda: "u42" not in page.browser.run(stored), "the own event is forgotten")
+        assert "u41" in page.browser.run(stored)
+        assert {event["user_id"] for event in page.stub.of_kind("like")} == {"u42"}
+
     def test_sharing_following_and_looking_closer_name_the_item(self, page: Page) -> None:
         first = page.start()
         page.browser.press("s")

@@ -3,6 +3,18 @@
 import { userToken } from "./storage.js";
 
 const TIMEOUT_MS = 8_000;
+const SKEW_MS = 2_000; // the server's Date has whole seconds
+const QUICK_MS = 1_000; // the Date of a slower answer says little about the time at which it arrives
+let skew_ms = 0;
+
+/** Milliseconds since 1970 by the server's clock, which judges the times of events: this device's may be wrong. */
+export const now = () => Date.now() + skew_ms;
+
+function readClock(date, sent_ms) {
+  const ahead_ms = Date.parse(date) - Date.now();
+  if (Number.isNaN(ahead_ms) || Date.now() - sent_ms > QUICK_MS) return;
+  skew_ms = Math.abs(ahead_ms) > SKEW_MS ? ahead_ms : 0;
+}
 
 export class ApiError extends Error {
   /** `status` is 0 without an answer; `retryAfter_ms` is the delay that the server requested, if any. */
@@ -13,12 +25,13 @@ export class ApiError extends Error {
   }
 
   get passing() {
-    return [0, 401, 408, 429].includes(this.status) || this.status >= 500; // 401: until there is another token
+    return ![400, 413, 422].includes(this.status); // others, such as an expired token or a wrong host, can be mended
   }
 }
 
 async function request(path, { body, keepalive = false } = {}) {
   let answer;
+  const sent_ms = Date.now();
   try {
     answer = await fetch(path, {
       method: body === undefined ? "GET" : "POST",
@@ -34,6 +47,7 @@ async function request(path, { body, keepalive = false } = {}) {
   } catch (error) {
     throw new ApiError(`${path}: no answer (${error.name})`);
   }
+  readClock(answer.headers.get("date"), sent_ms);
   if (!answer.ok) {
     const seconds = Number(answer.headers.get("retry-after")) || 0;
     throw new ApiError(`${path}: status ${answer.status}`, answer.status, seconds * 1000);

@@ -1,5 +1,6 @@
 // The drawer: session topics, freshness of the last swipe, the serving model, and why the item was recommended.
 
+import { now } from "./api.js";
 import { Bars } from "./bars.js";
 import { make, reducedMotion } from "./dom.js";
 import { nameOf } from "./names.js";
@@ -96,7 +97,7 @@ export class Drawer {
   #tick() {
     const { track, status } = this;
     const way = this.part("way");
-    const elapsed_ms = track ? Date.now() - track.at_ms : 0;
+    const elapsed_ms = track ? now() - track.at_ms : 0;
     const late = elapsed_ms > 20_000;
     way.dataset.reached = !track ? "none" : track.model_ms !== null ? "model" : track.session_ms !== null ? "session" : "swipe";
     this.part("to-session").textContent = reached(track, track?.session_ms, elapsed_ms, late);

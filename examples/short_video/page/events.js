@@ -1,8 +1,8 @@
 // The outbox: a queue of engagements that survives a bad network and a closed tab. Each event has an id, so that
-// sending it twice is harmless.
+// sending it twice is harmless. Tabs share the storage: each writes its own events, and leaves those of others there.
 
-import { sendEvents, sendLast } from "./api.js";
-import { read, write } from "./storage.js";
+import { now, sendEvents, sendLast } from "./api.js";
+import { read, subjectOf, userToken, write } from "./storage.js";
 
 const BATCH = 50;
 const MAX_QUEUED = 500; // the oldest are dropped beyond it, when the server is down for long
@@ -14,7 +14,7 @@ export class Outbox extends EventTarget {
   /** Emits "accepted" (detail: events) and "state" (detail: {waiting, failing, rejected, lost}). */
   constructor() {
     super();
-    this.waiting = restore();
+    this.waiting = restore().filter(isMine);
     this.sending = false;
     this.wait_ms = 0;
     this.rejected = 0;
@@ -25,11 +25,11 @@ export class Outbox extends EventTarget {
 
   /** Adds an event (without its id) and sends it at once, together with other queued events. */
   add(event) {
-    const whole = { type: "engagement", time_ms: Date.now(), surface: "feed", event_id: uuid(), ...event };
+    const whole = { type: "engagement", time_ms: now(), surface: "feed", event_id: uuid(), ...event };
     this.waiting.push(whole);
-    this.lost += Math.max(0, this.waiting.length - MAX_QUEUED);
-    this.waiting = this.waiting.slice(-MAX_QUEUED);
-    this.#store();
+    const surplus = this.waiting.splice(0, Math.max(0, this.waiting.length - MAX_QUEUED));
+    this.lost += surplus.length;
+    this.#store(surplus);
     if (this.wait_ms === 0) this.#later(0);
     return whole;
   }
@@ -77,11 +77,14 @@ export class Outbox extends EventTarget {
   #done(batch) {
     const gone = new Set(batch.map((event) => event.event_id));
     this.waiting = this.waiting.filter((event) => !gone.has(event.event_id));
-    this.#store();
+    this.#store(batch);
   }
 
-  #store() {
-    write(STORE, JSON.stringify(this.waiting)); // if storage is full or forbidden, they are still in memory
+  #store(gone) {
+    const known = new Set([...gone, ...this.waiting].map((event) => event.event_id));
+    const others = restore().filter((event) => !known.has(event.event_id));
+    // If storage is full or forbidden, the events are still in memory.
+    write(STORE, JSON.stringify([...others, ...this.waiting].slice(-MAX_QUEUED)));
   }
 
   #report() {
@@ -92,6 +95,11 @@ export class Outbox extends EventTarget {
   #emit(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
+}
+
+/** Whether this page may send an event: a user's token sends no other user's. */
+function isMine(event) {
+  return !userToken || String(event.user_id) === String(subjectOf(userToken));
 }
 
 function restore() {

@@ -49,7 +49,7 @@ export class Learning extends EventTarget {
   get #waiting() {
     const { track } = this;
     const open = track && (track.session_ms === null || track.model_ms === null);
-    return Boolean(open) && Date.now() - track.at_ms < PATIENCE_MS;
+    return Boolean(open) && api.now() - track.at_ms < PATIENCE_MS;
   }
 
   async #poll() {
@@ -71,13 +71,13 @@ export class Learning extends EventTarget {
     this.session = session;
     const { track } = this;
     if (track?.session_ms === null && (session.events ?? 0) > track.count) {
-      track.session_ms = Date.now() - track.at_ms;
+      track.session_ms = api.now() - track.at_ms;
       this.polls = 0;
       this.#emit("track", track);
     }
     const swiped = session.recent?.find((entry) => String(entry.item_id) === String(track?.item_id));
     if (track?.model_ms === null && swiped?.learned) {
-      track.model_ms = Date.now() - track.at_ms;
+      track.model_ms = api.now() - track.at_ms;
       this.#emit("track", track);
     }
     this.#emit("session", session);

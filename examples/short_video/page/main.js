@@ -1,6 +1,6 @@
 // Entry point: connects the modules of the page.
 
-import { block } from "./api.js";
+import { block, now } from "./api.js";
 import { burst } from "./card.js";
 import { Drawer } from "./drawer.js";
 import { Outbox } from "./events.js";
@@ -85,7 +85,7 @@ const actions = {
     sendHidden();
     entry.did.add("hide");
     entry.acted = true;
-    held = { entry, event: { ...eventOf(entry, "hide"), time_ms: Date.now() }, timer: setTimeout(sendHidden, UNDO_MS) };
+    held = { entry, event: { ...eventOf(entry, "hide"), time_ms: now() }, timer: setTimeout(sendHidden, UNDO_MS) };
     entry.element.classList.add("hidden");
     if (player.paused) actions.pause();
     notices.say("Not for you. Got it.", UNDO_MS, true);
