@@ -309,12 +309,11 @@ def _batches(values: Iterable[object]) -> Iterator[list[msgspec.Raw]]:
     """Batches that fit one request, as JSON; a larger value is a batch of its own."""
     batch, size = list[msgspec.Raw](), 0
     for encoded in map(msgspec.json.encode, values):
-        length = len(encoded) + 1  # and a comma
-        if batch and (len(batch) == BATCH or size + length > MAX_BYTES):
+        size += len(encoded) + 1  # and a comma
+        if batch and (len(batch) == BATCH or size > MAX_BYTES):
             yield batch
-            batch, size = [], 0
+            batch, size = [], len(encoded) + 1
         batch.append(msgspec.Raw(encoded))
-        size += length
     if batch:
         yield batch
 

@@ -372,6 +372,7 @@ def _add_errors(app: FastAPI) -> None:
 _EXPECTED: Final = {
     "extra_forbidden": "no field of this name; /docs lists those of each route",
     "missing": "a value: the field is required",
+    "model_attributes_type": "a JSON object, sent with content-type: application/json",
 }
 
 

@@ -40,6 +40,8 @@ class AccessLayer:
             fields = self._fields(scope, "")
             self._trail.refusal(self._now_ms(), **fields, status=denied.status, why=str(denied))
             return await refusal(denied)(scope, receive, send)
+        if scope["method"] == "HEAD":  # as GET: the server leaves out the body
+            scope = dict(scope, method="GET")
         if self._control.needed_scope(scope["method"], scope["path"]) in AUDITED:
             return await self._audited(scope, receive, send, caller)
         await self._app(scope, receive, send)

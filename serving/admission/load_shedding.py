@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final, Protocol
 
+from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -112,6 +113,8 @@ class LoadShedder:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                # Answers are of one version, and a page's modules must be, too.
+                MutableHeaders(scope=message).setdefault("cache-control", "no-cache")
             await send(message)
 
         try:

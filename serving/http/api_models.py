@@ -202,6 +202,7 @@ class StampOut(VersionOut):
     session_offset: int
     policy: str
     arms: dict[str, str]
+    index: str
 
 
 class RecommendedItem(BaseModel):

@@ -48,6 +48,29 @@ def test_health_readiness_metrics_page_and_docs(world: World) -> None:
     run(world, scenario)
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/popular", "/static/main.js"])
+def test_head_answers_as_get_does_and_nothing_is_reused_without_asking(
+    world: World, path: str
+) -> None:
+    async def scenario(w: World) -> None:
+        head, get = await w.client.head(path), await w.client.get(path)
+        assert head.status_code == get.status_code == 200
+        assert head.headers["content-length"] == get.headers["content-length"]
+        # By its Last-Modified a browser would keep a file for days, and mix two versions of the page.
+        assert get.headers["cache-control"] == "no-cache"
+
+    run(world, scenario)
+
+
+def test_the_schema_names_each_field_of_a_stamp(world: World) -> None:
+    async def scenario(w: World) -> None:
+        schema = (await w.client.get("/openapi.json")).json()
+        stamp = schema["components"]["schemas"]["StampOut"]["properties"]
+        assert stamp.keys() == (await w.recommend())["stamp"].keys()
+
+    run(world, scenario)
+
+
 def test_the_status_has_the_figures_of_answers_that_the_metrics_have(world: World) -> None:
     async def scenario(w: World) -> None:
         before = (await w.client.get("/v1/status")).json()
