@@ -12,6 +12,7 @@ import pytest
 
 from recsys.client import Client
 from recsys.free_ports import free_ports
+from tests.support.pages.example_stub import ExampleStub
 from tests.support.pages.webdriver import Browser, chromium_is_there, wait
 from tests.support.paths import ROOT
 
@@ -91,3 +92,26 @@ def test_a_click_on_the_page_is_in_the_session_and_changes_the_next_list(
             wait(lambda: client.session("visitor")["events"] >= 1, "the session has the click")
         assert len(new_list(browser, button)) == 12
         assert browser.console() == []
+
+
+def test_a_page_works_without_storage_and_says_what_was_refused() -> None:
+    """As with cookies blocked, on a LAN address, with a clock that is ahead."""
+    deny = "() => { throw new DOMException('denied', 'SecurityError') }"
+    source = f"""
+    Object.defineProperty(window, 'localStorage', {{ get: {deny} }});
+    Object.defineProperty(crypto, 'randomUUID', {{ value: undefined }});"""
+    stub = ExampleStub("shop")
+    stub.error = {"field": "time_ms", "value": "9", "expected": "at most 5 s ahead"}
+    try:
+        with Browser() as browser:
+            browser.devtools("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+            browser.open(stub.url.partition("?")[0])
+            wait(lambda: len(browser.run(ITEMS)) == 12, "the list came")
+            browser.run(CLICK_FIRST)
+            wait(lambda: len(browser.run(ITEMS)) == 8, "the similar ones came")
+            browser.run("document.getElementById('buy').click()")
+            browser.wait("return document.body.innerText.includes('expected at most 5 s ahead')")
+            assert len({event["event_id"] for event in stub.events}) == 2
+            assert not browser.run("return document.getElementById('bought').textContent")
+    finally:
+        stub.close()

@@ -4,18 +4,22 @@ import { element, recommend, report, userId } from "./api.js";
 
 const byId = (id) => document.getElementById(id);
 let chosen = null; // list, item and surface of the product on the page
+let newest = 0; // a slower answer to an earlier request is ignored
 
 async function show(heading, surface, fetchList) {
   byId("heading").textContent = heading;
   byId("message").textContent = "Loading …";
   byId("list").replaceChildren();
+  newest += 1;
+  const request = newest;
   try {
     const list = await fetchList();
+    if (request !== newest) return;
     byId("list").replaceChildren(...list.items.map((item) => tile(list, item, surface)));
     byId("message").textContent = list.items.length ? "" : "Nothing here yet.";
     document.body.dataset.request = list.request_id;
   } catch (error) {
-    byId("message").textContent = `No list now: ${error.message}`;
+    if (request === newest) byId("message").textContent = `No list now: ${error.message}`;
   }
 }
 

@@ -17,6 +17,7 @@ class ExampleStub:
 
     def __init__(self, name: str) -> None:
         self.name, self.events = name, list[dict[str, Any]]()
+        self.error: dict[str, str] | None = None  # of each event
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/{name}/?user=visitor"
@@ -55,7 +56,8 @@ def _handler(stub: ExampleStub) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             stub.events += body.get("events", [])
-            answer = {"accepted": 1, "unproven": 0} if "events" in body else _list_of(body["n"])
+            receipt = {"accepted": 1, "unproven": 0, "results": [{"error": stub.error}]}
+            answer = receipt if "events" in body else _list_of(body["n"])
             self._answer("application/json", json.dumps(answer).encode())
 
         def _answer(self, kind: str, data: bytes) -> None:
