@@ -217,11 +217,8 @@ export class Client {
   }
 
   async #attempt<T>(method: string, path: string, call: Call): Promise<T> {
-    // A closing page runs no promise: then the key of the call before is used.
-    const key = call.keepalive ? this.#key : await this.#currentKey();
     const headers: Record<string, string> = {};
     if (call.body !== undefined) headers["content-type"] = "application/json";
-    if (key) headers.authorization = `Bearer ${key}`;
     const controller = new AbortController();
     const abort = () => controller.abort(call.signal?.reason);
     if (call.signal?.aborted) abort();
@@ -229,6 +226,9 @@ export class Client {
     const timeoutMs = call.timeoutMs ?? this.#options.timeoutMs ?? 5_000;
     const timer = setTimeout(() => controller.abort(new Error(`no answer within ${timeoutMs} ms`)), timeoutMs);
     try {
+      // A closing page runs no promise: then the key of the call before is used.
+      const key = call.keepalive ? this.#key : await this.#currentKey(controller.signal);
+      if (key) headers.authorization = `Bearer ${key}`;
       const init: RequestInit = { method, headers, signal: controller.signal, cache: "no-store" };
       if (call.body !== undefined) init.body = JSON.stringify(call.body);
       if (call.keepalive) init.keepalive = true;
@@ -249,9 +249,9 @@ export class Client {
     }
   }
 
-  async #currentKey(): Promise<string | undefined> {
+  async #currentKey(signal: AbortSignal): Promise<string | undefined> {
     const { key } = this.#options;
-    if (typeof key === "function") this.#key = await key();
+    if (typeof key === "function") this.#key = await unlessAborted(Promise.resolve(key()), signal);
     return this.#key;
   }
 
@@ -263,6 +263,15 @@ export class Client {
     const skewMs = date === null ? NaN : Date.parse(date) - this.#clock();
     if (!Number.isNaN(skewMs)) this.#skewMs = Math.abs(skewMs) > SKEW_MS ? skewMs : 0;
   }
+}
+
+/** What a promise resolves to; rejects at once when the signal aborts. */
+function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    promise.then(resolve, reject);
+    if (signal.aborted) reject(signal.reason);
+    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+  });
 }
 
 function read<T>(method: string, path: string, text: string): T {

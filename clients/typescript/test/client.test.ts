@@ -165,6 +165,19 @@ test("a key that is renewed is asked for before each call; a closing page uses t
   assert.deepEqual(server.calls.map((call) => call.keepalive), [false, false, true]);
 });
 
+test("a key that doesn't come in time, or fails, is a call without an answer", async () => {
+  const server = new FakeServer();
+  const keys = [
+    () => new Promise<string>(() => {}),
+    async () => { throw new Error("no token now"); },
+    async () => "token-3",
+  ];
+  const client = server.client({ timeoutMs: 20, key: () => keys.shift()!() });
+  assert.equal((await client.sendEvents([LIKE])).accepted, 1);
+  assert.deepEqual(server.calls.map((call) => call.headers.authorization), ["Bearer token-3"]);
+  assert.equal(server.waits.length, 2);
+});
+
 test("a wrong clock is set by the server's, since that refuses events from the future", async () => {
   const server = new FakeServer();
   const client = server.client();
