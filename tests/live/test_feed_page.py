@@ -357,6 +357,25 @@ class TestDesktop:
         for kind in ("share", "follow", "click"):
             assert page.told(kind, first)["request_id"] == "r1"
 
+    def test_a_feed_that_ended_goes_on_once_there_are_new_items(self, page: Page) -> None:
+        page.stub.items, page.stub.duration_ms = 1, 900
+        page.browser.open(page.stub.url)
+        first = page.current
+        page.told("long_view", first)
+        asked = len(page.stub.requests)
+        wait(lambda: len(page.stub.requests) > asked, "the tail was asked for, and there is none")
+        page.stub.items = 4
+        wait(lambda: len(page.browser.run(ITEMS)) > 1, "new items")
+
+    def test_a_long_title_leaves_the_caption_free(self, page: Page) -> None:
+        page.stub.title = "Donaudampfschifffahrtsgesellschaft" * 4 + " and so on" * 40
+        page.start()
+        inside = """
+        const box = (name) => document.querySelector(`.card.here ${name}`).getBoundingClientRect();
+        const [title, caption, card] = ['.title', '.caption', '.cover'].map(box);
+        return title.bottom <= caption.top + 1 && title.right <= card.right;"""
+        page.browser.wait(inside, 5)
+
     def test_a_long_view_is_said_while_it_goes_on(self, page: Page) -> None:
         page.stub.duration_ms = 900
         first = page.start()

@@ -109,7 +109,7 @@ export class Feed extends EventTarget {
     const ids = new Set(this.entries.slice(0, keep).slice(-EXCLUDED).map((entry) => entry.item.item_id));
     const fresh = (answer.items ?? []).filter((item) => !ids.has(item.item_id) && ids.add(item.item_id));
     this.dispatchEvent(new CustomEvent("answer", { detail: answer }));
-    if (fresh.length === 0) return what === "tail" ? this.#state("ready") : this.#empty();
+    if (fresh.length === 0) return this.#low ? this.#empty() : this.#state("ready");
     for (const old of this.entries.splice(keep)) {
       this.watcher.unobserve(old.element);
       old.element.remove();

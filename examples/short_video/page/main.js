@@ -106,7 +106,7 @@ const actions = {
   async block() {
     const entry = feed.current;
     const author = entry?.item.fields?.author;
-    if (author === undefined || entry.did.has("block")) return;
+    if (author == null || entry.did.has("block")) return;
     entry.did.add("block");
     try {
       await block(viewer.id, author);

@@ -82,7 +82,8 @@ class FeedStub:
             ]
             weights = [math.exp(min(4.0, taste.get(self._tags(i)[0], 0.0))) for i in pool]
             n = request["n"]
-            picked = list(dict.fromkeys(self._draws.choices(pool, weights, k=8 * n)))[:n]
+            drawn = self._draws.choices(pool, weights, k=8 * n) if pool else []
+            picked = list(dict.fromkeys(drawn))[:n]
             total = sum(weights)
             items = [
                 self._item(i, rank, weights[pool.index(i)] / total, request["explain"], taste)
