@@ -118,6 +118,17 @@ class TestPage:
         )
         assert browser.run("return document.querySelector('.tip').textContent") == "recsys_step"
 
+    def test_the_key_of_the_address_is_enough_where_storage_is_forbidden(
+        self, browser: Browser, stub: ControlStub
+    ) -> None:
+        deny = "() => { throw new DOMException('denied', 'SecurityError') }"
+        source = f"Object.defineProperty(window, 'sessionStorage', {{ get: {deny} }})"
+        before = browser.devtools("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+        try:
+            opened(browser, stub)
+        finally:
+            browser.devtools("Page.removeScriptToEvaluateOnNewDocument", before)
+
     def test_a_wrong_key_and_none_are_asked_for_again(
         self, browser: Browser, stub: ControlStub
     ) -> None:
@@ -231,7 +242,7 @@ class TestPage:
         stub.look.now[f'{of}{{age="1h"}}'] += 3_000
         browser.wait(f"{rows} === 2")
 
-    @pytest.mark.parametrize("width", [390, 768])
+    @pytest.mark.parametrize("width", [320, 390, 768])
     def test_nothing_is_cut_off_on_a_narrow_screen(self, width: int, stub: ControlStub) -> None:
         with Browser(width, 844, phone=True) as phone:
             opened(phone, stub)

@@ -18,15 +18,18 @@ const HEADLINE = ["recsys_click_to_session_p95_ms", "recsys_click_to_served_p95_
 const RETRY_MS = [400, 800, 1500, 3000];
 const room = document.getElementById("room"), gate = document.getElementById("gate");
 const charts = new Charts(), flow = new Flow(document.querySelector(".flow"));
+const storage = (() => { try { return sessionStorage; } catch { return null; } })(); // null: forbidden
+let key = storage?.getItem(KEY) ?? "";
+const keep = given => { key = given; storage?.setItem(KEY, given); };
 let frozen = false, failures = 0, connection = new AbortController();
 
 function takeKey() {
   const given = location.hash.slice(1);
   if (/^[\w-]{20,}$/.test(given)) {
-    sessionStorage.setItem(KEY, given);
+    keep(given);
     history.replaceState(null, "", location.pathname);
   }
-  return sessionStorage.getItem(KEY) ?? "";
+  return key;
 }
 
 function showLink(link, text) {
@@ -60,23 +63,19 @@ function draw(picture) {
 
 /** Shows the parts of the headline whose numbers are known. */
 function drawHeadline(picture) {
-  const count = HEADLINE.filter(series => valueOf(picture, series, "ms") !== null).length;
-  document.getElementById("loop").dataset.said = count;
+  document.getElementById("loop").dataset.said = HEADLINE.filter(series => valueOf(picture, series, "ms") !== null).length;
 }
 
 function receive(name, data) {
   failures = 0;
   if (name === "curves") return charts.begin(JSON.parse(data));
-  if (name === "full") { showGate("Too many open pages", data, false); return undefined; }
+  if (name === "full") return showGate("Too many open pages", data, false);
   if (name === "trouble") return showLink("trouble", "no data at the moment");
-  const picture = JSON.parse(data);
+  const picture = JSON.parse(data), { running } = picture.panels;
   charts.add(picture);
-  if (!frozen) {
-    showLink("live", picture.panels.running ? "live" : "the system is down");
-    if (!picture.panels.running) document.body.dataset.link = "down";
-    draw(picture);
-  }
-  return undefined;
+  if (frozen) return undefined;
+  showLink(running ? "live" : "down", running ? "live" : "the system is down");
+  return draw(picture);
 }
 
 async function stayConnected() {
@@ -86,8 +85,8 @@ async function stayConnected() {
       await listen("/control/api/stream", takeKey(), receive, connection.signal);
     } catch (error) {
       if (error.status === 401) {
-        const hadKey = sessionStorage.getItem(KEY);
-        sessionStorage.removeItem(KEY);
+        const hadKey = key;
+        keep("");
         showLink("locked", "locked");
         showGate(hadKey ? "The key is wrong" : "Enter the key", "The key is in STATE/run/control.key, and at the end of the link that recsys demo prints.", true);
         return;
@@ -128,12 +127,12 @@ document.addEventListener("visibilitychange", () => { if (document.hidden) conne
 part("gate-form").addEventListener("submit", event => {
   event.preventDefault();
   const field = document.getElementById("key");
-  sessionStorage.setItem(KEY, field.value.trim());
+  keep(field.value.trim());
   field.value = "";
   stayConnected();
 });
 window.addEventListener("hashchange", () => { if (takeKey() && !gate.hidden) stayConnected(); });
-bindForms(() => sessionStorage.getItem(KEY) ?? "");
+bindForms(() => key);
 bindTips();
 showGate("The control room", "Connecting to the system.", false);
 stayConnected();
