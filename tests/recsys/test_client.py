@@ -203,7 +203,7 @@ def test_many_events_go_in_batches_and_the_receipt_keeps_their_order() -> None:
 
 def test_large_items_go_in_batches_that_the_server_takes() -> None:
     server = Server()
-    items = {f"v{i}": {"vector": [0.123456789] * 700} for i in range(300)}
+    items: dict[str | int, Any] = {f"v{i}": {"vector": [0.123] * 1_600} for i in range(300)}
     assert server.client().upsert_items(items).accepted == 300
     sizes = [len(request.content) for request in server.requests]
     assert 900_000 > max(sizes) > 800_000, "the server refuses a body beyond 1 MB for good"
