@@ -144,11 +144,9 @@ def roll_back(log: Log, name: str, reason: str) -> RollbackResult:
 def await_impact(state: Path, served_by: str) -> rollback_impact.RollbackImpact | None:
     """Waits for the report on requests that a rolled-back model answered; None where it doesn't come."""
     file, until_s = rollback_impact.impact_file(state, served_by), time.monotonic() + ANSWER_S
-    while not file.exists() and time.monotonic() < until_s:
+    while (impact := rollback_impact.read_impact(file)) is None and time.monotonic() < until_s:
         time.sleep(_POLL_S)
-    if not file.exists():
-        return None
-    return msgspec.json.decode(file.read_bytes(), type=rollback_impact.RollbackImpact)
+    return impact
 
 
 def _rollback_target(lifecycle: Lifecycle, name: str) -> str:

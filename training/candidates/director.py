@@ -139,7 +139,8 @@ class Director:
         if self._lister is not None and self._lister.is_alive():
             return
         _, served_by, since_ms = self._to_list.pop(0)
-        if rollback_impact.impact_file(self._state, served_by).exists():
+        file = rollback_impact.impact_file(self._state, served_by)
+        if rollback_impact.read_impact(file) is not None:
             return
         lives = list(self.promoter.lifecycle.lives)
         log = self._open or (lambda: self._log)

@@ -1,6 +1,7 @@
 """Lists the requests that a rolled-back model answered, and the steps trained on their examples."""
 
 from collections.abc import Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -100,10 +101,20 @@ def _count(log: Log, served_by: str, partition: int, start: int, stop: int) -> i
 def forget(state: Path, users: Set[str]) -> None:
     """Removes the requests of users from all stored impacts."""
     for file in (state / FOLDER).glob("*.json"):
-        impact = msgspec.json.decode(file.read_bytes(), type=RollbackImpact)
+        impact = read_impact(file)
+        if impact is None:
+            file.unlink(missing_ok=True)
+            continue
         left = [request for request in impact.requests if str(request.user_id) not in users]
         if len(left) < len(impact.requests):
             write_impact(state, msgspec.structs.replace(impact, requests=left))
+
+
+def read_impact(file: Path) -> RollbackImpact | None:
+    """A stored impact; None if there is none, or a power cut has emptied its file."""
+    with suppress(FileNotFoundError, msgspec.DecodeError):
+        return msgspec.json.decode(file.read_bytes(), type=RollbackImpact)
+    return None
 
 
 def impact_file(state: Path, served_by: str) -> Path:
@@ -115,4 +126,4 @@ def write_impact(state: Path, impact: RollbackImpact) -> None:
     """Stores it in the state folder, as JSON."""
     file = impact_file(state, impact.served_by)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, msgspec.json.format(msgspec.json.encode(impact)))
+    write_atomically(file, msgspec.json.format(msgspec.json.encode(impact)), sync=True)

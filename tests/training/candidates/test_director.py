@@ -9,13 +9,14 @@ import pytest
 from parameter_server.storage.snapshots import complete_steps, write_part
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Experiments, ExperimentState, Live
+from recsys.events.control_records import Control, Erasure, Experiments, ExperimentState, Live
 from recsys.events.records import CONTROL, pack, topics, unpack
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.disk_budget import Level, Space
 from recsys.process.part_process import Heartbeat, run_folder
 from recsys.process.space_file import FILE
 from training.candidates.director import Director, experiment_texts, report
+from training.candidates.rollback_impact import impact_file, read_impact
 
 
 @pytest.fixture
@@ -67,6 +68,21 @@ def test_a_record_that_cannot_be_read_is_passed_over(log, tmp_path):
     its = director(log, tmp_path, {})
     its.turn()
     assert its.live is not None and its.live.epoch == 3
+
+
+def test_an_impact_that_a_power_cut_has_emptied_is_listed_again(log, tmp_path):
+    lives = [Live(line="main", epoch=epoch) for epoch in (0, 1, 2)]  # the last: a rollback to 0
+    records = [*lives, Erasure(user_id="u", time_ms=1, offset=0)]
+    log.append(CONTROL, [Append(0, b"", pack(record)) for record in records])
+    file = impact_file(tmp_path, "main/1")
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    clock = iter(range(0, 1_000_000, 20_000))
+    its = Director(log, replace(Config(), state=str(tmp_path)), lambda: next(clock), {})
+    for _ in range(3):
+        its.turn()
+    listed = read_impact(file)
+    assert listed is not None and listed.served_by == "main/1"
 
 
 def test_the_heartbeat_counts_experiments_that_ended_by_themselves(log, tmp_path):
