@@ -5,6 +5,7 @@ often it is imported: ``STATE/import`` has a hash of each, and what a killed imp
 model is trained as by ``recsys replay``, and the system starts from its snapshot.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -94,9 +95,11 @@ class ImportedRows:
         self._merge()
         partial = self._folder / "rows.part.npy"
         np.save(partial, self._hashes)
+        os.sync()  # the log, too: rows that a power cut took from it alone would never be written
         partial.replace(self._folder / "rows.npy")
         self.progress = ImportProgress(self._log.id, shift_ms, self.ends(), *values)
-        write_atomically(self._folder / "import.json", msgspec.json.encode(self.progress))
+        text = msgspec.json.encode(self.progress)
+        write_atomically(self._folder / "import.json", text, sync=True)
 
     def ends(self) -> dict[str, list[int]]:
         """Ends of the topics that are written to."""
@@ -167,13 +170,16 @@ class Importer:
         report |= {"items_without_fields": dataset.unlisted}
         report |= {"from_ms": int(times_ms[0]), "until_ms": int(times_ms[-1])}
         skip_events(self.log, self.config, self.app.feature_set(self.config.model.features), began)
-        # A system that has learned goes on from there, and few rows don't replace what all taught.
         live, old = live_epoch(self.log), report["old_rows"]
-        is_due = bool(report["new"] or not live or (before and before.is_due))
+        rows_now = max(rows_before, old) + report["new_rows"]
+        # Rows of an import that goes on after a kill follow.
+        rows.save(dataset.shift_ms, rows.ends()[EVENTS], rows_now, mapping, True)
+        # A system that has learned goes on from there, and few rows don't replace what all taught.
+        is_due = bool(report["new"] or not live or (before and (before.is_due or before.began)))
         if self.learn and is_due and self.log.end(STEPS, 0) == 0:
             is_due = bool(live) and old < rows_before and len(times_ms) < _WARM * self.learn
             report |= {"missing": rows_before - old} if is_due else self._train(dataset)
-        rows.save(dataset.shift_ms, [], max(rows_before, old) + report["new_rows"], mapping, is_due)
+        rows.save(dataset.shift_ms, [], rows_now, mapping, is_due)
         return report
 
     def _append(self, dataset: MappedFiles, rows: ImportedRows) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Imports: each row is on the log once, also after a kill; what is learned is what the system starts from."""
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from runtime.jobs import import_job
 from runtime.jobs.import_job import Importer, whole_weeks
 from serving.sessions import session_loop
 from training.joining.joiner_loop import PART, JoinerLoop
-from training.lines.control import live_epoch
+from training.lines.control import append_live_record, live_epoch
 from training.lines.line import MAIN
 
 START_S = 1_700_000_000
@@ -91,6 +93,13 @@ def on_log(log: Log, topic: str) -> list[Event]:
 def ids(log: Log) -> list[str]:
     events = on_log(log, ITEMS) + on_log(log, EVENTS)
     return [event.event_id for event in events]  # type: ignore[union-attr, misc]
+
+
+def joined(folder: Path, config: Config, log: Log) -> int:
+    """Number of events before the joiner's offsets."""
+    features, state = read_app(folder / "app.yaml").feature_set(), PartState(folder / "state", PART)
+    with closing(JoinerLoop(log, config, features, lambda: 0, state)) as loop:
+        return sum(loop.offsets.values())
 
 
 def test_rows_are_imported_once_and_new_ones_later(folder: Path, config: Config, log: Log) -> None:
@@ -168,10 +177,51 @@ def test_a_killed_import_goes_on_without_repeats(
     done = len(ids(log))
     assert run(folder, config, log)["new"] == 330 - done
     assert len(set(ids(log))) == len(ids(log)) == 330
-    features, state = read_app(folder / "app.yaml").feature_set(), PartState(folder / "state", PART)
-    loop = JoinerLoop(log, config, features, lambda: 0, state)
-    assert sum(loop.offsets.values()) == 300  # none of them is joined again
-    loop.close()
+    assert joined(folder, config, log) == 300  # none of them is joined again
+
+
+@pytest.mark.parametrize("rows", [310, 320])
+def test_an_import_that_was_killed_while_it_trained_trains_when_it_goes_on(
+    folder: Path, config: Config, log: Log, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    run(folder, config, log)
+    append_live_record(log, MAIN, 1, "imported", 0)
+    write_rows(folder, 310)
+    monkeypatch.setattr(Importer, "_train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, config, log, learn=200)
+    write_rows(folder, rows)
+    monkeypatch.setattr(Importer, "_train", lambda *_: {"steps": 1})
+    again = run(folder, config, log, learn=200)
+    assert (again["new"], again["steps"]) == (rows - 310, 1)
+    assert joined(folder, config, log) == rows
+    assert "steps" not in run(folder, config, log, learn=200)
+
+
+def test_rows_are_noted_once_a_power_cut_leaves_them_on_the_log(
+    folder: Path, config: Config, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, synced, fsync = (
+        folder / "state" / "import" / "rows.npy",
+        list[tuple[int, int]](),
+        os.fsync,
+    )
+    names = set[str]()
+
+    def sync() -> None:
+        synced.append((len(ids(log)), len(np.load(notes)) if notes.exists() else 0))
+
+    def sync_one(descriptor: int) -> None:
+        names.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "sync", sync)
+    monkeypatch.setattr(os, "fsync", sync_one)
+    run(folder, config, log)
+    assert (330, 0) in synced and any("/.import.json." in name for name in names)
 
 
 def test_old_times_move_by_whole_weeks(folder: Path, config: Config, log: Log) -> None:
