@@ -68,7 +68,7 @@ def write_feature_set(config: Config, features: FeatureSet) -> None:
         if written.as_dict() == features.as_dict():
             return
     owned_folder(path.parent)
-    write_atomically(path, encode_feature_set(features))
+    write_atomically(path, encode_feature_set(features), sync=True)
 
 
 def encode_feature_set(features: FeatureSet) -> bytes:

@@ -95,7 +95,7 @@ def keep_definition(config: Config, app: App | None, file: Path | None) -> None:
             )
         if first == features or not own_file.exists():
             write_feature_set(config, features)
-        write_atomically(own_file, file.read_bytes())
+        write_atomically(own_file, file.read_bytes(), sync=True)
 
 
 def _is_kept(config: Config, file: Path) -> bool:

@@ -115,7 +115,7 @@ class AppChange:
             self._note("new replicas log them; an old one leaves once a new one has caught up")
             self._parts.restart()
         self._say(ALONE)
-        write_atomically(self._stored, self._text.encode())
+        write_atomically(self._stored, self._text.encode(), sync=True)
         return self._propose()
 
     def _say(self, stage: str) -> None:

@@ -224,8 +224,8 @@ def _check_free(named: dict[str, int]) -> None:
 def write(config: Config, plan: Plan) -> None:
     """Writes configuration, plan and secrets to ``STATE/run``; keeps existing secrets."""
     folder = run_folder(config.state)
-    write_atomically(folder / "config.json", msgspec.json.encode(config))
-    write_atomically(folder / "plan.json", msgspec.json.encode(plan))
+    write_atomically(folder / "config.json", msgspec.json.encode(config), sync=True)
+    write_atomically(folder / "plan.json", msgspec.json.encode(plan), sync=True)
     for name in (ADMIN_KEY, CONTROL_KEY, RAY_TOKEN, TOKEN_KEYS, SOURCE_KEY):
         make_secret(folder / name)
 

@@ -138,7 +138,7 @@ class Registry:
             assert made is not None, "it was written just now"
             file = msgspec.json.encode(_sealed(provenance, reference_to(made)))
             indented = msgspec.json.format(file, indent=1)
-            write_atomically(temporary / name / FILE, indented, mode=0o644)
+            write_atomically(temporary / name / FILE, indented, mode=0o644, sync=True)
             if ancestor is not None:
                 shutil.copytree(ancestor, temporary / name / _ANCESTOR, copy_function=_link_or_copy)
             sync_folder(temporary / name)

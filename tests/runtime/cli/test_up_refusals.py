@@ -13,6 +13,7 @@ from recsys.app.app_file import APP_FILE, read_app
 from recsys.config.safety_config import SafetyConfig, SafetyRule
 from recsys.config.system_config import digest
 from recsys.features.feature_set_file import FILE as FEATURES_FILE
+from recsys.features.feature_set_file import feature_set
 from recsys.free_ports import PortTaken
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.cli import up
@@ -21,6 +22,7 @@ from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import STATE, Identity, identify
 from runtime.supervision.run_file import Running
 from tests.support.plan_config import FREE, config_in
+from tests.support.power_cut import power_cut
 
 APP = "events: {buy: {label: positive, weight: 1}}\nfields: {item: {brand: category}}\n"
 ME, DEAD = identify(os.getpid()), Identity(2**22 + 1, 1e9)
@@ -99,6 +101,17 @@ def test_a_refused_definition_leaves_the_one_that_is_kept(config, tmp_path, monk
     assert kept == {name: (tmp_path / name).read_bytes() for name in kept}
     assert up.start(settings, app=app, file=changed) == 0
     assert (tmp_path / APP_FILE).read_bytes() == changed.read_bytes()
+
+
+def test_a_power_cut_after_the_start_leaves_all_that_the_next_one_reads(tmp_path, monkeypatch):
+    _, app, file = up.with_definition("laptop", tmp_path / "state", written(tmp_path / "app"))
+    settings = settings_of(tmp_path / "state", file)
+    monkeypatch.setattr(up, "_run", lambda *_: None)
+    with power_cut():
+        assert up.start(settings, app=app, file=file) == 0
+    assert read_app(tmp_path / "state" / APP_FILE) == app
+    assert feature_set(settings) == app.feature_set(settings.model.features)
+    assert launch_plan.read(tmp_path / "state")[0].surfaces == settings.surfaces
 
 
 def test_the_policy_of_a_new_definition_is_checked_with_its_own_labels(tmp_path, capsys):

@@ -32,6 +32,7 @@ from recsys.process.part_process import Heartbeat, run_folder
 from runtime.cli.up import keep_definition
 from runtime.jobs.app_change import AppChange, Parts
 from runtime.jobs.director_requests import propose
+from tests.support.power_cut import power_cut
 from tests.support.training.registry_cases import provenance, shard
 from training.candidates.registry import Refused, Registry, plain_config
 from training.lines.control import ControlReader, append_control
@@ -107,6 +108,12 @@ def stages(log: MemoryLog) -> list[str]:
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
+
+
+def test_a_power_cut_leaves_the_new_definition(shop: Shop) -> None:
+    with power_cut():
+        shop.apply(WIDER)
+    assert shop.stored.read_text("utf-8") == WIDER
 
 
 def test_a_new_feature_is_folded_then_logged_then_learned(shop: Shop) -> None:

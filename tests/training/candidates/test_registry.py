@@ -14,6 +14,7 @@ from recsys.config.system_config import ModelConfig, digest
 from recsys.events.control_records import Live
 from recsys.features.feature_set import FeatureSet
 from tests.support.parameter_server.snapshot_rows import load_rows
+from tests.support.power_cut import power_cut
 from tests.support.training.registry_cases import MODEL, SPEC, provenance, shard
 from tests.support.training.small_feed import FEATURES, START_MS
 from training.candidates.registry import (
@@ -39,6 +40,14 @@ def registry(tmp_path: Path) -> Registry:
     arrays, meta = shard().export()
     its.add(provenance(), arrays, meta, step=2)
     return its
+
+
+def test_a_candidate_survives_a_power_cut(tmp_path: Path) -> None:
+    """The job that made it has removed its checkpoints by then."""
+    registry = Registry(tmp_path / "registry")
+    with power_cut():
+        registry.add(provenance(), *shard().export(), step=2)
+    assert registry.snapshot("cand-1").step == 2
 
 
 def checked(registry: Registry, **changes: object) -> Provenance:
