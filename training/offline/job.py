@@ -9,6 +9,7 @@ reports that the candidate exists once it is in the registry.
 """
 
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -236,6 +237,7 @@ def _copy_snapshot(init: tuple[str, str, str], to: Path) -> None:
     temporary = to / f".{line}"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(snapshot.folder, temporary / snapshot.folder.name)
+    os.sync()  # it isn't copied again: the line has dropped it by then
     temporary.rename(to / line)
 
 

@@ -107,7 +107,7 @@ def test_a_power_cut_after_the_start_leaves_all_that_the_next_one_reads(tmp_path
     _, app, file = up.with_definition("laptop", tmp_path / "state", written(tmp_path / "app"))
     settings = settings_of(tmp_path / "state", file)
     monkeypatch.setattr(up, "_run", lambda *_: None)
-    with power_cut():
+    with power_cut(tmp_path):
         assert up.start(settings, app=app, file=file) == 0
     assert read_app(tmp_path / "state" / APP_FILE) == app
     assert feature_set(settings) == app.feature_set(settings.model.features)

@@ -111,7 +111,7 @@ def shop(tmp_path: Path) -> Shop:
 
 
 def test_a_power_cut_leaves_the_new_definition(shop: Shop) -> None:
-    with power_cut():
+    with power_cut(shop.stored.parent):
         shop.apply(WIDER)
     assert shop.stored.read_text("utf-8") == WIDER
 

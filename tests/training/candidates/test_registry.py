@@ -45,7 +45,7 @@ def registry(tmp_path: Path) -> Registry:
 def test_a_candidate_survives_a_power_cut(tmp_path: Path) -> None:
     """The job that made it has removed its checkpoints by then."""
     registry = Registry(tmp_path / "registry")
-    with power_cut():
+    with power_cut(tmp_path):
         registry.add(provenance(), *shard().export(), step=2)
     assert registry.snapshot("cand-1").step == 2
 

@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
+from parameter_server.storage.snapshots import latest, write_part
 from recsys.config.system_config import ModelConfig
+from tests.support.power_cut import power_cut
 from tests.support.training.small_feed import FEATURES
 from training.offline.cache import Cache
 from training.offline.job import FILE, Job, cached, clean_up, create_folder, read_job, reading
@@ -52,3 +56,12 @@ def test_a_cache_that_a_job_reads_stays_beside_newer_ones(tmp_path: Path) -> Non
         assert {path.name[-1] for path in tmp_path.glob("examples-*")} == {"a", "c", "d"}
     cached(tmp_path, "e", make)
     assert len(list(tmp_path.glob("examples-*"))) == 2
+
+
+def test_a_power_cut_leaves_the_snapshot_that_a_job_starts_from(tmp_path: Path) -> None:
+    write_part(tmp_path / "line", "main", 0, 7, 0, 1, {"a": np.arange(3)}, {"step": 7})
+    init = (str(tmp_path / "line"), "main", "")
+    with power_cut(tmp_path):
+        folder = create_folder(tmp_path / "work", job_of(tmp_path, init=init))
+    copied, reasons = latest(folder / "ancestor", "main")
+    assert copied is not None and copied.step == 7, reasons
