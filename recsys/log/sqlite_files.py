@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 
 from recsys.log import protocol
 from recsys.log.protocol import LogDamaged, LogLost, LogUnavailable, Topic
-from recsys.log.record_crc import row_crc
+from recsys.log.record_crc import record_crc, row_crc
 from recsys.log.sqlite_mark import Mark, Wakeup
 
 T = TypeVar("T")
@@ -345,9 +345,22 @@ class SqliteFiles:
                 "topic %s: its newest %d commits are missing, the machine stopped before they were on disk; "
                 "log.durability: power prevents this", topic, missing,
             )  # fmt: skip
+            self._fill(connection, marked.ends if marked else {})
         if marked is None or not marked.this_boot:
-            mark.reset(ends)
+            mark.reset({p: connection.bounds(p)[1] for p in ends})
         self._marks.setdefault(topic, mark)
+
+    def _fill(self, connection: Connection, ends: dict[int, int]) -> None:
+        """Puts empty records, which readers skip and count, in the places of those that are lost: other files
+        may name their offsets, which must not be given twice."""
+        now_ms = int(time.time() * 1000)
+        with self.transaction(connection.db):
+            for p in range(connection.partitions):
+                begin, end, size = connection.bounds(p)
+                lost = range(end, ends.get(p, end))
+                rows = [(p, at, now_ms, b"", b"", record_crc(p, at, now_ms)) for at in lost]
+                connection.db.executemany(INSERT, rows)
+                connection.set_bounds(p, begin, end + len(rows), size)
 
     def _upgrade(self, connection: Connection) -> None:
         """Adds checksums to a file of format 1; old records stay without."""

@@ -252,13 +252,9 @@ def ends_before(
 
 
 def _write_impact(
-    open_: Callable[[], Log],
-    state: Path,
-    lives: Sequence[Live],
-    forgotten: Set[str],
-    served_by: str,
-    since_ms: int,
-) -> None:
+    open_: Callable[[], Log], state: Path, lives: Sequence[Live], forgotten: Set[str],
+    served_by: str, since_ms: int,
+) -> None:  # fmt: skip
     log = open_()
     try:
         impact = rollback_impact.find_impact(log, served_by, since_ms, lives)

@@ -101,10 +101,8 @@ def _count(log: Log, served_by: str, partition: int, start: int, stop: int) -> i
 def forget(state: Path, users: Set[str]) -> None:
     """Removes the requests of users from all stored impacts."""
     for file in (state / FOLDER).glob("*.json"):
-        impact = read_impact(file)
-        if impact is None:
-            file.unlink(missing_ok=True)
-            continue
+        if (impact := read_impact(file)) is None:
+            continue  # the director writes it again
         left = [request for request in impact.requests if str(request.user_id) not in users]
         if len(left) < len(impact.requests):
             write_impact(state, msgspec.structs.replace(impact, requests=left))

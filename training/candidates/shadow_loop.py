@@ -77,14 +77,10 @@ class ShadowLoop(RetryLoop):
     thread."""
 
     def __init__(
-        self,
-        log: Log,
-        config: Config,
-        features: FeatureSet,
-        clock: Callable[[], int] = wall_ms,
-        spent: Callable[[], float] = time.thread_time,
+        self, log: Log, config: Config, features: FeatureSet,
+        clock: Callable[[], int] = wall_ms, spent: Callable[[], float] = time.thread_time,
         share: Share = WHOLE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._log, self._config, self._features, self._clock = log, config, features, clock
         self._spent, self._share, self._partitions = spent, share, log.partitions(EXAMPLES)
         self._folder = Path(config.state) / "snapshots"
