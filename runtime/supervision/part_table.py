@@ -143,4 +143,4 @@ def _check_same_log(file: Path, log_id: str, url: str) -> None:
             "removed or replaced, or an in-memory broker ended. Restore it, or use a new state folder"
         )
     if not recorded:
-        write_atomically(file, log_id.encode())
+        write_atomically(file, log_id.encode(), sync=True)

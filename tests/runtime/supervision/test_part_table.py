@@ -28,6 +28,7 @@ from serving.retrieval.ray_retrieval import CATCH_UP_S
 from serving.sessions import counter_loop
 from serving.sessions.counter_sums import SumLoop
 from tests.support.plan_config import config_in
+from tests.support.power_cut import power_cut
 
 _FOLDS = ("session-fold", "joiner")
 
@@ -55,8 +56,9 @@ def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
     log.close()
     create_log(config, Stop())  # the same again: nothing to say
 
-    (tmp_path / "log.id").write_text("")  # as a power cut may leave it
-    create_log(config, Stop())
+    (tmp_path / "log.id").write_text("")  # as a power cut could leave it
+    with power_cut(tmp_path):
+        create_log(config, Stop())
     assert (tmp_path / "log.id").read_text() == known
 
     shutil.rmtree(tmp_path / "log")
