@@ -131,7 +131,8 @@ class Registry:
             raise Refused(f"there is a candidate {name} in {self.folder}: give another name")
         _check_finite(name, arrays, provenance.metrics)
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".making-{uuid.uuid4().hex}"
+        temporary = self.folder / f".making-{name}"
+        shutil.rmtree(temporary, ignore_errors=True)  # of a job that was killed
         try:
             write_part(temporary, name, 0, step, 0, 1, arrays, dict(meta) | {"step": step})
             made = latest(temporary, name).snapshot

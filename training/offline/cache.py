@@ -159,13 +159,9 @@ class CacheWriter:
         self.counts["left_out"] += 1
 
     def close(
-        self,
-        from_ms: int | None = None,
-        log_id: str = "",
-        offsets: dict[int, int] | None = None,
-        forgotten: Sequence[int] = (),
-        gaps: Sequence[str] = (),
-    ) -> Cache:
+        self, from_ms: int | None = None, log_id: str = "", offsets: dict[int, int] | None = None,
+        forgotten: Sequence[int] = (), gaps: Sequence[str] = (),
+    ) -> Cache:  # fmt: skip
         """Completes the cache and moves it into place. Raises ValueError if it has no examples."""
         self._write(all_=True)
         self._file.close()

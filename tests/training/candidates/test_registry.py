@@ -1,6 +1,8 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -48,6 +50,19 @@ def test_a_candidate_survives_a_power_cut(tmp_path: Path) -> None:
     with power_cut(tmp_path):
         registry.add(provenance(), *shard().export(), step=2)
     assert registry.snapshot("cand-1").step == 2
+
+
+def test_a_job_that_goes_on_leaves_nothing_of_the_one_that_was_killed(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    with (
+        mock.patch.object(os, "rename", side_effect=KeyboardInterrupt),
+        mock.patch("shutil.rmtree"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            registry.add(provenance(), *shard().export(), step=2)
+    assert [path.name for path in tmp_path.iterdir()] == [".making-cand-1"]
+    registry.add(provenance(), *shard().export(), step=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["cand-1"]
 
 
 def checked(registry: Registry, **changes: object) -> Provenance:
