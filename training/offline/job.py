@@ -275,15 +275,18 @@ def cache_folder(work: Path, key: str) -> Path:
 
 
 def cached(work: Path, key: str, make: Callable[[Path], Cache]) -> Cache:
-    """The cache of a range of data, made if it is missing; of others, the newest and those read stay."""
+    """The cache of a range of data, made if it is missing; of others, the newest and those read stay. Call it
+    with ``work/examples`` locked: unfinished caches are of jobs that were killed."""
     folder = cache_folder(work, key)
     if folder.exists():
         try:
             return Cache(folder)
         except ValueError:
             pass  # made anew, in its place
+    for partial in work.glob("examples-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
     made = make(folder)
-    others = [f for f in work.glob("examples-*") if f != folder and not f.name.endswith(".partial")]
+    others = [f for f in work.glob("examples-*") if f != folder]
     for old in sorted(others, key=lambda f: f.stat().st_mtime)[: -(_CACHES_KEPT - 1)]:
         _remove_cache(old)
     return made

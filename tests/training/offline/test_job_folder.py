@@ -54,6 +54,7 @@ def test_a_cache_that_a_job_reads_stays_beside_newer_ones(tmp_path: Path) -> Non
         for key in "abcd":
             cached(tmp_path, key, make)
         assert {path.name[-1] for path in tmp_path.glob("examples-*")} == {"a", "c", "d"}
+    (tmp_path / "examples-killed.partial").mkdir()
     cached(tmp_path, "e", make)
     assert len(list(tmp_path.glob("examples-*"))) == 2
 
