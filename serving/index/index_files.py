@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from parameter_server.storage.part_files import sync_file
 from serving.index.inverted_lists import Centroids
 from serving.index.item_index import FlatIndex, ItemIndex
 from serving.index.ivf_index import IvfIndex
@@ -29,6 +30,7 @@ def save_centroids(folder: Path, index: ItemIndex) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         beside = file.with_suffix(f".{os.getpid()}.tmp")
         save_file({_NAME: centroids.vectors}, beside)
+        sync_file(beside)  # it isn't written again
         beside.replace(file)
 
 

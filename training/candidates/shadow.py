@@ -44,16 +44,9 @@ class Shadow:
     """One candidate line. ``turn`` takes the next step of the live line's epoch."""
 
     def __init__(
-        self,
-        log: Log,
-        config: Config,
-        features: FeatureSet,
-        line: str,
-        shard: Shard,
-        lives: Sequence[Live],
-        learns: bool = True,
-        arm: ArmLine | None = None,
-    ) -> None:
+        self, log: Log, config: Config, features: FeatureSet, line: str, shard: Shard,
+        lives: Sequence[Live], learns: bool = True, arm: ArmLine | None = None,
+    ) -> None:  # fmt: skip
         """``config``, ``features``: of the candidate's own model. ``shard``: the whole candidate, after step
         ``shard.applied``. ``lives``: all live records of the live line. ``arm``: of an arm's line, which
         isn't scored."""

@@ -17,6 +17,7 @@ from serving.replica.index_maintenance import IndexMaintenance, SetProbes, SwapI
 from serving.replica.item_vectors import ModelVersion
 from serving.replica.replica import Replica
 from serving.retrieval.sharded_index import as_named
+from tests.support.power_cut import power_cut
 from tests.support.serving.replica_harness import config, item, made, step_delta
 from tests.support.serving.replica_rows import row_of
 
@@ -192,8 +193,9 @@ def test_centroids_on_disk_find_the_same_again(tmp_path: Path) -> None:
     index = care_of(replica).build_now()
     assert index is not None and index is replica.building
     replica.swap(index)
-    for _ in range(2):
-        index_files.save_centroids(tmp_path, index)
+    with power_cut(tmp_path):
+        for _ in range(2):
+            index_files.save_centroids(tmp_path, index)
     assert len(list(tmp_path.iterdir())) == 1
     flat = made(items=600).index
     again = as_named(tmp_path, index.name, flat, replica.catalogue)
