@@ -224,10 +224,12 @@ class ShadowLoop(RetryLoop):
                 appends.append(Append(0, shadow.line.encode(), pack(scores)))
                 self._sent[shadow.line] = step.step
                 self.counts["scored"] += len(scores.labels)
-            if shadow.shard.settled:
-                self._save(shadow)
+            if shadow.shard.settled:  # a restart from its snapshot doesn't score these steps again
+                break
         if appends:
             self._log.append(SCORES, appends)
+        if moved and shadow.shard.settled:
+            self._save(shadow)
         self.counts["steps"] += moved
         return moved
 

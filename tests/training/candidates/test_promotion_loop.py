@@ -19,6 +19,7 @@ from runtime.reports.candidate_table import CandidateView
 from tests.support.training.promotion_checks import never_back, stamps, until
 from training.candidates.rollback_impact import RollbackImpact, find_impact, impact_file
 from training.candidates.shadow import Shadow
+from training.candidates.shadow_loop import ShadowLoop
 from training.lines.line import MAIN
 
 pytestmark = pytest.mark.slow
@@ -222,6 +223,29 @@ def test_people_may_keep_the_last_word(tmp_path: Path) -> None:
         await run.system.stop()
 
     asyncio.run(scenario())
+
+
+def test_a_snapshot_of_a_candidate_comes_after_the_scores_of_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shadow that is killed between them doesn't score these steps again."""
+    save, seen = ShadowLoop._save, list[tuple[int, int]]()
+
+    async def scenario() -> None:
+        run = await warmed(tmp_path, least_examples=100_000, most_examples=100_000)
+
+        def noted(loop: ShadowLoop, shadow: Shadow) -> None:
+            on_log = [scores.step for scores in readable(run.system.log, SCORES, Scores)]
+            seen.append((loop._sent.get(shadow.line, 0), max(on_log, default=0)))
+            save(loop, shadow)
+
+        monkeypatch.setattr(ShadowLoop, "_save", noted)
+        run.propose("cand-1", run.trained())
+        await run.show(12)
+        await run.system.stop()
+
+    asyncio.run(scenario())
+    assert len(set(seen)) > 1 and all(sent == on_log for sent, on_log in seen), seen
 
 
 def test_a_shadow_that_was_killed_says_the_same_and_says_it_once(tmp_path: Path) -> None:
