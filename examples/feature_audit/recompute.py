@@ -202,7 +202,10 @@ class Recomputer:
     ) -> FeatureBlock:
         """The features (N items). Raises CantRecompute if the item versions of that time are missing."""
         impression, stamp = shown.impression, shown.impression.stamp
-        is_stamped = stamp is not None and impression.inputs is not None
+        inputs = impression.inputs
+        if inputs is not None and inputs.plain:
+            session = session.without_profile()
+        is_stamped = stamp is not None and inputs is not None
         offset = stamp.catalogue_offset if stamp is not None and is_stamped else None
         if offset is not None and offset > self._items.end:
             raise CantRecompute("items of then aren't archived yet")

@@ -8,10 +8,10 @@ from msgspec.structs import replace
 
 from examples.backfill.fill import FILLED, KEPT, Backfill
 from examples.feature_audit.recompute import Recomputer, split_by_counter_offsets
-from recsys.events.event_types import Engagement, Item
+from recsys.events.event_types import Engagement, Item, RequestInputs
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.records import Example
-from recsys.features.feature_set import FeatureSet, item_block
+from recsys.features.feature_set import FeatureSet, item_block, read_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.training.small_feed import FEATURES, SCHEMA, START_MS, example
 
@@ -58,6 +58,20 @@ def test_another_feature_set_is_filled_in_and_what_has_it_is_left_alone() -> Non
     assert first.features.feature_set == WIDER.digest != FEATURES.digest
     assert fill.fill(first) is first
     assert fill.counts == {KEPT: 1, FILLED: 1}
+
+
+def test_a_list_without_profile_is_filled_in_without_its_viewer() -> None:
+    past = toy_past()
+    shown = past.shown()[40]
+    plain = replace(shown.impression, inputs=RequestInputs(n=3, plain=True))
+    past.partitions[shown.partition][shown.offset] = (shown.offset, plain)
+    done = filled(past, FEATURES).fill(examples(past)[40])
+    assert done is not None and done.features is not None and shown.impression.features is not None
+    logged, again = (read_block(b, FEATURES) for b in (shown.impression.features, done.features))
+    user, profile, context, hour = FEATURES.user_slots
+    assert logged.history_TH.any() and logged.user_U[user.start]
+    assert not again.history_TH.any() and not again.user_U[: profile.stop].any()
+    assert (again.user_U[context.start :] == logged.user_U[context.start :]).all()
 
 
 def test_what_cannot_be_filled_in_is_counted_by_its_reason() -> None:
