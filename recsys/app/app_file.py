@@ -142,12 +142,12 @@ class _Reader:
     ) -> tuple[int, tuple[str, ...]]:
         raw = top.get("history", 20)
         if not isinstance(raw, dict):
-            return self._length(raw, "history"), ()
+            return self._length(raw, "history", least=1), ()
         self._marked.mapping({"of", "length"}, "history")
         kinds = self._names(raw.get("of", []), "history", "of")
         for at, kind in enumerate(kinds):
             self._one_of(tuple(events), kind, "history", "of", at)
-        return self._length(raw.get("length", 20), "history", "length"), kinds
+        return self._length(raw.get("length", 20), "history", "length", least=1), kinds
 
     def _features(self, raw: dict[str, Any], history_of: tuple[str, ...]) -> Declared:
         self._section(raw, _FEATURES, "features")
@@ -280,9 +280,9 @@ class _Reader:
             raise self._expected("a number above 0, below a million", value, *path)
         return float(value)
 
-    def _length(self, value: Any, *path: str | int, most: int = _HISTORY) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            raise self._expected(f"a whole number of 0 to {most}", value, *path)
+    def _length(self, value: Any, *path: str | int, least: int = 0, most: int = _HISTORY) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self._expected(f"a whole number of {least} to {most}", value, *path)
         return value
 
     def _seconds(self, value: Any, *path: str | int) -> float:

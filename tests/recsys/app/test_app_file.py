@@ -83,7 +83,7 @@ def apps(draw: st.DrawFn) -> App:
         groups=groups,
         shown=draw(st.sampled_from(["view", "list", "clicks"])),
         window_s=float(draw(st.integers(1, 100_000))),
-        history=draw(st.integers(0, 200)),
+        history=draw(st.integers(1, 200)),
         repeats=draw(st.booleans()),
         sources=draw(st.dictionaries(st.sampled_from(SOURCES), st.integers(0, 1000))),
         features=Declared(
@@ -203,9 +203,9 @@ FAULTS = [
         3,
         "features.list has 'item', which isn't among features.rates",
     ),
-    ("history: -1", 1, "history is -1, expected a whole number of 0 to 200"),
+    ("history: 0", 1, "history is 0, expected a whole number of 1 to 200"),
     ("history: {of: [sale]}", 1, "history.of.0 is 'sale', expected one of click"),
-    ("history: {length: 201}", 1, "history.length is 201, expected a whole number of 0 to 200"),
+    ("history: {length: 201}", 1, "history.length is 201, expected a whole number of 1 to 200"),
     ("history:\n  all: true", 2, "unknown key 'all'; there are length, of"),
     ("sources:\n  magic: 3", 2, "unknown key 'magic'; there are again"),
     (
