@@ -176,7 +176,8 @@ def _packed(name: str, values: Sequence[Any]) -> dict[str, NDArray[Any]]:
 
 
 def _time_ms(value: Any) -> float:
-    """A time, milliseconds or ISO text, in whole milliseconds; NaN for none."""
+    """A time, milliseconds or ISO text, in whole milliseconds, before 1970 below 0; NaN for none, for which
+    tables have 0 and -1, too."""
     if isinstance(value, str):
         try:
             parsed = datetime.fromisoformat(value)
@@ -184,7 +185,8 @@ def _time_ms(value: Any) -> float:
             return np.nan
         return int(parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp() * 1000)
     number = number_of(value)
-    return round(number) if 1 <= number <= MAX_TIME_MS else np.nan
+    is_time = abs(number) <= MAX_TIME_MS and not -1 <= number < 1
+    return round(number) if is_time else np.nan
 
 
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:

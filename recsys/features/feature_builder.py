@@ -224,5 +224,5 @@ def _moment(session: Session, now_ms: int) -> Floats:
 def _ages(published_ms: Keys, now_ms: int) -> Floats:
     """Logarithm of the hours since publication, at most about 2; -1 for an item that was never published."""
     hours = np.maximum(0, now_ms - published_ms) / 3_600_000.0
-    ages: Floats = np.where(published_ms > 0, np.log1p(hours) / 5.0, -1.0).astype(np.float32)
+    ages: Floats = np.where(published_ms != 0, np.log1p(hours) / 5.0, -1.0).astype(np.float32)
     return ages

@@ -360,7 +360,10 @@ def test_a_position_is_logged_and_never_scored() -> None:
         ({"out": START_MS - 3 * HOUR_MS}, 3.0),
         ({"out": "2023-11-14T20:13:20Z"}, 2.0),
         ({"out": "2023-11-14T20:13:20"}, 2.0),
+        ({"out": "1965-03-02"}, 514_606.222),
+        ({"out": -152_582_400_000}, 514_606.222),  # the same day, as tables are imported
         ({"out": "yesterday"}, 1.0),
+        ({"out": -1}, 1.0),
         ({"out": 1e30}, 1.0),  # no date: must not end the reader of items
         ({}, 1.0),
     ],
