@@ -1,8 +1,9 @@
 """Reconstructs a user's session at an offset; finds the impression of a request, and the known policies.
 
 The part that folds sessions reads the catalogue meanwhile, and no record says how far it had read at each
-event. This matters only for items whose fields changed: their versions of the event's time, of some moments
-before or after it, and the newest are tried; the digest in the impression decides.
+event. This matters only for items whose fields changed, or that were published after an event: their versions
+of the event's time, of some moments before or after it, the newest, and those of items that weren't published
+yet are tried; the digest in the impression decides.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from experiments.statistics.revision import running
 from recsys.config.system_config import Config
 from recsys.events import event_types
 from recsys.events.control_records import Control, Experiments
-from recsys.events.event_types import Event, Impression, Item, Rejected
+from recsys.events.event_types import Engagement, Event, Impression, Item, Rejected
 from recsys.events.hashing import Id, digest_of, partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
@@ -76,23 +77,22 @@ class ItemVersions:
         """The items that have had several versions."""
         return sorted({str(item_id) for item_id in item_ids} & self._changed.keys())
 
-    def by_time(self, time_ms: int) -> KeysOf:
-        """Keys as published by a time; the first where all are newer."""
-        return lambda item_id: self._keys(item_id, lambda version: version.time_ms <= time_ms)
+    def by_time(self, time_ms: int, ahead: bool = True) -> KeysOf:
+        """Keys as published by a time; where all are newer the first if ``ahead``, else those of the id."""
+        return lambda item_id: self._keys(item_id, lambda v: v.time_ms <= time_ms, ahead)
 
     def before(self, offset: int) -> KeysOf:
         """Keys at an offset of ``items``."""
         return lambda item_id: self._keys(item_id, lambda version: version.offset < offset)
 
-    def _keys(self, item_id: Id, holds: Callable[[ItemVersion], bool]) -> Keys:
-        versions = self._changed.get(str(item_id))
-        if versions is not None:
-            return next((v.keys for v in reversed(versions) if holds(v)), versions[0].keys)
-        index = self._catalogue.index_of(item_id)
-        if index is None:
-            return self._features.item_keys(item_id, {})
-        keys: Keys = self._catalogue.keys[index]
-        return keys
+    def _keys(self, item_id: Id, holds: Callable[[ItemVersion], bool], ahead: bool = True) -> Keys:
+        index, versions = self._catalogue.index_of(item_id), self._changed.get(str(item_id))
+        if index is not None and versions is None:
+            versions = [ItemVersion(*self._first[index], self._catalogue.keys[index])]
+        held = next((v.keys for v in reversed(versions or ()) if holds(v)), None)
+        if held is None and versions and ahead:
+            return versions[0].keys
+        return self._features.item_keys(item_id, {}) if held is None else held
 
 
 class ReconstructedSessions:
@@ -134,16 +134,20 @@ class ReconstructedSessions:
     def _item_keys(
         self, events: Sequence[tuple[int, Event]], offset: int
     ) -> Iterator[Callable[[int], KeysOf]]:
-        """Keys that items may have had at each event, the likeliest first; one if no item changed."""
+        """Keys that items may have had at each event, the likeliest first."""
         several = bool(self._changed_items(events))
         for shift_ms in _SHIFTS_MS if several else _SHIFTS_MS[:1] if events else ():
             yield lambda time_ms, by_ms=shift_ms: self._items.by_time(time_ms + by_ms)  # type: ignore[misc]
         if several:
             yield lambda _: self._items.before(offset)
+        yield lambda time_ms: self._items.by_time(time_ms, ahead=False)
 
     def _changed_items(self, events: Sequence[tuple[int, Event]]) -> list[str]:
-        item_ids = [getattr(event, "item_id", None) for _, event in events]
-        return self._items.changed(item_id for item_id in item_ids if item_id is not None)
+        item_ids = [event.item_id for _, event in events if isinstance(event, Engagement)]
+        if self._features.schema.shown_by == "impression":
+            lists = (event.items for _, event in events if isinstance(event, Impression))
+            item_ids += [item.item_id for items in lists for item in items]
+        return self._items.changed(item_ids)
 
     def _events_of(self, user_id: Id, stop: int) -> list[tuple[int, Event]]:
         """The user's events before an offset, each once."""

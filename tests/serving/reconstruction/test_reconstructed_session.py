@@ -8,9 +8,11 @@ from msgspec.structs import replace as replace_fields
 from recsys.config.system_config import Config
 from recsys.events.event_types import (
     Engagement,
+    Event,
     Impression,
     Item,
     RequestInputs,
+    ServedItem,
     Stamp,
     User,
     encode,
@@ -28,6 +30,7 @@ from serving.reconstruction.reconstructed_session import (
     ReconstructedSessions,
     find_impression,
 )
+from serving.sessions.session_fold import fold_event
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 
@@ -116,6 +119,32 @@ def test_a_session_is_found_though_its_fold_was_behind(lag_ms: int) -> None:
     other = replace_fields(shown, inputs=RequestInputs(n=1, session="another"))
     with pytest.raises(NotReconstructible, match="items in it were changed: v1"):
         past.of(other)
+
+
+@pytest.mark.parametrize("event", [
+    Engagement(time_ms=1_000, request_id="", user_id="u7", item_id="v1", kind="like"),
+    Impression(time_ms=1_000, request_id="r", user_id="u7", items=[ServedItem(item_id="v1")]),
+])  # fmt: skip
+def test_a_session_with_an_item_that_was_published_or_changed_later_is_found(event: Event) -> None:
+    """It was clicked before the catalogue had it, or shown in a list and changed before the fold read it."""
+    is_list = isinstance(event, Impression)
+    schema = replace(FEED_SCHEMA, shown_by="impression" if is_list else "view")
+    log, features, partition = made(), FeatureSet(schema), partition_of("u7", 4)
+    if is_list:
+        put(log, "v1", 0, "a")
+    put(log, "v1", 1_050 if is_list else 90_000, "b")
+    (offset,) = log.append(EVENTS, [Append(partition, b"u7", encode(event))])
+    session = Session("u7", features)
+    fields = {"author": "b"} if is_list else {}
+    fold_event(session, event, lambda item_id: features.item_keys(item_id, fields))
+    session.offset = offset + 1
+    shown = Impression(
+        time_ms=2_000, request_id="s", user_id="u7", items=[],
+        stamp=Stamp(session_offset=session.offset, catalogue_offset=0),
+        inputs=RequestInputs(n=1, session=digest_of(session.pack())),
+    )  # fmt: skip
+    past = ReconstructedSessions(log, replace(Config(), state="nowhere"), features)
+    assert past.of(shown).pack() == session.pack()
 
 
 def test_after_an_erasure_a_viewer_may_be_shown_seen_items_as_before() -> None:
