@@ -136,6 +136,9 @@ class Session:
         context = self.features.context_keys(impression.surface, impression.context)[0]
         if impression.inputs is not None and impression.inputs.plain:
             self.requests.append((impression.request_id, PLAIN))
+            if self.features.schema.shown_by == "impression":
+                for item in items_NI[:, 0].tolist():
+                    self._see(item)
             return
         self.requests.append((impression.request_id, context))
         if self.features.lefts:
@@ -159,8 +162,7 @@ class Session:
         context = next((c for r, c in reversed(self.requests) if r == engagement.request_id), 0)
         is_plain = engagement.request_id.startswith(PLAIN_LIST)  # may be older than ``REQUESTS``
         if is_plain or context == PLAIN or self.plain:
-            if int(keys_I[0]) not in self.seen:
-                self.seen.append(int(keys_I[0]))
+            self._see(int(keys_I[0]))
             if kind == "hide":
                 self.hidden.append(int(keys_I[0]))
             return
@@ -254,6 +256,11 @@ class Session:
         keys = np.frombuffer(packed.keys, np.int64)
         session.counters.set(keys, values, np.frombuffer(packed.times, np.int64))
         return session
+
+    def _see(self, item: int) -> None:
+        """Remembers that an item of a list without profile was shown."""
+        if item not in self.seen:
+            self.seen.append(item)
 
     def _halves(self, request_id: str, context: int) -> dict[str, int]:
         """Other halves of the viewer's entities in a request, by name; that of all under ""."""

@@ -191,6 +191,14 @@ def test_engagements_with_a_list_without_profile_are_seen_once_and_enter_no_hist
     assert not viewer.history and not len(viewer.counters)
 
 
+def test_items_of_a_list_without_profile_are_seen_where_a_list_counts_as_shown() -> None:
+    plain = msgspec.structs.replace(shown("r1", 3, 4), inputs=RequestInputs(n=2, plain=True))
+    assert not fold(session(), plain).seen
+    viewer = fold(session(ALL_SHOWN), plain, did("r1", 3, "like"))
+    assert list(viewer.seen) == [key_of("item", "v3"), key_of("item", "v4")]
+    assert not viewer.history and not len(viewer.counters)
+
+
 def test_a_viewer_without_profiling_has_no_history_of_old_lists_either() -> None:
     viewer = fold(session(), User(time_ms=NOW_MS, user_id="u", fields={"profiling": False}))
     fold(viewer, did("older than all that are remembered", 3, "like"))
