@@ -22,6 +22,7 @@ from recsys.features.feature_kernels import crossed
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences
 from recsys.features.operator_state import OperatorState
+from recsys.features.operators import value_kinds
 from recsys.features.running_rates import CONTEXT, PROFILE
 from recsys.features.source_credits import SourceCredits
 
@@ -44,9 +45,9 @@ class ItemCounters:
         self.influences = Influences(bounds, partitions, features.schema.kinds)
         self.quarantined: set[str] = set()
         self.counters = features.counter_table(1024)
-        self._context_by_request: OrderedDict[str, int] = OrderedDict()
-        # Segment by request, for viewers with a profile.
-        self._segment_by_request: OrderedDict[str, int] = OrderedDict()
+        # Context, and segment of viewers with a profile, of the newest requests.
+        self.context_by_request: OrderedDict[str, int] = OrderedDict()
+        self.segment_by_request: OrderedDict[str, int] = OrderedDict()
         self._changed, self._tracks_changes = set[int](), tracks_changes
         self._kinds = features.engagement_kinds
         self.operators = OperatorState(features, tables=tables)
@@ -56,17 +57,19 @@ class ItemCounters:
         self._crossed_columns = {left: crossed_columns(features, left) for left in lefts}
         alone = (e.left for e in features.entities if e.left and not e.right and not e.own)
         self._alone = frozenset(alone)
+        sums = {value_kinds(kind, value)[0] for kind, value in features.declared.values}
+        self._counts = [at for at, kind in enumerate(features.kinds) if kind not in sums]
         self._crosses: dict[tuple[str, int, bytes], tuple[int, ...]] = {}
 
     def impression(self, impression: Impression, items_NI: Keys) -> None:
         """Remembers the context; counts all items as shown if the schema says that impressions are."""
         context = self.features.context_keys(impression.surface, impression.context)[0]
-        self._context_by_request[impression.request_id] = context
-        if len(self._context_by_request) > self._requests:
-            self._segment_by_request.pop(self._context_by_request.popitem(last=False)[0], None)
+        self.context_by_request[impression.request_id] = context
+        if len(self.context_by_request) > self._requests:
+            self.segment_by_request.pop(self.context_by_request.popitem(last=False)[0], None)
         segment = self._profile(impression)
         if segment:
-            self._segment_by_request[impression.request_id] = segment
+            self.segment_by_request[impression.request_id] = segment
         self.credits.remember(impression)
         self.operators.impression(impression)
         if str(impression.user_id) not in self.quarantined:
@@ -134,29 +137,14 @@ class ItemCounters:
         self.operators.touched.clear()
         return changed
 
-    def contexts_by_request(self) -> list[tuple[str, int]]:
-        """The remembered requests with their contexts, oldest first, for the fold's snapshot."""
-        return list(self._context_by_request.items())
-
-    def segments_by_request(self) -> list[tuple[str, int]]:
-        """The segments of remembered requests, for the fold's snapshot."""
-        return list(self._segment_by_request.items())
-
-    def restore_contexts(
-        self, requests: list[tuple[str, int]], segments: list[tuple[str, int]] | None = None
-    ) -> None:
-        """Restores the context and the viewer's segment of recent requests from a snapshot."""
-        self._context_by_request.update(requests)
-        self._segment_by_request.update(segments or [])
-
     def _count_shown(self, impression: Impression, items_NI: Keys, sign: float) -> None:
         if self.features.schema.shown_by == "impression":
-            context = self._context_by_request.get(impression.request_id, 0)
-            segment = self._segment_by_request.get(impression.request_id, 0)
+            context = self.context_by_request.get(impression.request_id, 0)
+            segment = self.segment_by_request.get(impression.request_id, 0)
             shown = sign * self.features.shown
             lefts = self.operators.lefts(impression.request_id)
             for keys_I in items_NI:
-                self._add(keys_I, context, segment, shown, impression.time_ms, lefts)
+                self._add(keys_I, context, segment, shown, impression.time_ms, lefts, sign)
 
     def _count(self, engagement: Engagement, keys_I: Keys, sign: float) -> None:
         kind = engagement.kind
@@ -170,11 +158,11 @@ class ItemCounters:
         added = self.features.amounts(engagement)
         if self.features.schema.shows(kind):
             added[0] += 1.0
-        context = self._context_by_request.get(engagement.request_id, 0)
-        segment = self._segment_by_request.get(engagement.request_id, 0)
+        context = self.context_by_request.get(engagement.request_id, 0)
+        segment = self.segment_by_request.get(engagement.request_id, 0)
         lefts = self.operators.lefts(engagement.request_id)
         added = np.float32(sign) * added
-        self._add(keys_I, context, segment, added, engagement.time_ms, lefts)
+        self._add(keys_I, context, segment, added, engagement.time_ms, lefts, sign)
         if self._tracks:
             halves = {"": GLOBAL, CONTEXT: context, PROFILE: segment} | lefts
             fold = self.operators.engagement if sign > 0 else self.operators.withdraw
@@ -190,11 +178,17 @@ class ItemCounters:
     def _add(
         self, keys_I: Keys, context: int, segment: int, added: NDArray[np.float32], now_ms: int,
         lefts: dict[str, int],
+        sign: float,
     ) -> None:  # fmt: skip
         if not np.count_nonzero(added):  # a third of the time of ``any``
             return
         keys = self.counted_keys(keys_I, context, segment, lefts)
         self.counters.add(keys, added, now_ms)
+        if sign < 0:  # the item may have had other groups when it was counted
+            own, values, last_ms = self.counters.export(keys)
+            counts = values.reshape(len(own), -1, self.counters.kinds)
+            counts[..., self._counts] = counts[..., self._counts].clip(0)
+            self.counters.set(own, values, last_ms)
         self.mark_changed(keys)
 
     def mark_changed(self, keys: Iterable[int]) -> None:

@@ -4,11 +4,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys.events.event_types import Engagement, Event, Verdict
+from recsys.events.event_types import Engagement, Event, Item, Verdict
 from recsys.events.hashing import Id, cross, key_of
 from recsys.features import item_counters
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, Keys, read_block
 from recsys.features.item_counters import GLOBAL, ItemCounters, segment_of
+from recsys.features.session import Session
 from tests.support.serving.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
 from tests.support.training.small_feed import FEATURES, block
 
@@ -192,6 +195,21 @@ def test_a_quarantine_takes_back_impressions_where_they_show() -> None:
     assert count(its, V1, "shown") == 0.0
     its.impression(shown("r2", 1), np.array([keys_of(1, ALL_SHOWN)]))
     assert count(its, V1, "shown") == 0.0
+
+
+def test_taking_back_leaves_no_negative_counts_where_an_item_has_changed() -> None:
+    its, tagged = fold(ALL_SHOWN), keys_of(1, ALL_SHOWN).copy()
+    tagged[ALL_SHOWN.slot("item.tags").start] = other = key_of("item.tags", "another")
+    lists = [shown(f"r{n}", 1) for n in range(5)]
+    for each in lists:
+        its.impression(each, np.array([keys_of(1, ALL_SHOWN)]))
+    its.verdict(verdict(True), lists, lambda item: tagged)
+    assert (count(its, V1, "shown"), count(its, other, "shown")) == (1.0, 0.0)
+    catalogue = Catalogue(ALL_SHOWN)
+    catalogue.apply(Item(time_ms=1, item_id="v9", fields={"tags": ["another"]}))
+    viewer, builder = Session("u9", ALL_SHOWN), FeatureBuilder(ALL_SHOWN)
+    built = builder.build(viewer, "feed", {}, np.array([0]), catalogue, its.counters, NOW_MS)
+    assert np.isfinite(built.dense_NF).all()
 
 
 def replace_user(event: Engagement) -> Engagement:
