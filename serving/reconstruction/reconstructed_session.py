@@ -86,13 +86,11 @@ class ItemVersions:
         return lambda item_id: self._keys(item_id, lambda version: version.offset < offset)
 
     def _keys(self, item_id: Id, holds: Callable[[ItemVersion], bool], ahead: bool = True) -> Keys:
-        index, versions = self._catalogue.index_of(item_id), self._changed.get(str(item_id))
-        if index is not None and versions is None:
+        index, versions = self._catalogue.index_of(item_id), self._changed.get(str(item_id), [])
+        if index is not None and not versions:
             versions = [ItemVersion(*self._first[index], self._catalogue.keys[index])]
-        held = next((v.keys for v in reversed(versions or ()) if holds(v)), None)
-        if held is None and versions and ahead:
-            return versions[0].keys
-        return self._features.item_keys(item_id, {}) if held is None else held
+        held = [version for version in versions if holds(version)] or versions[: int(ahead)]
+        return held[-1].keys if held else self._features.item_keys(item_id, {})
 
 
 class ReconstructedSessions:
@@ -140,7 +138,8 @@ class ReconstructedSessions:
             yield lambda time_ms, by_ms=shift_ms: self._items.by_time(time_ms + by_ms)  # type: ignore[misc]
         if several:
             yield lambda _: self._items.before(offset)
-        yield lambda time_ms: self._items.by_time(time_ms, ahead=False)
+        if events:
+            yield lambda time_ms: self._items.by_time(time_ms, ahead=False)
 
     def _changed_items(self, events: Sequence[tuple[int, Event]]) -> list[str]:
         item_ids = [event.item_id for _, event in events if isinstance(event, Engagement)]

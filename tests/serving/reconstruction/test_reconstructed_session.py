@@ -119,6 +119,8 @@ def test_a_session_is_found_though_its_fold_was_behind(lag_ms: int) -> None:
     other = replace_fields(shown, inputs=RequestInputs(n=1, session="another"))
     with pytest.raises(NotReconstructible, match="items in it were changed: v1"):
         past.of(other)
+    with pytest.raises(NotReconstructible):
+        past.of(replace_fields(shown, user_id="without events"))
 
 
 @pytest.mark.parametrize("event", [
