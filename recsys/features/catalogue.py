@@ -176,8 +176,7 @@ def _packed(name: str, values: Sequence[Any]) -> dict[str, NDArray[Any]]:
 
 
 def _time_ms(value: Any) -> float:
-    """A time, milliseconds or ISO text, in whole milliseconds, before 1970 below 0; NaN for none, for which
-    tables have 0 and -1, too."""
+    """A time, milliseconds or ISO text, in whole milliseconds; NaN for none, as 0 and -1 are."""
     if isinstance(value, str):
         try:
             parsed = datetime.fromisoformat(value)
