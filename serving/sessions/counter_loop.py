@@ -151,6 +151,8 @@ class CounterLoop:
     def end(self) -> None:
         """Releases the log and removes the snapshots; published counters go with the next trim."""
         self._log.release(qualified(self.part, self._name), self.topic)
+        if self.states is not None:
+            self.states.end()
         if self._state is not None:
             self._state.remove()
 

@@ -3,7 +3,7 @@
 Published counters are absolute values, so publishing them twice is harmless and the snapshot that they come
 from may be a little old. Co-visits are published as new visits only, and readers add them up themselves. At
 first and from time to time everything is published again, in place of what readers have, and older records
-are trimmed.
+are trimmed. The newest full publication stays on the log, for readers that start.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from recsys.app.set_loops import qualified
 from recsys.config.system_config import CovisitConfig
 from recsys.events.records import EVENTS, ITEM_STATE, ItemState, pack
 from recsys.features.counters import CounterTable, Keys
@@ -43,20 +44,27 @@ class ItemStates:
         self._records = 0  # published since the newest full publication
 
     def publish(self, offsets: Sequence[int], changed: Sequence[int], visits_VC: Keys) -> None:
-        """Appends the counters that changed, and visits; all of them at first and after many records. Nothing
-        until as many events are counted as readers have. ``offsets``: of ``events``, next to count."""
+        """Appends the counters that changed, and visits; all of them at first, after many records, and where
+        retention (of Kafka, which knows no holds) has dropped some of them. Nothing until as many events are
+        counted as readers have. ``offsets``: of ``events``, next to count."""
         added = self._added(offsets, visits_VC)
-        if self._full_offset >= 0 and self._records < _REPUBLISH_AFTER:
+        whole = 0 <= self._full_offset >= self._log.begin(ITEM_STATE, 0)
+        if whole and self._records < _REPUBLISH_AFTER:
             self._append([*added, *states_of(self._counters, changed, (offsets, self._name))])
         elif all(own >= readers for own, readers in zip(offsets, self._readers, strict=True)):
             self._publish_all(offsets)
+
+    def end(self) -> None:
+        """Lets retention drop what a new reader would need."""
+        self._log.release(qualified(ITEM_STATE, self._name), ITEM_STATE)
 
     def report(self, beat: Heartbeat) -> None:
         beat.gauge("covisit_rows", len(self.covisits))
         beat.gauge("covisit_rows_evicted", self.evicted)
 
     def _publish_all(self, offsets: Sequence[int]) -> None:
-        """Publishes everything, and trims to the full publication before, for slow readers."""
+        """Publishes everything, which is then kept for new readers, and trims to the full publication before,
+        for slow ones."""
         begin = self._log.end(ITEM_STATE, 0)
         keys, _, _ = self._counters.export()
         states = states_of(self._counters, keys, (offsets, self._name))
@@ -67,6 +75,7 @@ class ItemStates:
         self._append([replace(state, part=n, parts=parts) for n, state in enumerate(states)])
         self._previous_full_offset, self._full_offset = self._full_offset, begin
         self._records = 0
+        self._log.hold(qualified(ITEM_STATE, self._name), ITEM_STATE, 0, begin)
         if self._previous_full_offset >= 0 and self.trims:
             self._log.trim(ITEM_STATE, 0, self._previous_full_offset)
 

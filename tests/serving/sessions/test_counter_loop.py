@@ -24,7 +24,8 @@ from recsys.features.counters import CounterTable
 from recsys.features.covisits import Covisits
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
-from recsys.log.protocol import Append, LogLost, MemoryLog
+from recsys.log.protocol import Append, Log, LogLost, MemoryLog
+from recsys.log.sqlite_log import SqliteLog
 from recsys.process.part_snapshot import PartState
 from serving.replica.replica import Replica
 from serving.sessions import item_states
@@ -60,7 +61,7 @@ def log() -> MemoryLog:
     return made
 
 
-def append(log: MemoryLog, *events: Event) -> None:
+def append(log: Log, *events: Event) -> None:
     for event in events:
         assert isinstance(event, Impression | Engagement)
         log.append(EVENTS, [Append(partition_of(event.user_id, 4), b"", encode(event))])
@@ -78,7 +79,7 @@ def watched(number: int, item: int = 0, kind: str = "view") -> tuple[Impression,
     )  # fmt: skip
 
 
-def told(log: MemoryLog) -> CounterTable:
+def told(log: Log) -> CounterTable:
     """What a replica that starts now has."""
     counters = CounterTable(len(FEATURES.kinds))
     for record in log.read(ITEM_STATE, 0, log.begin(ITEM_STATE, 0), 100_000):
@@ -214,6 +215,44 @@ def test_all_are_published_again_and_old_records_trimmed(
     assert 0 < log.begin(ITEM_STATE, 0)
     assert log.end(ITEM_STATE, 0) - log.begin(ITEM_STATE, 0) <= 30
     assert content(told(log)) == content(loop.fold.counters)  # also what changed long ago
+
+
+def test_retention_leaves_what_a_new_reader_needs(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After quiet days, and where a full publication takes more than the topic's share of the disk."""
+    monkeypatch.setattr(item_states, "_KEYS", 1)
+    log = SqliteLog(tmp_path / "log", clock=clock)
+    for topic in topics(4, retention_hours=1, retention_bytes={ITEM_STATE: 500}):
+        log.create(topic)
+    loop = CounterLoop(log, FEATURES, now_ms=clock)
+    for number in range(20):
+        append(log, *watched(number, number % 5))
+    turn_all(loop)
+    for number in (90, 91):
+        clock.now_ms += 7_200_000
+        append(log, *watched(number))
+        turn_all(loop)
+        assert content(told(log)) == content(loop.fold.counters)
+    loop.end()
+    clock.now_ms += 7_200_000
+    log.append(ITEM_STATE, [Append(0, b"", b"")])
+    assert log.begin(ITEM_STATE, 0) == log.end(ITEM_STATE, 0) - 1
+    log.close()
+
+
+def test_where_no_hold_stops_retention_all_are_published_again(
+    log: MemoryLog, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "hold", lambda *_: None)  # as Kafka
+    loop = CounterLoop(log, FEATURES, now_ms=clock)
+    append(log, *watched(0))
+    turn_all(loop)
+    log.trim(ITEM_STATE, 0, log.end(ITEM_STATE, 0))
+    clock.now_ms += 100
+    append(log, *watched(1, 1))
+    turn_all(loop)
+    assert content(told(log)) == content(loop.fold.counters)
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
