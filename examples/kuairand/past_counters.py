@@ -177,7 +177,7 @@ class PastCounters(CounterTable):
         self.need_all()
         return super().export(keys)
 
-    def keep_newest(self, limit: int) -> int:
+    def keep_newest(self, limit: int) -> Keys:
         self.need_all()
         return super().keep_newest(limit)
 

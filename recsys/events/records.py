@@ -175,8 +175,8 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     part of a full copy of all counters and co-visits, from which a reader can start.
 
     ``visits`` int64 (v, C): new since the record before, see recsys/features/covisits.py; ``covisits``: some
-    rows of a full copy; ``gone`` int64: keys of removed rows. ``features``: name of the counted set
-    (recsys/app/set_loops.py).
+    rows of a full copy; ``gone`` int64: keys of removed rows; ``dropped`` int64: keys of counters that went
+    before. ``features``: name of the counted set (recsys/app/set_loops.py).
 
     On ``item_counts`` it is of one partition, with its offset alone, which its last part reaches.
     ``touched``: the rows are of newest events, which aren't added up. ``whole``: the parts have all counters.
@@ -190,6 +190,7 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     parts: int = 0  # 0: only what changed
     visits: bytes = b""
     gone: bytes = b""
+    dropped: bytes = b""
     covisits: CovisitRows | None = None
     features: str = ""
     touched: bool = False

@@ -102,16 +102,20 @@ class CounterTable:
         self.set(own, rows, times)
         return own
 
-    def keep_newest(self, limit: int) -> int:
-        """Drops the least recently updated rows so that ``limit`` remain; returns the number dropped."""
-        surplus = len(self) - limit
-        if surplus <= 0:
-            return 0
+    def drop(self, keys: Keys) -> None:
+        """Drops the rows of some keys."""
+        rows = self._ids.find(keys)
+        self._ids.remove(rows[rows >= 0])
+
+    def keep_newest(self, limit: int) -> Keys:
+        """Drops the least recently updated rows so that ``limit`` remain; returns their keys."""
         keys, values, last_ms = self.export()
-        newest = np.sort(np.argsort(last_ms, kind="stable")[surplus:])
-        self._begin(max(16, limit))
-        self.set(keys[newest], values[newest], last_ms[newest])
-        return surplus
+        oldest, newest = np.split(np.argsort(last_ms, kind="stable"), [max(0, len(self) - limit)])
+        if len(oldest):
+            newest.sort()
+            self._begin(max(16, limit))
+            self.set(keys[newest], values[newest], last_ms[newest])
+        return keys[oldest]
 
     def _begin(self, capacity: int) -> None:
         values = np.zeros((capacity, self.columns), np.float32)

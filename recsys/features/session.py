@@ -281,7 +281,7 @@ class Session:
         self.counters.add((*own_keys, *self.features.counted_keys(keys_I)), added, now_ms)
         limit = COUNTER_ROWS * self.features.own_rows
         if len(self.counters) > 2 * limit:
-            self.evicted += self.counters.keep_newest(limit)
+            self.evicted += len(self.counters.keep_newest(limit))
 
     def _track(self, event: Engagement, keys_I: Keys, halves: Mapping[str, int]) -> None:
         """Replaces the newest events of the viewer's entities, and counts new values of item fields."""

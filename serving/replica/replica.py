@@ -105,6 +105,10 @@ class Replica(ItemVectors):
         keys = np.frombuffer(state.keys, np.int64)
         values = np.frombuffer(state.values, np.float32).reshape(-1, self.counters.columns)
         last_ms = np.frombuffer(state.last_ms, np.int64)
+        if len(dropped := np.frombuffer(state.dropped, np.int64)):
+            self.counters.drop(dropped)
+            nothing = np.zeros((len(dropped), self.counters.columns), np.float32)
+            self.popularity.update(dropped, nothing, np.zeros_like(dropped))
         self.counters.set(keys, values, last_ms)
         self.popularity.update(keys, values, last_ms)
         self._apply_covisits(state)

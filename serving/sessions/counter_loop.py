@@ -189,7 +189,10 @@ class CounterLoop:
             if offset < self._before.get(partition, 0):
                 fold.visits.take()  # sent before a restart
         for fold in set(self.folds.values()):
-            self.rows_evicted += kept_below(fold.counters, self._tables)
+            dropped = kept_below(fold.counters, self._tables)
+            self.rows_evicted += len(dropped)
+            if self.states is not None:
+                self.states.drop(dropped)
         return sum(self.offsets) - before
 
     def _send(self, partition: int) -> None:

@@ -9,6 +9,7 @@ are trimmed. The newest full publication stays on the log, for readers that star
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+import numpy as np
 from msgspec.structs import replace
 
 from recsys.app.set_loops import qualified
@@ -35,6 +36,7 @@ class ItemStates:
     ) -> None:
         self._log, self._name, self._counters = log, name, counters
         self.covisits, self.evicted = Covisits(covisits or CovisitConfig()), 0
+        self._dropped = np.empty(0, np.int64)  # keys that readers still have
         self.trims = True  # no reader needs records of another set
         # A fold that begins anew mustn't take back what readers have.
         events = range(log.partitions(EVENTS))
@@ -50,9 +52,21 @@ class ItemStates:
         added = self._added(offsets, visits_VC)
         whole = 0 <= self._full_offset >= self._log.begin(ITEM_STATE, 0)
         if whole and self._records < _REPUBLISH_AFTER:
+            self._append_dropped(offsets)
             self._append([*added, *states_of(self._counters, changed, (offsets, self._name))])
         elif all(own >= readers for own, readers in zip(offsets, self._readers, strict=True)):
+            self._append_dropped(offsets)
             self._publish_all(offsets)
+
+    def drop(self, keys: Keys) -> None:
+        """Has readers drop counters that the fold has dropped."""
+        self._dropped = np.concatenate([self._dropped, keys])
+
+    def _append_dropped(self, offsets: Sequence[int]) -> None:
+        parts = np.split(self._dropped, range(_KEYS, len(self._dropped), _KEYS))
+        place = offsets, self._name
+        self._append([state_of(place, dropped=part.tobytes()) for part in parts if len(part)])
+        self._dropped = self._dropped[:0]
 
     def end(self) -> None:
         """Lets retention drop what a new reader would need."""
@@ -109,10 +123,10 @@ def state_of(place: Place, counters: Iterable[Any] = (b"",) * 3, **others: Any) 
     return ItemState(offsets=list(offsets), features=name, **columns, **others)
 
 
-def kept_below(table: CounterTable, tables: int = 1) -> int:
-    """Drops rows of one of some tables beyond their limit; returns the number dropped."""
+def kept_below(table: CounterTable, tables: int = 1) -> Keys:
+    """Drops rows of one of some tables beyond their limit; returns their keys."""
     rows = _COUNTERS // tables
-    return table.keep_newest(rows) if len(table) > 2 * rows else 0
+    return table.keep_newest(rows) if len(table) > 2 * rows else np.empty(0, np.int64)
 
 
 def newest_offsets(log: Log, place: tuple[str, int], name: str, events: Sequence[int]) -> list[int]:

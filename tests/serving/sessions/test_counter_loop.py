@@ -16,6 +16,7 @@ from recsys.events.event_types import (
     ServedItem,
     User,
     Verdict,
+    decode,
     encode,
 )
 from recsys.events.hashing import cross, key_of, partition_of
@@ -295,11 +296,34 @@ def test_the_snapshot_of_another_log_is_refused(
         CounterLoop(other, FEATURES, PartState(tmp_path, NAME), clock)
 
 
-def read_covisits(log: MemoryLog, start: int = 0) -> Replica:
-    replica = Replica(FEATURES, Config())
+def read_states(log: MemoryLog, start: int = 0, replica: Replica | None = None) -> Replica:
+    replica = replica or Replica(FEATURES, Config())
     for record in log.read(ITEM_STATE, 0, max(start, log.begin(ITEM_STATE, 0)), 100_000):
         replica.apply_item_state(unpack(record.value, ItemState), record.offset + 1)
     return replica
+
+
+def test_replicas_drop_the_counters_that_the_fold_drops(
+    log: MemoryLog, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_states, "_REPUBLISH_AFTER", 25)
+    monkeypatch.setattr(item_states, "_KEYS", 7)
+    monkeypatch.setattr(item_states, "_COUNTERS", 30)
+    loop, replica = CounterLoop(log, FEATURES, now_ms=clock), Replica(FEATURES, Config())
+    for record in log.read(ITEMS, 0, 0):
+        event = decode(record.value)
+        assert isinstance(event, Item)
+        replica.apply_item(event, record.offset + 1)
+    append(log, *watched(0, 4, "long_view"))
+    for number in range(1, 200):
+        shown, view = watched(number, number % 3)
+        append(log, msgspec.structs.replace(shown, surface=f"s{number}"), view)
+        clock.now_ms += 100
+        loop.turn()
+        read_states(log, replica.item_state_offset, replica)
+    dropped = replica.catalogue.index_of("v4")
+    assert dropped is not None and replica.popularity.values[dropped] == -np.inf
+    assert loop.rows_evicted > 100 and content(replica.counters) == content(loop.fold.counters)
 
 
 def near_all(covisits: Covisits, items: range) -> list[tuple[int, float]]:
@@ -315,7 +339,7 @@ def test_readers_from_any_full_copy_on_have_the_covisits_of_the_fold(
     monkeypatch.setattr(item_states, "_ROWS", 7)
     config = CovisitConfig(items=40)
     loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock, covisits=config)
-    untrimmed, items = read_covisits(log), range(60)
+    untrimmed, items = read_states(log), range(60)
     for number in range(300):
         append(log, *watched(number, number * 7 % 61, "long_view"))
         clock.now_ms += 700
@@ -325,12 +349,12 @@ def test_readers_from_any_full_copy_on_have_the_covisits_of_the_fold(
         for record in log.read(ITEM_STATE, 0, untrimmed.item_state_offset, 1_000):
             untrimmed.apply_item_state(unpack(record.value, ItemState), record.offset + 1)
     loop.publish()
-    late = read_covisits(log, untrimmed.item_state_offset - 1)
+    late = read_states(log, untrimmed.item_state_offset - 1)
     for record in log.read(ITEM_STATE, 0, untrimmed.item_state_offset, 1_000):
         untrimmed.apply_item_state(unpack(record.value, ItemState), record.offset + 1)
     expected = near_all(loop.states.covisits, items)
     assert log.begin(ITEM_STATE, 0) > 0 and loop.states.evicted and len(expected) > 20
-    assert near_all(untrimmed.covisits, items) == near_all(read_covisits(log).covisits, items)
+    assert near_all(untrimmed.covisits, items) == near_all(read_states(log).covisits, items)
     assert near_all(untrimmed.covisits, items) == expected != near_all(late.covisits, items)
 
 
