@@ -2,8 +2,8 @@
 
 Windows close when event time passes their end; so a partition of ``events`` that was idle for a second gets a
 tick, with those that were idle for half of one. Its time is that of the newest record plus the time since it
-arrived: after historical events or an outage, event time continues instead of jumping. A partition without
-any event gets no tick. A second ticker would be harmless, since time only advances.
+arrived: after historical events, an outage or a clock that was set, event time continues instead of jumping.
+A partition without any event gets no tick. A second ticker would be harmless, since time only advances.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, Log, newest_first
 
 EVERY_MS: Final = 1_000
+JUMP_MS: Final = 60_000  # more between two checks isn't idle time
 _BACK: Final = 1_000  # records read backwards at most
 
 
@@ -27,14 +28,17 @@ class Ticker:
         self._log, self._clock = log, clock
         self._partitions = log.partitions(EVENTS)
         self._moved: dict[int, tuple[int, int]] = {}  # partition -> (end, since when)
-        self._look_ms = 0  # time of the next check
+        self._looked_ms = -EVERY_MS  # time of the newest check
 
     def turn(self) -> int:
         """Returns the number of ticks appended."""
         now_ms = self._clock()
-        if now_ms < self._look_ms:
+        passed_ms = now_ms - self._looked_ms
+        if 0 <= passed_ms < EVERY_MS // 4:
             return 0
-        self._look_ms = now_ms + EVERY_MS // 4
+        self._looked_ms = now_ms
+        if not 0 <= passed_ms <= JUMP_MS:  # the clock was set, or this process stood still
+            self._moved = {p: (end, now_ms) for p, (end, _) in self._moved.items()}
         idle_ms: dict[int, int] = {}
         for partition in range(self._partitions):
             end = self._log.end(EVENTS, partition)

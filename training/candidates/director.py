@@ -134,7 +134,7 @@ class Director:
     def _list_impact(self) -> None:
         """Lists the impact of an ended line, once its last answers are on the log; each once. That takes as
         long as the line had answered, so it runs in a thread if the log can be opened again."""
-        if not self._to_list or self._to_list[0][0] > self._clock():
+        if not self._to_list or not is_due(self._clock(), self._to_list[0][0], _LIST_AFTER_MS):
             return
         if self._lister is not None and self._lister.is_alive():
             return

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from recsys.clock import is_due
 from recsys.events.records import EXAMPLES, STEPS
 from recsys.log.protocol import Log, LogLost, read_range
 from recsys.observability.recent_delays import RecentDelays
@@ -63,7 +64,7 @@ class Progress:
                 self.sums[name] = self.sums.get(name, 0.0) + value
         if steps:
             self._behind_ms = now_ms - self.time_ms
-            if now_ms - self._looked_ms >= _LOOK_EVERY_MS:
+            if is_due(now_ms, self._looked_ms + _LOOK_EVERY_MS, _LOOK_EVERY_MS):
                 self._looked_ms, self._to_look = now_ms, _LOOKED
             for number in range(max(1, self.step - steps + 1), self.step + 1):
                 if self._to_look > 0:

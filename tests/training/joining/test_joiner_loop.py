@@ -517,6 +517,18 @@ def test_after_refused_appends_a_tick_counts_the_whole_idle_time(
     assert decode(log.read(EVENTS, 0, 1)[0].value).time_ms == 61_000
 
 
+def test_a_clock_that_was_set_moves_no_event_time_and_stops_no_tick() -> None:
+    log, clock = toy_log(), Clock()
+    log.append(EVENTS, [Append(0, b"", encode(Tick(time_ms=0)))])
+    ticker, month_ms = Ticker(log, clock), 30 * 86_400_000
+    for ahead_ms in (0, month_ms, 0, -5_000):
+        for now_ms in range(100_000, 110_001, 50):
+            clock.now_ms = now_ms + ahead_ms
+            ticker.turn()
+    times = [decode(r.value).time_ms for r in log.read(EVENTS, 0, 0)]
+    assert times == sorted(times) and 30_000 <= times[-1] <= 41_000
+
+
 def test_busy_partitions_are_not_ticked() -> None:
     log, clock = toy_log(), Clock()
     log.append(EVENTS, [Append(p, b"", encode(Tick(time_ms=0))) for p in (0, 1)])
