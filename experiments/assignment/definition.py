@@ -26,6 +26,7 @@ and an engagement is credited to the arm that picked the item (experiments/stati
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -214,6 +215,9 @@ def read_experiments(
     return tuple(experiments)
 
 
+@lru_cache(
+    4096
+)  # each revision has the texts of all experiments, and parsing one takes milliseconds
 def name_in(text: str) -> str:
     """Name of the experiment in a YAML text, even if the rest is invalid; '' if it has none."""
     try:

@@ -217,11 +217,10 @@ def impression_of(value: bytes, request_id: str) -> Impression | None:
 def known_policies(log: Log, config: Config, labels: Sequence[str]) -> Iterator[Policies]:
     """Policies of every revision of the experiments on the log, the newest first, and at last without any.
     Their base is the current configuration."""
-    policies = []
-    for record in readable(log, CONTROL, Control):
+    control = list(readable(log, CONTROL, Control))
+    for record in reversed(control):
         if isinstance(record, Experiments):
             with suppress(ValueError):  # a replica ignores it, too
                 experiments = running(record, config.policy, labels)
-                policies.append(Policies(config.policy, experiments, config.surfaces))
-    yield from reversed(policies)
+                yield Policies(config.policy, experiments, config.surfaces)
     yield Policies(config.policy, (), config.surfaces)

@@ -224,6 +224,7 @@ class StateReader:
 
     def _read_control(self, batch: Batch) -> None:
         while records := self._log.read(CONTROL, 0, self._control):
+            revisions = list[Experiments]()
             for record in records:
                 message = self._unpack(record.value, _control)
                 if message is None:
@@ -236,7 +237,9 @@ class StateReader:
                 elif isinstance(message, ApiKey):
                     batch.keys.append(message)
                 elif isinstance(message, Experiments):
-                    batch.policies = self._policies_of(message) or batch.policies
+                    revisions.append(message)
+            newest_first = map(self._policies_of, reversed(revisions))
+            batch.policies = next(filter(None, newest_first), batch.policies)
             self._control = records[-1].offset + 1
 
     def _policies_of(self, message: Experiments) -> Policies | None:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.assignment.definition import Experiment
 from experiments.assignment.policy import Policies
 from experiments.promotion.epoch_model import with_size
+from experiments.statistics.revision import running
 from parameter_server.publish.deltas import seal
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.lanes import LaneGradients, RowGradients
@@ -499,6 +501,26 @@ def test_experiments_change_policies_and_bad_ones_do_not(fixture: Fixture) -> No
     fixture.turn()
     assert isinstance(fixture.reader.policies, Policies)
     assert fixture.reader.policies.resolve("u1").arms == {}
+
+
+def test_of_many_revisions_only_the_newest_valid_one_is_parsed(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = list[int]()
+
+    def parse(revision: Experiments, *others: Any) -> tuple[Experiment, ...]:
+        parsed.append(revision.revision)
+        return running(revision, *others)
+
+    monkeypatch.setattr(state_reader, "running", parse)
+    for number, text in enumerate([EXPERIMENT] * 50 + ["arms: 7"], 1):
+        fixture.put(CONTROL, Experiments(revision=number, configs={"more": text}))
+    fixture.turn()
+    assert parsed == [51, 50] and fixture.reader.unreadable == 1
+    assert {fixture.reader.policies.resolve(f"u{i}").config.explore for i in range(50)} == {
+        0.05,
+        0.5,
+    }
 
 
 def test_an_arm_that_doesnt_fit_a_surface_is_refused_before_a_request(fixture: Fixture) -> None:
