@@ -21,6 +21,7 @@ from recsys.events.control_records import (
 from recsys.events.records import CONTROL, DEAD_LETTERS, unpack
 from recsys.log.protocol import Log, LogLost, newest_first
 from recsys.process.log_consumer import UNREADABLE, Consumer, decoded
+from runtime.reports.experiment_summary import starts_in
 
 MAX_RECORDS: Final = 40  # of each kind
 _MAX_LETTERS: Final = 8
@@ -37,7 +38,8 @@ class ControlHistory:
         self.decisions: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDS)
         self.alarms: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDS)
         self.reaction: dict[str, Any] | None = None
-        self.revisions: deque[Experiments] = deque(maxlen=1_000)
+        self.experiments = Experiments(revision=0)  # the newest revision
+        self.starts: dict[str, int] = {}  # of experiments
 
     def turn(self) -> None:
         """Reads new records."""
@@ -53,7 +55,7 @@ class ControlHistory:
         elif isinstance(record, Reaction):
             self.reaction = _values(offset, record)
         elif isinstance(record, Experiments):
-            self.revisions.append(record)
+            self.experiments, self.starts = record, starts_in(record) | self.starts
 
     def panel(self) -> dict[str, Any]:
         """Plain values, newest first."""

@@ -6,7 +6,7 @@ Effects by day and segment, the most expensive part, are left to `recsys experim
 import logging
 import threading
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +19,7 @@ from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, ExperimentState
 from recsys.features.feature_set_file import labels_of
 from recsys.log.protocol import Log
-from runtime.reports.experiment_summary import notes_of, start_ms, summary_row
+from runtime.reports.experiment_summary import notes_of, summary_row
 from training.outcomes.experiment_fold import ExperimentFold
 
 EVERY_S: Final = 30.0
@@ -45,27 +45,27 @@ class ExperimentPanel:
         self._latest: list[dict[str, Any]] = []
         self.left_out = 0
 
-    def panel(self, revisions: list[Experiments]) -> list[dict[str, Any]]:
-        """Rows of the latest update."""
+    def panel(self, revision: Experiments, starts: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Rows of the latest update. ``starts``: when experiments began, by name."""
         idle = self._thread is None or not self._thread.is_alive()
-        if revisions and idle and time.monotonic() >= self._due_s:
+        if revision.revision and idle and time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + EVERY_S
-            thread = threading.Thread(target=self._run, args=(revisions,), daemon=True)
+            thread = threading.Thread(target=self._run, args=(revision, starts), daemon=True)
             self._thread = thread
             thread.start()
         return self._latest
 
-    def update(self, revisions: list[Experiments]) -> list[dict[str, Any]]:
+    def update(self, revision: Experiments, starts: Mapping[str, int]) -> list[dict[str, Any]]:
         """Reads new records and returns the rows: running experiments first, the newest before older ones.
 
         Stopped experiments aren't read; they keep their last report.
         """
-        labels, revision = labels_of(self._config), revisions[-1]
+        labels = labels_of(self._config)
         experiments, unreadable = parse_each(revision, self._config.policy, labels, stopped=False)
-        experiments.sort(key=lambda e: (-start_ms(revisions, e.name), e.name))
+        experiments.sort(key=lambda e: (-starts.get(e.name, 0), e.name))
         stopped = {n: current for n, current in revision.states.items() if current.state == STOPPED}
         shown = [e for e in experiments[:_MAX_EXPERIMENTS] if not e.interleaves]
-        self._read(shown, revisions, labels)
+        self._read(shown, starts, labels)
         rows = [self._row(experiment, revision) for experiment in experiments]
         rows += [{"name": name, "unread": why} for name, why in sorted(unreadable.items())]
         newest_first = sorted(stopped.items(), key=lambda pair: -pair[1].since_ms)
@@ -74,15 +74,15 @@ class ExperimentPanel:
         self._forget_others({row["name"] for row in rows}, stopped.keys())
         return rows
 
-    def _run(self, revisions: list[Experiments]) -> None:
+    def _run(self, revision: Experiments, starts: Mapping[str, int]) -> None:
         try:
-            self._latest = self.update(revisions)
+            self._latest = self.update(revision, starts)
         except Exception:  # any error: the next update retries, and rows show their age
             _LOG.exception("experiments can't be read")
             self._folds.clear()
 
     def _read(
-        self, shown: list[Experiment], revisions: list[Experiments], labels: tuple[str, ...]
+        self, shown: list[Experiment], starts: Mapping[str, int], labels: tuple[str, ...]
     ) -> None:
         """Reads experiments, the least recently read first; each gets an equal share of the time left."""
         self._updates += 1
@@ -94,7 +94,7 @@ class ExperimentPanel:
                 return
             self._read_in[name] = self._updates
             try:
-                self._read_one(experiment, revisions, labels, left_s / (len(queue) - number))
+                self._read_one(experiment, starts, labels, left_s / (len(queue) - number))
             except Exception as error:
                 _LOG.exception("experiment %s can't be read", name)
                 self._folds.pop(
@@ -104,13 +104,13 @@ class ExperimentPanel:
                 self._rows[name] = self._rows.get(name, {}) | {"failed": why}
 
     def _read_one(
-        self, experiment: Experiment, revisions: list[Experiments], labels: tuple[str, ...],
+        self, experiment: Experiment, starts: Mapping[str, int], labels: tuple[str, ...],
         share_s: float,
     ) -> None:  # fmt: skip
         """Polls at least once, if there is any time, and renews the report if there was something new."""
         name = experiment.name
         until_s = time.thread_time() + share_s - self._report_s.get(name, 0.0)
-        fold, row = self._fold_of(experiment, revisions, labels), self._rows.get(name, {})
+        fold, row = self._fold_of(experiment, starts, labels), self._rows.get(name, {})
         outdated, behind = "report" not in row or "failed" in row, True
         if share_s > 0:
             outdated |= (behind := fold.read(polls=1) > 0)
@@ -146,13 +146,13 @@ class ExperimentPanel:
         self._read_in = {n: update for n, update in self._read_in.items() if n in shown}
 
     def _fold_of(
-        self, experiment: Experiment, revisions: list[Experiments], labels: tuple[str, ...]
+        self, experiment: Experiment, starts: Mapping[str, int], labels: tuple[str, ...]
     ) -> ExperimentFold:
         cached = self._folds.get(experiment.name)
         if cached is None or cached[0] != experiment:
             if self._log is None:
                 self._log = self._open()
-            began_ms = start_ms(revisions, experiment.name)
+            began_ms = starts.get(experiment.name, 0)
             fold = ExperimentFold(
                 self._log, self._config, labels, experiment, began_ms, most_users=_MAX_USERS
             )

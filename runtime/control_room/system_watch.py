@@ -88,7 +88,7 @@ class SystemWatch:
             ],
             "control": control,
             "letters": newest_dead_letters(self._log),
-            "experiments": self._experiments.panel(list(self._control.revisions)),
+            "experiments": self._experiments.panel(self._control.experiments, self._control.starts),
             "experiments_left_out": self._experiments.left_out,
         }
 

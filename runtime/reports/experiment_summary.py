@@ -1,11 +1,10 @@
 """Facts about an experiment: start time, state, and its readout from the log, with notes."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from experiments.assignment.definition import Experiment
+from experiments.assignment.definition import Experiment, name_in
 from experiments.statistics.interleaving import Preference
 from experiments.statistics.readout import Readout, metrics_needed
 from recsys.config.system_config import Config
@@ -22,16 +21,21 @@ _INCOMPLETE = "the log begins after the experiment did: events dropped by retent
 
 
 def start_ms(records: Iterable[Control], name: str) -> int:
-    """Time at which an experiment first assigned arms: its recorded start, else its first revision."""
-    named = re.compile(rf"^name:\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
+    """Time at which an experiment first assigned arms."""
+    starts: dict[str, int] = {}
     for control in records:
         if isinstance(control, Experiments):
-            current = control.states.get(name)
-            if current is not None and current.started_ms:
-                return current.started_ms
-            if current is None and any(named.search(text) for text in control.configs.values()):
-                return control.time_ms
-    return 0
+            starts = starts_in(control) | starts
+    return starts.get(name, 0)
+
+
+def starts_in(revision: Experiments) -> dict[str, int]:
+    """Times at which experiments first assigned arms, by name, if no earlier revision tells: their recorded
+    starts, else the revision's time."""
+    starts = {name: current.started_ms for name, current in revision.states.items()}
+    for name in set(map(name_in, revision.configs.values())) - starts.keys():
+        starts[name] = revision.time_ms
+    return {name: time_ms for name, time_ms in starts.items() if time_ms}
 
 
 def read_report(log: Log, config: Config, experiment: Experiment) -> tuple[Readout, list[str]]:

@@ -8,12 +8,14 @@ from recsys.events.control_records import (
     Decision,
     Erasure,
     Experiments,
+    ExperimentState,
     Live,
     Reaction,
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, DeadLetter, pack, topics
 from recsys.log.protocol import Append, MemoryLog
 from runtime.control_room.control_history import MAX_RECORDS, ControlHistory, newest_dead_letters
+from runtime.reports.experiment_summary import start_ms
 
 
 def log_with(*control: msgspec.Struct) -> MemoryLog:
@@ -66,7 +68,28 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
     [candidate] = found["candidates"]
     assert (candidate["stage"], candidate["share"], candidate["why"]) == ("canary", 0.05, "better")
     assert found["alarms"][0]["found"] == 0.7 and found["reaction"]["rate"] == 2.0
-    assert [its.revision for its in story.revisions] == [3]
+    assert story.experiments.revision == 3
+
+
+def test_of_revisions_it_keeps_the_newest_and_when_experiments_began() -> None:
+    """As `recsys experiment report` has it."""
+    texts = {f"{name}.yaml": f"name: {name}\n" for name in ("mine", "plain")}
+    stands = [
+        {},
+        {"mine": ExperimentState(state="waiting")},
+        {"mine": ExperimentState(started_ms=7)},
+        {"mine": ExperimentState(state="stopped", started_ms=7)},
+    ]
+    revisions = [
+        Experiments(revision=n, configs=texts if n > 1 else {}, states=states, time_ms=100 * n)
+        for n, states in enumerate(stands, 1)
+    ]
+    story = ControlHistory(log_with(*revisions))
+    story.turn()
+    assert story.experiments == revisions[-1] and story.starts == {"mine": 7, "plain": 200}
+    assert {name: start_ms(revisions, name) for name in (*story.starts, "none")} == {
+        **story.starts, "none": 0,
+    }  # fmt: skip
 
 
 def test_who_is_forgotten_is_not_told_and_neither_is_what_cannot_be_read() -> None:

@@ -24,7 +24,7 @@ from runtime.control_room import part as control_room_part
 from runtime.control_room.experiment_panel import ExperimentPanel
 from runtime.control_room.part import ControlRoom, run
 from runtime.control_room.system_watch import SystemWatch
-from runtime.reports.experiment_summary import read_report, summary_row
+from runtime.reports.experiment_summary import read_report, starts_in, summary_row
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.part_metrics import families
@@ -286,7 +286,7 @@ def test_experiments_are_told_as_the_report_tells_them(
     toy.pass_time(1)
     its = trials_of(toy, tmp_path, monkeypatch)
     monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
-    [found] = its.update([said])
+    [found] = its.update(said, starts_in(said))
     assert found["name"] == "mine" and not found["behind"]
     assert sum(arm["users"] for arm in found["report"]["arms"]) == 40
     assert found["report"]["lines"][0]["metric"] == "long_view"
@@ -317,10 +317,10 @@ def test_a_look_reads_no_longer_than_it_may_and_the_next_goes_on(
     toy.serve("u1")
     its = trials_of(toy, tmp_path, monkeypatch)
     monkeypatch.setattr(experiment_panel, "CPU_S", -1.0)
-    [found] = its.update([said])
+    [found] = its.update(said, starts_in(said))
     assert found["behind"] and not sum(arm["users"] for arm in found["report"]["arms"])
     monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
-    [found] = its.update([said])
+    [found] = its.update(said, starts_in(said))
     assert not found["behind"] and sum(arm["users"] for arm in found["report"]["arms"]) == 1
 
 
@@ -329,9 +329,8 @@ def test_an_experiment_that_cannot_be_read_is_told_with_its_reason(
 ) -> None:
     toy = ToyTrial()
     its = trials_of(toy, tmp_path, monkeypatch)
-    [found] = its.update(
-        [Experiments(revision=1, configs={"bad.yaml": "name: bad\nnonsense: 1\n"})]
-    )
+    bad = Experiments(revision=1, configs={"bad.yaml": "name: bad\nnonsense: 1\n"})
+    [found] = its.update(bad, starts_in(bad))
     assert found["name"] == "bad" and found["unread"]
 
 
@@ -350,9 +349,11 @@ def test_who_runs_comes_first_and_the_newest_of_them(
     stands["e13"] = ExperimentState(state="stopped", started_ms=99, why="harm")
     its = trials_of(ToyTrial(), tmp_path, monkeypatch)
     monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
-    told = its.update([several(*names, **stands)])
+    said = several(*names, **stands)
+    told = its.update(said, starts_in(said))
     assert [row["name"] for row in told] == names[12:0:-1] and its.left_out == 2
-    told = its.update([several("e03", "e13", e03=stands["e03"], e13=stands["e13"])])
+    said = several("e03", "e13", e03=stands["e03"], e13=stands["e13"])
+    told = its.update(said, starts_in(said))
     assert [row["name"] for row in told] == ["e03", "e13"] and its.left_out == 0
     assert "stopped: harm" in told[1]["unread"]
 
@@ -365,10 +366,10 @@ def test_one_that_is_stopped_is_told_as_it_was_and_not_read_on(
     toy.serve("u1")
     its = trials_of(toy, tmp_path, monkeypatch)
     monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
-    its.update([said])
+    its.update(said, starts_in(said))
     over = several("mine", mine=ExperimentState(state="stopped", why="harm"))
     monkeypatch.setattr(ExperimentFold, "read", None)
-    [row] = its.update([said, over])
+    [row] = its.update(over, starts_in(said))
     assert row["state"] == "stopped" and sum(arm["users"] for arm in row["report"]["arms"]) == 1
     assert not its._folds
 
@@ -394,7 +395,7 @@ def test_each_has_its_turn_where_time_is_short(
     monkeypatch.setattr(experiment_panel, "_report", report)
     for _ in range(6):
         before_s = now_s[0]
-        its.update([said])
+        its.update(said, starts_in(said))
         assert now_s[0] - before_s <= 0.15 + 0.02 + 0.1
     assert set(read) == {"a", "b", "c"}
     assert max(map(read.count, "abc")) <= 2 * min(map(read.count, "abc"))
@@ -406,7 +407,7 @@ def test_one_that_fails_stops_no_other_and_says_so(
     toy, said = ToyTrial(), several("bad", "mine")
     its, report = trials_of(toy, tmp_path, monkeypatch), experiment_panel._report
     monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
-    its.update([said])
+    its.update(said, starts_in(said))
 
     def fails(fold: ExperimentFold) -> dict[str, object]:
         if fold.experiment.name == "bad":
@@ -416,12 +417,12 @@ def test_one_that_fails_stops_no_other_and_says_so(
     monkeypatch.setattr(experiment_panel, "_report", fails)
     toy.serve("u1")
     assert toy.log  # with what was served
-    bad, mine = its.update([said])
+    bad, mine = its.update(said, starts_in(said))
     assert bad["failed"] == "can't be read now: ZeroDivisionError" and "failed" not in mine
     assert bad["read_ms"] <= mine["read_ms"] and "experiment bad can't be read" in caplog.text
-    monkeypatch.setattr(its, "update", lambda revisions: 1 / 0)
-    its._run([said])
+    monkeypatch.setattr(its, "update", lambda *_: 1 / 0)
+    its._run(said, {})
     assert "experiments can't be read" in caplog.text
     monkeypatch.undo()
     trials = trials_of(toy, tmp_path, monkeypatch)
-    assert all("failed" not in row for row in trials.update([said]))
+    assert all("failed" not in row for row in trials.update(said, starts_in(said)))
