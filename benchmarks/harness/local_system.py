@@ -37,7 +37,7 @@ from serving.request import Answer, Request
 from serving.retrieval.retrieval_client import RetrievalClient
 from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
-from serving.sessions.counter_loop import CounterLoop, CounterLoops
+from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
 from serving.tracing.swipe_traces import SwipeTraces
 from training.candidates.director import Director
@@ -93,7 +93,7 @@ class LocalSystem:
         self.sessions = MemorySessions()
         self.tracer = tracer = open_tracer(config, "all")
         self.fold = SetLoops(self.log, self.features, self._session_loop)
-        self.counters = CounterLoops(self.log, self.features, self._counter_loop)
+        self.counters = SetLoops(self.log, self.features, self._counter_loop)
         joins = JoinTrace(tracer, time.time_ns) if tracer else None
         self.joiner = JoinerLoop(self.log, config, self.features, self._clock, trace=joins)
         cuts = SequenceTrace(tracer, time.time_ns) if tracer else None

@@ -215,9 +215,7 @@ def read_experiments(
     return tuple(experiments)
 
 
-@lru_cache(
-    4096
-)  # each revision has the texts of all experiments, and parsing one takes milliseconds
+@lru_cache(4096)  # each revision has all texts, and parsing one takes milliseconds
 def name_in(text: str) -> str:
     """Name of the experiment in a YAML text, even if the rest is invalid; '' if it has none."""
     try:

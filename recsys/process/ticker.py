@@ -16,7 +16,6 @@ from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, Log, newest_first
 
 EVERY_MS: Final = 1_000
-JUMP_MS: Final = 60_000  # more between two checks isn't idle time
 _BACK: Final = 1_000  # records read backwards at most
 
 
@@ -37,7 +36,7 @@ class Ticker:
         if 0 <= passed_ms < EVERY_MS // 4:
             return 0
         self._looked_ms = now_ms
-        if not 0 <= passed_ms <= JUMP_MS:  # the clock was set, or this process stood still
+        if not 0 <= passed_ms <= 60_000:  # the clock was set, or this process stood still
             self._moved = {p: (end, now_ms) for p, (end, _) in self._moved.items()}
         idle_ms: dict[int, int] = {}
         for partition in range(self._partitions):

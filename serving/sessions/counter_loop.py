@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 from msgspec.structs import replace
 
 from recsys.app.set_loops import SetLoops, qualified
@@ -191,8 +192,8 @@ class CounterLoop:
         for fold in set(self.folds.values()):
             dropped = kept_below(fold.counters, self._tables)
             self.rows_evicted += len(dropped)
-            if self.states is not None:
-                self.states.drop(dropped)
+            if self.states is not None and len(dropped):
+                self.states.dropped = np.append(self.states.dropped, dropped)
         return sum(self.offsets) - before
 
     def _send(self, partition: int) -> None:
@@ -214,9 +215,10 @@ class CounterLoop:
     def _pack(self, partitions: Sequence[int]) -> bytes:
         fold = self.folds[partitions[0]]
         keys, values, last_ms = (column.tobytes() for column in fold.counters.export())
+        contexts, segments = fold.context_by_request.items(), fold.segment_by_request.items()
         snapshot = _Snapshot(
             self._features.digest, keys, values, last_ms,
-            fold.contexts_by_request(), fold.segments_by_request(), sorted(fold.quarantined),
+            list(contexts), list(segments), sorted(fold.quarantined),
             {partition: bounds.pack() for partition, bounds in fold.influences.items()},
             CovisitRows() if self.states is None else self.states.covisits.export(),
             list(fold.visits.users.items()), list(fold.credits.requests.items()), fold.operators.pack(),
@@ -248,7 +250,8 @@ class CounterLoop:
 
     def _restore_fold(self, fold: ItemCounters, snapshot: _Snapshot) -> None:
         fold.counters.put(snapshot.keys, snapshot.values, snapshot.last_ms)
-        fold.restore_contexts(snapshot.requests, snapshot.segments)
+        fold.context_by_request.update(snapshot.requests)
+        fold.segment_by_request.update(snapshot.segments)
         fold.quarantined.update(snapshot.quarantined)
         fold.influences.restore(snapshot.influences.items())
         if self.states is not None:
@@ -267,17 +270,6 @@ def quarantined_users(folder: str, log_id: str) -> set[str]:
     return users
 
 
-class CounterLoops(SetLoops[CounterLoop]):
-    """Counters of each feature set in use. While there are several, nothing is trimmed."""
-
-    def turn(self) -> int:
-        moved = super().turn()
-        for loop in self.loops.values():
-            if loop.states is not None:
-                loop.states.trims = len(self.loops) == 1
-        return moved
-
-
 def run(
     config: Config,
     stop: Stop,
@@ -288,7 +280,7 @@ def run(
     """Runs the part until it is asked to stop, then saves. After an error it restarts from its snapshot.
     ``whole``: adds to the log what it has lost, for folds that begin anew."""
     log = whole(open_log(config))
-    loops: CounterLoops | None = None
+    loops: SetLoops[CounterLoop] | None = None
 
     def make(name: str, features: FeatureSet) -> CounterLoop:
         state = PartState(config.state, qualified(kind.part, name))
@@ -301,7 +293,7 @@ def run(
     with closing(log), leased(config.state, kind.part, share.partitions(log.partitions(EVENTS))):
         while not stop.is_set(starting=loops is None):
             try:
-                loops = loops or CounterLoops(log, feature_set(config), make)
+                loops = loops or SetLoops(log, feature_set(config), make)
                 moved = loops.turn()
             except LogUnavailable as error:
                 loops = None

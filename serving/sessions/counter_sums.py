@@ -79,7 +79,7 @@ class SumLoop(CounterLoop):
             self.sums.set(own, *added_up(self.tables, own, touched))
             changed += own.tolist()
             keys.clear()
-        self.states.drop(kept_below(self.sums))
+        self.states.dropped = np.append(self.states.dropped, kept_below(self.sums))
         visits_VC = np.concatenate(self._visits)
         self._visits = [visits_VC[:0]]
         time_ms, sign, *items = visits_VC.T

@@ -36,8 +36,7 @@ class ItemStates:
     ) -> None:
         self._log, self._name, self._counters = log, name, counters
         self.covisits, self.evicted = Covisits(covisits or CovisitConfig()), 0
-        self._dropped = np.empty(0, np.int64)  # keys that readers still have
-        self.trims = True  # no reader needs records of another set
+        self.dropped = np.empty(0, np.int64)  # by the fold: keys that readers still have
         # A fold that begins anew mustn't take back what readers have.
         events = range(log.partitions(EVENTS))
         self._readers = newest_offsets(log, (ITEM_STATE, 0), name, events) or [0] * len(events)
@@ -49,24 +48,17 @@ class ItemStates:
         """Appends the counters that changed, and visits; all of them at first, after many records, and where
         retention (of Kafka, which knows no holds) has dropped some of them. Nothing until as many events are
         counted as readers have. ``offsets``: of ``events``, next to count."""
-        added = self._added(offsets, visits_VC)
+        added, place = self._added(offsets, visits_VC), (offsets, self._name)
+        if any(own < readers for own, readers in zip(offsets, self._readers, strict=True)):
+            return
+        slices = (self.dropped[n : n + _KEYS] for n in range(0, len(self.dropped), _KEYS))
+        self._append([state_of(place, dropped=keys.tobytes()) for keys in slices])
+        self.dropped = self.dropped[:0]
         whole = 0 <= self._full_offset >= self._log.begin(ITEM_STATE, 0)
         if whole and self._records < _REPUBLISH_AFTER:
-            self._append_dropped(offsets)
-            self._append([*added, *states_of(self._counters, changed, (offsets, self._name))])
-        elif all(own >= readers for own, readers in zip(offsets, self._readers, strict=True)):
-            self._append_dropped(offsets)
+            self._append([*added, *states_of(self._counters, changed, place)])
+        else:
             self._publish_all(offsets)
-
-    def drop(self, keys: Keys) -> None:
-        """Has readers drop counters that the fold has dropped."""
-        self._dropped = np.concatenate([self._dropped, keys])
-
-    def _append_dropped(self, offsets: Sequence[int]) -> None:
-        parts = np.split(self._dropped, range(_KEYS, len(self._dropped), _KEYS))
-        place = offsets, self._name
-        self._append([state_of(place, dropped=part.tobytes()) for part in parts if len(part)])
-        self._dropped = self._dropped[:0]
 
     def end(self) -> None:
         """Lets retention drop what a new reader would need."""
@@ -90,7 +82,7 @@ class ItemStates:
         self._previous_full_offset, self._full_offset = self._full_offset, begin
         self._records = 0
         self._log.hold(qualified(ITEM_STATE, self._name), ITEM_STATE, 0, begin)
-        if self._previous_full_offset >= 0 and self.trims:
+        if self._previous_full_offset >= 0:
             self._log.trim(ITEM_STATE, 0, self._previous_full_offset)
 
     def _added(self, offsets: Sequence[int], visits_VC: Keys) -> list[ItemState]:

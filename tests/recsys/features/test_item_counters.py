@@ -81,12 +81,13 @@ def test_a_viewer_with_a_profile_counts_for_their_segment_too(
     crossed = int(cross(segment, np.array([V1]))[0])
     assert count(its, crossed, "like") == 1.0 == count(its, V1, "like")
     other = ItemCounters(FEATURES)
-    other.restore_contexts(its.contexts_by_request(), its.segments_by_request())
+    other.context_by_request.update(its.context_by_request)
+    other.segment_by_request.update(its.segment_by_request)
     other.engagement(did("r1", 1, "like"), keys_of(1))
     assert count(other, crossed, "like") == 1.0
     for n in (2, 3):  # forgotten with its request
         its.impression(shown(f"r{n}", 1), keys_of(1)[None])
-    assert its.segments_by_request() == []
+    assert not its.segment_by_request
     user_U = user_U.copy()
     user_U[FEATURES.slot("profile").start] = 0
     assert segment_of(FEATURES, user_U) == user_U[FEATURES.slot("context").start]
@@ -112,9 +113,9 @@ def test_the_oldest_requests_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> N
     its = ItemCounters(FEATURES)
     for n in range(3):
         its.impression(shown(f"r{n}", 1), keys_of(1)[None])
-    assert [request for request, _ in its.contexts_by_request()] == ["r1", "r2"]
+    assert list(its.context_by_request) == ["r1", "r2"]
     other = ItemCounters(FEATURES)
-    other.restore_contexts(its.contexts_by_request())
+    other.context_by_request.update(its.context_by_request)
     other.engagement(did("r2", 1, "like"), keys_of(1))
     assert count(other, FEED, "like") == 1.0
 

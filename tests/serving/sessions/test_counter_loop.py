@@ -80,11 +80,13 @@ def watched(number: int, item: int = 0, kind: str = "view") -> tuple[Impression,
     )  # fmt: skip
 
 
-def told(log: Log) -> CounterTable:
-    """What a replica that starts now has."""
+def told(log: Log, name: str = "") -> CounterTable:
+    """What a replica that starts now has, of a feature set."""
     counters = CounterTable(len(FEATURES.kinds))
     for record in log.read(ITEM_STATE, 0, log.begin(ITEM_STATE, 0), 100_000):
         state = unpack(record.value, ItemState)
+        if state.features != name:
+            continue
         keys = np.frombuffer(state.keys, np.int64)
         values = np.frombuffer(state.values, np.float32).reshape(len(keys), -1)
         counters.set(keys, values, np.frombuffer(state.last_ms, np.int64))
@@ -216,6 +218,26 @@ def test_all_are_published_again_and_old_records_trimmed(
     assert 0 < log.begin(ITEM_STATE, 0)
     assert log.end(ITEM_STATE, 0) - log.begin(ITEM_STATE, 0) <= 30
     assert content(told(log)) == content(loop.fold.counters)  # also what changed long ago
+
+
+def test_what_one_feature_set_trims_leaves_the_others_their_counters(
+    log: MemoryLog, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_states, "_REPUBLISH_AFTER", 10)
+    first, other = (CounterLoop(log, FEATURES, now_ms=clock, name=name) for name in ("", "other"))
+    for number in range(80):
+        append(log, *watched(number, number % 5 if number < 5 else 0))
+        clock.now_ms += 100
+        other.turn()
+        if number == 5:
+            first.turn()
+    assert log.begin(ITEM_STATE, 0) > 0
+    assert content(told(log)) == content(first.fold.counters)
+    first.end()
+    other.turn()
+    clock.now_ms += 100
+    other.publish()
+    assert content(told(log, "other")) == content(other.fold.counters)
 
 
 def test_retention_leaves_what_a_new_reader_needs(

@@ -378,7 +378,7 @@ def test_tables_divide_the_limits_of_memory(tmp_path: Path) -> None:
             fold.impression(event, np.empty((0, 1), np.int64))
     for n in range(9):
         fold.user(User(time_ms=0, user_id=f"v{n}"))
-    assert len(fold.contexts_by_request()) == 2
+    assert len(fold.context_by_request) == 2
     assert fold.operators.evicted["requests"] > 0 and fold.operators.evicted["viewers"] == 4
 
 
