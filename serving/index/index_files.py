@@ -5,6 +5,7 @@ probed lists: ``3f0c5b9d12e87a64-96``.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +19,11 @@ from serving.index.ivf_index import IvfIndex
 
 FOLDER: Final = "indexes"  # in the state folder
 _NAME: Final = "centroids"
+_KEPT: Final = 1_000  # files: with four replicas, three builds of each an hour for three days
 
 
 def save_centroids(folder: Path, index: ItemIndex) -> None:
-    """Writes the centroids of an index with lists, unless they are there."""
+    """Writes the centroids of an index with lists, unless they are there; removes the oldest files."""
     if not isinstance(index, IvfIndex):
         return
     centroids = index.lists.centroids
@@ -32,6 +34,9 @@ def save_centroids(folder: Path, index: ItemIndex) -> None:
         save_file({_NAME: centroids.vectors}, beside)
         sync_file(beside)  # it isn't written again
         beside.replace(file)
+        with suppress(FileNotFoundError):  # another replica removes them, too
+            for old in sorted(folder.iterdir(), key=os.path.getmtime)[:-_KEPT]:
+                old.unlink()
 
 
 def index_named(folder: Path, name: str, dim: int, room: int = 8) -> ItemIndex:

@@ -1,5 +1,6 @@
 """The index is looked after: made beside the one that answers, measured, and given its place in between."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from recsys.config.system_config import Config, ServeConfig
 from recsys.events.hashing import key_of
 from serving.index import index_files
 from serving.index.faiss_centroids import lists_for, sample_of, train
+from serving.index.inverted_lists import Centroids
 from serving.index.ivf_index import TARGET, IvfIndex, RecallMeasurement
 from serving.replica.index_maintenance import IndexMaintenance, SetProbes, SwapIndex
 from serving.replica.item_vectors import ModelVersion
@@ -186,6 +188,17 @@ def test_an_index_that_cant_be_made_leaves_the_one_that_is() -> None:
     care = IndexMaintenance(replica, broken, sample_of, lists_for)  # type: ignore[arg-type]
     assert care.build_now() is None and not care.due and replica.index.name == ""
     assert all(care.turn() is None for _ in range(5))
+
+
+def test_the_newest_centroids_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_files, "_KEPT", 3)
+    vectors = np.eye(4, DIM, dtype=np.float32)
+    for n in range(6):
+        index = IvfIndex(Centroids(vectors + n), 1, 8)
+        index_files.save_centroids(tmp_path, index)
+        os.utime(tmp_path / f"{index.lists.centroids.digest}.safetensors", (n, n))
+        assert index_files.index_named(tmp_path, index.name, DIM).name == index.name
+    assert sorted(path.stat().st_mtime for path in tmp_path.iterdir()) == [3, 4, 5]
 
 
 def test_centroids_on_disk_find_the_same_again(tmp_path: Path) -> None:
