@@ -179,8 +179,7 @@ def with_files(
     twice = [name for name in names if names.count(name) > 1]
     if twice:  # also stopped ones, which aren't read below
         raise ValueError(f"the experiment {twice[0]!r} is there twice; give one another name")
-    unstopped, _ = parse_each(revision, config.policy, labels, stopped=False)
-    before = {each.name: each for each in unstopped}
+    before = {e.name: e for e in parse_each(revision, config.policy, labels, stopped=False)[0]}
     states = dict(revision.states)
     experiments = read_experiments(_not_stopped(new), config.policy, labels)
     Policies(config.policy, experiments, config.surfaces)  # raises for conflicts with surfaces

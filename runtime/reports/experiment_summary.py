@@ -22,11 +22,10 @@ _INCOMPLETE = "the log begins after the experiment did: events dropped by retent
 
 def start_ms(records: Iterable[Control], name: str) -> int:
     """Time at which an experiment first assigned arms."""
-    starts: dict[str, int] = {}
     for control in records:
-        if isinstance(control, Experiments):
-            starts = starts_in(control) | starts
-    return starts.get(name, 0)
+        if isinstance(control, Experiments) and (time_ms := starts_in(control).get(name)):
+            return time_ms
+    return 0
 
 
 def starts_in(revision: Experiments) -> dict[str, int]:

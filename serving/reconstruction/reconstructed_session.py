@@ -217,8 +217,7 @@ def impression_of(value: bytes, request_id: str) -> Impression | None:
 def known_policies(log: Log, config: Config, labels: Sequence[str]) -> Iterator[Policies]:
     """Policies of every revision of the experiments on the log, the newest first, and at last without any.
     Their base is the current configuration."""
-    control = list(readable(log, CONTROL, Control))
-    for record in reversed(control):
+    for record in reversed(list(readable(log, CONTROL, Control))):
         if isinstance(record, Experiments):
             with suppress(ValueError):  # a replica ignores it, too
                 experiments = running(record, config.policy, labels)

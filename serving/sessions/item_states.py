@@ -72,13 +72,11 @@ class ItemStates:
         """Publishes everything, which is then kept for new readers, and trims to the full publication before,
         for slow ones."""
         begin = self._log.end(ITEM_STATE, 0)
-        keys, _, _ = self._counters.export()
-        states = states_of(self._counters, keys, (offsets, self._name))
+        states = states_of(self._counters, self._counters.export()[0], (offsets, self._name))
         for start in range(0, len(self.covisits), _ROWS):
             rows = self.covisits.export(start, start + _ROWS)
             states.append(state_of((offsets, self._name), covisits=rows))
-        parts = len(states)
-        self._append([replace(state, part=n, parts=parts) for n, state in enumerate(states)])
+        self._append([replace(s, part=n, parts=len(states)) for n, s in enumerate(states)])
         self._previous_full_offset, self._full_offset = self._full_offset, begin
         self._records = 0
         self._log.hold(qualified(ITEM_STATE, self._name), ITEM_STATE, 0, begin)
@@ -91,8 +89,7 @@ class ItemStates:
             return []
         gone = self.covisits.add_within_limit(visits_VC)
         self.evicted += len(gone)
-        visits = visits_VC.tobytes()
-        return [state_of((offsets, self._name), visits=visits, gone=gone.tobytes())]
+        return [state_of((offsets, self._name), visits=visits_VC.tobytes(), gone=gone.tobytes())]
 
     def _append(self, states: Sequence[ItemState]) -> None:
         for state in states:
