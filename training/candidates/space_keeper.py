@@ -19,7 +19,7 @@ from training.lines.offset_lookup import first_at
 from training.steps.delta_reader import DeltaVersion
 
 _TRIM_EVERY_MS: Final = 600_000
-_MOST: Final = 10_000  # step records trimmed at a time
+_MOST: Final = 200_000  # step records trimmed at a time: more than are cut meanwhile
 _FEW: Final = 2  # snapshots
 _STEPS_PER_EPOCH: Final = 1 << 40  # an upper bound
 _LOG: Final = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from parameter_server.storage.snapshots import complete_steps, write_part
 from recsys.events.control_records import Live
@@ -88,6 +89,17 @@ def test_records_stay_as_long_as_their_examples_are_on_the_log_or_in_the_archive
         file.unlink()
     trim_steps(log, tmp_path)
     assert first_step(log) == 7  # partition 1 still has the examples from the seventh step on
+
+
+def test_all_records_of_ten_busy_minutes_go_at_once(log, tmp_path):
+    steps, learned = 30_000, [Range(0, 0, 1)]  # 50 a second
+    log.append(EXAMPLES, [Append(0, b"", b"x")])
+    log.trim(EXAMPLES, 0, 1)
+    records = [replace(record(step), ranges=learned) for step in range(1, steps + 1)]
+    log.append(STEPS, [Append(0, b"main", pack(each)) for each in records])
+    snapshot(tmp_path, steps)
+    trim_steps(log, tmp_path)
+    assert first_step(log) == steps
 
 
 def test_unreadable_records_between_them_go_too(log, tmp_path):
