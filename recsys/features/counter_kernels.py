@@ -40,20 +40,23 @@ def read(index: Any, values: Any, last_ms: Any, half_lives: Any, keys: Any, now_
 
 @kernel(types.void(_float[:, ::1], _int[::1], _HALF_LIVES, _KEYS, _AMOUNTS, _int))
 def add(values: Any, last_ms: Any, half_lives: Any, rows: Any, amounts: Any, now_ms: Any) -> None:
-    """Adds ``amounts`` (K,) to rows. An event in order decays the row to its own time; a late one is decayed
-    to the row's time."""
+    """Adds ``amounts`` (K,) to rows. An event in order decays the row to its time, a late one is decayed. As
+    float32 rounds the decay of some ms to 1, frequent rows decay once a second; at 2²² shown they halve."""
     kinds = amounts.shape[0]
     for i in range(rows.shape[0]):
         row, age = rows[i], now_ms - last_ms[rows[i]]
+        waits = 0 < age < 1_000 and values[row, values.shape[1] - kinds] > 65_536
         for s in range(half_lives.shape[0]):
-            left = np.float32(np.exp2(-abs(age) / half_lives[s]))
+            left = np.float32(np.exp2((age if waits else -abs(age)) / half_lives[s]))
             for k in range(kinds):
                 c = s * kinds + k
-                if age < 0:
+                if age < 0 or waits:
                     values[row, c] += left * amounts[k]
                 else:
                     values[row, c] = values[row, c] * left + amounts[k]
-        if age > 0:
+            if values[row, s * kinds] > 2**22:
+                values[row, s * kinds : (s + 1) * kinds] *= np.float32(0.5)
+        if age > 0 and not waits:
             last_ms[row] = now_ms
 
 

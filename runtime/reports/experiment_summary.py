@@ -29,8 +29,7 @@ def start_ms(records: Iterable[Control], name: str) -> int:
 
 
 def starts_in(revision: Experiments) -> dict[str, int]:
-    """Times at which experiments first assigned arms, by name, if no earlier revision tells: their recorded
-    starts, else the revision's time."""
+    """When experiments began, by name, if no earlier revision tells: as recorded, or with the revision."""
     starts = {name: current.started_ms for name, current in revision.states.items()}
     for name in set(map(name_in, revision.configs.values())) - starts.keys():
         starts[name] = revision.time_ms

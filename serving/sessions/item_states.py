@@ -45,9 +45,8 @@ class ItemStates:
         self._records = 0  # published since the newest full publication
 
     def publish(self, offsets: Sequence[int], changed: Sequence[int], visits_VC: Keys) -> None:
-        """Appends the counters that changed, and visits; all of them at first, after many records, and where
-        retention (of Kafka, which knows no holds) has dropped some of them. Nothing until as many events are
-        counted as readers have. ``offsets``: of ``events``, next to count."""
+        """Appends changed counters, and visits; all at first, after many records, and where (on Kafka) some
+        were dropped. Nothing until as much is counted as readers have. ``offsets``: of ``events``."""
         added, place = self._added(offsets, visits_VC), (offsets, self._name)
         if any(own < readers for own, readers in zip(offsets, self._readers, strict=True)):
             return
@@ -69,8 +68,7 @@ class ItemStates:
         beat.gauge("covisit_rows_evicted", self.evicted)
 
     def _publish_all(self, offsets: Sequence[int]) -> None:
-        """Publishes everything, which is then kept for new readers, and trims to the full publication before,
-        for slow ones."""
+        """Publishes everything, holds it, and trims to the full publication before, for slow readers."""
         begin = self._log.end(ITEM_STATE, 0)
         states = states_of(self._counters, self._counters.export()[0], (offsets, self._name))
         for start in range(0, len(self.covisits), _ROWS):

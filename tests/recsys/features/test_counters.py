@@ -133,3 +133,20 @@ def test_what_one_event_adds() -> None:
     assert amounts(KINDS, "long_view", 9_000).tolist() == [0, 1, 0]  # a view brings the watch time
     assert amounts(KINDS, "view", 9_000)[2] == pytest.approx(np.log(10))
     assert not amounts(KINDS, "skip", 9_000).any()
+
+
+def test_a_frequent_row_decays_and_keeps_its_rates() -> None:
+    """float32 rounds the decay of 40 ms to 1, and 1 is lost from 2**24 on."""
+    table, now_ms, key = CounterTable(2), 1_790_000_000_000, np.array([5])
+    true = np.array([7e5, 7e5 / 33, 3e6, 3e6 / 33])
+    table.set(key, true.astype(np.float32)[None], np.array([now_ms]))
+    left = np.repeat(np.exp2(-40 / table.half_lives_ms), 2)
+    for n in range(20_000):
+        now_ms += 40
+        added = np.array([1, n % 33 == 0], np.float32)
+        table.add([5], added, now_ms)
+        true = true * left + np.tile(added, 2)
+    np.testing.assert_allclose(table.read(key, now_ms)[0], true, rtol=1e-4)
+    table.set(key, np.array([[9, 3, 2**22, 2**20]], np.float32), np.array([now_ms]))
+    table.add([5], np.array([4, 1], np.float32), now_ms)
+    assert table.read(key, now_ms)[0].tolist() == [13, 4, 2**21 + 2, 2**19 + 0.5]
