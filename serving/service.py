@@ -255,16 +255,9 @@ class Service:
         return await self._answer(request, session, _arrived_s(), 0.0, counts=counts)
 
     async def _answer(
-        self,
-        request: Request,
-        session: Session,
-        arrived_s: float,
-        waited_s: float,
-        request_id: str = "",
-        mark: Mark = unmarked,
-        counts: bool = True,
-        viewer_known: bool = True,
-    ) -> Answer:
+        self, request: Request, session: Session, arrived_s: float, waited_s: float,
+        request_id: str = "", mark: Mark = unmarked, counts: bool = True, viewer_known: bool = True,
+    ) -> Answer:  # fmt: skip
         """Answers from the version current at the time of ranking, within the rest of the request's time.
 
         Retrieval shards are asked before, and again if the version changed meanwhile. ``waited_s``: I/O wait

@@ -71,18 +71,11 @@ class WriteApi:
     """Appends clients' writes to the log, in the event loop. All methods raise Unavailable."""
 
     def __init__(
-        self,
-        config: Config,
-        writer: LogWriter,
-        sessions: SessionReader,
-        freshness: Freshness,
-        validator: EventValidator,
-        now_ms: Callable[[], int],
-        traces: SwipeTraces | None = None,
-        is_full: Callable[[], bool] = lambda: False,
-        schema: Schema = _NO_FIELDS,
+        self, config: Config, writer: LogWriter, sessions: SessionReader, freshness: Freshness,
+        validator: EventValidator, now_ms: Callable[[], int], traces: SwipeTraces | None = None,
+        is_full: Callable[[], bool] = lambda: False, schema: Schema = _NO_FIELDS,
         with_lists: WithLists | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """``is_full``: whether the disk has no space for events. ``schema``: of declared fields.
         ``with_lists``: as Service.with_lists."""
         self._schema, self._with_lists = schema, with_lists

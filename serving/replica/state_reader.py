@@ -94,15 +94,10 @@ class StateReader:
     batch is applied before the next ``read``."""
 
     def __init__(
-        self,
-        log: Log,
-        replica: ItemVectors,
-        config: Config,
-        now_ms: Callable[[], int],
-        pinned: tuple[str, int] | None = None,
-        traces: SwipeTraces | None = None,
+        self, log: Log, replica: ItemVectors, config: Config, now_ms: Callable[[], int],
+        pinned: tuple[str, int] | None = None, traces: SwipeTraces | None = None,
         first: FeatureSet | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: for applied steps.
         ``first``: the set of the state folder's file, if the replica's is another. Raises ValueError where
         the configuration names what the schema lacks."""

@@ -75,16 +75,10 @@ class CounterLoop:
     states: ItemStates | None = None  # None: another process writes ``item_state``
 
     def __init__(
-        self,
-        log: Log,
-        features: FeatureSet,
-        state: PartState | None = None,
-        now_ms: Callable[[], int] = wall_ms,
-        bounds: BoundsConfig | None = None,
-        covisits: CovisitConfig | None = None,
-        name: str = "",
-        share: Share = WHOLE,
-    ) -> None:
+        self, log: Log, features: FeatureSet, state: PartState | None = None,
+        now_ms: Callable[[], int] = wall_ms, bounds: BoundsConfig | None = None,
+        covisits: CovisitConfig | None = None, name: str = "", share: Share = WHOLE,
+    ) -> None:  # fmt: skip
         self._log, self._features, self._now_ms = log, features, now_ms
         self._name, self._count = name, log.partitions(EVENTS)
         count = self._count

@@ -53,16 +53,10 @@ class SessionLoop:
     """Folds ``events`` into sessions, one batch a turn."""
 
     def __init__(
-        self,
-        log: Log,
-        store: FoldStore,
-        features: FeatureSet,
-        seen: int = 500,
-        now_ms: Callable[[], int] = wall_ms,
-        tracer: Tracer | None = None,
-        name: str = "",
+        self, log: Log, store: FoldStore, features: FeatureSet, seen: int = 500,
+        now_ms: Callable[[], int] = wall_ms, tracer: Tracer | None = None, name: str = "",
         share: Share = WHOLE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """``name``: of the feature set, if it isn't the first (recsys/app/set_loops.py)."""
         self._log, self._store, self._features = log, store, features
         self._name = qualified(NAME, name)

@@ -74,15 +74,10 @@ def continual_trainer(settings: dict[str, Any]) -> Trainer:
 
 
 def ray_trainer(
-    loop: Callable[[dict[str, Any]], None],
-    settings: dict[str, Any],
-    scaling: ray.train.ScalingConfig,
-    name: str,
-    storage: Path,
-    failures: int,
-    check_s: float,
+    loop: Callable[[dict[str, Any]], None], settings: dict[str, Any],
+    scaling: ray.train.ScalingConfig, name: str, storage: Path, failures: int, check_s: float,
     kind: type[Trainer] = Trainer,
-) -> Trainer:
+) -> Trainer:  # fmt: skip
     """A run of workers. ``failures`` of workers end it, -1: none does; ``check_s``: time until a dead worker
     is noticed."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(check_s))

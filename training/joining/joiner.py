@@ -95,15 +95,10 @@ class Joiner:
     ``influence``: the bounds of its partition."""
 
     def __init__(
-        self,
-        partition: int,
-        labels: Sequence[str],
-        config: JoinConfig,
-        recall: Recall | None = None,
-        spill: Spill | None = None,
-        memory_bytes: int = 0,
+        self, partition: int, labels: Sequence[str], config: JoinConfig,
+        recall: Recall | None = None, spill: Spill | None = None, memory_bytes: int = 0,
         influence: Influence | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.partition = partition
         self.labels = list(labels)
         self.config = config

@@ -77,16 +77,10 @@ class JoinerLoop(RetryLoop):
     is slow to jump."""
 
     def __init__(
-        self,
-        log: Log,
-        config: Config,
-        features: FeatureSet,
-        clock: Callable[[], int],
-        state: PartState | None = None,
-        again: Log | None = None,
-        trace: JoinTrace | None = None,
+        self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int],
+        state: PartState | None = None, again: Log | None = None, trace: JoinTrace | None = None,
         share: Share = WHOLE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._trace = trace
         self._log, self._config, self._features = log, config, features
         self._again = again or log

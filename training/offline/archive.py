@@ -96,15 +96,9 @@ def is_archive(folder: Path) -> bool:
 
 @_retrying_merged_files
 def cache_archive(
-    archive: Path,
-    folder: Path,
-    features: FeatureSet,
-    dense_width: int,
-    horizon_ms: int,
-    asked: Range,
-    allow_gaps: bool = False,
-    log: Log | None = None,
-) -> Cache:
+    archive: Path, folder: Path, features: FeatureSet, dense_width: int, horizon_ms: int,
+    asked: Range, allow_gaps: bool = False, log: Log | None = None,
+) -> Cache:  # fmt: skip
     """Reads the examples of a range into a cache. Raises MissingExamples for gaps unless ``allow_gaps``;
     ValueError for examples of another feature set, or unreadable files. ``log``: names other sets, whose
     examples are read where they have all features."""

@@ -158,14 +158,9 @@ def choose_teacher(
 
 
 def prepare_labels(
-    folder: Path,
-    teacher: TeacherConfig,
-    features: FeatureSet,
-    registry: Path,
-    cache: Cache,
-    sharding: Sharding,
-    step_examples: int,
-) -> None:
+    folder: Path, teacher: TeacherConfig, features: FeatureSet, registry: Path, cache: Cache,
+    sharding: Sharding, step_examples: int,
+) -> None:  # fmt: skip
     """Computes a teacher's predictions if needed, by all workers together; worker 0 stores them. Raises
     Refused if the teaching candidate is gone."""
     if sharding.gather(folder.exists())[0]:

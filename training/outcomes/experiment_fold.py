@@ -47,14 +47,9 @@ class ExperimentFold:
     ``complete``: whether the log still had all records. ``surfaces``: the first 16, by segment number."""
 
     def __init__(
-        self,
-        log: Log,
-        config: Config,
-        labels: Sequence[str],
-        experiment: Experiment,
-        started_ms: int,
-        most_users: int = 200_000,
-    ) -> None:
+        self, log: Log, config: Config, labels: Sequence[str], experiment: Experiment,
+        started_ms: int, most_users: int = 200_000,
+    ) -> None:  # fmt: skip
         self._log, self._labels = log, tuple(labels)
         self.experiment = experiment
         self.outcomes = outcomes_for(experiment, labels, most_users)

@@ -79,16 +79,9 @@ class SequencerLoop(RetryLoop):
     follows the trainer, whose pace is on no record."""
 
     def __init__(
-        self,
-        log: Log,
-        config: Config,
-        features: FeatureSet,
-        clock: Callable[[], int],
-        line: str = MAIN,
-        epoch: int = 0,
-        trace: SequenceTrace | None = None,
-        live: bool = False,
-    ) -> None:
+        self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int],
+        line: str = MAIN, epoch: int = 0, trace: SequenceTrace | None = None, live: bool = False,
+    ) -> None:  # fmt: skip
         self._live = live
         self._trace = trace
         self._log, self._config, self._clock = log, config, clock
