@@ -3,6 +3,7 @@
 An item keeps its index for the lifetime of the process; a removed item is no longer alive.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -20,6 +21,7 @@ from recsys.events.field_schema import NUMERIC
 from recsys.events.hashing import Id, key_of
 from recsys.features.feature_set import FeatureSet, log_scale, number_of
 
+_LONGEST: Final = 100.0  # length of a vector; embeddings are shorter
 _COLUMNS: Final = ("_keys", "_numbers", "_exact", "_alive", "_published_ms")
 
 
@@ -189,10 +191,13 @@ def _time_ms(value: Any) -> float:
 
 
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:
-    """Numeric fields on a signed log scale, then vectors unchanged; 0 for missing or invalid numbers."""
+    """Numeric fields on a signed log scale, then vectors, of length ``_LONGEST`` at most: one item must
+    not outweigh all others in the network. 0 for missing or invalid numbers."""
     out = [log_scale(fields.get(name)) for name in features.schema.names("item", NUMERIC)]
     for name, length in features.schema.vectors:
         value = fields.get(name)
         valid = isinstance(value, list) and len(value) == length
-        out.extend(map(number_of, value) if valid and value else [0.0] * length)
+        numbers = [*map(number_of, value)] if valid and value else [0.0] * length
+        scale = min(1.0, _LONGEST / max(math.hypot(*numbers), 1.0))
+        out.extend(number * scale for number in numbers)
     return np.array(out, np.float32)

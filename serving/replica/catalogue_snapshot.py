@@ -24,7 +24,7 @@ from recsys.process.space_file import SpaceReader
 from serving.index.ivf_index import IvfIndex
 from serving.replica.replica import Replica
 
-_FORMAT: Final = 3  # of the files, and of the order of a group's members
+_FORMAT: Final = 4  # of the files, of the order of a group's members, and of the length of vectors
 _LEAST: Final = 20_000  # records of ``items`` that are folded at every start
 _OLD: Final = 20  # a snapshot that lacks one of so many records is replaced
 # For the replica that folds the catalogue and writes, a minute at a million items. If it hangs, most of the

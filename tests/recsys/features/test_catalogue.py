@@ -79,9 +79,12 @@ def test_numbers_are_logarithms_and_0_where_there_is_none(value: object, number:
     [
         ([1, -2.5, 3], [1, -2.5, 3]), ([1, 2], [0, 0, 0]), ("abc", [0, 0, 0]), (None, [0, 0, 0]),
         ([1, "2", None], [1, 0, 0]), ([1, float("nan"), 1e300], [1, 0, 0]),
+        ([60, 80, 0], [60, 80, 0]), ([0, -1e20, 0], [0, -100, 0]), ([300, 0, -400], [60, 0, -80]),
     ],
 )  # fmt: skip
-def test_vectors_stand_as_they_are_or_not_at_all(value: object, vector: list[float]) -> None:
+def test_vectors_stand_as_they_are_but_no_longer_than_100_or_not_at_all(
+    value: object, vector: list[float]
+) -> None:
     its = Catalogue(FEATURES)
     its.apply(item("a", embedding=value))
     assert its.numbers[0, 1:].tolist() == vector
