@@ -312,6 +312,9 @@ class StatusOut(BaseModel):
     answered since the start; their times and shares are those of the last 30 s, null without any."""
 
     version: VersionOut
+    features: dict[str, str]
+    canary: dict[str, Any] | None
+    arms: dict[str, dict[str, Any]]
     age_ms: int | None
     items: int
     ready: bool

@@ -62,11 +62,13 @@ def test_head_answers_as_get_does_and_nothing_is_reused_without_asking(
     run(world, scenario)
 
 
-def test_the_schema_names_each_field_of_a_stamp(world: World) -> None:
+def test_the_schema_names_each_field_of_a_stamp_and_of_the_status(world: World) -> None:
     async def scenario(w: World) -> None:
-        schema = (await w.client.get("/openapi.json")).json()
-        stamp = schema["components"]["schemas"]["StampOut"]["properties"]
-        assert stamp.keys() == (await w.recommend())["stamp"].keys()
+        schemas = (await w.client.get("/openapi.json")).json()["components"]["schemas"]
+        stamp = (await w.recommend())["stamp"]
+        assert schemas["StampOut"]["properties"].keys() == stamp.keys()
+        status = (await w.client.get("/v1/status")).json()
+        assert schemas["StatusOut"]["properties"].keys() == status.keys()
 
     run(world, scenario)
 
