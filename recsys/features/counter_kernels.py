@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from recsys.arrays.compiled import kernel, read_only
+from recsys.arrays.compiled import kernel, mix, read_only, unit
 from recsys.arrays.key_index import insert, place_of
 
 _int, _float = types.int64, types.float32
 _KEYS, _INDEX, _HALF_LIVES = read_only(_int, 1), read_only(_int, 2), read_only(types.float64, 1)
 _VALUES, _TIMES, _AMOUNTS = read_only(_float, 2), read_only(_int, 1), read_only(_float, 1)
+
+_FREQUENT = 65_536  # shown so often, a row decays by less than float32 can tell between two events
 
 
 @kernel(types.void(_VALUES, _TIMES, _HALF_LIVES, _int, _int, _float[::1]))
@@ -38,25 +40,39 @@ def read(index: Any, values: Any, last_ms: Any, half_lives: Any, keys: Any, now_
             add_row(values, last_ms, half_lives, row, now_ms, out[i])
 
 
+@kernel(_float(types.float64, types.uint64))
+def _rounded(exact: Any, seed: Any) -> Any:
+    """One of the two float32 next to a number, each with the probability that makes it the mean (stochastic
+    rounding, Connolly, Higham and Mary 2021)."""
+    if exact == 0.0:
+        return np.float32(0.0)
+    step = np.exp2(np.floor(np.log2(abs(exact))) - 23.0)
+    return np.float32(np.floor(exact / step + unit(seed ^ np.uint64(np.int64(exact)))) * step)
+
+
 @kernel(types.void(_float[:, ::1], _int[::1], _HALF_LIVES, _KEYS, _AMOUNTS, _int))
 def add(values: Any, last_ms: Any, half_lives: Any, rows: Any, amounts: Any, now_ms: Any) -> None:
-    """Adds ``amounts`` (K,) to rows. An event in order decays the row to its time, a late one is decayed. As
-    float32 rounds the decay of some ms to 1, frequent rows decay once a second; at 2²² shown they halve."""
+    """Adds ``amounts`` (K,) to rows. An event in order decays the row to its time, a late one is decayed.
+
+    float32 rounds the decay of some ms to 1, and 1 more than 2²⁴ to 2²⁴: frequent rows are rounded up or down
+    at random (``_rounded``), so that their mean is right."""
     kinds = amounts.shape[0]
     for i in range(rows.shape[0]):
         row, age = rows[i], now_ms - last_ms[rows[i]]
-        waits = 0 < age < 1_000 and values[row, values.shape[1] - kinds] > 65_536
+        frequent = values[row, values.shape[1] - kinds] > _FREQUENT
         for s in range(half_lives.shape[0]):
-            left = np.float32(np.exp2((age if waits else -abs(age)) / half_lives[s]))
+            left = np.exp2(-abs(age) / half_lives[s])
+            own, of_row = (left, 1.0) if age < 0 else (1.0, left)
             for k in range(kinds):
                 c = s * kinds + k
-                if age < 0 or waits:
-                    values[row, c] += left * amounts[k]
+                if frequent:
+                    exact = values[row, c] * of_row + own * amounts[k]
+                    values[row, c] = _rounded(exact, mix(np.uint64(now_ms)) ^ np.uint64(c))
+                elif age < 0:
+                    values[row, c] += np.float32(left) * amounts[k]
                 else:
-                    values[row, c] = values[row, c] * left + amounts[k]
-            if values[row, s * kinds] > 2**22:
-                values[row, s * kinds : (s + 1) * kinds] *= np.float32(0.5)
-        if age > 0 and not waits:
+                    values[row, c] = values[row, c] * np.float32(left) + amounts[k]
+        if age > 0:
             last_ms[row] = now_ms
 
 

@@ -68,7 +68,7 @@ def rules(replica: Replica, query: Query, candidates: Candidates) -> Candidates:
 
 def _matches(replica: Replica, candidates: Candidates, rule: Rule) -> Mask:
     """Marks candidates that have the rule's value in its field."""
-    return replica.values.items(rule.field, rule.value)[candidates.indices_N]
+    return replica.values.having(rule.field, rule.value, candidates.indices_N)
 
 
 def caps_of(replica: Replica, query: Query, candidates: Candidates) -> tuple[Cap, ...]:

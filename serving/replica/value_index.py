@@ -34,7 +34,7 @@ class ValueIndex:
         (``spellings_of``). It is read-only and changes with the items. The first call reads all of them."""
         items = self._kept.pop((field, value), None)
         if items is None:
-            items = Bitmap.of(self._marks(field, value, ALL_ITEMS))
+            items = Bitmap.of(self.having(field, value, ALL_ITEMS))
         self._kept[field, value] = items
         if len(self._kept) > _MOST:
             del self._kept[next(iter(self._kept))]
@@ -61,13 +61,13 @@ class ValueIndex:
         for (field, value), items in self._kept.items():
             items.grow(len(self._catalogue))
             for index, has in zip(
-                indices.tolist(), self._marks(field, value, indices).tolist(), strict=True
+                indices.tolist(), self.having(field, value, indices).tolist(), strict=True
             ):
                 items.put(index, has)
 
     def reread(self) -> None:
         """Reads all items again, after they were replaced by others."""
-        self._kept = {of: Bitmap.of(self._marks(*of, ALL_ITEMS)) for of in self._kept}
+        self._kept = {of: Bitmap.of(self.having(*of, ALL_ITEMS)) for of in self._kept}
 
     def marks(self, field: str, values: Iterable[Any], among: Rows = ALL_ITEMS) -> Mask:
         """Marks items ``among`` some (n,) with one of the values in a declared field of categories."""
@@ -82,7 +82,8 @@ class ValueIndex:
             marked[members if isinstance(among, slice) else np.isin(among, members)] = True
         return marked
 
-    def _marks(self, field: str, value: str, among: Rows) -> Mask:
+    def having(self, field: str, value: str, among: Rows) -> Mask:
+        """Marks items ``among`` some (n,) whose field, declared or not, is or contains a rule's value."""
         texts, fields = spellings_of(value), self._catalogue.fields
         if field in self._declared:
             return self.marks(field, texts, among)

@@ -50,6 +50,9 @@ _log = logging.getLogger(__name__)
 # Items considered of a group; a larger group is sampled. By default 80 candidates come from topics, half of
 # them drawn: 256 leave room for seen items.
 _POOL: Final = 256
+_LEFT: Final = (
+    8  # a source looks further than its window if less than one in so many of that is allowed
+)
 _POPULAR_MEMBERS: Final = 2048  # most popular items that are searched for members of a large group
 
 
@@ -215,8 +218,10 @@ class Retrieval:
         quantiles = draws(salt, np.arange(_POOL))
         parts = []
         for key, weight in liked:
-            members = self._members(key, quantiles, allowed if query.request.filters else None)
-            members = members[allowed[members]]
+            members = self._members(key, quantiles)
+            members, sampled = members[allowed[members]], members
+            if _too_few(query, members, sampled):
+                members = self._members(key, quantiles, allowed)
             share = max(1, round(k * weight / total))
             if len(members) > share:
                 values = self.replica.popularity.values[members]
@@ -261,9 +266,10 @@ class Retrieval:
 
     def _popular(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         top = self.replica.popularity.top
-        if query.request.filters:
-            top = self.replica.popularity.best(np.flatnonzero(allowed.mask()))
-        return top[allowed[top]][: max(k, self.replica.config.serve.candidates)]
+        best = top[allowed[top]]
+        if _too_few(query, best, top):
+            best = self.replica.popularity.best(np.flatnonzero(allowed.mask()))
+        return best[: max(k, self.replica.config.serve.candidates)]
 
     def _covisit(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         replica = self.replica
@@ -293,11 +299,18 @@ class Retrieval:
 
 
 def _newest(query: Query, allowed: Bitmap) -> Indices:
-    """Allowed items among the newest; of a filtered catalogue the newest of the allowed."""
-    if query.request.filters:
-        return np.flatnonzero(allowed.mask())[-_NEWEST:]
-    newest = np.arange(max(0, len(allowed) - _NEWEST), len(allowed))
-    return newest[allowed[newest]]
+    """Allowed items among the newest; where few of these are allowed, the newest of the allowed."""
+    window = np.arange(max(0, len(allowed) - _NEWEST), len(allowed))
+    newest = window[allowed[window]]
+    if _too_few(query, newest, window):
+        newest = np.flatnonzero(allowed.mask())[-_NEWEST:]
+    return newest
+
+
+def _too_few(query: Query, left: Indices, window: Indices) -> bool:
+    """Whether a source looks at the whole catalogue instead of a window, of which so many are allowed: filters
+    and rules may close nearly all of it."""
+    return bool(query.request.filters) or _LEFT * len(left) < len(window)
 
 
 def _salt(query: Query) -> int:
