@@ -101,7 +101,7 @@ class ItemLists:
         return self._first(query, SIMILAR, near[order], scores_N[order]), missing
 
     async def _near(self, query: Query, search: VectorQuery) -> tuple[Indices, bool]:
-        allowed = allowed_items(self._replica, query)[0]
+        allowed, _ = allowed_items(self._replica, query, by_rules=self._shards is None)
         if self._shards is None:
             hits = self._replica.index.search(search.vector_V, search.k, allowed, rough=True)
             return hits[0], False

@@ -1,7 +1,7 @@
 """From a request to an answer, by named stages; one version, one stamp.
 
-    filter          leaves out items gone, filtered, excluded, hidden, seen, or closed by any rule
-                    (serving/retrieval/filters.py)
+    filter          leaves out items gone, filtered, excluded, hidden or seen, and those that safety rules or
+                    rules of the policy (of two policies: of both) close (serving/retrieval/filters.py)
     retrieve        collects candidates, each source with its share (serving/retrieval/retrieval.py)
     shorten         under time pressure keeps the first candidates of each source
     given           takes the caller's own candidates instead of these three
@@ -64,6 +64,8 @@ _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 Run = Callable[[Query, Candidates], Candidates]
 _NO_ITEMS: Final = np.zeros(0, np.int64)
+_MOST_KEYS: Final = 20_000  # of items that rules close, in a request to retrieval shards
+_MOST_HITS: Final = 20.0  # times as many are asked for where closed items are among them
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,14 @@ class Pipeline:
         vector_queries = self.retrieval.vector_queries(query.session, viewer, self._shares(query))
         if not vector_queries:
             return None
-        return self.planned(vector_queries, filters.allowed_items(self.replica, query)[0])
+        allowed, removed = filters.allowed_items(self.replica, query)
+        if min(removed.get(filters.SAFETY, 0) + removed.get(RULES, 0), allowed.count) > _MOST_KEYS:
+            # Their keys would be a large part of the catalogue: what is closed is dropped from more hits.
+            with_closed, _ = filters.allowed_items(self.replica, query, by_rules=False)
+            more = min(_MOST_HITS, with_closed.count / allowed.count)
+            vector_queries = tuple(replace(q, k=math.ceil(q.k * more)) for q in vector_queries)
+            allowed = with_closed
+        return self.planned(vector_queries, allowed)
 
     def planned(self, queries: tuple[VectorQuery, ...], allowed: Bitmap) -> RetrievalPlan:
         """Searches for the retrieval shards, which get the keys of the allowed items, or of the other living

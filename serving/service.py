@@ -67,14 +67,10 @@ class Service:
     """One replica. All methods belong to the event loop that called ``start``."""
 
     def __init__(
-        self,
-        config: Config,
-        log: Log,
-        sessions: SessionReader,
-        now_ms: Callable[[], int] = wall_ms,
-        shards: RetrievalClient | None = None,
+        self, config: Config, log: Log, sessions: SessionReader,
+        now_ms: Callable[[], int] = wall_ms, shards: RetrievalClient | None = None,
         traces: SwipeTraces | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """``shards``: retrieval shards; with them the replica holds no vectors and no index. ``traces``:
         traces a sample of the requests."""
         self.traces = traces

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -12,9 +11,9 @@ from experiments.assignment.design import Metric, sums_of
 from experiments.statistics.outcomes import DAY_MS, UserOutcomes
 from recsys.events.hashing import key_of
 from recsys.events.records import EXAMPLES
-from recsys.log.protocol import Log, newest_first
+from recsys.log.protocol import Log, newest_first, read_range
 from recsys.process.log_consumer import decoded
-from training.outcomes.shown_item import ShownItem, closed_ms_of, metric_increments
+from training.outcomes.shown_item import ShownItem, first_closed_ms, metric_increments
 
 LOOKS: Final = 14
 _READ: Final = 1_000
@@ -64,9 +63,10 @@ def _span(log: Log) -> tuple[int, int]:
     """Close times of the oldest and the newest example left, from the ends of each partition."""
     times = []
     for partition in range(log.partitions(EXAMPLES)):
-        oldest = log.read(EXAMPLES, partition, log.begin(EXAMPLES, partition), 1)
-        newest = islice(newest_first(log, EXAMPLES, partition), 1)
-        times += [closed_ms_of(record.value) for record in (*oldest, *newest)]
+        begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
+        oldest = read_range(log, EXAMPLES, partition, begin, end)
+        newest = newest_first(log, EXAMPLES, partition)
+        times += filter(None, map(first_closed_ms, (oldest, newest)))
     return min(times, default=0), max(times, default=0)
 
 

@@ -9,7 +9,6 @@ reason. When there are more lists than asked for, those of a hashed sample of us
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -35,7 +34,7 @@ from recsys.log.protocol import Log, Record, newest_first, read_range
 from recsys.process.log_consumer import UNREADABLE
 from training.joining.sampling import represented_examples
 from training.lines.offset_lookup import first_at, served_ms_of
-from training.outcomes.shown_item import closed_ms_of
+from training.outcomes.shown_item import closed_ms_of, first_closed_ms
 
 TEAM_DRAFT: Final = "interleaved: two policies drew them in turns"
 BY_SCORE: Final = "asked for by score: nothing was drawn"
@@ -102,9 +101,8 @@ def _ended_ms(log: Log, window_ms: int) -> dict[int, int]:
     """By partition, the time before which join windows are over, by the newest example."""
     ended_ms = {}
     for partition in range(log.partitions(EXAMPLES)):
-        newest = islice(newest_first(log, EXAMPLES, partition), 1)
-        times = [closed_ms_of(record.value) for record in newest]
-        ended_ms[partition] = max(times, default=0) - window_ms
+        newest = newest_first(log, EXAMPLES, partition)
+        ended_ms[partition] = first_closed_ms(newest) - window_ms
     return ended_ms
 
 

@@ -239,13 +239,9 @@ class SocketChannel(Channel):
     """One worker's connection to one shard; reconnects and sends again if the shard restarts."""
 
     def __init__(
-        self,
-        resolve: Callable[[], Address],
-        hello: Callable[[str], Hello],
-        give_up_s: float = 120.0,
-        sleep: Callable[[float], None] = time.sleep,
-        tls: Tls = None,
-    ) -> None:
+        self, resolve: Callable[[], Address], hello: Callable[[str], Hello],
+        give_up_s: float = 120.0, sleep: Callable[[float], None] = time.sleep, tls: Tls = None,
+    ) -> None:  # fmt: skip
         """``resolve`` returns the shard's current address; ``hello`` makes the greeting from its token."""
         self._resolve, self._hello, self._tls = resolve, hello, tls
         self._give_up_s, self._sleep = give_up_s, sleep

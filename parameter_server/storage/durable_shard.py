@@ -45,13 +45,9 @@ class DurableShard:
     """Owns a shard and its files. Thread-safe."""
 
     def __init__(
-        self,
-        spec: ShardSpec,
-        storage: ShardStorage,
-        publish: Publish,
-        dense: Vector | None = None,
+        self, spec: ShardSpec, storage: ShardStorage, publish: Publish, dense: Vector | None = None,
         background: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Recovers from the newest complete snapshot and the write-ahead file, else starts a new line.
 
         ``dense``: initial parameters, used on part 0 of a new line. ``background``: write snapshots in a
@@ -65,6 +61,7 @@ class DurableShard:
         self._publishing = threading.RLock()
         self._unpublished: list[bytes] = []  # grows and is replaced within ``_lock``
         self._writer: threading.Thread | None = None
+        self._tidier: threading.Thread | None = None  # reads siblings' parts of a snapshot
         self._snapshot_due = False  # the newest step's snapshot is still to be taken
         self._untidy: int | None = None  # newest snapshot of which parts may be missing
         self._saved = 0  # newest step of which a snapshot was written
@@ -110,11 +107,11 @@ class DurableShard:
                 self.flush()
             if self._snapshot_due:
                 self.snapshot()
-            elif step % TIDY_EVERY == 0 and self._untidy is not None and not self._is_writing():
-                if self._background:
-                    self._start_thread(self._try, step, self._read_and_tidy)
-                else:
+            elif step % TIDY_EVERY == 0 and self._untidy is not None:
+                if not self._background:
                     self._read_and_tidy()
+                elif not (_is_alive(self._writer) or _is_alive(self._tidier)):
+                    self._tidier = _started(self._try, step, self._read_and_tidy)
 
     def snapshot(self) -> None:
         """Writes this shard's part of a snapshot at the newest step and tidies up. Publishes first: the file,
@@ -122,13 +119,13 @@ class DurableShard:
         with self._lock:
             self.flush()
             step = self._shard.applied
-            if self._is_writing():
+            if _is_alive(self._writer):
                 self._snapshot_due = False
                 self.snapshot_error = f"step {step}: the one before is still being written"
                 return
             update, meta = self._changes.export()
             if self._background:
-                self._start_thread(self._write_in_background, step, update, meta)
+                self._writer = _started(self._write_in_background, step, update, meta)
             else:
                 self._write(step, update, meta)
             self._snapshot_due = False
@@ -295,16 +292,19 @@ class DurableShard:
         if step >= (self._untidy or 0):
             self._untidy = None
 
-    def _start_thread(self, work: Callable[..., object], *arguments: object) -> None:
-        self._writer = threading.Thread(target=work, args=arguments)
-        self._writer.start()
-
-    def _is_writing(self) -> bool:
-        return self._writer is not None and self._writer.is_alive()
-
     def _join_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.join()
+        for thread in filter(None, (self._writer, self._tidier)):
+            thread.join()
+
+
+def _started(work: Callable[..., object], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=work, args=arguments)
+    thread.start()
+    return thread
+
+
+def _is_alive(thread: threading.Thread | None) -> bool:
+    return thread is not None and thread.is_alive()
 
 
 def owner_of(spec: ShardSpec) -> str:

@@ -93,13 +93,9 @@ def _reach(spec: ShardSpec, files: ShardFiles, base: int) -> int:
 
 
 def _recover(
-    spec: ShardSpec,
-    files: ShardFiles,
-    newest: snapshots.Snapshot | None,
-    step: int,
-    publish: Publish,
-    dense: Vector | None,
-) -> list[Shard]:
+    spec: ShardSpec, files: ShardFiles, newest: snapshots.Snapshot | None, step: int,
+    publish: Publish, dense: Vector | None,
+) -> list[Shard]:  # fmt: skip
     shards = []
     for part in range(spec.parts):
         own = part_of(spec, part)

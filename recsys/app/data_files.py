@@ -35,8 +35,9 @@ def list_of(value: Any) -> list[Any] | None:
     if isinstance(value, str) and value.startswith("["):
         for read in (msgspec.json.decode, ast.literal_eval):
             with suppress(
-                msgspec.MsgspecError, ValueError, SyntaxError, RecursionError, MemoryError
-            ):
+                msgspec.MsgspecError, ValueError, TypeError, SyntaxError, RecursionError,
+                MemoryError,
+            ):  # fmt: skip
                 return list(read(value))
     return value if isinstance(value, list) else None
 

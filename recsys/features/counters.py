@@ -104,7 +104,7 @@ class CounterTable:
 
     def drop(self, keys: Keys) -> None:
         """Drops the rows of some keys."""
-        rows = self._ids.find(keys)
+        rows = self._ids.find(np.unique(keys))
         self._ids.remove(rows[rows >= 0])
 
     def keep_newest(self, limit: int) -> Keys:

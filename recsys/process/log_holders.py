@@ -39,10 +39,11 @@ def end_dead_backup(log: Log, state: Path | str) -> None:
 
 def holders(log: Log, topic: str, now_ms: int) -> list[str]:
     """The lowest hold of each partition that begins where retention has come to, with its age if the log
-    knows append times."""
+    knows append times. A hold named after the topic is its writer's, for readers that start."""
     texts = []
     for partition in range(log.partitions(topic)):
-        holds, begin = log.holds(topic, partition), log.begin(topic, partition)
+        begin, all_holds = log.begin(topic, partition), log.holds(topic, partition)
+        holds = {name: at for name, at in all_holds.items() if not name.startswith(topic)}
         name = min(holds, key=holds.__getitem__, default="")
         if not name or holds[name] > begin or begin == log.end(topic, partition):
             continue

@@ -16,7 +16,7 @@ from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, Log, newest_first
 
 EVERY_MS: Final = 1_000
-_BACK: Final = 1_000  # records read backwards at most
+_BACK: Final = 20_000  # records read backwards at most
 
 
 class Ticker:

@@ -172,7 +172,7 @@ class Importer:
         skip_events(self.log, self.config, self.app.feature_set(self.config.model.features), began)
         live, old = live_epoch(self.log), report["old_rows"]
         rows_now = max(rows_before, old) + report["new_rows"]
-        # Rows of an import that goes on after a kill follow.
+        # After a kill from here on, only events of later rows are still to be skipped.
         rows.save(dataset.shift_ms, rows.ends()[EVENTS], rows_now, mapping, True)
         # A system that has learned goes on from there, and few rows don't replace what all taught.
         is_due = bool(report["new"] or not live or (before and (before.is_due or before.began)))
@@ -214,7 +214,9 @@ class Importer:
             counts.update(new=int((~old).sum()), imported_before=int(old.sum()))
             old = old[[not isinstance(event, Item | User) for event in batch]]
             counts.update(new_rows=int((~old).sum()), old_rows=int(old.sum()))
-        self.log.append(ITEMS, [record_of(item, 1) for item in again.values()])
+        rewritten = (record_of(item, 1) for item in again.values())
+        while appends := [*islice(rewritten, BATCH)]:
+            self.log.append(ITEMS, appends)
         counts.update(new=len(again), imported_before=-len(again))
         return dict(counts)
 

@@ -146,13 +146,9 @@ def _open_existing(config: Config) -> Log | None:
 
 
 def assemble(
-    state: Path,
-    running: Running,
-    up: bool,
-    beats: dict[str, Beat | None],
-    log: LogOffsets | None,
+    state: Path, running: Running, up: bool, beats: dict[str, Beat | None], log: LogOffsets | None,
     server: dict[str, Any],
-) -> Status:
+) -> Status:  # fmt: skip
     """Builds the status from run file, heartbeats, log and the server's answer."""
     now_ms = int(time.time() * 1000)
     stale = up and now_ms - running.time_ms > _STALLED_MS

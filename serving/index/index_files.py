@@ -28,7 +28,9 @@ def save_centroids(folder: Path, index: ItemIndex) -> None:
         return
     centroids = index.lists.centroids
     file = _file(folder, centroids.digest)
-    if not file.exists():
+    if file.exists():
+        os.utime(file)  # in use: others are older
+    else:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         beside = file.with_suffix(f".{os.getpid()}.tmp")
         save_file({_NAME: centroids.vectors}, beside)

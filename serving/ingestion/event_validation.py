@@ -78,15 +78,11 @@ class EventValidator:
     ``has_lists``: whether the app has lists, whose id every engagement names."""
 
     def __init__(
-        self,
-        config: Config,
-        duration_ms: Callable[[Id], float | None] = lambda item_id: None,
-        window: int = 200_000,
-        prove: Prove = lambda event, caller, now_ms: (event, ""),
+        self, config: Config, duration_ms: Callable[[Id], float | None] = lambda item_id: None,
+        window: int = 200_000, prove: Prove = lambda event, caller, now_ms: (event, ""),
         wait_s: Callable[[Caller, Id, float], float] = lambda caller, user_id, now_s: 0.0,
-        kinds: Sequence[str] = event_types.ENGAGEMENT_KINDS,
-        has_lists: bool = True,
-    ) -> None:
+        kinds: Sequence[str] = event_types.ENGAGEMENT_KINDS, has_lists: bool = True,
+    ) -> None:  # fmt: skip
         self._prove, self._wait_s, self._kinds = prove, wait_s, kinds
         self._has_lists = has_lists
         self._partitions = config.log.partitions
@@ -95,13 +91,9 @@ class EventValidator:
         self._recent = RecentIds(window)
 
     def validate(
-        self,
-        raw_events: Sequence[object],
-        now_ms: int,
-        foreign: bool = False,
-        caller: Caller = SERVER,
-        in_flight: Container[str] = (),
-    ) -> ValidatedBatch:
+        self, raw_events: Sequence[object], now_ms: int, foreign: bool = False,
+        caller: Caller = SERVER, in_flight: Container[str] = (),
+    ) -> ValidatedBatch:  # fmt: skip
         """Validates the events of one batch; never raises for their content. ``foreign``: from a client of
         Gorse or Metarank, which may send old events and needn't name the request. ``in_flight``: ids that
         are being committed; a batch with one is validated again, so from it on no quota is used."""

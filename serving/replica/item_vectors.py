@@ -115,13 +115,9 @@ class ItemVectors(ABC):
         """Sets item counters. ``offset`` is the next to read of ``item_state``."""
 
     def prepare(
-        self,
-        tables: Mapping[str, MappedRows | tuple[Keys, Rows]],
-        dense: Rows | None,
-        version: ModelVersion,
-        model: ModelConfig | None = None,
-        reads: FeatureSet | None = None,
-    ) -> PreparedVersion:
+        self, tables: Mapping[str, MappedRows | tuple[Keys, Rows]], dense: Rows | None,
+        version: ModelVersion, model: ModelConfig | None = None, reads: FeatureSet | None = None,
+    ) -> PreparedVersion:  # fmt: skip
         """Builds everything that a serving snapshot replaces, without side effects, in a thread beside the
         one that answers. Nothing may be applied before ``install``. ``tables``: rows by name, mapped or in
         memory. ``model``: the epoch's model, whose size may differ; all have vectors of the same size.

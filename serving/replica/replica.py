@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.assignment.policy import Policies
 from parameter_server.publish.deltas import StepDelta
 from parameter_server.publish.rounding import round_dense
 from recsys.arrays.growable import grown
@@ -54,6 +55,8 @@ class Replica(ItemVectors):
         self.values = ValueIndex(self.catalogue, self.surplus)
         for rule in config.safety.rules:  # kept from the start: no request waits for them
             self.values.items(rule.field, rule.value)
+        for base in Policies(config.policy, surfaces=config.surfaces).bases.values():
+            self.values.closed_by(base.rules)
         self.popularity = Popularity(features, self.catalogue)
         self.covisits = Covisits(config.covisits)
         self._copied: Covisits | None = None  # a full copy that is being read

@@ -46,14 +46,14 @@ class ValueIndex:
         closed = Bitmap(len(living))
         for rule in rules:
             if rule.do == "require":
-                fitting = required.setdefault(rule.field, Bitmap(len(living)))
-                fitting.unite(self.items(rule.field, rule.value))
+                allowed = required.setdefault(rule.field, Bitmap(len(living)))
+                allowed.unite(self.items(rule.field, rule.value))
             elif rule.excludes:
                 closed.unite(self.items(rule.field, rule.value))
-        for fitting in required.values():
-            others = living.copy()
-            others.subtract(fitting)
-            closed.unite(others)
+        for allowed in required.values():
+            excluded = living.copy()
+            excluded.subtract(allowed)
+            closed.unite(excluded)
         return closed
 
     def update(self, indices: NDArray[np.int64]) -> None:

@@ -24,11 +24,14 @@ UNKNOWN, EXCLUDED, FILTERED, CLOSED = "unknown", "excluded", "filtered", "closed
 SAFETY = "safety"  # name in ``removed``
 
 
-def allowed_items(replica: Replica, query: Query) -> tuple[Bitmap, dict[str, int]]:
+def allowed_items(
+    replica: Replica, query: Query, by_rules: bool = True
+) -> tuple[Bitmap, dict[str, int]]:
     """Items that may be retrieved, and removals by filter: of all that no list may have, whatever the score.
 
     The cost depends on the session and the rules: only bits of the catalogue are copied. Where fewer items
-    than requested would remain, seen ones may come again: an empty feed is worse.
+    than requested would remain, seen ones may come again: an empty feed is worse. ``by_rules``: without what
+    safety rules and the policy's close.
     """
     catalogue = replica.catalogue
     request, session, allowed = query.request, query.session, catalogue.living.copy()
@@ -41,10 +44,10 @@ def allowed_items(replica: Replica, query: Query) -> tuple[Bitmap, dict[str, int
     removed["hidden"] = len(allowed.take(_indices_of(catalogue, session.hidden)))
     if session.wishes:
         removed["blocked"] = len(allowed.take(_blocked_items(replica, session)))
-    if (unsafe := _unsafe_items(replica, query)) is not None:
+    if by_rules and (unsafe := _unsafe_items(replica, query)) is not None:
         removed[SAFETY] = allowed.subtract(unsafe)
     policies = [policy for _, policy in query.policy.rivals] or [query.policy]
-    if all(policy.config.rules for policy in policies):
+    if by_rules and all(policy.config.rules for policy in policies):
         closed = [replica.values.closed_by(policy.config.rules) for policy in policies]
         for other in closed[1:]:
             closed[0].intersect(other)

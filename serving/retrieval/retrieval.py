@@ -207,8 +207,8 @@ class Retrieval:
         assert query.shard_results is not None
         keys = query.shard_results.keys.get(source, np.empty(0, np.int64))
         indices = self.replica.catalogue.indices_of_keys(keys)
-        assert (indices >= 0).all() and allowed[indices].all(), "not of this version"
-        return indices
+        assert (indices >= 0).all(), "not of this version"
+        return indices[allowed[indices]]  # where rules close many, closed ones are among them
 
     def _topic(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         """Items of liked groups, by how much each is liked: half by popularity, half at random."""
@@ -308,8 +308,8 @@ def _newest(query: Query, allowed: Bitmap) -> Indices:
 
 
 def _too_few(query: Query, left: Indices, window: Indices) -> bool:
-    """Whether a source looks at the whole catalogue instead of a window, of which so many are allowed: filters
-    and rules may close nearly all of it."""
+    """Whether a source looks further than its window, of which these are allowed: filters and rules may close
+    nearly all of it."""
     return bool(query.request.filters) or _LEFT * len(left) < len(window)
 
 

@@ -53,7 +53,7 @@ class ItemStates:
         slices = (self.dropped[n : n + _KEYS] for n in range(0, len(self.dropped), _KEYS))
         self._append([state_of(place, dropped=keys.tobytes()) for keys in slices])
         self.dropped = self.dropped[:0]
-        whole = 0 <= self._full_offset >= self._log.begin(ITEM_STATE, 0)
+        whole = self._full_offset >= max(0, self._log.begin(ITEM_STATE, 0))
         if whole and self._records < _REPUBLISH_AFTER:
             self._append([*added, *states_of(self._counters, changed, place)])
         else:

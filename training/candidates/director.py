@@ -52,13 +52,9 @@ class Director:
     """Decides on the lines of one system. ``clock``: milliseconds."""
 
     def __init__(
-        self,
-        log: Log,
-        config: Config,
-        clock: Callable[[], int],
-        experiments: Mapping[str, str] | None = None,
-        open_again: Callable[[], Log] | None = None,
-    ) -> None:
+        self, log: Log, config: Config, clock: Callable[[], int],
+        experiments: Mapping[str, str] | None = None, open_again: Callable[[], Log] | None = None,
+    ) -> None:  # fmt: skip
         """``experiments``: YAML texts by file name, refused before anything is appended if unreadable; None:
         keep the experiments on the log. ``open_again``: opens the same log again, for slow work."""
         self._log, self._clock = log, clock

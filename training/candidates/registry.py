@@ -114,13 +114,9 @@ class Registry:
         return self._file(name).provenance
 
     def add(
-        self,
-        provenance: Provenance,
-        arrays: Mapping[str, NDArray[Any]] | Joined,
-        meta: Mapping[str, Any],
-        step: int,
-        ancestor: Path | None = None,
-    ) -> Snapshot:
+        self, provenance: Provenance, arrays: Mapping[str, NDArray[Any]] | Joined,
+        meta: Mapping[str, Any], step: int, ancestor: Path | None = None,
+    ) -> Snapshot:  # fmt: skip
         """Adds a candidate, ``arrays`` and ``meta`` as from ``Shard.export``. ``ancestor``: the folder of
         snapshots with the one that it started from, to be stored with it. Raises Refused for a name in use,
         an unknown kind, or a number that isn't finite."""

@@ -114,13 +114,9 @@ def _final_targets(labels_BK: Floats) -> LabelTargets:
 
 
 def _open_targets(
-    labels_BK: Floats,
-    kept_B1: Floats,
-    arrived_BK: Floats,
-    again_B1: NDArray[np.bool_],
-    sampled_out_B1: NDArray[np.bool_],
-    new_BK: NDArray[np.bool_],
-) -> LabelTargets:
+    labels_BK: Floats, kept_B1: Floats, arrived_BK: Floats, again_B1: NDArray[np.bool_],
+    sampled_out_B1: NDArray[np.bool_], new_BK: NDArray[np.bool_],
+) -> LabelTargets:  # fmt: skip
     negative_B1 = ~labels_BK.any(1, keepdims=True)
     first_BK = np.where((labels_BK > 0) | negative_B1, 1.0, kept_B1)
     weights_BK = np.where(again_B1, new_BK & (arrived_BK > 0), first_BK)

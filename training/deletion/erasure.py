@@ -78,13 +78,9 @@ class Eraser(RetryLoop):
     to try."""
 
     def __init__(
-        self,
-        log: Log,
-        archive: Path,
-        state: PartState,
-        clock: Callable[[], int],
+        self, log: Log, archive: Path, state: PartState, clock: Callable[[], int],
         share: Share = WHOLE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """``archive``: its folder. Raises LogLost if ``state`` is of another log."""
         self._log, self._archive, self._state, self._clock = log, archive, state, clock
         self._share, self._count = share, log.partitions(EVENTS)
@@ -211,7 +207,7 @@ class Eraser(RetryLoop):
     def _is_anonymous(self, request: PendingErasure) -> bool:
         """Whether ``control`` no longer names the user, or can't be changed."""
         records = self._log.read(CONTROL, 0, request.control, 1) if self._changes else []
-        return all(unpack(record.value, Erasure).user_id == "" for record in records)
+        return all(erasure.user_id == "" for _, erasure in decoded(records, Erasure))
 
     def _anonymize(self, request: PendingErasure) -> None:
         """Removes the user's id from the requests on ``control``."""

@@ -24,13 +24,9 @@ _Noted = dict[int, list[int]]
 
 
 def free_until(
-    log: Log,
-    archive: Path,
-    partition: int,
-    keys: Collection[bytes],
-    own: int | None,
+    log: Log, archive: Path, partition: int, keys: Collection[bytes], own: int | None,
     spared: Collection[int],
-) -> int:
+) -> int:  # fmt: skip
     """The offset before which no learned example of a partition can belong to the users of ``keys``, by the
     log and, before its begin, the files in the folder ``archive``. ``own``: offset of the users' first
     example on the log. ``spared``: tombstones that no step has learned from."""

@@ -109,14 +109,10 @@ class PanelWatch:
     ``ended``: whether to end. After an unexpected error of ``turn`` a new instance resumes from the file."""
 
     def __init__(
-        self,
-        log: Log,
-        config: Config,
-        features: FeatureSet,
+        self, log: Log, config: Config, features: FeatureSet,
         seconds: Callable[[], float] = time.monotonic,
-        spent: Callable[[], float] = time.thread_time,
-        ended: Callable[[], bool] = lambda: False,
-    ) -> None:
+        spent: Callable[[], float] = time.thread_time, ended: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self._log, self._config, self._features = log, config, features
         self._seconds, self._spent, self._ended = seconds, spent, ended
         self._folder = Path(config.state) / "snapshots"

@@ -346,13 +346,9 @@ class Joiner:
         return is_example
 
     def _emit(
-        self,
-        state: ImpressionState,
-        index: int,
-        impression: Impression | None,
-        times_ms: tuple[int, int],
-        out: list[Joined],
-    ) -> None:
+        self, state: ImpressionState, index: int, impression: Impression | None,
+        times_ms: tuple[int, int], out: list[Joined],
+    ) -> None:  # fmt: skip
         """Emits the example of one item, unless its impression is gone, which changes no later output or
         number. ``times_ms``: of emission, and of the view end that causes it, or 0."""
         labels, learned, mark = state.labels[index], state.learned[index], state.marks[index]

@@ -241,13 +241,9 @@ def _forgotten(files: Sequence[ArchiveFile]) -> dict[tuple[int, str], int]:
 
 
 def _read(
-    file: ArchiveFile,
-    hour: int,
-    progress: _Progress,
-    asked: Range,
-    forgotten: dict[tuple[int, str], int],
-    counts: Counter[str],
-) -> _Rows:
+    file: ArchiveFile, hour: int, progress: _Progress, asked: Range,
+    forgotten: dict[tuple[int, str], int], counts: Counter[str],
+) -> _Rows:  # fmt: skip
     """The examples of a file that are in the range."""
     if progress.over:
         none = np.empty(0, np.int64)

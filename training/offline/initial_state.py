@@ -98,14 +98,10 @@ def _own_rows(arrays: Arrays, sharding: Sharding) -> Arrays:
 
 
 def count_vocabularies(
-    blocks: Blocks,
-    learner: Learner,
-    tables: Sequence[TableConfig],
-    ancestor: Ancestor | None = None,
-    shards: int = 1,
-    size: int = _COUNTED_AT_ONCE,
+    blocks: Blocks, learner: Learner, tables: Sequence[TableConfig],
+    ancestor: Ancestor | None = None, shards: int = 1, size: int = _COUNTED_AT_ONCE,
     sharding: Sharding = ALONE,
-) -> dict[str, Vocabulary]:
+) -> dict[str, Vocabulary]:  # fmt: skip
     """Vocabularies by table of this worker's keys, in one pass over all blocks, of which each worker reads
     its share. ``shards``: number of budgets of a table; each part has an equal share of them."""
     names = [table.name for table in tables]
@@ -138,14 +134,10 @@ def count_vocabularies(
 
 
 def build_trainer(
-    features: FeatureSet,
-    model: ModelConfig,
-    sharding: Sharding,
-    vocabularies: Mapping[str, Vocabulary],
-    make: MakeTable,
-    ancestor: Ancestor | None = None,
+    features: FeatureSet, model: ModelConfig, sharding: Sharding,
+    vocabularies: Mapping[str, Vocabulary], make: MakeTable, ancestor: Ancestor | None = None,
     share: float | None = None,
-) -> OfflineTrainer:
+) -> OfflineTrainer:  # fmt: skip
     """A new trainer with initial values, or an ancestor's with its optimizer state. ``share``: the teacher's,
     whose probabilities are in the examples; None: no teacher."""
     network = build_model(features, model)

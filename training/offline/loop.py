@@ -85,13 +85,9 @@ class OfflineLoop:
     """Trains to the end. ``report`` is called at each step with the state and the step's sums."""
 
     def __init__(
-        self,
-        blocks: Blocks,
-        trainer: OfflineTrainer,
-        checkpoints: Checkpoints,
-        plan: Plan,
+        self, blocks: Blocks, trainer: OfflineTrainer, checkpoints: Checkpoints, plan: Plan,
         report: Report = lambda state, sums: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Raises ValueError if there is nothing before the last day, or nothing on it."""
         if not 0 < plan.last < len(blocks):
             which = "before the last day" if plan.last == 0 else "on the last day"

@@ -127,13 +127,9 @@ def write_labels(folder: Path, predictions: Iterator[Floats]) -> None:
 
 
 def choose_teacher(
-    teacher: str,
-    share: float,
-    model: ModelConfig,
-    features: FeatureSet,
-    registry: Path,
+    teacher: str, share: float, model: ModelConfig, features: FeatureSet, registry: Path,
     cache: Cache,
-) -> TeacherConfig:
+) -> TeacherConfig:  # fmt: skip
     """Resolves the teacher asked for. ``teacher``: a candidate; empty: the live line, or for examples of no
     log a line of ``model``, the system's, that learns along. Raises Refused for a candidate that can't be a
     teacher here, ValueError if no example would be taught."""

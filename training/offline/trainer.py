@@ -59,13 +59,9 @@ class OfflineTrainer:
     """One worker, with its part of the rows and all dense parameters."""
 
     def __init__(
-        self,
-        learner: Learner,
-        tables: Mapping[str, RowTable],
-        vocabularies: Mapping[str, Vocabulary],
-        dense: Dense,
-        sharding: Sharding,
-    ) -> None:
+        self, learner: Learner, tables: Mapping[str, RowTable],
+        vocabularies: Mapping[str, Vocabulary], dense: Dense, sharding: Sharding,
+    ) -> None:  # fmt: skip
         """``tables``: in the order of a line, with the worker's rows, those of their vocabularies."""
         torch.set_num_threads(1)  # the order of a sum must not depend on the number of cores
         self._learner, self._tables, self._vocabularies = learner, tables, vocabularies

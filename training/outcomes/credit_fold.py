@@ -5,7 +5,6 @@ An item counts once its window is over, and later engagements correct it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 import msgspec
@@ -20,7 +19,7 @@ from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Log, newest_first, read_range
 from recsys.process.log_consumer import decoded
 from training.lines.offset_lookup import first_at, served_ms_of
-from training.outcomes.shown_item import ShownList, closed_ms_of
+from training.outcomes.shown_item import ShownList, closed_ms_of, first_closed_ms
 
 _MARGIN_MS: Final = 60_000
 _RECENT: Final = 100_000  # request ids of a partition remembered to detect duplicates
@@ -62,7 +61,7 @@ def read_credits(
     lists, waiting, repeats, complete = dict[_Position, _List](), 0, 0, True
     window_ms = int(config.join.window_s * 1000)
     for partition in range(log.partitions(EVENTS)):
-        over_ms = _newest_ms(log, partition) - window_ms
+        over_ms = first_closed_ms(newest_first(log, EXAMPLES, partition)) - window_ms
         begin, seen = log.begin(EVENTS, partition), RecentIds(_RECENT)
         offset = first_at(log, EVENTS, partition, started_ms - _MARGIN_MS, served_ms_of)
         complete = complete and not 0 < begin == offset
@@ -92,11 +91,6 @@ def _list_of(impression: ShownList, teams: tuple[int, ...]) -> _List:
 
 def interleaving_readout(experiment: Experiment, read: InterleavingCredits) -> Preference:
     return preference(read.credits, experiment.metrics.alpha, experiment.metrics.find)
-
-
-def _newest_ms(log: Log, partition: int) -> int:
-    newest = islice(newest_first(log, EXAMPLES, partition), 1)
-    return max((closed_ms_of(record.value) for record in newest), default=0)
 
 
 def _earned(

@@ -1,6 +1,6 @@
 """Converts an example, or a correction of one, into increments of a user's metric sums."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -8,6 +8,8 @@ from experiments.assignment.design import SHOWN, WATCH
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id
 from recsys.events.records import unpack
+from recsys.log.protocol import Record
+from recsys.process.log_consumer import decoded
 from training.joining.sampling import represented_examples
 
 
@@ -65,6 +67,11 @@ def metric_increments(item: ShownItem, sums: Sequence[str], labels: Sequence[str
 def closed_ms_of(example: bytes) -> int:
     """Close time of an example or a tombstone, for a search by time."""
     return unpack(example, _Closed).closed_ms
+
+
+def first_closed_ms(examples: Iterable[Record]) -> int:
+    """Close time of the first readable example; 0 without any."""
+    return next((closed.closed_ms for _, closed in decoded(examples, _Closed)), 0)
 
 
 def _at(values: Sequence[float], index: int) -> float:

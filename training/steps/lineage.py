@@ -47,8 +47,8 @@ class Lineage:
 
 def last_steps(log: Log) -> list[Step]:
     """The newest step records of any line, in order."""
-    records = islice(newest_first(log, STEPS, 0, first=_AT_END), _AT_END)
-    return [step for _, step in decoded(records, Step)][::-1]
+    records = decoded(newest_first(log, STEPS, 0, first=_AT_END), Step)
+    return [step for _, step in islice(records, _AT_END)][::-1]
 
 
 def newest_step(log: Log, line: str, epoch: int) -> int:

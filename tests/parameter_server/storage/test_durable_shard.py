@@ -275,7 +275,7 @@ def test_steps_do_not_wait_while_snapshots_of_siblings_are_read(tmp_path, monkey
 
     def intact_steps(*place):
         reading.set()
-        assert go.wait(10) or threading.current_thread() is not first._writer
+        assert go.wait(10) or threading.current_thread() is not first._tidier
         return inner(*place)
 
     monkeypatch.setattr(snapshots, "intact_steps", intact_steps)

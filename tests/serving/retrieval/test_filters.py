@@ -56,7 +56,8 @@ def test_of_an_empty_catalogue_nothing_is_wanted() -> None:
 
 
 def closing(**by: object) -> Policy:
-    return policy(rules=(by,), per_author=0, trust_after=0, sources={"popular": 30, "vector": 30})
+    sources = {"trial": 10, "vector": 30, "popular": 30, "fresh": 10}
+    return policy(rules=(by,), per_author=0, sources=sources)
 
 
 def wide(**more: object) -> Replica:
@@ -65,7 +66,7 @@ def wide(**more: object) -> Replica:
     tags = (["rare"] if n < 30 else ["usual"] for n in range(5_000))
     replica.apply_items([item(n, tags=tag, labels=tag) for n, tag in enumerate(tags)], 5_000)
     replica.step = 1
-    popular(replica, dict.fromkeys(range(1_000, 5_000), 5))
+    popular(replica, dict.fromkeys(range(1_000, 5_000), 5) | {3: 1, 4: 2})
     return replica
 
 
@@ -76,12 +77,24 @@ def wide(**more: object) -> Replica:
         {"field": "tags", "value": "usual", "do": "limit", "amount": 0},
     ],
 )
-def test_a_rule_that_closes_most_items_leaves_a_full_list(closes: dict[str, object]) -> None:
+def test_a_rule_that_closes_most_items_leaves_a_full_list_of_all_sources(
+    closes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.replica.popularity._TOP", 500)
     replica = wide()
     query = Query(Request("u"), viewer(replica), closing(**closes), NOW_MS, "r")
     answer = Pipeline(replica).recommend(query)
     assert len(answer.items) == 10 and answer.removed["rules"] == 4_970
     assert {(*shown.fields["tags"],) for shown in answer.items} == {("rare",)}
+    assert answer.candidates is not None
+    of = answer.candidates.sources
+    assert {source for names in of.values() for source in names} == {
+        "trial",
+        "vector",
+        "popular",
+        "fresh",
+    }
+    assert {index for index, names in of.items() if "popular" in names} == {3, 4}
 
 
 def test_a_safety_rule_that_closes_most_items_leaves_a_full_list() -> None:

@@ -17,7 +17,7 @@ from recsys.events.rejection import Rejected
 from recsys.features.feature_set import Declared, FeatureSet, read_set, set_text
 from serving.index.item_index import NoIndex
 from serving.pipeline import Pipeline
-from serving.query import Query
+from serving.query import Query, ShardResults
 from serving.replica import value_index
 from serving.replica.replica import Replica
 from serving.request import Request
@@ -234,6 +234,28 @@ def test_shards_get_the_smaller_side_of_a_filter() -> None:
             key_of("item", f"v{n}") for n in range(90) if mask[n] == only or (not only and n == 3)
         }
         assert set(plan.keys.tolist()) == keys
+
+
+def test_shards_get_no_keys_of_many_items_that_rules_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.pipeline._MOST_KEYS", 5)
+    replica = made(items=90)
+    session, by = viewer(replica, liked=(3,)), {"field": "author", "value": "a4", "do": "require"}
+    replica.index = NoIndex(replica.index.dim, 2)
+    pipeline = Pipeline(replica)
+    query = Query(Request("u"), session, policy(rules=(by,), per_author=0), NOW_MS, "r")
+    plan = pipeline.plan(query)
+    assert plan is not None and plan.keys.tolist() == [key_of("item", "v3")]
+    assert [search.k for search in plan.queries] == [
+        356,
+        134,
+    ]  # 40 and 15 times 89 / 10: ten are open
+    hits = {"vector": np.array([key_of("item", f"v{n}") for n in (5, 13, 6, 22)])}
+    answer = pipeline.recommend(
+        replace(query, shard_results=ShardResults(pipeline.version, "", hits, missing=False))
+    )
+    assert answer.candidates is not None
+    named = [index for index, names in answer.candidates.sources.items() if "vector" in names]
+    assert named == [13, 22]
 
 
 def test_the_mask_of_an_empty_catalogue_is_empty() -> None:
