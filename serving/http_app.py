@@ -372,7 +372,7 @@ def _add_errors(app: FastAPI) -> None:
 _EXPECTED: Final = {
     "extra_forbidden": "no field of this name; /docs lists those of each route",
     "missing": "a value: the field is required",
-    "model_attributes_type": "a JSON object, sent with content-type: application/json",
+    "model_attributes_type": "a JSON object",
 }
 
 
@@ -381,7 +381,10 @@ def _detail(error: dict[str, Any]) -> FieldError:
     field = ".".join(part for part in parts if not part.startswith("constrained-"))
     value = repr(error.get("input"))
     shown = value if len(value) <= 80 else value[:77] + "..."
-    return FieldError(field or "body", shown, _EXPECTED.get(error["type"], error["msg"]))
+    expected = _EXPECTED.get(error["type"], error["msg"])
+    if error["type"] == "model_attributes_type" and not field:
+        expected += ", sent with content-type: application/json"
+    return FieldError(field or "body", shown, expected)
 
 
 def _request_of(body: models.RecommendIn | models.RankIn, n: int) -> values.Request:

@@ -61,7 +61,7 @@ def read_population(
 
 def _span(log: Log) -> tuple[int, int]:
     """Close times of the oldest and the newest example left, from the ends of each partition."""
-    times = []
+    times = list[int]()
     for partition in range(log.partitions(EXAMPLES)):
         begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
         oldest = read_range(log, EXAMPLES, partition, begin, end)

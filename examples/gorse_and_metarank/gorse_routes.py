@@ -281,7 +281,8 @@ class GorseRoutes:
     def _candidates(self, session: Session, category: str) -> tuple[Id, ...]:
         """Items of a category that the user hasn't seen."""
         seen, most = self._indices_of(session), self._config.serve.candidates
-        return tuple(category_candidates(self._replica, category, seen, most))
+        rules = self._config.policy.rules
+        return tuple(category_candidates(self._replica, category, seen, most, rules))
 
     def _indices_of(self, session: Session) -> Collection[int]:
         """Catalogue indices of the items that a user saw or hid."""

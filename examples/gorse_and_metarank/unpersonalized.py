@@ -3,13 +3,14 @@ without what safety rules close. ``category`` restricts a list to the items that
 ``compat.categories``.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from examples.gorse_and_metarank.times import time_ms_of
+from recsys.config.policy_config import Rule
 from recsys.events.event_types import Rejected
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id
@@ -53,10 +54,19 @@ def filters_of(replica: Replica, category: str) -> dict[str, str]:
 
 
 def category_candidates(
-    replica: Replica, category: str, excluded: Collection[int], most: int
+    replica: Replica,
+    category: str,
+    excluded: Collection[int],
+    most: int,
+    rules: Sequence[Rule] = (),
 ) -> list[Id]:
-    """Items of a category: the popular first, then the newest. ``excluded``: indices."""
+    """Items of a category: the popular first, then the newest. ``excluded``: indices. Left out is what the
+    policy's ``rules`` close, and safety rules that hold for everybody."""
     allowed = replica.catalogue.living.copy()
+    allowed.subtract(replica.values.closed_by(rules))
+    for rule in replica.config.safety.rules:
+        if not rule.when and not rule.unless:
+            allowed.subtract(replica.values.items(rule.field, rule.value))
     allowed.take(np.fromiter(excluded, np.int64, len(excluded)))
     allowed.take(np.flatnonzero(~filter_mask(replica, filters_of(replica, category))))
     top = replica.popularity.top

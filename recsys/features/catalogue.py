@@ -184,7 +184,7 @@ def _time_ms(value: Any) -> float:
             parsed = datetime.fromisoformat(value)
         except ValueError:
             return np.nan
-        return int(parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp() * 1000)
+        value = int(parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp() * 1000)
     number = number_of(value)
     is_time = abs(number) <= MAX_TIME_MS and not -1 <= number < 1
     return round(number) if is_time else np.nan

@@ -114,7 +114,8 @@ class LoadShedder:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 # Answers are of one version, and a page's modules must be, too.
-                MutableHeaders(scope=message).setdefault("cache-control", "no-cache")
+                headers = MutableHeaders(raw=message.setdefault("headers", []))
+                headers.setdefault("cache-control", "no-cache")
             await send(message)
 
         try:

@@ -19,6 +19,7 @@ const MAX_TOKENS = 1_000; // of the newest lists
 const LONGEST_ASKED_MS = 60_000; // the wait for a daily quota can be hours: the caller decides
 const SKEW_MS = 2_000; // the server's Date has whole seconds
 const QUICK_MS = 1_000; // the Date of a slower answer says little about the time at which it arrives
+const COMING = 4; // calls of `key` that may be under way
 
 /** API key or user token; a function is asked before each call, so that it can renew a token. */
 export type Key = string | (() => string | undefined | Promise<string | undefined>);
@@ -73,6 +74,7 @@ export class Client {
   readonly #fetch: typeof fetch;
   readonly #tokens = new Map<string, string>(); // by request_id
   #key: string | undefined;
+  #coming: Promise<string | undefined>[] = []; // keys that `key` hasn't given yet
   #skewMs = 0;
 
   constructor(options: ClientOptions = {}) {
@@ -251,7 +253,16 @@ export class Client {
 
   async #currentKey(signal: AbortSignal): Promise<string | undefined> {
     const { key } = this.#options;
-    if (typeof key === "function") this.#key = await unlessAborted(Promise.resolve(key()), signal);
+    if (typeof key !== "function") return this.#key;
+    // One that comes after its attempt has ended serves the next: else a slow one would never be there in time.
+    this.#coming = [...this.#coming.slice(1 - COMING), Promise.resolve(key())];
+    try {
+      this.#key = await unlessAborted(Promise.race(this.#coming), signal);
+      this.#coming = [];
+    } catch (error) {
+      if (!signal.aborted) this.#coming = [];
+      throw error;
+    }
     return this.#key;
   }
 

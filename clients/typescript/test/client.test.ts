@@ -165,6 +165,15 @@ test("a key that is renewed is asked for before each call; a closing page uses t
   assert.deepEqual(server.calls.map((call) => call.keepalive), [false, false, true]);
 });
 
+test("a key that is slower than an attempt serves the next one", async () => {
+  const server = new FakeServer();
+  let calls = 0;
+  const key = () => new Promise<string>((resolve) => setTimeout(resolve, 35, `token-${++calls}`));
+  const client = server.client({ timeoutMs: 20, key });
+  assert.equal((await client.sendEvents([LIKE])).accepted, 1);
+  assert.deepEqual(server.calls.map((call) => call.headers.authorization), ["Bearer token-1"]);
+});
+
 test("a key that doesn't come in time, or fails, is a call without an answer", async () => {
   const server = new FakeServer();
   const keys = [
