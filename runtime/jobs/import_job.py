@@ -8,7 +8,7 @@ model is trained as by ``recsys replay``, and the system starts from its snapsho
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -106,6 +106,12 @@ class ImportedRows:
         log = self._log
         return {t: [log.end(t, p) for p in range(log.partitions(t))] for t in (ITEMS, EVENTS)}
 
+    def on_log(self) -> int:
+        """Number of imported interactions and lists on the log, which earlier versions didn't note."""
+        events = events_after(self._log, EVENTS, [0] * self._log.partitions(EVENTS))
+        own = (e for e in events if _OWN_ID.fullmatch(getattr(e, "event_id", None) or ""))
+        return sum(not isinstance(event, User) for event in own)
+
     def _merge(self) -> None:
         self._hashes = np.concatenate([self._hashes, *self._new])
         self._new.clear()
@@ -116,6 +122,10 @@ class ImportedRows:
         ids = (getattr(event, "event_id", None) or "" for event in events)
         own = [int(match[1]) for id_ in ids if (match := _OWN_ID.fullmatch(id_))]
         return np.array([hash_ for hash_ in own if -(2**63) <= hash_ < 2**63], np.int64)
+
+
+def _hashes(events: Iterable[Event]) -> Hashes:
+    return np.array([mmh3.hash64(encode(event))[0] for event in events], np.int64)
 
 
 def events_after(log: Log, topic: str, offsets: Sequence[int]) -> Iterator[Event]:
@@ -146,11 +156,16 @@ class Importer:
         before, mapping, rows_before = rows.progress, dataset.mapping, 0
         if before is not None:
             _check_mapping(before.mapping or mapping, mapping, self.app)
-            dataset.shift_ms, rows_before = before.shift_ms, before.rows
-            if not mapping.time and len(times_ms) < rows_before:  # at the times of others
+            dataset.shift_ms = before.shift_ms
+            rows_before = before.rows if before.mapping else rows.on_log()
+            actions = (e for e in dataset.events() if not isinstance(e, Item | User))
+            newest = (
+                [] if mapping.time else [*islice(actions, max(0, rows_before - 1), rows_before)]
+            )
+            if not mapping.time and not (newest and rows.contains(_hashes(newest)).all()):
                 raise ValueError(
-                    f"there are {len(times_ms):,} rows, expected the {rows_before:,} of earlier imports "
-                    "before new ones: rows without a time count in the order of the files. Give all files"
+                    f"{self.app.name} has rows without a time, which count in the order of the files: "
+                    f"expected the {rows_before:,} of earlier imports first. Give all files, old ones first"
                 )
         elif not keep_times:
             dataset.shift_ms = whole_weeks(wall_ms() - int(times_ms[-1]))
@@ -191,7 +206,7 @@ class Importer:
             name, id_ = str(item.item_id), item.event_id or ""
             newest[name] = id_ if id_.startswith(_PREFIX) else newest.get(name, "")
         while batch := list(islice(events, BATCH)):
-            hashes = np.array([mmh3.hash64(encode(event))[0] for event in batch], np.int64)
+            hashes = _hashes(batch)
             old = rows.contains(hashes)
             # An item without fields is one that no table has: it must not replace what is there.
             bare = [type(e) is Item and not e.fields and str(e.item_id) in newest for e in batch]

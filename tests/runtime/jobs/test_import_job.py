@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -268,8 +269,9 @@ def test_rows_without_times_come_after_all_earlier_ones(
     (folder / "app.yaml").write_text(APP.replace("time: t, unit: s, ", ""))
     run(folder, config, log)
     (folder / "later.csv").write_text("u,i,r,t\n1,1,5,0\n")
-    with pytest.raises(ValueError, match="there are 1 rows, expected the 300 of earlier imports"):
-        run(folder, config, log, names=["later.csv"])
+    for names in (["later.csv"], ["later.csv", "log.csv", "items.csv"]):
+        with pytest.raises(ValueError, match="expected the 300 of earlier imports first"):
+            run(folder, config, log, names=names)
     assert run(folder, config, log, names=["log.csv", "later.csv", "items.csv"])["new"] == 1
 
 
@@ -302,10 +304,16 @@ def test_the_system_starts_from_what_was_learned(folder: Path, config: Config, l
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("noted", [True, False])
 def test_a_later_file_alone_leaves_what_all_rows_taught(
-    folder: Path, config: Config, log: Log
+    folder: Path, config: Config, log: Log, noted: bool
 ) -> None:
     run(folder, config, log, learn=200)
+    if not noted:  # by an earlier version
+        file = folder / "state/import/import.json"
+        progress = msgspec.json.decode(file.read_bytes())
+        kept = {name: progress[name] for name in ("log_id", "shift_ms", "ends", "began")}
+        file.write_bytes(msgspec.json.encode(kept))
     (folder / "new.csv").write_text(f"u,i,r,t\n1,1,5,{START_S + 300 * 60}\n")
     later = run(folder, config, log, learn=200, names=["new.csv"])
     assert (later["new"], later["missing"], live_epoch(log)) == (1, 300, 1)
