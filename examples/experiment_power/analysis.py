@@ -9,7 +9,7 @@ from examples.experiment_power.population import read_population
 from examples.experiment_power.sequential_power import SequentialPower, single_visit_covariance
 from experiments.assignment.definition import Arm, Experiment
 from experiments.assignment.design import Metric, Metrics
-from experiments.statistics.effect import AT_LEAST, eta_of
+from experiments.statistics.effect import eta_of
 from experiments.statistics.readout import metrics_needed
 from recsys.log.protocol import Log
 
@@ -73,7 +73,7 @@ def power_from_numbers(
     users, given = users_per_day * days, Metric("given", "given")
     row = _row(given, mean, power, _HALVES, users, effect, wanted)
     by_day = power.power(_arms(users, _HALVES), effect)
-    has_bounds = users_per_day * (1 + np.arange(days)) >= 2 * AT_LEAST
+    has_bounds = users_per_day * (1 + np.arange(days)) >= 2 * power.least_users
     reached = np.flatnonzero((by_day >= wanted) & has_bounds)
     row["days_needed"] = int(reached[0]) + 1 if len(reached) else None
     return {
@@ -92,7 +92,9 @@ def _row(
     return {
         "metric": metric.name,
         "mean": mean,
-        "power_there": float(power.power(arms, signed)[-1]) if min(arms) >= AT_LEAST else 0.0,
+        "power_there": float(power.power(arms, signed)[-1])
+        if min(arms) >= power.least_users
+        else 0.0,
         "smallest_effect": power.smallest_effect(arms, wanted),
         "users_needed": power.users_needed(shares, signed, wanted),  # of the two arms
     }

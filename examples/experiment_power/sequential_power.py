@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.assignment.design import check
-from experiments.statistics.effect import AT_LEAST
+from experiments.statistics.effect import AT_LEAST, LEAST_COUNT
 
 Floats = NDArray[np.float64]
 _SAMPLES: Final = 20_000  # gives a power of 0.8 to within 0.006
@@ -83,7 +83,13 @@ class SequentialPower:
             arms = (total * shares[0] / whole, total * shares[1] / whole)
             return bool(self.power(arms, effect)[-1] >= wanted)
 
-        return math.ceil(max(_least(enough, 10.0), AT_LEAST * whole / min(shares)))
+        return math.ceil(max(_least(enough, 10.0), self.least_users * whole / min(shares)))
+
+    @property
+    def least_users(self) -> float:
+        """Users of an arm below which a report has no bounds. Effective users of a metric are about
+        their number / (1 + the variance of ψ)."""
+        return max(AT_LEAST, LEAST_COUNT * (1.0 + float(self._variance_T[-1])))
 
     def smallest_effect(self, users: Sequence[float], wanted: float = 0.8) -> float:
         """Smallest relative effect found with the power ``wanted``."""

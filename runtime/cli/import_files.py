@@ -174,7 +174,8 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
         text = f"{result['steps']:,} steps from the newest {result['learned']:,} rows"
         rows += [("trained", text)]
     if "missing" in result:
-        text = f"no: {result['missing']:,} rows of earlier imports are in none of these files; add theirs"
+        text = f"no: {result['missing']:,} rows of earlier imports are in none of these files; add "
+        text += "theirs, or train from these alone, with --learn of a quarter of their number"
         rows += [("trained", text)]
     console.print(plain_table(("", ""), rows))
     if result.get("retrieval"):

@@ -49,6 +49,8 @@ def test_what_is_needed_has_the_power_that_was_wanted() -> None:
     assert looks.users_needed((0.9, 0.1), 0.05) > 2 * needed
     # A report has no bounds for fewer than 100 users in an arm, however large the effect.
     assert looks.users_needed((0.9, 0.1), 3.0) == 1_000
+    rare = SequentialPower(single_visit_covariance(49.0, 3), ALPHA, ETA)  # one of 50 users converts
+    assert rare.users_needed((0.5, 0.5), 30.0) == 2 * 20 * 50
     assert looks.users_needed((0.5, 0.5), -0.05) == pytest.approx(needed, rel=0.1)
 
 

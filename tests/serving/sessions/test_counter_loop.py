@@ -81,7 +81,7 @@ def watched(number: int, item: int = 0, kind: str = "view") -> tuple[Impression,
 
 
 def told(log: Log, name: str = "") -> CounterTable:
-    """What a replica that starts now has, of a feature set."""
+    """Counters of a replica that starts now."""
     counters = CounterTable(len(FEATURES.kinds))
     for record in log.read(ITEM_STATE, 0, log.begin(ITEM_STATE, 0), 100_000):
         state = unpack(record.value, ItemState)
