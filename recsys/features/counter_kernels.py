@@ -42,7 +42,7 @@ def read(index: Any, values: Any, last_ms: Any, half_lives: Any, keys: Any, now_
 
 @kernel(_float(types.float64, types.uint64))
 def _rounded(exact: Any, seed: Any) -> Any:
-    """One of the two float32 next to a number, each with the probability that makes it the mean (stochastic
+    """Rounds a number at random to one of the two float32 next to it, so that it is the mean (stochastic
     rounding, Connolly, Higham and Mary 2021)."""
     if exact == 0.0:
         return np.float32(0.0)

@@ -44,8 +44,9 @@ def allowed_items(
     removed["hidden"] = len(allowed.take(_indices_of(catalogue, session.hidden)))
     if session.wishes:
         removed["blocked"] = len(allowed.take(_blocked_items(replica, session)))
-    if by_rules and (unsafe := _unsafe_items(replica, query)) is not None:
-        removed[SAFETY] = allowed.subtract(unsafe)
+    for rule in _rules_that_hold(replica, query) if by_rules else ():
+        unsafe = replica.values.items(rule.field, rule.value)
+        removed[SAFETY] = removed.get(SAFETY, 0) + allowed.subtract(unsafe)
     policies = [policy for _, policy in query.policy.rivals] or [query.policy]
     if by_rules and all(policy.config.rules for policy in policies):
         closed = [replica.values.closed_by(policy.config.rules) for policy in policies]
@@ -78,20 +79,15 @@ def viewer_limits(replica: Replica, query: Query, indices: Indices) -> dict[str,
         beyond = [replica.surplus.members(key) for key in keys.tolist()]  # no column has the value
         has_key = np.isin(catalogue.keys[indices], keys).any(1)
         masks["blocked"] = np.asarray(has_key | np.isin(indices, np.concatenate(beyond)))
-    if (unsafe := _unsafe_items(replica, query)) is not None:
-        masks[SAFETY] = unsafe[indices]
+    for rule in _rules_that_hold(replica, query):
+        unsafe = replica.values.items(rule.field, rule.value)[indices]
+        masks[SAFETY] = masks.get(SAFETY, False) | unsafe
     return masks
 
 
-def _unsafe_items(replica: Replica, query: Query) -> Bitmap | None:
-    """Items that safety rules close to this viewer; None if no rule holds."""
-    rules = [rule for rule in replica.config.safety.rules if _applies(rule, query)]
-    if not rules:
-        return None
-    unsafe = Bitmap(len(replica.catalogue))
-    for rule in rules:
-        unsafe.unite(replica.values.items(rule.field, rule.value))
-    return unsafe
+def _rules_that_hold(replica: Replica, query: Query) -> list[SafetyRule]:
+    """Safety rules that hold for this viewer."""
+    return [rule for rule in replica.config.safety.rules if _applies(rule, query)]
 
 
 def _applies(rule: SafetyRule, query: Query) -> bool:
