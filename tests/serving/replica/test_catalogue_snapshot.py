@@ -43,16 +43,20 @@ NOW_MS = 1_790_000_000_000
 _ITEMS = 2_000
 
 
+def config_of(state: Path) -> Config:
+    base = Config()
+    serve = replace(base.serve, index="ivf", deadline_ms=600_000)
+    shards = ParameterServerConfig(shards=1)
+    return replace(base, state=str(state), serve=serve, parameter_server=shards)
+
+
 class World:
     """A log with a catalogue and weights, and replicas that start from it."""
 
-    def __init__(self, state: Path) -> None:
-        base = Config()
-        serve = replace(base.serve, index="ivf", deadline_ms=600_000)
-        shards = ParameterServerConfig(shards=1)
-        self.config = replace(base, state=str(state), serve=serve, parameter_server=shards)
+    def __init__(self, state: Path, blobs: dict[str, bytes]) -> None:
+        self.config = config_of(state)
         self.sessions = MemorySessions()
-        self.sessions.blobs = build(self.config, _ITEMS, 1, NOW_MS).sessions
+        self.sessions.blobs = dict(blobs)
         self.log: Log = open_log(self.config)
         self.folder = state / "catalogue"
 
@@ -137,10 +141,21 @@ def answers(service: Service) -> list[bytes]:
     return [msgspec.msgpack.encode((answer.impression, answer.items)) for answer in listed]
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """State that each test gets a copy of, and its sessions."""
+    state = tmp_path_factory.mktemp("built")
+    return state, build(config_of(state), _ITEMS, 1, NOW_MS).sessions
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: tuple[Path, dict[str, bytes]]
+) -> Iterator[World]:
     monkeypatch.setattr(catalogue_snapshot, "_LEAST", 100)
-    world = World(tmp_path)
+    state, blobs = built
+    shutil.copytree(state, tmp_path, dirs_exist_ok=True)
+    world = World(tmp_path, blobs)
     yield world
     world.log.close()
 
