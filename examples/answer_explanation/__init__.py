@@ -1,1 +1,1 @@
-"""A past answer, recomputed from log and snapshots: ``recsys explain``."""
+"""Past answers computed again from the log and snapshots, bit for bit: ``recsys explain``."""

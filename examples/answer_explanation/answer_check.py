@@ -12,6 +12,25 @@ from typing import Any, Final
 
 import pyarrow.compute as pc
 
+from examples.answer_explanation.reconstructed_answer import (
+    Difference,
+    count_reproduced_scores,
+    differences,
+    policy_of,
+    query_of,
+    reconstruct_answer,
+    stamp_differences,
+)
+from examples.answer_explanation.reconstructed_replica import (
+    NotReconstructible,
+    ReconstructedReplica,
+)
+from examples.answer_explanation.reconstructed_session import (
+    ReconstructedSessions,
+    find_impression,
+    impression_of,
+    known_policies,
+)
 from experiments.assignment.policy import Policies, Policy
 from recsys.app.logged_sets import logged_set
 from recsys.config.system_config import Config
@@ -24,22 +43,6 @@ from recsys.features.session import Session
 from recsys.log.protocol import Log, Record
 from serving.pipeline import Pipeline
 from serving.query import Query
-from serving.reconstruction.reconstructed_answer import (
-    Difference,
-    count_reproduced_scores,
-    differences,
-    policy_of,
-    query_of,
-    reconstruct_answer,
-    stamp_differences,
-)
-from serving.reconstruction.reconstructed_replica import NotReconstructible, ReconstructedReplica
-from serving.reconstruction.reconstructed_session import (
-    ReconstructedSessions,
-    find_impression,
-    impression_of,
-    known_policies,
-)
 from serving.request import Answer
 from training.archive.writer import archived_rows
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from examples.answer_explanation.reconstructed_replica import NotReconstructible
+from examples.answer_explanation.reconstructed_session import ReconstructedSessions
 from examples.feature_audit import recompute
 from examples.feature_audit.audit import TOLERANCE, Audit, AuditReport, is_sampled
 from examples.feature_audit.audit_source import AuditSource, PlacedImpression
@@ -22,8 +24,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FILE, feature_set
 from recsys.process.log_consumer import decoded
 from runtime.supervision import launch_plan
-from serving.reconstruction.reconstructed_replica import NotReconstructible
-from serving.reconstruction.reconstructed_session import ReconstructedSessions
 from serving.sessions.session_fold import fold_event, shown_keys
 
 

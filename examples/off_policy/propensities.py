@@ -1,7 +1,7 @@
 """Propensities of another policy along a served list, rank by rank, from the same candidates.
 
-The answer is reconstructed (serving/reconstruction/reconstructed_answer.py), so candidates, predictions and
-session are those of its time. Both policies then walk along the served list, and at each rank both
+The answer is reconstructed (examples/answer_explanation/reconstructed_answer.py), so candidates, predictions
+and session are those of its time. Both policies then walk along the served list, and at each rank both
 probabilities of every candidate are exact. Pure.
 """
 

@@ -7,6 +7,7 @@ Items are the feed's; the plug-in's ``sample_items`` are fields that they get in
 from functools import partial
 from typing import Any, Final
 
+from examples.answer_explanation.reconstructed_answer import differences, query_of
 from examples.plugin_contracts.determinism import Contract, deterministic, require, version
 from experiments.assignment.policy import Policies
 from parameter_server.publish.deltas import StepDelta
@@ -20,7 +21,6 @@ from recsys.features.session import Session
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.ranking.added_stages import apply_stage
-from serving.reconstruction.reconstructed_answer import differences, query_of
 from serving.replica.replica import Replica
 from serving.request import Candidates, Request
 from serving.retrieval.filters import allowed_items

@@ -11,13 +11,13 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from examples.answer_explanation.reconstructed_session import find_impression
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression, Rejected, Stamp, decode
 from recsys.events.hashing import Id
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
 from recsys.log.protocol import Log, Record, newest_first, read_range
 from recsys.process.log_consumer import UNREADABLE
-from serving.reconstruction.reconstructed_session import find_impression
 from training.lines.line import MAIN
 from training.lines.offset_lookup import first_at, served_ms_of
 

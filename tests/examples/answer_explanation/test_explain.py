@@ -21,6 +21,7 @@ from examples.answer_explanation.answer_check import (
     AnswerChecker,
 )
 from examples.answer_explanation.explanation import explanation_lines, explanation_values
+from examples.answer_explanation.reconstructed_session import find_impression
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments
@@ -33,7 +34,6 @@ from recsys.process.open_log import open_log
 from runtime.cli.main import app
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts
-from serving.reconstruction.reconstructed_session import find_impression
 from serving.replica.state_reader import Batch
 from serving.request import Request
 from training.archive.writer import Archive

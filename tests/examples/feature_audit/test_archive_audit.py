@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from benchmarks.answers.reconstruction_run import run_system
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import LocalSystem, small_config
+from examples.answer_explanation.reconstructed_session import find_impression
 from examples.feature_audit.archive_audit import audit_features
 from recsys.events.event_types import encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
@@ -22,7 +23,6 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Record
 from recsys.process.open_log import open_log
 from runtime.cli.main import app
-from serving.reconstruction.reconstructed_session import find_impression
 from training.archive.writer import read_archive
 
 REQUESTS = 26

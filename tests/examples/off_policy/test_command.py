@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
+from examples.answer_explanation.reconstructed_session import find_impression
 from examples.off_policy import logged_lists
 from examples.off_policy.estimates import estimates
 from examples.off_policy.logged_lists import (
@@ -36,7 +37,6 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
 from runtime.cli.main import app
-from serving.reconstruction.reconstructed_session import find_impression
 from tests.support.serving import policy_cases as toy
 from training.outcomes.credit_fold import interleaving_readout, read_credits
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.answer_explanation.sharded_index import as_named
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.hashing import key_of
 from serving.index import index_files
@@ -18,7 +19,6 @@ from serving.index.ivf_index import TARGET, IvfIndex, RecallMeasurement
 from serving.replica.index_maintenance import IndexMaintenance, SetProbes, SwapIndex
 from serving.replica.item_vectors import ModelVersion
 from serving.replica.replica import Replica
-from serving.retrieval.sharded_index import as_named
 from tests.support.power_cut import power_cut
 from tests.support.serving.replica_harness import config, item, made, step_delta
 from tests.support.serving.replica_rows import row_of

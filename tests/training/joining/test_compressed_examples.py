@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from benchmarks.learning.bench_join import CONFIG, FEATURES, START_MS, draw_events
+from examples.answer_explanation.reconstructed_session import impression_of
 from recsys.events.event_types import Event, Impression, Tick, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import (
@@ -27,7 +28,6 @@ from recsys.events.records import (
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.log.compression import plain
 from recsys.log.protocol import Append, MemoryLog
-from serving.reconstruction.reconstructed_session import impression_of
 from training.archive.writer import Archive, archived_rows
 from training.forgetting.panel_log import read_corrections
 from training.joining.joiner import Joiner

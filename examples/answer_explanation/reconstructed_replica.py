@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from examples.answer_explanation.sharded_index import as_named
 from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.publish.deltas import StepDelta
@@ -32,7 +33,6 @@ from serving.pipeline import Pipeline
 from serving.replica.item_vectors import ModelVersion
 from serving.replica.line_reader import LineReader, LoadedSnapshot
 from serving.replica.replica import Replica, published_model
-from serving.retrieval.sharded_index import as_named
 
 _SECOND_MS: Final = 1_000  # of event time, after which the most popular items are determined anew
 

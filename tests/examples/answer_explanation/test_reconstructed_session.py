@@ -5,6 +5,13 @@ from dataclasses import replace
 import pytest
 from msgspec.structs import replace as replace_fields
 
+from examples.answer_explanation.reconstructed_answer import fold_events
+from examples.answer_explanation.reconstructed_replica import NotReconstructible
+from examples.answer_explanation.reconstructed_session import (
+    ItemVersions,
+    ReconstructedSessions,
+    find_impression,
+)
 from recsys.config.system_config import Config
 from recsys.events.event_types import (
     Engagement,
@@ -23,13 +30,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.log.protocol import Append, MemoryLog
-from serving.reconstruction.reconstructed_answer import fold_events
-from serving.reconstruction.reconstructed_replica import NotReconstructible
-from serving.reconstruction.reconstructed_session import (
-    ItemVersions,
-    ReconstructedSessions,
-    find_impression,
-)
 from serving.sessions.session_fold import fold_event
 
 FEATURES = FeatureSet(FEED_SCHEMA)

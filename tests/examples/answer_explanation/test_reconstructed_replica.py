@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.events.event_types import Item, RequestInputs, Stamp, encode
-from recsys.events.hashing import key_of
-from recsys.events.records import ITEM_STATE, ITEMS, ItemState, pack, topics
-from recsys.log.protocol import Append, MemoryLog
-from serving.reconstruction.reconstructed_replica import (
+from examples.answer_explanation.reconstructed_replica import (
     CounterCoverage,
     NotReconstructible,
     ReconstructedReplica,
     records,
 )
+from recsys.events.event_types import Item, RequestInputs, Stamp, encode
+from recsys.events.hashing import key_of
+from recsys.events.records import ITEM_STATE, ITEMS, ItemState, pack, topics
+from recsys.log.protocol import Append, MemoryLog
 from tests.support.training.small_feed import FEATURES, toy_config, toy_log
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from examples.answer_explanation.reconstructed_answer import fold_events
+from examples.answer_explanation.reconstructed_replica import NotReconstructible, items
 from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
 from recsys.config.system_config import Config
@@ -24,8 +26,6 @@ from recsys.features.session import Session
 from recsys.log.compression import plain
 from recsys.log.protocol import Log, Record, newest_first
 from recsys.process.log_consumer import UNREADABLE, readable
-from serving.reconstruction.reconstructed_answer import fold_events
-from serving.reconstruction.reconstructed_replica import NotReconstructible, items
 from serving.request import SESSION
 from serving.sessions.session_fold import KeysOf
 

@@ -1,1 +1,0 @@
-"""Past answers computed again from the log and snapshots, bit for bit."""
