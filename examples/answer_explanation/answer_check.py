@@ -32,13 +32,13 @@ from examples.answer_explanation.reconstructed_session import (
     known_policies,
 )
 from experiments.assignment.policy import Policies, Policy
-from recsys.app.logged_sets import logged_set
+from recsys.app.logged_sets import taken_up
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression
 from recsys.events.hashing import Id
 from recsys.events.records import CLICK_LIST, EVENTS
 from recsys.features.catalogue import Catalogue
-from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
 from recsys.features.session import Session
 from recsys.log.protocol import Log, Record
 from serving.pipeline import Pipeline
@@ -198,3 +198,12 @@ class AnswerChecker:
         if not self._archive.exists():
             return []
         return archived_rows(self._archive, EVENTS, columns, is_wanted)
+
+
+def logged_set(log: Log, first: FeatureSet, digest: str) -> FeatureSet:
+    """The logged set with a digest. ``first``: that of the state folder's file. Raises UnknownFeatureSet."""
+    try:
+        return ({first.digest: first} | taken_up(log))[digest]
+    except KeyError:
+        reason = f"feature set {digest} was never logged here: the block is of another state folder"
+        raise UnknownFeatureSet(reason) from None

@@ -7,7 +7,7 @@ from contextlib import suppress
 from recsys.events.control_records import Control, Definition
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import CONTROL
-from recsys.features.feature_set import FeatureSet, UnknownFeatureSet, read_set
+from recsys.features.feature_set import FeatureSet, read_set
 from recsys.log.protocol import Log
 from recsys.model.wider_set import Narrowing, covers
 from recsys.process.log_consumer import readable
@@ -31,15 +31,6 @@ def _definitions(log: Log) -> list[Definition]:
 
 def _by_digest(texts: Iterable[str]) -> dict[str, FeatureSet]:
     return {features.digest: features for features in map(read_set, texts)}
-
-
-def logged_set(log: Log, first: FeatureSet, digest: str) -> FeatureSet:
-    """The logged set with a digest. ``first``: that of the state folder's file. Raises UnknownFeatureSet."""
-    try:
-        return ({first.digest: first} | taken_up(log))[digest]
-    except KeyError:
-        reason = f"feature set {digest} was never logged here: the block is of another state folder"
-        raise UnknownFeatureSet(reason) from None
 
 
 class BlockReader:

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from recsys.app.logged_sets import BlockReader, logged_set
+from examples.answer_explanation.answer_check import logged_set
+from recsys.app.logged_sets import BlockReader
 from recsys.app.set_loops import SetLoops, SetsInUse
 from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Definition, Live
 from recsys.events.event_types import FeatureBlock
