@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import msgspec
 from recsys.observability.spans import Span, SpanContext, otlp
 
 _TIMEOUT_S: Final = 5.0
+_PRIVATE: Final = partial(os.open, mode=0o600)
 MISSING: Final = (
     "tracing.endpoint is {endpoint!r}, and the exporter isn't installed: "
     "`pip install 'recsys-swipe[tracing]'` (in a checkout `.venv/bin/pip install -e '.[tracing]'`), or leave "
@@ -29,18 +31,12 @@ class SpanFile:
     def __call__(self, spans: Sequence[Span]) -> None:
         line = msgspec.json.encode(otlp(spans, self._resource)) + b"\n"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT
-        lock = os.open(self._path.with_name(f".{self._path.name}.lock"), flags, 0o600)
-        try:
+        beside = self._path.with_name(f".{self._path.name}.lock")
+        with open(beside, "ab", opener=_PRIVATE) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._make_room(len(line))
-            file = os.open(self._path, flags | os.O_APPEND, 0o600)
-            try:
-                os.write(file, line)
-            finally:
-                os.close(file)
-        finally:
-            os.close(lock)
+            with open(self._path, "ab", buffering=0, opener=_PRIVATE) as file:
+                file.write(line)
 
     def _make_room(self, more: int) -> None:
         try:
