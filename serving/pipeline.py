@@ -362,9 +362,8 @@ class Pipeline:
         stamp, predicted = self._stamp(query), b""
         if predictions_NL is not None:
             predicted = np.ascontiguousarray(predictions_NL[positions_R], np.float32).tobytes()
-        listed = self._listed(
-            candidates.features, positions_R[:MAX_LIST_LENGTH]
-        )  # longer: not logged
+        # A longer list isn't logged.
+        listed = self._listed(candidates.features, positions_R[:MAX_LIST_LENGTH])
         items = self._items(query, candidates, slate)
         if request.explain and items:
             ranked = _has_numbers(predictions_NL)

@@ -145,9 +145,8 @@ def _index(
     index, path, beside = None, folder / name, folder / f".{name}-{uuid.uuid4().hex}"
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # so that one process of a machine makes it, and all map the same
+        # One process of a machine makes it, and all map the same.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             for other in list(folder.parent.glob(f"*/{name}"))[:1]:
                 with suppress(OSError):  # it was removed, or there are no hard links

@@ -149,9 +149,8 @@ class Joined:
     one array of one file in memory at a time."""
 
     def __init__(self, files: Sequence[Path], wanted: Wanted) -> None:
-        self._files: dict[
-            tuple[bool, str], list[Path]
-        ] = {}  # 8-byte numbers first, so all are aligned
+        # 8-byte numbers first, so all are aligned.
+        self._files: dict[tuple[bool, str], list[Path]] = {}
         for path in files:
             with safe_open(path, framework="numpy") as file:
                 for name in filter(wanted, file.keys()):

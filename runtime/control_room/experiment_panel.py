@@ -97,9 +97,8 @@ class ExperimentPanel:
                 self._read_one(experiment, starts, labels, left_s / (len(queue) - number))
             except Exception as error:
                 _LOG.exception("experiment %s can't be read", name)
-                self._folds.pop(
-                    name, None
-                )  # retention may have passed it: starts from what is left
+                # Retention may have passed it: starts from what is left.
+                self._folds.pop(name, None)
                 why = f"can't be read now: {type(error).__name__}"
                 self._rows[name] = self._rows.get(name, {}) | {"failed": why}
 

@@ -98,9 +98,8 @@ def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:
 def logical_cpus(config: Config) -> int:
     """Logical CPUs of the cluster: the machine's, or as many as the parts need. Bookkeeping only."""
     trainer = config.trainer.workers * config.trainer.cpus_per_worker
-    replicas = (
-        max(config.serve.replicas, config.serve.max_replicas) + 1
-    )  # one more during a restart
+    # One more during a restart.
+    replicas = max(config.serve.replicas, config.serve.max_replicas) + 1
     retrieval = 2 * config.serve.retrieval_shards  # a restart starts new ones beside the old
     wanted = math.ceil(trainer) + replicas + retrieval + config.parameter_server.shards
     return max(os.cpu_count() or 1, wanted + 1)  # one for an offline job
