@@ -24,7 +24,7 @@ class Hub:
         self._render, self._every_s, self._max_pages = render, every_s, max_pages
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
-        self._latest, self._number, self._closed = b"", 0, False
+        self._latest, self._number = b"", 0
         self.pages = 0
         self.pictures = 0
 
@@ -38,23 +38,16 @@ class Hub:
             if self._task is None:
                 self._task = asyncio.create_task(self._run())
             seen = self._number
-            while not self._closed:
+            while True:
                 async with self._changed:
-                    await self._changed.wait_for(lambda: self._closed or self._number > seen)  # noqa: B023
+                    await self._changed.wait_for(lambda: self._number > seen)  # noqa: B023
                     seen = self._number
-                if not self._closed:
-                    yield self._latest
+                yield self._latest
         finally:
             self.pages -= 1
             if not self.pages and self._task is not None:
                 self._task.cancel()
                 self._task = None
-
-    async def close(self) -> None:
-        """Ends all subscriptions."""
-        self._closed = True
-        async with self._changed:
-            self._changed.notify_all()
 
     async def _run(self) -> None:
         due_s = time.monotonic()
