@@ -8,6 +8,7 @@ out.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from prometheus_client import generate_latest
@@ -263,6 +264,7 @@ _COUNTERS: Final = {
     part: [m for m in PART_METRICS if m.part == part and m.kind == COUNTER and not m.label]
     for part in {metric.part for metric in PART_METRICS}
 }
+Sample = tuple[str, tuple[str, ...], float]  # name of the metric, label values, value
 Samples = list[tuple[tuple[str, ...], float]]
 
 
@@ -273,26 +275,19 @@ def text_of(status: Status) -> bytes:
 
 def families(status: Status) -> list[Metric]:
     """Builds every metric that has a value, in the order of the tables."""
-    facts = dict[str, Samples]()
-    for name, labels, value in _facts(status):
-        facts.setdefault(name, []).append((labels, value))
     samples = dict[str, Samples]()
-    for part in with_workers(status.parts):
-        for metric, label, value in _part_samples(part):
-            if metric is None:
-                facts.setdefault(UNLISTED, []).append(((part.name,), value))
-            else:
-                labels = (label,) if metric.label else ()
-                samples.setdefault(metric.name, []).append((labels, value))
-    return [_family(name, *FACTS[name], facts[name]) for name in FACTS if name in facts] + [
+    of_parts = map(_part_samples, with_workers(status.parts))
+    for name, labels, value in chain(_facts(status), *of_parts):
+        samples.setdefault(name, []).append((labels, value))
+    return [_family(name, *FACTS[name], samples[name]) for name in FACTS if name in samples] + [
         _family(m.name, m.kind, (m.label,) if m.label else (), m.about, samples[m.name])
         for m in PART_METRICS
         if m.name in samples
     ]
 
 
-def _part_samples(part: PartStatus) -> Iterator[tuple[PartMetric | None, str, float]]:
-    """Yields (metric, label value, value) for a heartbeat, and last (None, "", number of unlisted values).
+def _part_samples(part: PartStatus) -> Iterator[Sample]:
+    """Yields the samples of a heartbeat, and last the number of its unlisted values.
 
     Parts create counters on first use. A missing counter is reported as 0, since ``increase`` can't see a
     series that begins at 1.
@@ -301,7 +296,7 @@ def _part_samples(part: PartStatus) -> Iterator[tuple[PartMetric | None, str, fl
     if part.counters or part.gauges:
         for counter in _COUNTERS.get(part.name, ()):
             if counter.key not in part.counters:
-                yield counter, "", 0.0
+                yield counter.name, (), 0.0
     for kind, values in ((COUNTER, part.counters), (GAUGE, part.gauges)):
         for key, value in values.items():
             first, dot, label = key.partition(".")
@@ -310,11 +305,11 @@ def _part_samples(part: PartStatus) -> Iterator[tuple[PartMetric | None, str, fl
             if metric is None or metric.kind != kind or bool(metric.label) != bool(dot):
                 unlisted += 1
             else:
-                yield metric, label, value
-    yield None, "", float(unlisted)
+                yield metric.name, (label,) if dot else (), value
+    yield UNLISTED, (part.name,), float(unlisted)
 
 
-def _facts(status: Status) -> Iterator[tuple[str, tuple[str, ...], float]]:
+def _facts(status: Status) -> Iterator[Sample]:
     yield "recsys_system_running", (), float(status.running)
     yield "recsys_system_ready", (), float(status.ready)
     for part in status.parts:
@@ -340,7 +335,7 @@ def _facts(status: Status) -> Iterator[tuple[str, tuple[str, ...], float]]:
         yield "recsys_machine_memory_free_bytes", (), float(status.memory_free_bytes)
 
 
-def _version(name: str, version: Version | None) -> Iterator[tuple[str, tuple[str, ...], float]]:
+def _version(name: str, version: Version | None) -> Iterator[Sample]:
     if version is not None:
         yield name, (version.line, str(version.epoch)), float(version.step)
 
