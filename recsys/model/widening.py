@@ -14,7 +14,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.model.model import build_model
 from recsys.model.wider_set import columns_from
 
-Vector = NDArray[np.float32]
 # Vectors of a shard's export that have a number for each dense parameter (parameter_server/table/dense.py).
 _VECTORS: Final = ("dense/values", "dense/averaged", "dense/m", "dense/v", "held/dense")
 

@@ -151,7 +151,7 @@ class Narrowing:
     def __init__(self, wide: FeatureSet, narrow: FeatureSet) -> None:
         """Raises UnknownFeatureSet if ``wide`` lacks something."""
         _check_alike(wide, narrow)
-        self.wide, self.narrow = wide, narrow
+        self.narrow = narrow
         places = {measured: place for place, measured in enumerate(column_ids(wide))}
         read = zip(narrow.dense_names, column_ids(narrow), strict=True)
         missing = [name for name, measured in read if measured not in places]
