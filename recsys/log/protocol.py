@@ -231,7 +231,8 @@ def read_range(
 ) -> Iterator[Record]:
     """All records with offsets in [start, stop), in order. Raises LogLost as ``Log.read``."""
     while start < stop and (records := log.read(topic, partition, start, min(most, stop - start))):
-        yield from (record for record in records if record.offset < stop)
+        is_beyond = records[-1].offset >= stop
+        yield from [r for r in records if r.offset < stop] if is_beyond else records
         start = records[-1].offset + 1
 
 

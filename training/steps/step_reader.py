@@ -9,7 +9,6 @@ empty step.
 from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import repeat
 
 import numpy as np
 from msgspec.structs import replace
@@ -29,7 +28,7 @@ from recsys.events.records import (
     unpack_all,
 )
 from recsys.features.feature_set import FeatureSet
-from recsys.log.protocol import Log, LogLost, Record
+from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import UNREADABLE
 from training.steps.sequencer import lanes_of
 
@@ -208,18 +207,13 @@ def _cut(ranges: Sequence[Range], places: range) -> list[Range]:
 
 
 def _read(log: Log, step: Step, ranges: Sequence[Range], examples: int) -> list[tuple[int, Record]]:
-    placed: list[tuple[int, Record]] = []
-    for part in sorted(ranges, key=lambda part: part.partition):
-        offset = part.start
-        while offset < part.stop:
-            records = log.read(EXAMPLES, part.partition, offset, part.stop - offset)
-            beyond = bool(records) and records[-1].offset >= part.stop
-            if beyond:
-                records = [record for record in records if record.offset < part.stop]
-            placed.extend(zip(repeat(part.partition), records, strict=False))
-            if beyond or not records:
-                break
-            offset = records[-1].offset + 1
+    placed = [
+        (part.partition, record)
+        for part in sorted(ranges, key=lambda part: part.partition)
+        for record in read_range(
+            log, EXAMPLES, part.partition, part.start, part.stop, part.stop - part.start
+        )
+    ]
     if len(placed) != examples:
         raise LogLost(
             f"step {step.step} of {step.line} was cut from {step.examples} examples in {step.ranges}, and of "
