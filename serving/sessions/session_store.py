@@ -262,6 +262,8 @@ def unavailable(action: str) -> Iterator[None]:
     try:
         yield
     except redis.WatchError as error:
+        if "changed" not in str(error):  # the connection ended
+            raise StoreUnavailable(f"the session store can't be {action}: {error}") from error
         reason = "another process folds sessions into this store: stop one of them"
         raise PositionConflict(reason) from error
     except (redis.RedisError, OSError) as error:
@@ -295,7 +297,9 @@ def _connect(url: str, is_cluster: bool) -> Any:
     with unavailable("reached"):
         if is_cluster:
             return redis.RedisCluster.from_url(url, retry=_FAILOVER, **settings)
-        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1), **settings)
+        # A master that became a replica keeps its connections: a new one leads to the new master.
+        settings |= {"retry": Retry(NoBackoff(), 1), "retry_on_error": [redis.ReadOnlyError]}
+        return redis.Redis.from_url(url, **settings)
 
 
 def decode_position(blob: Any) -> FoldPosition | None:

