@@ -1,6 +1,7 @@
 """The files that deploy the system: by Ray's own schema where it has one, and the fields that matter."""
 
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -13,6 +14,7 @@ import yaml
 from recsys.config.loader import load as settings
 from recsys.config.system_config import cluster
 from runtime.cli.main import COMMANDS, load
+from runtime.supervision import run_file
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -171,3 +173,21 @@ def test_compose_runs_what_the_image_has() -> None:
     assert its["system"]["healthcheck"]["test"][:3] == ["CMD", "python", "-c"]
     assert "healthcheck" not in its["offline"]  # it serves nothing
     assert "HEALTHCHECK" not in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_compose_keeps_what_its_services_write_and_starts_them_again() -> None:
+    its = read(DEPLOY / "compose.yaml")["services"]
+    places = {name: service["volumes"][0].partition(":")[2] for name, service in its.items()}
+    assert its["kafka"]["environment"]["KAFKA_LOG_DIRS"] == places["kafka"]
+    assert its["redis"]["command"][1:] == ["--appendonly", "yes"] and places["redis"] == "/data"
+    assert Path(its["system"]["environment"]["RECSYS__STATE"]).is_relative_to(places["system"])
+    assert {n for n in its if its[n].get("restart") == "unless-stopped"} == set(its) - {"offline"}
+    grace_s = inspect.signature(run_file.stop).parameters["grace_s"].default
+    assert its["system"]["stop_grace_period"] == f"{grace_s:g}s"
+
+
+def test_the_image_has_compiled_modules_and_a_user_that_kubernetes_can_compare() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    (user,) = re.findall(r"useradd --uid (\d+)", text)
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == [user]
+    assert "NO_COMPILE" not in text, "this user can't write them beside their sources"
