@@ -24,6 +24,8 @@ def status(state: StateOption = Path("state"), json: JsonOption = None) -> None:
     lines: list[Any] = [f"nothing was started in {state.resolve()}"]
     if running is not None:
         lines = [status_table(report, running, launch_plan.read(state)[0])]
+        if not report.running and (holder := run_file.holder(state)):
+            lines.append(f"{holder} uses the folder: ask on that machine, if it is another one")
     show(report, json, lambda _: lines)
     raise typer.Exit(0 if report.running and report.ready else 1)
 

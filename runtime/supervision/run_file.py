@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -97,7 +98,7 @@ def lock(state: str | Path, file: str = _LOCK) -> Iterator[None]:
         except BlockingIOError:
             raise AlreadyRuns(f"{_owner(descriptor)} uses {Path(state).resolve()}") from None
         with suppress(OSError):  # a full disk
-            os.pwrite(descriptor, b"%-10d" % os.getpid(), 0)
+            os.pwrite(descriptor, f"{os.getpid():<10}{socket.gethostname()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
@@ -119,7 +120,11 @@ def holder(state: str | Path) -> str:
 
 
 def _owner(descriptor: int) -> str:
-    return describe(int(os.pread(descriptor, 10, 0) or b"0"))
+    pid, _, host = os.pread(descriptor, 100, 0).decode().partition("\n")[0].partition(" ")
+    host = host.strip()
+    if host and host != socket.gethostname():  # nodes of a cluster share the folder
+        return f"process {pid} on {host}"
+    return describe(int(pid or "0"))
 
 
 def end_leftovers(state: str | Path, grace_s: float = 10.0) -> int:

@@ -1,6 +1,7 @@
 """``recsys up`` and ``down`` beside another process that holds the state folder."""
 
 import os
+import socket
 import subprocess
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.free_ports import PortTaken
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.cli import up
-from runtime.cli.system import end
+from runtime.cli.system import end, status
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import STATE, Identity, identify
 from runtime.supervision.run_file import Running
@@ -160,6 +161,19 @@ def test_down_names_who_holds_a_folder_without_a_supervisor(config, capsys, tmp_
     assert f"process {os.getpid()}" in capsys.readouterr().err
     assert end(tmp_path, Console()) == 0
     assert run_file.holder(tmp_path) == run_file.holder(tmp_path / "none") == ""
+
+
+def test_a_holder_on_another_machine_is_named_with_it(config, capsys, tmp_path, monkeypatch):
+    """The nodes of a cluster share the folder: here the same id may be that of any process."""
+    wrote(config, DEAD)
+    named = f"process {os.getpid()} on {socket.gethostname()} uses"
+    with run_file.lock(config.state):
+        monkeypatch.setattr(socket, "gethostname", lambda: "node-2")
+        assert up.start(config) == 1 and end(tmp_path, Console()) == 1
+        with pytest.raises(typer.Exit):
+            status(tmp_path)
+    out, err = (" ".join(text.split()) for text in capsys.readouterr())
+    assert (out.count(named), err.count(named)) == (1, 2), (out, err)
 
 
 def test_down_within_a_job_of_the_system_ends_nothing(config, capsys, tmp_path, monkeypatch):
