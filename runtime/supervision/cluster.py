@@ -11,13 +11,15 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
 from parameter_server.rpc.shard_tls import LOOPBACK, open_tls
 from recsys.config.loader import ConfigError
-from recsys.config.system_config import Config, ParameterServerConfig
+from recsys.config.system_config import Config
 from recsys.process.part_process import run_folder
+from runtime.supervision.launch_plan import CREDENTIALS
 from runtime.supervision.machine import installed_versions
 from runtime.supervision.processes import NODE_STATE
 from runtime.supervision.ray_environment import cluster_environment
@@ -73,9 +75,16 @@ def refusal(nodes: Sequence[Node], versions: Mapping[str, str], marker: str, sta
 class _Probe:
     """Actor that reports on its node."""
 
-    def report(self, file: str, shards: ParameterServerConfig, host: str) -> tuple[Any, str, str]:
-        """Raises ValueError for certificates that don't fit a shard on ``host``."""
-        open_tls(shards, host)
+    def report(self, file: str, config: Config, host: str) -> tuple[Any, str, str]:
+        """Raises ValueError for files that this node lacks, and certificates that don't fit a shard on
+        ``host``."""
+        for name in CREDENTIALS:
+            if path := attrgetter(name)(config):
+                try:
+                    Path(path).read_bytes()
+                except OSError as error:
+                    raise ValueError(f"{name} can't be read on it: {error}") from None
+        open_tls(config.parameter_server, host)
         marker = ""
         with suppress(OSError):
             marker = Path(file).read_text()
@@ -160,7 +169,7 @@ def _report(ray: Any, node: Mapping[str, Any], file: Path, config: Config) -> No
     place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     host = LOOPBACK if config.nodes == 1 else node["NodeManagerAddress"]
     probe: Any = ray.remote(_Probe).options(num_cpus=0, scheduling_strategy=place).remote()
-    report = probe.report.remote(str(file), config.parameter_server, host)
+    report = probe.report.remote(str(file), config, host)
     try:
         versions, marker, state = ray.get(report, timeout=_ANSWER_S)
         readings = [_reading(ray, probe) for _ in range(_READINGS)]
@@ -168,7 +177,7 @@ def _report(ray: Any, node: Mapping[str, Any], file: Path, config: Config) -> No
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(
             f"node {node['NodeManagerAddress']} can't run this system: {reason}; it needs the same version "
-            "of it (make setup), and the files of parameter_server.tls, if that is set"
+            "of it (make setup), and the files that the configuration names"
         ) from error
     return Node(node["NodeManagerAddress"], min(readings)[1], versions, marker, state)
 

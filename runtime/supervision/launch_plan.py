@@ -31,10 +31,11 @@ CONTROL_KEY: Final = "control.key"  # the control room's key file, in ``STATE/ru
 EMBEDDED_KAFKA: Final = "kafka://"  # no address: starts an embedded broker
 VALKEY_USER: Final = "recsys"
 CONTROL_ROOM_PORT: Final = 8001  # default of `recsys demo`, if it is free
-_FILES: Final = (
-    "tracing.file", "doors.certificate", "log.ca_file", "log.cert_file", "log.key_file",
-    "log.password_file", "parameter_server.ca_file", "parameter_server.cert_file",
-    "parameter_server.key_file", "parameter_server.client_ca_file",
+# Files that each machine of a system reads.
+CREDENTIALS: Final = (
+    "doors.certificate", "log.ca_file", "log.cert_file", "log.key_file", "log.password_file",
+    "parameter_server.ca_file", "parameter_server.cert_file", "parameter_server.key_file",
+    "parameter_server.client_ca_file",
 )  # fmt: skip
 
 
@@ -146,7 +147,8 @@ def _with_embedded_services(config: Config, free: Iterator[int]) -> tuple[Config
 
 def _with_absolute_paths(config: Config) -> Config:
     """The configuration with absolute paths, since Ray's workers run in other folders."""
-    files = {name: file for name in _FILES if (file := attrgetter(name)(config))}
+    names = (*CREDENTIALS, "tracing.file")
+    files = {name: file for name in names if (file := attrgetter(name)(config))}
     # Links are kept: they may lead elsewhere once a certificate is renewed.
     paths = {name: str(Path(file).absolute()) for name, file in files.items()}
     absolute: Config = override(config, paths)

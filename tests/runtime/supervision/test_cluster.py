@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from recsys.config.loader import ConfigError
-from recsys.config.system_config import ParameterServerConfig
+from recsys.config.log_config import LogConfig
+from recsys.config.safety_config import DoorsConfig
+from recsys.config.system_config import Config, ParameterServerConfig
 from runtime.supervision import cluster
 from runtime.supervision.cluster import Node, refusal
+from runtime.supervision.launch_plan import CREDENTIALS
 from tests.support.systems.tls_proxy import make_certificates
 
 VERSIONS = {"numpy": "2.4.1", "python": "3.11.7"}
@@ -52,10 +55,25 @@ def test_a_node_tries_its_certificate_with_its_own_address(tmp_path: Path) -> No
     shards = ParameterServerConfig(
         tls=True, ca_file=str(files.ca), cert_file=str(files.cert), key_file=str(files.key)
     )
-    probe = cluster._Probe()
-    assert probe.report(str(text), shards, "192.0.2.12")[1:] == ("m", "")
+    probe, config = cluster._Probe(), replace(Config(), parameter_server=shards)
+    assert probe.report(str(text), config, "192.0.2.12")[1:] == ("m", "")
     with pytest.raises(ValueError, match="with 192.0.2.13 in it"):
-        probe.report(str(text), shards, "192.0.2.13")
+        probe.report(str(text), config, "192.0.2.13")
+
+
+def test_a_node_looks_for_each_file_that_the_configuration_names() -> None:
+    for name in CREDENTIALS:
+        section, _, field = name.partition(".")
+        config = SimpleNamespace(
+            log=LogConfig(), doors=DoorsConfig(), parameter_server=ParameterServerConfig()
+        )
+        setattr(
+            config,
+            section,
+            SimpleNamespace(**vars(getattr(config, section)) | {field: "/none/such.pem"}),
+        )
+        with pytest.raises(ValueError, match=f"{name} can't be read on it: .*'/none/such.pem'"):
+            cluster._Probe().report("", config, "192.0.2.12")
 
 
 def ray_with(*namespaces: str) -> Any:
