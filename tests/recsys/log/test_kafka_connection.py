@@ -4,6 +4,7 @@ import errno
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,7 +168,7 @@ def test_a_user_is_accepted_and_a_wrong_password_refused(
     mechanism: str, broker: SaslProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from recsys.log.kafka_log import KafkaLog
-    from recsys.log.protocol import Append, Topic
+    from recsys.log.protocol import Append, LogUnavailable, Topic
 
     monkeypatch.setenv(PASSWORD, SECRET)
     config = sasl_config(mechanism, broker.port)
@@ -176,8 +177,15 @@ def test_a_user_is_accepted_and_a_wrong_password_refused(
     assert [
         r.offset for r in log.read(mechanism, 0, log.append(mechanism, [Append(0, b"", b"1")])[0])
     ] == [0]
-    log.close()
     assert set(broker.authenticated[-3:]) == {mechanism.upper()}  # each of its clients
+    with monkeypatch.context() as changed:
+        changed.setattr(broker, "_password", "a new one")
+        with (
+            ThreadPoolExecutor(1) as pool,
+            pytest.raises(LogUnavailable, match="at the next start"),
+        ):
+            pool.submit(log.read, mechanism, 0, 0).result()  # by a new connection
+    log.close()
 
     monkeypatch.setenv(PASSWORD, "battery staple")
     with pytest.raises(
