@@ -94,8 +94,7 @@ def unavailable(what: str, error: BaseException) -> LogUnavailable | LogTruncate
         )
     return LogUnavailable(
         f"{what}: Kafka failed: {type(error).__name__}: {error}. See that the broker of log.url runs "
-        "and answers, and that log.tls and log.user are as it has them; a password or certificate that "
-        "changed is read at the next start (`recsys down`, `recsys up`)"
+        "and answers, and that log.tls and log.user fit it; changed files are read at the next start"
     )
 
 

@@ -76,14 +76,12 @@ class _Probe:
     """Actor that reports on its node."""
 
     def report(self, file: str, config: Config, host: str) -> tuple[Any, str, str]:
-        """Raises ValueError for files that this node lacks, and certificates that don't fit a shard on
-        ``host``."""
-        for name in CREDENTIALS:
-            if path := attrgetter(name)(config):
-                try:
-                    Path(path).read_bytes()
-                except OSError as error:
-                    raise ValueError(f"{name} can't be read on it: {error}") from None
+        """Raises ValueError for files that can't be read and certificates that don't fit ``host``."""
+        for name, path in zip(CREDENTIALS, attrgetter(*CREDENTIALS)(config), strict=True):
+            try:
+                Path(path or os.devnull).read_bytes()
+            except OSError as error:
+                raise ValueError(f"{name} can't be read on it: {error}") from None
         open_tls(config.parameter_server, host)
         marker = ""
         with suppress(OSError):

@@ -31,8 +31,7 @@ CONTROL_KEY: Final = "control.key"  # the control room's key file, in ``STATE/ru
 EMBEDDED_KAFKA: Final = "kafka://"  # no address: starts an embedded broker
 VALKEY_USER: Final = "recsys"
 CONTROL_ROOM_PORT: Final = 8001  # default of `recsys demo`, if it is free
-# Files that each machine of a system reads.
-CREDENTIALS: Final = (
+CREDENTIALS: Final = (  # files that each machine of a system reads
     "doors.certificate", "log.ca_file", "log.cert_file", "log.key_file", "log.password_file",
     "parameter_server.ca_file", "parameter_server.cert_file", "parameter_server.key_file",
     "parameter_server.client_ca_file",

@@ -120,9 +120,9 @@ def holder(state: str | Path) -> str:
 
 
 def _owner(descriptor: int) -> str:
-    pid, _, host = os.pread(descriptor, 100, 0).decode().partition("\n")[0].partition(" ")
-    host = host.strip()
-    if host and host != socket.gethostname():  # nodes of a cluster share the folder
+    first_line = os.pread(descriptor, 100, 0).decode().partition("\n")[0]
+    pid, host, *_ = (*first_line.split(), "", "")
+    if host not in ("", socket.gethostname()):  # nodes of a cluster share the folder
         return f"process {pid} on {host}"
     return describe(int(pid or "0"))
 
