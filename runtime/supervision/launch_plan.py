@@ -146,8 +146,7 @@ def _with_embedded_services(config: Config, free: Iterator[int]) -> tuple[Config
 
 def _with_absolute_paths(config: Config) -> Config:
     """The configuration with absolute paths, since Ray's workers run in other folders."""
-    names = (*CREDENTIALS, "tracing.file")
-    files = {name: file for name in names if (file := attrgetter(name)(config))}
+    files = {n: file for n in (*CREDENTIALS, "tracing.file") if (file := attrgetter(n)(config))}
     # Links are kept: they may lead elsewhere once a certificate is renewed.
     paths = {name: str(Path(file).absolute()) for name, file in files.items()}
     absolute: Config = override(config, paths)

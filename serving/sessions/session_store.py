@@ -262,10 +262,8 @@ def unavailable(action: str) -> Iterator[None]:
     try:
         yield
     except redis.WatchError as error:
-        if "changed" not in str(error):  # the connection ended
-            raise StoreUnavailable(f"the session store can't be {action}: {error}") from error
-        reason = "another process folds sessions into this store: stop one of them"
-        raise PositionConflict(reason) from error
+        reason = "a connection ended, or another process folds into this store: stop one of them"
+        raise PositionConflict(f"{reason} ({error})") from error
     except (redis.RedisError, OSError) as error:
         raise StoreUnavailable(f"the session store can't be {action}: {error}") from error
 

@@ -360,7 +360,7 @@ def test_a_master_that_became_a_replica_is_left_for_the_one_that_its_address_lea
     fold.commit(None, FIRST, {"u1": b"1"})
     connection = fold._client.client_id()
     server.client().replicaof("127.0.0.1", 1)
-    with pytest.raises(StoreUnavailable, match="ReadOnlyError"):
+    with pytest.raises(PositionConflict, match="A ReadOnlyError occurred"):
         fold.commit(FIRST, SECOND, {"u1": b"2"})
     assert fold._client.client_id() != connection and fold.position() == FIRST
     fold.close()
