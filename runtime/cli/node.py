@@ -1,6 +1,7 @@
 """``recsys node``: runs the command that starts a Ray node, in the environment of this system's nodes."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -9,9 +10,9 @@ from typer import Argument, Option
 
 from recsys.config.loader import load
 from recsys.process.part_process import owned_folder, run_folder
-from runtime.cli.common import ConfigOption, StateOverride, fail
+from runtime.cli.common import ConfigOption, StateOverride, exit_on, fail
 from runtime.supervision.launch_plan import RAY_TOKEN, make_secret
-from runtime.supervision.ray_environment import node_environment
+from runtime.supervision.ray_environment import haproxy_files, node_environment
 
 _NO_HEAD: Final = 1
 
@@ -36,5 +37,8 @@ def node(
             "mount the folder of its state on this machine too"
         )
         raise typer.Exit(_NO_HEAD)
-    environment = os.environ | node_environment(load(config))
+    with exit_on(PermissionError):  # Ray opens its own folder in it to all users of the machine
+        home = owned_folder(Path(tempfile.gettempdir()) / f"rs-node-{os.geteuid()}")
+    files = {"RAY_TMPDIR": str(home)} | haproxy_files(owned_folder(home / "h"))
+    environment = files | os.environ | node_environment(load(config))
     os.execvpe(command[0], command, environment)

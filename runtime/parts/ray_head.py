@@ -28,6 +28,7 @@ from runtime.supervision.ray_environment import (
     INTERVALS,
     client_environment,
     dashboard_url,
+    haproxy_files,
     worker_environment,
 )
 
@@ -43,20 +44,13 @@ def head_environment(config: Config, plan: Plan, home: Path) -> dict[str, str]:
     # The first is for drivers, not for replicas; and the head is no client of itself.
     for name in ("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "RAY_ADDRESS"):
         environment.pop(name, None)
-    serve = home / "h"
-    environment |= INTERVALS | {
+    return environment | INTERVALS | haproxy_files(home / "h") | {
         "TMPDIR": str(home / "t"),
         STATE: str(Path(config.state).resolve()),
         "DASHBOARD_METRIC_PORT": str(plan.ray.dashboard_metrics),
         # No other node could take over: end at once instead of draining for half a minute.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(serve / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(serve / "a.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(serve / "m.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(serve),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(serve / "server-state"),
-    }
-    return environment
+    }  # fmt: skip
 
 
 def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:

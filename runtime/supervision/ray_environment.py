@@ -88,6 +88,13 @@ def node_environment(config: Config) -> dict[str, str]:
     }  # fmt: skip
 
 
+def haproxy_files(folder: Path) -> dict[str, str]:
+    """Variables that put HAProxy's configuration and sockets into a folder."""
+    files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "a.sock", "SERVER_STATE_BASE": "",
+             "METRICS_SOCKET_PATH": "m.sock", "SERVER_STATE_FILE": "server-state"}  # fmt: skip
+    return {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
+
+
 def dashboard_url(config: Config) -> str:
     return f"http://{_LOOPBACK}:{config.serve.dashboard_port}"
 

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,26 @@ def test_the_head_makes_the_token_and_others_find_it(
         assert environment["RECSYS_NODE_STATE"] == str(state)
         assert "RECSYS_STATE" not in environment, "a start of the system would end the node"
         assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in environment, "it would stay on loopback"
+
+
+def test_ray_and_haproxy_of_a_node_have_a_folder_that_no_other_user_enters(
+    tmp_path: Path, ran: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    home = tmp_path / f"rs-node-{os.geteuid()}"
+    home.mkdir(mode=0o777)
+    node(tmp_path / "state", head=True)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700 and ran[0]["RAY_TMPDIR"] == str(home)
+    files = [value for name, value in ran[0].items() if value.startswith(f"{home}/h")]
+    assert len(files) == 5 and (home / "h").is_dir()
+    monkeypatch.setenv("RAY_TMPDIR", "/var/ray")  # an operator's own choice
+    node(tmp_path / "state")
+    assert ran[1]["RAY_TMPDIR"] == "/var/ray"
+    home.chmod(0o1777)  # as another user's trap would be
+    with pytest.raises(typer.Exit):
+        node(tmp_path / "state")
+    assert f"{home} is shared by all users" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_token_of_kubernetes_is_kept(
