@@ -6,6 +6,7 @@ lines of the text that the pinned version of Ray writes, and raises ValueError w
 """
 
 import re
+import ssl
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -53,14 +54,13 @@ def check_doors(config: Config, has_haproxy: bool = True) -> None:
             "existing Ray cluster): leave it empty, and let a proxy of yours speak TLS"
         )
     try:
-        pem = Path(file).read_text() if file else "CERTIFICATE PRIVATE KEY"
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"doors.certificate can't be read: {error}") from None
-    if "CERTIFICATE" not in pem or "PRIVATE KEY" not in pem:
+        if file:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(file, password="")
+    except OSError as error:  # ssl.SSLError is one
         raise ConfigError(
-            f"doors.certificate is {file}, expected a PEM file with certificate and private key: "
-            "cat fullchain.pem privkey.pem > both.pem"
-        )
+            f"doors.certificate is {file}, expected a PEM file that this user can read, with certificate and "
+            f"its private key, without a password ({error}): cat fullchain.pem privkey.pem > both.pem"
+        ) from None
 
 
 def settings(config: Config, connections: int, error_page: Path) -> dict[str, Any]:

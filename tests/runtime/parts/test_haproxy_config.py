@@ -14,6 +14,7 @@ from recsys.config.system_config import Config
 from runtime.parts.haproxy_config import ERROR_PAGE, check_doors, harden, settings
 from runtime.supervision.ray_environment import haproxy
 from tests.support.systems.haproxy_text import PORT, written_by_serve
+from tests.support.systems.tls_proxy import make_certificates
 
 # of Ray, which uses pydantic as it was
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -166,12 +167,19 @@ def test_methods_that_revival_overrides_exist_in_the_installed_ray() -> None:
 def test_a_certificate_without_its_key_and_a_proxy_by_name_are_refused(tmp_path: Path) -> None:
     check_doors(config())
     file = tmp_path / "cert.pem"
-    with pytest.raises(ConfigError, match="doors.certificate can't be read"):
-        check_doors(config(certificate=str(file)))
-    file.write_text("-----BEGIN CERTIFICATE-----")
-    with pytest.raises(ConfigError, match="certificate and private key: cat fullchain"):
-        check_doors(config(certificate=str(file)))
-    file.write_text("-----BEGIN CERTIFICATE-----\n-----BEGIN EC PRIVATE KEY-----")
+    own, other = (make_certificates(tmp_path / name) for name in ("own", "other"))
+    wrong = (
+        None,
+        "-----BEGIN CERTIFICATE-----",
+        own.cert.read_text(),
+        own.cert.read_text() + other.key.read_text(),
+    )
+    for text in wrong:
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(ConfigError, match="doors.certificate is .*cat fullchain"):
+            check_doors(config(certificate=str(file)))
+    file.write_text(own.key.read_text() + own.cert.read_text())
     check_doors(config(certificate=str(file)))
     with pytest.raises(ConfigError, match="let a proxy of yours speak TLS"):
         check_doors(config(certificate=str(file)), has_haproxy=False)
