@@ -40,5 +40,4 @@ def node(
     with exit_on(PermissionError):  # Ray opens its own folder in it to all users of the machine
         home = owned_folder(Path(tempfile.gettempdir()) / f"rs-node-{os.geteuid()}")
     files = {"RAY_TMPDIR": str(home)} | haproxy_files(owned_folder(home / "h"))
-    environment = files | os.environ | node_environment(load(config))
-    os.execvpe(command[0], command, environment)
+    os.execvpe(command[0], command, files | os.environ | node_environment(load(config)))

@@ -43,10 +43,8 @@ def check_doors(config: Config, has_haproxy: bool = True) -> None:
     for proxy in config.access.proxies:
         try:
             ip_network(proxy)
-        except ValueError as error:
-            raise ConfigError(
-                f"access.proxies has {proxy!r}, expected addresses: {error}"
-            ) from None
+        except ValueError as why:
+            raise ConfigError(f"access.proxies has {proxy!r}, expected addresses: {why}") from None
     file = config.doors.certificate
     if file and not has_haproxy:
         raise ConfigError(

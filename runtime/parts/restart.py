@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from recsys.process.part_process import Beat, read_beat, run_folder, write_atomically
-from runtime.supervision import run_file
+from runtime.parts.haproxy_config import check_doors
+from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import alive
 
 RESTARTABLE: Final = "serve"
@@ -31,6 +32,7 @@ def request_restart(part: str, state: Path) -> int:
         raise ValueError(
             f"{RESTARTABLE} isn't ready in {state.resolve()}: see `recsys status --state {state}`"
         )
+    check_doors(launch_plan.read(state)[0])  # HAProxy would go on without the new replicas
     number = newest_request_number(state) + 1
     write_atomically(_file(state), str(number).encode())
     return number

@@ -120,8 +120,7 @@ def holder(state: str | Path) -> str:
 
 
 def _owner(descriptor: int) -> str:
-    first_line = os.pread(descriptor, 100, 0).decode().partition("\n")[0]
-    pid, host, *_ = (*first_line.split(), "", "")
+    pid, host, *_ = (*os.pread(descriptor, 100, 0).decode().partition("\n")[0].split(), "", "")
     if host not in ("", socket.gethostname()):  # nodes of a cluster share the folder
         return f"process {pid} on {host}"
     return describe(int(pid or "0"))

@@ -15,7 +15,7 @@ from recsys.process.process_priority import STARTING, STARTS
 from runtime.parts import restart
 from runtime.parts import serve as part
 from runtime.parts.serve import RestartRequests, answers, take_down
-from runtime.supervision.launch_plan import local_api_url, public_url, resolve
+from runtime.supervision.launch_plan import local_api_url, public_url, resolve, write
 from runtime.supervision.processes import identify
 from runtime.supervision.run_file import Running
 from tests.support.plan_config import config_in
@@ -105,8 +105,9 @@ def app_is(serve, status, running, starting=0, feed="UPDATING"):
     return lambda: serve.applications.update(recsys=found)
 
 
-def up_in(state):
+def up_in(state, **doors):
     """As `recsys up` leaves it: a supervisor that lives, and a part that is ready."""
+    write(*resolve(replace(config_in(state), doors=DoorsConfig(**doors))))
     running = Running(supervisor=identify(os.getpid()), config_digest="", started_ms=0, time_ms=0)
     write_atomically(run_folder(state) / "up.json", msgspec.json.encode(running))
 
@@ -209,6 +210,17 @@ def test_who_cannot_be_restarted_is_told_why(tmp_path):
         restart.request_restart("joiner", tmp_path)
     with pytest.raises(ValueError, match="serve isn't ready"):
         restart.request_restart("serve", tmp_path)
+
+
+def test_a_renewed_certificate_that_haproxy_would_refuse_changes_nothing(tmp_path):
+    """Its configuration would stay as it is, with the replicas that leave."""
+    up_in(tmp_path, certificate=str(tmp_path / "both.pem"))
+    heartbeat = Looks(tmp_path / "run" / "serve.json", []).heartbeat
+    heartbeat.ready()
+    heartbeat.write()
+    with pytest.raises(ValueError, match="doors.certificate is .*both.pem"):
+        restart.request_restart("serve", tmp_path)
+    assert restart.newest_request_number(tmp_path) == 0
 
 
 @pytest.mark.slow
