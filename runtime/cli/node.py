@@ -1,7 +1,6 @@
 """``recsys node``: runs the command that starts a Ray node, in the environment of this system's nodes."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,6 +14,7 @@ from runtime.supervision.launch_plan import RAY_TOKEN, make_secret
 from runtime.supervision.ray_environment import haproxy_files, node_environment
 
 _NO_HEAD: Final = 1
+_SHORT: Final = "/tmp"  # paths of unix sockets may have 107 bytes
 
 
 def node(
@@ -38,6 +38,7 @@ def node(
         )
         raise typer.Exit(_NO_HEAD)
     with exit_on(PermissionError):  # Ray opens its own folder in it to all users of the machine
-        home = owned_folder(Path(tempfile.gettempdir()) / f"rs-node-{os.geteuid()}")
-    files = {"RAY_TMPDIR": str(home)} | haproxy_files(owned_folder(home / "h"))
+        home = owned_folder(Path(_SHORT) / f"rs-node-{os.geteuid()}")
+    temporary = {"RAY_TMPDIR": os.environ.get("TMPDIR", str(home))}
+    files = temporary | haproxy_files(owned_folder(home / "h"))
     os.execvpe(command[0], command, files | os.environ | node_environment(load(config)))

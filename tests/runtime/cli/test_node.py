@@ -2,7 +2,6 @@
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from runtime.supervision.launch_plan import RAY_TOKEN
 
 
 @pytest.fixture(autouse=True)
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """Environments of the commands that would have replaced this process."""
     environments: list[dict[str, str]] = []
 
@@ -23,6 +22,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         environments.append(dict(environment))
 
     monkeypatch.setattr(os, "execvpe", execute)
+    monkeypatch.setattr(command, "_SHORT", str(tmp_path))
     monkeypatch.setenv("RECSYS__STATE", "")  # restored afterwards
     return environments
 
@@ -58,16 +58,18 @@ def test_ray_and_haproxy_of_a_node_have_a_folder_that_no_other_user_enters(
     tmp_path: Path, ran: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
     home = tmp_path / f"rs-node-{os.geteuid()}"
     home.mkdir(mode=0o777)
     node(tmp_path / "state", head=True)
     assert stat.S_IMODE(home.stat().st_mode) == 0o700 and ran[0]["RAY_TMPDIR"] == str(home)
     files = [value for name, value in ran[0].items() if value.startswith(f"{home}/h")]
     assert len(files) == 5 and (home / "h").is_dir()
-    monkeypatch.setenv("RAY_TMPDIR", "/var/ray")  # an operator's own choice
-    node(tmp_path / "state")
-    assert ran[1]["RAY_TMPDIR"] == "/var/ray"
+    for number, name in enumerate(("TMPDIR", "RAY_TMPDIR"), 1):  # an operator's own choice
+        monkeypatch.setenv(name, f"/var/{name}")
+        node(tmp_path / "state")
+        assert ran[number]["RAY_TMPDIR"] == f"/var/{name}"
     home.chmod(0o1777)  # as another user's trap would be
     with pytest.raises(typer.Exit):
         node(tmp_path / "state")
