@@ -185,11 +185,15 @@ def with_files(
     Policies(config.policy, experiments, config.surfaces)  # raises for conflicts with surfaces
     for each in experiments:
         managed = each.ramp.steps or each.start or each.stop or each.metrics.guardrails
-        current = states.get(each.name)
-        if current is None and (managed or each.trains):
+        current, old = states.get(each.name), before.get(each.name)
+        runs = old is not None if current is None else current.state == RUNNING
+        if runs and old is not None and old.arms != each.arms:
+            why = f"{BROKEN}: its arms have changed since it began: give it another name"
+            states[each.name] = stop(current or ExperimentState(), now_ms, why)
+        elif current is None and (managed or each.trains):
             states[each.name] = begin(each, now_ms, by_request=False)
         elif current is not None and current.state == RUNNING and not current.by_request:
-            steps, old = len(each.ramp.steps), before.get(each.name)
+            steps = len(each.ramp.steps)
             is_over = old is None or current.step >= len(old.ramp.steps)
             step = steps if is_over else min(current.step, steps)
             traffic = _traffic_at(each, step)

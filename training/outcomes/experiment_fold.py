@@ -143,8 +143,9 @@ class ExperimentFold:
             return consumer.poll(_READ)
 
     def _arm_of(self, stamp: Stamp | None) -> int:
+        """NOBODY if not in the experiment; past the last arm for one that its definition doesn't have."""
         name = stamp.arms.get(self.experiment.name) if stamp is not None else None
-        return NOBODY if name is None else self._arms.get(name, NOBODY)
+        return NOBODY if name is None else self._arms.get(name, len(self._arms))
 
     def _expose(self, records: Iterable[Record]) -> None:
         rows = []
@@ -157,7 +158,9 @@ class ExperimentFold:
             wrong = expected is None or self._arms[expected.name] != arm
             if wrong and len(self._misassigned) < _MOST_COUNTED:
                 self._misassigned.add(user)
-            rows.append((user, arm, impression.time_ms, self._segment(impression.surface)))
+            if arm < len(self._arms):
+                segment = self._segment(impression.surface)
+                rows.append((user, arm, impression.time_ms, segment))
         self.outcomes.expose(*np.array(rows, np.int64).reshape(-1, 4).T)
 
     def _take(self, records: Sequence[tuple[int, Record]]) -> None:

@@ -183,6 +183,24 @@ def test_an_arm_that_the_hash_does_not_give_breaks_it(toy: ToyTrial) -> None:
     assert seen.verdict == BROKEN and seen.crossed == 1 and seen.misassigned == expected
 
 
+def test_an_arm_that_was_renamed_breaks_it_and_is_no_past(toy: ToyTrial) -> None:
+    """As a covariate, what only its users have done before would look like an effect."""
+    served(toy, 40, 2)
+    renamed = TEXT.replace("treatment", "bolder")
+    toy.take(Experiments(revision=2, configs={"mine.yaml": renamed}))
+    for n in range(40):
+        toy.serve(f"u{n}")
+    toy.pass_time(1)
+    experiment = read_experiment(renamed, "mine.yaml", PolicyConfig(), LABELS)
+    its = ExperimentFold(toy.log, toy.config, LABELS, experiment, BEGAN_MS)
+    while its.read():
+        pass
+    users = its.outcomes.counts()[1]
+    assert its.misassigned == users > 10 and its.readout().verdict == BROKEN
+    assert its.outcomes.outside == 2 * ITEMS * users
+    assert not its.outcomes.users(LONG, 1).covariates_UK.any()
+
+
 def test_a_ramp_that_grows_moves_nobody(toy: ToyTrial) -> None:
     for traffic in (0.1, 0.4, 0.8):
         toy.take(
