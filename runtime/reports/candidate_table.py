@@ -1,14 +1,15 @@
 """Candidates beside the live model, with the evidence that the director decides by."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.table import Table
 
 from experiments.promotion.lifecycle import CandidateState
-from experiments.statistics.significance import AnytimeEstimate
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
+from recsys.events.control_records import Decision
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
 from runtime.reports.tables import plain_table
@@ -26,21 +27,25 @@ class CandidateView:
     def __init__(self, log: Log, config: Config, clock: Callable[[], int] = wall_ms) -> None:
         self._control = ControlReader(log)
         self.promoter = Promoter(log, config, feature_set(config), clock)
+        self._decided: dict[str, Mapping[str, float]] = {}  # newest decisions' evidence, by line
 
     def turn(self) -> list[dict[str, Any]]:
         """Reads new records; returns one row per candidate, the newest last."""
         for record in self._control.turn():
             self.promoter.fold(record)
+            if isinstance(record, Decision) and record.evidence:
+                self._decided[record.line] = record.evidence
         self.promoter.read()
         return [self._row(state) for state in self.promoter.lifecycle.candidates.values()]
 
     def _row(self, state: CandidateState) -> dict[str, Any]:
         evidence = self.promoter.evidence(state)
+        decided = {} if state.active else self._decided.get(state.line, {})
         return {
             "line": state.line, "kind": state.candidate.kind, "stage": state.stage, "share": state.share,
             "step": self.promoter.collected[state.line].step, "failed": list(evidence.failed),
             "why": self.promoter.opinion(state) if state.active else state.why,
-            **evidence_numbers(evidence),
+            **evidence_numbers(evidence), **decided,
         }  # fmt: skip
 
     def table(self, rows: list[dict[str, Any]]) -> Table:
@@ -52,18 +57,18 @@ class CandidateView:
         return plain_table(columns, map(self._cells, rows), title=title, fold=("status",))
 
     def _cells(self, row: dict[str, Any]) -> tuple[str, ...]:
-        state = self.promoter.lifecycle.candidates[row["line"]]
-        result = self.promoter.evidence(state).compared
         stage = f"{row['stage']} {row['share']:.0%}" if row["share"] else row["stage"]
-        calibration = f"{result.candidate_calibration:.3f} (live {result.live_calibration:.3f})"
+        own, live = (row.get(name, math.nan) for name in ("calibration", "live_calibration"))
         return (
-            row["line"], stage, f"{result.examples:,}", _interval(result.loss),
-            _interval(result.auc), _interval(result.user_auc),
-            calibration if result.examples else "–", "; ".join(row["failed"]) or row["why"],
+            row["line"], stage, f"{row['examples']:,.0f}",
+            *(_interval(row, name) for name in ("loss", "auc", "user auc")),
+            f"{own:.3f} (live {live:.3f})" if row["examples"] else "–",
+            "; ".join(row["failed"]) or row["why"],
         )  # fmt: skip
 
 
-def _interval(estimate: AnytimeEstimate) -> str:
-    if not estimate.weight:
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    if (gained := row.get(f"{name} gained")) is None:
         return "–"
-    return f"{estimate.mean:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f})"
+    low, high = row.get(f"{name} at least", -math.inf), row.get(f"{name} at most", math.inf)
+    return f"{gained:+.4f} ({low:+.4f} to {high:+.4f})"

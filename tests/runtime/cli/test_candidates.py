@@ -15,6 +15,8 @@ from recsys.log.protocol import Log, MemoryLog
 from runtime.cli import candidates as command
 from runtime.cli.main import app
 from runtime.jobs import director_requests
+from runtime.reports.candidate_table import CandidateView
+from tests.support.training.promotion_harness import WORSE, Town
 from training.candidates.promoter import Promoter
 from training.lines.control import ControlReader, append_control
 
@@ -85,3 +87,18 @@ def test_the_guard_is_shown_beside_candidates(log: MemoryLog) -> None:
     assert error is None
     assert '"line": "guard-1"' in told and '"kind": "guard"' in told
     assert "0 of 20000 examples compared, nothing against what is live" in told
+
+
+def test_an_ended_candidate_keeps_the_numbers_that_decided_about_it(tmp_path: Path) -> None:
+    """Whoever looks later folds the decision before the scores, which then count for no one."""
+    town = Town(tmp_path)
+    town.say(Candidate(line="bad", registry="r"))
+    town.scored("bad", WORSE, 20)
+    (decided,) = town.decide()
+    assert isinstance(decided, Decision) and decided.evidence["examples"] > 0
+    view = CandidateView(town.log, town.config, lambda: town.now_ms)
+    (row,) = view.turn()
+    assert row["stage"] == "ended" and row.items() >= decided.evidence.items()
+    cells = [str(cell) for column in view.table([row]).columns for cell in column.cells]
+    low, high = decided.evidence["loss at least"], decided.evidence["loss at most"]
+    assert cells[2] == "2,560" and f"({low:+.4f} to {high:+.4f})" in cells[3]
