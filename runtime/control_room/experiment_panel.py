@@ -35,7 +35,7 @@ class ExperimentPanel:
     def __init__(self, config: Config, open_: Callable[[], Log]) -> None:
         self._config, self._open = config, open_
         self._log: Log | None = None
-        self._folds: dict[str, tuple[Experiment, ExperimentFold]] = {}
+        self._folds: dict[str, tuple[Experiment, int, ExperimentFold]] = {}  # with the start
         self._rows: dict[str, dict[str, Any]] = {}  # latest report by name; ``read_ms``: its time
         self._report_s: dict[str, float] = {}  # CPU time of the latest report
         self._read_in: dict[str, int] = {}  # number of the latest update that read the experiment
@@ -147,17 +147,16 @@ class ExperimentPanel:
     def _fold_of(
         self, experiment: Experiment, starts: Mapping[str, int], labels: tuple[str, ...]
     ) -> ExperimentFold:
-        cached = self._folds.get(experiment.name)
-        if cached is None or cached[0] != experiment:
+        cached, began_ms = self._folds.get(experiment.name), starts.get(experiment.name, 0)
+        if cached is None or cached[:2] != (experiment, began_ms):
             if self._log is None:
                 self._log = self._open()
-            began_ms = starts.get(experiment.name, 0)
             fold = ExperimentFold(
                 self._log, self._config, labels, experiment, began_ms, most_users=_MAX_USERS
             )
-            cached = self._folds[experiment.name] = experiment, fold
+            cached = self._folds[experiment.name] = experiment, began_ms, fold
             self._rows.pop(experiment.name, None)
-        return cached[1]
+        return cached[2]
 
 
 def _report(fold: ExperimentFold) -> dict[str, Any]:

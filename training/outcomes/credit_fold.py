@@ -56,7 +56,8 @@ class _List:
 def read_credits(
     log: Log, config: Config, labels: Sequence[str], experiment: Experiment, started_ms: int
 ) -> InterleavingCredits:
-    """Reads all records since the experiment began. Memory: 700 bytes for a list, 200 for a credited item."""
+    """Reads all records since the experiment began (0: not yet). Memory: 700 bytes for a list, 200 for a
+    credited item."""
     names = [arm.name for arm in experiment.arms]
     lists, waiting, repeats, complete = dict[_Position, _List](), 0, 0, True
     window_ms = int(config.join.window_s * 1000)
@@ -64,7 +65,7 @@ def read_credits(
         over_ms = first_closed_ms(newest_first(log, EXAMPLES, partition)) - window_ms
         begin, seen = log.begin(EVENTS, partition), RecentIds(_RECENT)
         offset = first_at(log, EVENTS, partition, started_ms - _MARGIN_MS, served_ms_of)
-        complete = complete and not 0 < begin == offset
+        complete = complete and not (started_ms and 0 < begin == offset)
         records = read_range(log, EVENTS, partition, offset, log.end(EVENTS, partition))
         for record, impression in decoded(records, ShownList):
             stamp = impression.stamp

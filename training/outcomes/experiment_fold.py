@@ -43,7 +43,7 @@ class _Row(NamedTuple):
 
 
 class ExperimentFold:
-    """Reads on incrementally. ``started_ms``: start of the experiment; the week before it is read, too.
+    """Reads on incrementally. ``started_ms``: start of the experiment, 0 before; the week before is read, too.
     ``complete``: whether the log still had all records. ``surfaces``: the first 16, by segment number."""
 
     def __init__(
@@ -64,7 +64,7 @@ class ExperimentFold:
         self._window_ms = int(config.join.window_s * 1000)
         self._events = consumer_from(log, EVENTS, started_ms - _MARGIN_MS, served_ms_of)
         begins = ((log.begin(EVENTS, p), start) for p, start in self._events.offsets.items())
-        self.complete = not any(0 < begin == start for begin, start in begins)
+        self.complete = not (started_ms and any(0 < begin == start for begin, start in begins))
         since_ms = started_ms - BEFORE_MS - _MARGIN_MS
         self._examples = consumer_from(log, EXAMPLES, since_ms, closed_ms_of)
         self._waiting: dict[int, list[_Row]] = {}

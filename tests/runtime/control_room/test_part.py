@@ -9,6 +9,7 @@ from threading import Event, Thread
 import msgspec
 import pytest
 
+from experiments.assignment.design import metric_of
 from experiments.statistics.revision import parse_each
 from recsys.config.part_configs import ControlRoomConfig, WorkersConfig
 from recsys.config.system_config import Config
@@ -307,6 +308,36 @@ def test_experiments_are_told_as_the_report_tells_them(
             for line in readout.lines
         ],
     }  # fmt: skip
+
+
+def test_once_an_experiment_begins_it_is_told_from_its_start_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, all of the log is its users' past; then the week before the start, as in the report."""
+    toy, its = ToyTrial(), None
+    for n in range(20):
+        toy.serve(f"u{n}")
+    toy.pass_time(24 * 8)
+    for state in (
+        ExperimentState(state="waiting"),
+        ExperimentState(traffic=1.0, started_ms=toy.now_ms),
+    ):
+        said = Experiments(revision=1, configs={"mine.yaml": TEXT}, states={"mine": state})
+        toy.take(said)
+        for n in range(20):
+            toy.serve(f"u{n}")
+        toy.pass_time(1)
+        its = its or trials_of(toy, tmp_path, monkeypatch)
+        monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
+        its.update(said, starts_in(said))
+    panel = its._folds["mine"][-1]
+    fold = ExperimentFold(toy.log, toy.config, LABELS, panel.experiment, state.started_ms)
+    while fold.read():
+        pass
+    past, of_panel = (
+        f.outcomes.users(metric_of("long_view", LABELS), 0).covariates_UK for f in (fold, panel)
+    )
+    assert past.sum() > 0 and (of_panel == past).all()
 
 
 def test_a_look_reads_no_longer_than_it_may_and_the_next_goes_on(

@@ -267,6 +267,8 @@ def test_a_log_that_has_lost_its_beginning_says_so(toy: ToyTrial) -> None:
     toy.log.trim(EXAMPLES, 0, 40)
     its = fold(toy)
     assert not its.complete and sum(its.outcomes.counts()) > 0
+    waits = ExperimentFold(toy.log, toy.config, LABELS, MINE, 0)
+    assert waits.complete  # what hasn't begun has lost nothing
 
 
 def test_retention_that_overtakes_a_fold_is_told(toy: ToyTrial) -> None:
