@@ -18,6 +18,7 @@ from training.outcomes.shown_item import ShownItem, first_closed_ms, metric_incr
 LOOKS: Final = 14
 _READ: Final = 1_000
 _MOST_USERS: Final = 200_000
+_NO_EXAMPLES: Final = "the log has no examples yet; give --mean, --sd and --users-per-day instead"
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,10 @@ class Population:
 def read_population(
     log: Log, labels: Sequence[str], metrics: Sequence[Metric], looks: int = LOOKS
 ) -> Population:
-    """Reads all examples on the log. Raises ValueError if it has none."""
+    """Reads all examples of shown lists on the log. Raises ValueError if it has none."""
     first_ms, last_ms = _span(log)
     if last_ms <= first_ms:
-        raise ValueError(
-            "the log has no examples yet; give --mean, --sd and --users-per-day instead"
-        )
+        raise ValueError(_NO_EXAMPLES)
     day_ms = max(1, -(-(last_ms + 1 - first_ms) // looks))
     sums = sums_of(metrics)
     outcomes = UserOutcomes(("all",), sums, looks, _MOST_USERS, since_ms=first_ms, day_ms=day_ms)
@@ -55,6 +54,8 @@ def read_population(
         outcomes.expose(users, zeros, shown_ms, zeros)
         increments = np.array([metric_increments(item, sums, labels) for item in batch])
         outcomes.add(users, zeros, shown_ms, increments)
+    if not len(outcomes):
+        raise ValueError(_NO_EXAMPLES)
     users_in_all = round(len(outcomes) / outcomes.sampled)
     return Population(outcomes, users_in_all, (last_ms - first_ms) / DAY_MS)
 
@@ -74,6 +75,6 @@ def _batches(log: Log) -> Iterator[list[ShownItem]]:
     for partition in range(log.partitions(EXAMPLES)):
         offset = log.begin(EXAMPLES, partition)
         while records := log.read(EXAMPLES, partition, offset, _READ):
-            if batch := [item for _, item in decoded(records, ShownItem)]:
+            if batch := [item for _, item in decoded(records, ShownItem) if item.was_shown]:
                 yield batch
             offset = records[-1].offset + 1

@@ -173,7 +173,7 @@ class ExperimentFold:
             self._newest[partition] = max(self._newest.get(partition, 0), item.closed_ms)
             arm = self._arm_of(item.stamp)
             # Users who are never in the experiment take no memory.
-            if arm == NOBODY and assign(item.user_id, self._whole) is None:
+            if not item.was_shown or (arm == NOBODY and assign(item.user_id, self._whole) is None):
                 continue
             increments = metric_increments(item, self.outcomes.sums, self._labels)
             row = _Row(key_of("user", item.user_id), arm, item.shown_ms, increments)

@@ -7,7 +7,7 @@ from examples.experiment_power.population import read_population
 from experiments.assignment.design import metric_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Append
-from tests.support.training.experiment_log import ITEMS, LABELS, ToyTrial
+from tests.support.training.experiment_log import ITEMS, LABELS, ToyTrial, of_clicks
 
 LONG, PER_USER = metric_of("long_view", LABELS), metric_of("shown_per_user", LABELS)
 
@@ -19,6 +19,7 @@ def test_all_that_was_shown_is_in_the_last_look_and_sums_only_grow() -> None:
             toy.serve(f"u{n}", {})
         toy.pass_time(1)
     toy.log.append(EXAMPLES, [Append(0, b"", b"\xff")])  # passed over
+    toy.log.append(EXAMPLES, of_clicks(toy.log))
     toy.pass_time(0.1)
     seen = read_population(toy.log, LABELS, [LONG, PER_USER], looks=6)
     above_UT, below_UT = seen.outcomes.daily(LONG, 0)
@@ -35,3 +36,11 @@ def test_all_that_was_shown_is_in_the_last_look_and_sums_only_grow() -> None:
 def test_a_log_without_examples_is_refused() -> None:
     with pytest.raises(ValueError, match="no examples yet; give --mean"):
         read_population(ToyTrial().log, LABELS, [LONG])
+    toy = ToyTrial()
+    for hour in range(3):
+        toy.serve("u1", {})
+        toy.pass_time(hour)
+    clicks = ToyTrial()
+    clicks.log.append(EXAMPLES, of_clicks(toy.log))
+    with pytest.raises(ValueError, match="no examples yet; give --mean"):
+        read_population(clicks.log, LABELS, [LONG])

@@ -1,7 +1,10 @@
 """A log on which users of an experiment are served and watch, joined as everywhere."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
@@ -9,8 +12,9 @@ from recsys.config.system_config import Config, JoinConfig
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, encode
 from recsys.events.hashing import partition_of, uniform
-from recsys.events.records import EVENTS, EXAMPLES, pack, topics
+from recsys.events.records import CLICK_LIST, EVENTS, EXAMPLES, Example, pack, topics, unpack
 from recsys.log.protocol import Append, Log, MemoryLog
+from recsys.process.log_consumer import UNREADABLE
 from training.joining.joiner import Joiner
 
 LABELS = ("long_view", "click", "like", "follow", "comment", "share", "hide")
@@ -109,3 +113,16 @@ class ToyTrial:
 
     def _emit(self, partition: int, joined: Any) -> None:
         self._unsent[EXAMPLES] += [Append(partition, b"", pack(example)) for example in joined]
+
+
+def of_clicks(log: Log) -> list[Append]:
+    """The examples of a log again, as if their lists had been made of clicks."""
+    examples = list[Append]()
+    for partition in range(2):
+        for record in log.read(EXAMPLES, partition, 0, log.end(EXAMPLES, partition)):
+            with suppress(*UNREADABLE):
+                shown = unpack(record.value, Example)
+                named = {"request_id": CLICK_LIST + shown.request_id, "stamp": Stamp()}
+                value = pack(msgspec.structs.replace(shown, **named))
+                examples.append(Append(partition, b"", value))
+    return examples

@@ -15,7 +15,14 @@ from recsys.events.event_types import Engagement, encode
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Append
 from runtime.reports.experiment_summary import notes_of
-from tests.support.training.experiment_log import BEGAN_MS, HOUR_MS, ITEMS, LABELS, ToyTrial
+from tests.support.training.experiment_log import (
+    BEGAN_MS,
+    HOUR_MS,
+    ITEMS,
+    LABELS,
+    ToyTrial,
+    of_clicks,
+)
 from training.outcomes.experiment_fold import MOST_SURFACES, OTHER_SURFACES, ExperimentFold
 
 TEXT = """
@@ -159,6 +166,15 @@ def test_what_was_before_the_arm_is_a_covariate(toy: ToyTrial) -> None:
     covariates_UK = its.users(LONG, 0).covariates_UK
     assert (covariates_UK[:, 1] == ITEMS).all() and (covariates_UK[:, 2] == 1).all()
     assert 0 < covariates_UK[:, 0].mean() < ITEMS and len(its) == sum(its.counts())
+
+
+def test_a_list_that_was_made_of_a_click_was_shown_to_nobody(toy: ToyTrial) -> None:
+    served(toy, 40, 1)
+    toy.pass_time(1)
+    before = fold(toy).readout()
+    toy.log.append(EXAMPLES, of_clicks(toy.log))
+    its = fold(toy)
+    assert its.outcomes.outside == 0 and its.readout() == before
 
 
 def test_the_exposed_count_who_looked_at_nothing(toy: ToyTrial) -> None:
