@@ -128,7 +128,7 @@ def _start(
 ) -> Experiments:  # fmt: skip
     experiment = read_experiment(request.text, request.name or "<text>", config.policy, labels)
     name, file = experiment.name, f"{experiment.name}.yaml"
-    if name in _names(revision):
+    if name in (*_names(revision), *revision.states):  # its file may be gone
         raise ValueError(
             f"an experiment {name!r} is there already; a name is used once, since its former users have seen "
             "it: give it another name"

@@ -203,6 +203,9 @@ def test_files_come_and_go_and_what_was_started_stays() -> None:
     assert with_files(with_plain, {}, CONFIG, LABELS, 9) == told
     ramped = with_files(revision_of(), {"m.yaml": TEXT}, CONFIG, LABELS, 9)
     assert ramped.states["mine"] == ExperimentState(traffic=0.1, since_ms=9, started_ms=9)
+    without = with_files(ramped, {}, CONFIG, LABELS, 10)
+    with pytest.raises(ValueError, match="a name is used once"):
+        apply_request(without, start(), CONFIG, LABELS, 11)
     assert with_files(ramped, {"m.yaml": TEXT}, CONFIG, LABELS, 99) == ramped
 
 
