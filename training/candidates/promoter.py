@@ -296,10 +296,12 @@ class Promoter:
 
     def _rollback_record(self, why: str) -> Live:
         """The live record before the newest promotion. Raises RollbackImpossible, NoSnapshot, OSError."""
-        live = self.lifecycle.live
-        if live is None or not live.candidate:
-            raise RollbackImpossible("nothing was promoted before it")
-        before = self.lifecycle.lives[-2].epoch
+        lives = self.lifecycle.lives
+        if not lives or not lives[-1].candidate:
+            first = "nothing was promoted before it"
+            began = f"only a promotion can be taken back, and it began with: {lives[-1].reason}"
+            raise RollbackImpossible(began if lives[1:] else first)
+        before = lives[-2].epoch
         steps = snapshots.complete_steps(self._folder, MAIN, before)
         if not steps:
             raise RollbackImpossible(f"no snapshot of epoch {before} is left")

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.promotion.simulated_pairs import Pair, Stream
-from recsys.events.control_records import REQUEST_MS, Candidate, Control, Decision, OperatorRequest
+from recsys.events.control_records import (
+    REQUEST_MS,
+    Candidate,
+    Control,
+    Decision,
+    Live,
+    OperatorRequest,
+)
 from recsys.events.records import SCORES, Scores, pack
 from recsys.log.protocol import Append
 from tests.support.training.promotion_harness import (
@@ -216,6 +223,20 @@ def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
         assert isinstance(answer, Decision) and (answer.verdict, answer.to) == ("hold", "rollback")
         assert why in answer.why and town.decide() == []
     assert town.promoter.lifecycle.candidates["over"].why == "worse"
+
+
+def test_what_was_rolled_back_to_goes_no_further_back(town: Town) -> None:
+    """Not even to the promotion before: the way ends with the newest one."""
+    for epoch, name in ((1, "first"), (2, "second")):
+        town.say(
+            candidate(name), Live(line="main", epoch=epoch, parent_epoch=epoch - 1, candidate=name)
+        )
+    town.say(Live(line="main", epoch=3, parent_epoch=1, reason="it was slow"))
+    town.say(OperatorRequest(what="rollback", line="main/3"))
+    (answer,) = town.decide()
+    assert isinstance(answer, Decision) and answer.why == (
+        "main/3 can't go back: only a promotion can be taken back, and it began with: it was slow"
+    )
 
 
 def test_a_request_that_nobody_waits_for_any_more_is_refused(town: Town) -> None:
