@@ -163,9 +163,10 @@ def _objection(evidence: Evidence, rules: PromotionConfig) -> str:
         if reason := _worse(compared, rules):
             return when + reason
     served = evidence.served or CanaryEngagement()
-    if served.examples and served.degraded > rules.degraded:
-        most = f"expected at most {rules.degraded:.1%}"
-        return f"{served.degraded:.1%} of its lists went without its ranker, {most}"
+    most = rules.degraded + served.live_degraded
+    if served.examples and served.degraded > most:
+        share = f"{served.degraded:.1%} of its lists went without its ranker"
+        return f"{share}, {served.live_degraded:.1%} of live's, expected at most {most:.1%}"
     return served.worse(rules.engagement_margin)
 
 

@@ -31,7 +31,8 @@ class PromotionConfig(Section):
     # quick swipes arrive first, so the line that started last would look worse.
     settle_s: float = bounded(60.0, 0)
     engagement_margin: float = bounded(0.03, 0)  # loss of engagement rate that is a breach
-    degraded: float = bounded(0.05, 0)  # tolerated share of a canary's lists without its ranker
+    # Tolerated share of a canary's lists without its ranker, beyond that of live's lists.
+    degraded: float = bounded(0.05, 0)
     # After a promotion the replaced line learns beside the new one until this many examples were compared (0:
     # not at all) or this many hours passed (0: no limit), since the log keeps what it would relearn. It takes
     # over again if the new line is known to be worse by more than these margins: AUC; nats per example. The

@@ -98,6 +98,9 @@ def test_a_canary_goes_on_once_it_was_shown_often_enough() -> None:
     enough = replace(few, served=CanaryEngagement(RULES.canary_examples))
     said = judge(enough, RULES)
     assert isinstance(said, Promote) and said.to == "all"
+    lists = CanaryEngagement(RULES.canary_examples, 900, degraded=0.12, live_degraded=0.1)
+    overloaded = judge(replace(few, served=lists), RULES)  # which live's lists show as well
+    assert isinstance(overloaded, Promote)
 
 
 @pytest.mark.parametrize(
