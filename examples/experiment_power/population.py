@@ -10,7 +10,7 @@ from examples.experiment_power.sequential_power import Floats, covariance
 from experiments.assignment.design import Metric, sums_of
 from experiments.statistics.outcomes import DAY_MS, UserOutcomes
 from recsys.events.hashing import key_of
-from recsys.events.records import EXAMPLES
+from recsys.events.records import CLICK_LIST, EXAMPLES
 from recsys.log.protocol import Log, newest_first, read_range
 from recsys.process.log_consumer import decoded
 from training.outcomes.shown_item import ShownItem, first_closed_ms, metric_increments
@@ -75,6 +75,8 @@ def _batches(log: Log) -> Iterator[list[ShownItem]]:
     for partition in range(log.partitions(EXAMPLES)):
         offset = log.begin(EXAMPLES, partition)
         while records := log.read(EXAMPLES, partition, offset, _READ):
-            if batch := [item for _, item in decoded(records, ShownItem) if item.was_shown]:
+            items = [item for _, item in decoded(records, ShownItem)]
+            # Nobody saw the list that was made of a click.
+            if batch := [item for item in items if not item.request_id.startswith(CLICK_LIST)]:
                 yield batch
             offset = records[-1].offset + 1

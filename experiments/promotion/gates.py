@@ -22,24 +22,29 @@ _NO_FIGURES: Final[Mapping[str, float]] = {}
 
 @dataclass
 class ScoreMoments:
-    """Running sums of both models' logits on the same examples, and of the labels."""
+    """Running sums of both models' logits on the same examples, and of the labels. ``weight``: number of the
+    examples that they represent, where negatives are sampled."""
 
     count: int = 0
+    weight: float = 0.0
     not_finite: int = 0
     positives: float = 0.0
     live: Floats = field(default_factory=lambda: np.zeros(2))  # sum, sum of squares
     candidate: Floats = field(default_factory=lambda: np.zeros(2))
 
-    def add(self, live_N: Floats, candidate_N: Floats, labels_N: Floats) -> None:
+    def add(self, live_N: Floats, candidate_N: Floats, labels_N: Floats,
+            weights_N: Floats | float = 1.0) -> None:  # fmt: skip
         """Adds probabilities of the same examples. Counts and skips those that aren't finite."""
         finite = np.isfinite(candidate_N)
         self.not_finite += int((~finite).sum())
         finite &= np.isfinite(live_N)
+        weights = np.broadcast_to(weights_N, finite.shape)[finite]
         for sums, values in ((self.live, live_N[finite]), (self.candidate, candidate_N[finite])):
             logits = logits_of(values)
-            sums += logits.sum(), (logits**2).sum()
+            sums += (logits * weights).sum(), (logits**2 * weights).sum()
         self.count += int(finite.sum())
-        self.positives += float(labels_N[finite].sum())
+        self.weight += float(weights.sum())
+        self.positives += float((labels_N[finite] * weights).sum())
 
 
 def failures(
@@ -78,7 +83,7 @@ def _score_failures(scores: ScoreMoments, rules: PromotionConfig) -> Iterator[st
         return
     live, live_spread = _moments(scores.live, scores)
     mean, spread = _moments(scores.candidate, scores)
-    base_rate = float(logits_of(np.array(scores.positives / scores.count)))
+    base_rate = float(logits_of(np.array(scores.positives / scores.weight)))
     if min(abs(mean - live), abs(mean - base_rate)) > rules.score_shift:
         yield (
             f"its mean logit is {mean:.2f}, expected within {rules.score_shift} of live's {live:.2f} or of "
@@ -92,8 +97,8 @@ def _score_failures(scores: ScoreMoments, rules: PromotionConfig) -> Iterator[st
 
 def _moments(sums: Floats, scores: ScoreMoments) -> tuple[float, float]:
     """Mean and standard deviation."""
-    mean = sums[0] / scores.count
-    return float(mean), float(np.sqrt(max(sums[1] / scores.count - mean**2, 0.0)))
+    mean = sums[0] / scores.weight
+    return float(mean), float(np.sqrt(max(sums[1] / scores.weight - mean**2, 0.0)))
 
 
 def logits_of(probabilities_N: Floats) -> Floats:

@@ -77,7 +77,7 @@ class CandidateEvidence:
         if self.comparison is None or self.recent is None:
             return
         for moments in (self.scores, self.recent_scores):
-            moments.add(pairs.live_N, pairs.candidate_N, pairs.labels_N)
+            moments.add(pairs.live_N, pairs.candidate_N, pairs.labels_N, pairs.loss_weights_N)
         if self.recent.examples > window(rules):
             self.restart_recent(rules)
         pairs = finite(pairs)

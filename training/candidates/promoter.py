@@ -298,9 +298,8 @@ class Promoter:
         """The live record before the newest promotion. Raises RollbackImpossible, NoSnapshot, OSError."""
         lives = self.lifecycle.lives
         if not lives or not lives[-1].candidate:
-            first = "nothing was promoted before it"
-            began = f"only a promotion can be taken back, and it began with: {lives[-1].reason}"
-            raise RollbackImpossible(began if lives[1:] else first)
+            began = f", and it began with: {lives[-1].reason}" if lives[1:] else ""
+            raise RollbackImpossible(f"only a promotion can be taken back{began}")
         before = lives[-2].epoch
         steps = snapshots.complete_steps(self._folder, MAIN, before)
         if not steps:

@@ -21,7 +21,7 @@ from experiments.statistics.readout import Readout, outcomes_for, ratio_of, read
 from recsys.config.system_config import Config
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import key_of
-from recsys.events.records import EVENTS, EXAMPLES, unpack
+from recsys.events.records import CLICK_LIST, EVENTS, EXAMPLES, unpack
 from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import UNREADABLE, decoded
 from training.lines.offset_lookup import consumer_from, served_ms_of
@@ -159,8 +159,7 @@ class ExperimentFold:
             if wrong and len(self._misassigned) < _MOST_COUNTED:
                 self._misassigned.add(user)
             if arm < len(self._arms):
-                segment = self._segment(impression.surface)
-                rows.append((user, arm, impression.time_ms, segment))
+                rows.append((user, arm, impression.time_ms, self._segment(impression.surface)))
         self.outcomes.expose(*np.array(rows, np.int64).reshape(-1, 4).T)
 
     def _take(self, records: Sequence[tuple[int, Record]]) -> None:
@@ -172,8 +171,9 @@ class ExperimentFold:
                 continue
             self._newest[partition] = max(self._newest.get(partition, 0), item.closed_ms)
             arm = self._arm_of(item.stamp)
-            # Users who are never in the experiment take no memory.
-            if not item.was_shown or (arm == NOBODY and assign(item.user_id, self._whole) is None):
+            # Nobody saw a click's list; users who are never in the experiment take no memory.
+            is_seen = not item.request_id.startswith(CLICK_LIST)
+            if not is_seen or (arm == NOBODY and assign(item.user_id, self._whole) is None):
                 continue
             increments = metric_increments(item, self.outcomes.sums, self._labels)
             row = _Row(key_of("user", item.user_id), arm, item.shown_ms, increments)

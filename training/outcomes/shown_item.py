@@ -7,7 +7,7 @@ import msgspec
 from experiments.assignment.design import SHOWN, WATCH
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id
-from recsys.events.records import CLICK_LIST, unpack
+from recsys.events.records import unpack
 from recsys.log.protocol import Record
 from recsys.process.log_consumer import decoded
 from training.joining.sampling import represented_examples
@@ -40,11 +40,6 @@ class ShownItem(msgspec.Struct):
     kept: float = 1.0
     sampled_out: bool = False
     stamp: Stamp | None = None
-
-    @property
-    def was_shown(self) -> bool:
-        """False in a list that was made of a click: nobody saw it."""
-        return not self.request_id.startswith(CLICK_LIST)
 
 
 def metric_increments(item: ShownItem, sums: Sequence[str], labels: Sequence[str]) -> list[float]:

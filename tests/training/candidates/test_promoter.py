@@ -213,7 +213,7 @@ def test_a_restart_decides_nothing_twice(town: Town) -> None:
 def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
     town.say(candidate("over"), Decision(line="over", verdict="hold", final=True, why="worse"))
     for line, why in (
-        ("main/0", "nothing was promoted before it"),
+        ("main/0", "main/0 can't go back: only a promotion can be taken back"),
         ("over", "over is over, or not known; what is live is main/0"),
         ("main/3", "main/3 is over, or not known"),
         ("", "it names no line"),
