@@ -186,8 +186,7 @@ def with_files(
     for each in experiments:
         managed = each.ramp.steps or each.start or each.stop or each.metrics.guardrails
         current, old = states.get(each.name), before.get(each.name)
-        runs = old is not None if current is None else current.state == RUNNING
-        if runs and old is not None and old.arms != each.arms:
+        if old and old.arms != each.arms and (current is None or current.state == RUNNING):
             why = f"{BROKEN}: its arms have changed since it began: give it another name"
             states[each.name] = stop(current or ExperimentState(), now_ms, why)
         elif current is None and (managed or each.trains):

@@ -83,8 +83,7 @@ class CandidateEvidence:
         pairs = finite(pairs)
         for compared in (self.comparison, self.recent):
             compared.add(pairs)
-            if len(hits_E):
-                compared.add_hits(users_E, (hits_E & 1) > 0, (hits_E & 2) > 0)
+            compared.add_hits(users_E, (hits_E & 1) > 0, (hits_E & 2) > 0)
         if self.calibration is not None:
             self.calibration.add(pairs)
 

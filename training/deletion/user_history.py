@@ -1,6 +1,6 @@
 """The steps in a line's history, and the first of them that may contain an example of certain users. An
-epoch's steps replace those of earlier epochs from its first step on; epochs that never were live don't
-count."""
+epoch's steps replace those of earlier epochs from its first step on; epochs that never were live or were
+rolled back don't count."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class CantUnlearn(ValueError):
 
 @dataclass
 class UserHistory:
-    """``lives``: the line's live records. ``firsts``: the first step of each epoch that was live.
+    """``lives``: the line's live records. ``firsts``: the first step of the live epoch and its ancestors.
     ``touching``: for each of them, the first step with an offset at or after the wanted ones. ``fixed``:
     (epoch, step) that no replay may repeat."""
 
@@ -40,7 +40,8 @@ class UserHistory:
     ) -> "UserHistory":
         """Reads all step records. ``wanted``: by partition, the offset from which on an example may be the
         users'. ``fixed``: by partition, the last offset that must not be learned again."""
-        firsts = {0: 1} | {live.epoch: live.base_step + 1 for live in lives if live.line == line}
+        bases = Lineage(log, line, lives).bases
+        firsts = {epoch: step + 1 for epoch, step in bases.items()}
         history = UserHistory(line, lives, firsts)
         history.last = firsts[history.epoch] - 1
         for step in readable(log, STEPS, Step):

@@ -43,7 +43,7 @@ class _Row(NamedTuple):
 
 
 class ExperimentFold:
-    """Reads on incrementally. ``started_ms``: start of the experiment, 0 before; the week before is read, too.
+    """Reads on incrementally. ``started_ms``: when it began, 0 before; the week before is read, too.
     ``complete``: whether the log still had all records. ``surfaces``: the first 16, by segment number."""
 
     def __init__(

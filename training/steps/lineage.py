@@ -1,5 +1,6 @@
 """Reads the step records that led to a line's state, across its epochs. An epoch that begins from the
-snapshot of step s has records of its own from s + 1 on, which replace those of earlier epochs."""
+snapshot of step s has records of its own from s + 1 on, which replace those of the epochs it descends from;
+epochs that were rolled back are no part of it."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -18,16 +19,19 @@ _AT_END: Final = 64  # step records read for the newest
 
 
 class Lineage:
-    """A ``StepReader`` for a line with several epochs. ``lives``: its live records, in order."""
+    """A ``StepReader`` for a line with several epochs. ``lives``: live records, up to that of the newest.
+    ``bases``: the steps from whose snapshots the newest epoch and those that it descends from have begun."""
 
     def __init__(self, log: Log, line: str, lives: Sequence[Live]) -> None:
         self._log, self._line = log, line
-        self._bases = {0: 0} | {live.epoch: live.base_step for live in lives if live.line == line}
+        own = [live for live in lives if live.line == line]
+        lived = ancestors(own, own[-1].epoch) if own else set()
+        self.bases = {0: 0} | {live.epoch: live.base_step for live in own if live.epoch in lived}
         self._readers: dict[int, StepReader] = {}
 
     def epoch_of(self, step: int) -> int:
         """The epoch whose record of a step is part of the history."""
-        return max((e for e, base in self._bases.items() if base < step), default=0)
+        return max((e for e, base in self.bases.items() if base < step), default=0)
 
     def record(self, step: int) -> Step | None:
         return self._reader(step).record(step)

@@ -1,8 +1,14 @@
 """Which steps are a line's history: those of epochs that were live, each up to where the next one begins."""
 
+from pathlib import Path
+
+import numpy as np
+
+from parameter_server.storage.snapshots import write_part
 from recsys.events.records import STEPS, Range, Step, pack
 from recsys.log.protocol import Append, MemoryLog
 from tests.support.training.small_feed import toy_log
+from training.deletion.unlearn import _snapshot_before
 from training.deletion.user_history import UserHistory
 from training.lines.control import ControlReader, append_live_record, live_epoch, live_epochs
 from training.steps.sequencer_loop import last_position
@@ -46,3 +52,25 @@ def test_history_is_that_of_the_epochs_that_were_live() -> None:
 
 def test_steps_go_on_behind_what_was_learned_and_not_where_a_half_made_epoch_ended() -> None:
     assert last_position(half_made(), "main", 2, 2) == (3, {0: 20, 1: 8}, 0)
+
+
+def test_an_epoch_that_was_rolled_back_is_no_history_though_it_began_before_the_way_back(
+    tmp_path: Path,
+) -> None:
+    """Epoch 0 went on while a candidate took over from step 2; its last snapshot, of step 3, is the way back.
+    To unlearn whoever came with step 3, the candidate's weights of step 2 are no start."""
+    log = toy_log()
+    for epoch, step in ((0, 1), (0, 2), (0, 3), (1, 3), (1, 4), (2, 4)):
+        cut(log, epoch, step, 0, 10 * step, 10 * step + 10)
+    append_live_record(log, "main", 0, "the first line", 0)
+    append_live_record(log, "main", 1, "promoted", 1, base_step=2)
+    append_live_record(log, "main", 2, "rolled back", 2, base_step=3)
+    control = ControlReader(log)
+    control.turn()
+    past = UserHistory.read(log, "main", control.lifecycle.lives, {0: 30}, {})
+    assert past.firsts == {0: 1, 2: 4} and past.first_step() == 3
+    assert [(step.epoch, step.step) for step in past.records(log, 1)] == [(0, 2), (0, 3), (2, 4)]
+    for epoch, step in ((0, 1), (1, 2)):
+        write_part(tmp_path, "main", epoch, step, 0, 1, {"a": np.zeros(1)}, {"step": step})
+    start = _snapshot_before(tmp_path, past, 3)
+    assert start is not None and (start.epoch, start.step) == (0, 1)

@@ -8,6 +8,7 @@ from training.steps.sequencer_loop import EpochEnd
 FIRST = Live(line="main", epoch=0)
 PROMOTED = Live(line="main", epoch=1, base_step=3, parent_epoch=0, candidate="c1")
 BACK = Live(line="main", epoch=2, base_step=2, parent_epoch=0)
+BACK_LATER = Live(line="main", epoch=2, base_step=4, parent_epoch=0)  # epoch 0 took a last snapshot
 
 
 def log_of(*numbers: tuple[int, int]) -> MemoryLog:
@@ -39,6 +40,7 @@ def test_a_step_is_that_of_the_newest_epoch_that_begins_before_it() -> None:
         ([FIRST], [0, 0, 0, 0, None]),
         ([FIRST, PROMOTED], [0, 0, 0, 1, 1]),
         ([FIRST, PROMOTED, BACK], [0, 0, 2, 2, None]),
+        ([FIRST, PROMOTED, BACK_LATER], [0, 0, 0, 0, None]),
     ):
         lineage = Lineage(log, "main", lives)
         found = [lineage.record(step) for step in range(1, 6)]
