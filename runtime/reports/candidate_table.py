@@ -40,12 +40,11 @@ class CandidateView:
 
     def _row(self, state: CandidateState) -> dict[str, Any]:
         evidence = self.promoter.evidence(state)
-        decided = {} if state.active else self._decided.get(state.line, {})
         return {
             "line": state.line, "kind": state.candidate.kind, "stage": state.stage, "share": state.share,
             "step": self.promoter.collected[state.line].step, "failed": list(evidence.failed),
             "why": self.promoter.opinion(state) if state.active else state.why,
-            **evidence_numbers(evidence), **decided,
+            **evidence_numbers(evidence), **({} if state.active else self._decided.get(state.line, {})),
         }  # fmt: skip
 
     def table(self, rows: list[dict[str, Any]]) -> Table:

@@ -368,8 +368,10 @@ class StateReader:
 
     def stale(self, now_ms: int) -> bool:
         """Whether the weights are too old: examples have waited for a step for ``serve.stale_s``. Without new
-        examples, weights don't age."""
-        if self._unlearned_ms is None or self.replica.step == 0:
+        examples, weights don't age, nor do those of a candidate that doesn't learn."""
+        state = self.lifecycle.candidates.get(self.replica.line)
+        is_frozen = state is not None and not state.candidate.learns
+        if self._unlearned_ms is None or self.replica.step == 0 or is_frozen:
             return False
         return now_ms - self._unlearned_ms > 1000 * self._config.serve.stale_s
 

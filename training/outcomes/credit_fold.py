@@ -56,8 +56,7 @@ class _List:
 def read_credits(
     log: Log, config: Config, labels: Sequence[str], experiment: Experiment, started_ms: int
 ) -> InterleavingCredits:
-    """Reads all records since the experiment began (0: not yet). Memory: 700 bytes for a list, 200 for a
-    credited item."""
+    """Reads all records since the experiment began (0: not yet): 700 bytes a list, 200 a credited item."""
     names = [arm.name for arm in experiment.arms]
     lists, waiting, repeats, complete = dict[_Position, _List](), 0, 0, True
     window_ms = int(config.join.window_s * 1000)

@@ -636,6 +636,21 @@ def test_no_example_is_read_and_yet_weights_age_while_examples_wait(
     assert EXAMPLES not in topics and topics > {STEPS, DELTAS}
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_candidate_that_does_not_learn_answers_for_as_long_as_it_is_the_canary(
+    fixture: Fixture, learns: bool
+) -> None:
+    fixture.snapshot(3, 9.0, line="cand")
+    fixture.put(CONTROL, Candidate(line="cand", registry="r", learns=learns))
+    replica = Replica(FEATURES, fixture.config)
+    clock, stale_ms = lambda: fixture.now_ms, round(1000 * fixture.config.serve.stale_s) + 1
+    canary = StateReader(fixture.log, replica, fixture.config, clock, pinned=("cand", 0))
+    fixture.turn(canary)
+    fixture.put(EXAMPLES, b"an example")
+    fixture.turn(canary)
+    assert canary.stale(fixture.now_ms + stale_ms) is learns
+
+
 def test_lag_and_waiting_examples_are_seen_though_the_clock_was_set_back(fixture: Fixture) -> None:
     stale_ms = round(1000 * Config().serve.stale_s) + 1
     fixture.step(1, 1.0)
