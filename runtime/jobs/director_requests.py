@@ -98,7 +98,7 @@ def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = Fa
 def approve(log: Log, name: str) -> None:
     """Approves a candidate, where ``promotion.manual`` requires it. Raises Refused for any other name."""
     candidate = lifecycle_of(log).candidates.get(name)
-    if candidate is None or not candidate.active or candidate.guards:
+    if candidate is None or not candidate.active or candidate.guards or candidate.candidate.arm:
         stage = candidate.stage if candidate else "not known"
         raise Refused(f"{name} is {stage}: nothing to approve")
     append_control(log, OperatorRequest(what="approve", line=name, time_ms=wall_ms()))

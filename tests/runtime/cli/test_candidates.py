@@ -8,7 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.config.system_config import Config
-from recsys.events.control_records import Candidate, Control, Decision, Live, OperatorRequest
+from recsys.events.control_records import (
+    ArmLine,
+    Candidate,
+    Control,
+    Decision,
+    Live,
+    OperatorRequest,
+)
 from recsys.events.records import topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, MemoryLog
@@ -73,7 +80,10 @@ def test_a_person_ends_a_guard_and_what_is_live_stays(log: MemoryLog) -> None:
 
 
 def test_a_guard_is_not_approved_and_its_name_is_no_candidates(log: MemoryLog) -> None:
+    arm = ArmLine(experiment="mine", arm="bold", trains="all")
+    append_control(log, Candidate(line="mine.bold", registry="", arm=arm))
     for said, why in (
+        (("approve", "mine.bold"), "mine.bold is arm: nothing to approve"),
         (("approve", "guard-1"), "guard-1 is shadow: nothing to approve"),
         (("propose", "guard-7"), "guard-7 is a name of a guard: add the candidate under another one"),
     ):  # fmt: skip
