@@ -27,12 +27,13 @@ _ITEM: Final = (
     "|podcast|hotel|listing|job|course|restaurant|document|story|photo"
 )
 _ROLES: Final = {
-    "user": rf"({_USER})s?(_?(id|no|key))?|u_?id|session_?id",
+    "user": rf"({_USER})s?(_?(id|no|key))?|u_?id",
     "item": rf"(parent_)?({_ITEM})s?(_?(id|no|key|code))?|i_?id",
     "time": r".*(time|timestamp|date|datetime)(_?(ms|s|utc))?|ts|t|at|when|.*_at",
     "rating": r".*(rating|score|stars)|rate|overall",
     "kind": r".*(event|action|behaviou?r|interaction)(_?(type|name|kind))?|type|kind",
     "request": r"(request|impression|list|slate|search|query)_?id",
+    "visit": r"session_?id",
 }
 _SHOWN: Final = r"impressions?|shown?|exposures?|served?|displayed"
 _NEGATIVE: Final = r".*(hide|dislike|skip|unlike|remove|block|report|unfollow|refund).*"
@@ -208,7 +209,9 @@ def _roles(columns: Columns, given: Mapping[str, str]) -> dict[str, str]:
             if free and re.fullmatch(pattern, _clean(column)) and fits.get(role, bool)(values):
                 if not any(isinstance(x, dict | list) for x in values):
                     roles[role] = column
-    return roles
+    visit, users = roles.pop("visit", ""), columns.get(roles.get("user", "")) or [""]
+    is_one = 2 * Counter(map(str, users)).most_common(1)[0][1] > len(users)  # or most have none
+    return roles | ({"user": visit} if visit and is_one and "user" not in given else {})
 
 
 def _interactions(

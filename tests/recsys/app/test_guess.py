@@ -234,6 +234,15 @@ def test_kinds_of_event_with_an_item_are_no_return_to_it(tmp_path: Path) -> None
     assert not read(tmp_path, {"log.csv": columns})[0].repeats
 
 
+def test_a_visit_is_the_user_only_where_most_rows_have_no_other(tmp_path: Path) -> None:
+    log = {"session_id": list("abcd"), "item_id": list("wxyz"), "customer_id": list("1122")}
+    assert read(tmp_path, {"log.csv": log})[1].interactions.user == "customer_id"
+    anonymous = log | {"customer_id": ["NA", "NA", "NA", "1"]}
+    assert read(tmp_path, {"log.csv": anonymous})[1].interactions.user == "session_id"
+    named = read(tmp_path, {"log.csv": anonymous}, user="customer_id")[1]
+    assert named.interactions.user == "customer_id"
+
+
 def test_times_that_cannot_be_read_are_named_before_anything_is_written() -> None:
     columns = {"user": ["a"], "item": ["b"], "Datum": ["16/10/2026 07:09"]}
     with pytest.raises(ValueError, match=r"'Datum' has '16/10/2026 07:09', expected times"):
