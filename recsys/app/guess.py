@@ -100,7 +100,7 @@ def guess(
         for file in files:
             if missing := [n for n in table.columns if n not in samples[file]]:
                 lacks = f"{file} lacks column {missing[0]!r} of {files[0]}"
-                raise ValueError(f"{lacks}: make one table of both")
+                raise ValueError(f"{lacks}: make one table of both (docs/how-to/own-data.md)")
         out.rows += [(files[0], *row) for row in rows]
         out.rows += [(file, "", f"more rows like those of {files[0]}") for file in files[1:]]
     table, columns = tables["interactions"], merged["interactions"]
