@@ -30,13 +30,18 @@ from serving.sessions.session_fold import fold_event, shown_keys
 def audit_features(
     folder: Path, share: float, limit: int, tolerance: float = TOLERANCE, file: Path | None = None
 ) -> AuditReport:
-    """Compares logged with recomputed features, for a hashed sample of the archived impressions, each in the
-    feature set that it was logged with. ``file``: of the only feature set; the rest can't be recomputed."""
+    """Compares logged with recomputed features, for a hashed sample of the archived impressions that
+    have some, each in the feature set that it was logged with. ``file``: of the only feature set; the rest
+    can't be recomputed."""
     archive, config = archive_of(folder), config_of(folder)
     sets = [features_of(folder, config, file)] if file else _logged_sets(config)
     source = AuditSource(archive)
-    impressions = source.impressions()
-    sample = [p for p in impressions if is_sampled(p.impression.request_id, share)]
+    report, sample = AuditReport(), list[PlacedImpression]()
+    for placed in source.impressions():
+        if placed.impression.features is None:
+            report.without_features += 1
+        elif is_sampled(placed.impression.request_id, share):
+            sample.append(placed)
     if len(sample) > limit:
         sample = sorted(sample, key=lambda placed: uniform(1, placed.impression.request_id))[:limit]
     source.keep({str(placed.impression.user_id).encode() for placed in sample})
@@ -44,7 +49,6 @@ def audit_features(
     for placed in sample:
         block = placed.impression.features
         by_set.get(block.feature_set if block else "", by_set[sets[0].digest]).append(placed)
-    report = AuditReport()
     for features in sets:
         _audit_set(features, by_set[features.digest], source, config, tolerance, report)
     return report

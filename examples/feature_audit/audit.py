@@ -54,9 +54,11 @@ class FeatureDifference:
 
 @dataclass
 class AuditReport:
-    """Result of an audit. ``without_counters``: impressions compared except for counters, by reason."""
+    """Result of an audit. ``without_features``: impressions with no features logged, such as imported ones,
+    which an archive's sample leaves out; ``without_counters``: compared except for counters, by reason."""
 
     sampled: int = 0
+    without_features: int = 0
     equal: int = 0
     without_counters: Counter[str] = field(default_factory=Counter)
     differing: dict[str, FeatureDifference] = field(default_factory=dict)

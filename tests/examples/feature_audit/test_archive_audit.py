@@ -79,6 +79,24 @@ def test_planted_skew_is_found_and_the_command_says_so(
     assert f"first in {impression.request_id}" in done.output
 
 
+def test_impressions_without_features_take_no_place_in_the_sample(
+    ran: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    shutil.copytree(ran[0], state)
+    log = open_log(small_config(state))
+    for request_id in ran[1][4:]:  # as imported ones are
+        found = find_impression(log, request_id)
+        assert found is not None
+        partition, offset, impression = found
+        plain = encode(msgspec.structs.replace(impression, features=None))
+        key = str(impression.user_id).encode()
+        log.replace(EVENTS, partition, [Record(offset, key, plain)])
+    log.close()
+    report = audit_features(archived(state, state / "archive"), 1.0, 4)
+    assert (report.compared, report.without_features) == (4, REQUESTS - 4)
+
+
 def test_backfill_writes_an_archive_of_examples_with_the_wanted_features(
     ran: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
