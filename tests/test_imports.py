@@ -276,6 +276,12 @@ def test_event_types_are_cheap_to_import() -> None:
     assert (done.stdout.split(), done.returncode) == ([], 0), done.stderr
 
 
+def test_a_guess_needs_no_model() -> None:
+    code = "import sys, runtime.cli.import_files; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_modules_that_describe_spans_know_neither_tracer_nor_clock() -> None:
     traces = [(path, tree) for path, tree in files() if path.endswith(("_trace.py", "_traces.py"))]
     assert len(traces) == 4

@@ -27,7 +27,6 @@ from replay.datasets.dataset import DataError
 from replay.datasets.mapped_files import MappedFiles
 from replay.datasets.table_rows import BadRow, Block, read_blocks
 from replay.predictions import write_report
-from replay.replay_report import with_bar
 from runtime.cli.common import ConfigOption, StateOverride, exit_on, from_checkout
 from runtime.cli.up import keep_definition, with_definition
 from runtime.reports.tables import plain_table
@@ -107,7 +106,8 @@ def import_(
     report: Annotated[Path | None, Option(help="Write the report to this JSON file.")] = None,
 ) -> None:
     """Writes files to the log of a state folder, each row once, and trains from the newest rows."""
-    from runtime.jobs.import_job import Importer  # imports torch
+    from replay.replay_report import with_bar  # imports torch
+    from runtime.jobs.import_job import Importer
 
     with ExitStack() as stack:
         stack.enter_context(exit_on(OSError, ValueError, LogLost, LogUnavailable, AlreadyRuns))
