@@ -28,7 +28,8 @@ from recsys.features.operators import FUNCTION, Derived
 from recsys.features.running_rates import TIMES, USER, Entity
 
 _MOST_SPEEDS: Final = 6  # half-lives of one counter
-_SPEED: Final = re.compile(r"\.(fast|slow|\d+(?:\.\d+)?(?:e[+-]?\d+)?h)(?=\)|$)")
+# Of an entity's column: "item/click.1h". A field, such as "item.views.24h", may end alike.
+_SPEED: Final = re.compile(r"(/.*\.)(fast|slow|\d+(?:\.\d+)?(?:e[+-]?\d+)?h)(?=\)|$)")
 
 
 def column_ids(features: FeatureSet) -> list[str]:
@@ -39,7 +40,7 @@ def column_ids(features: FeatureSet) -> list[str]:
     plain = replace(features, declared=_renamed(features.declared, names))
     declared, hours = features.declared, [f"{h:g}h" for h in features.declared.half_lives_h]
     speeds = dict(zip(features.speeds, hours, strict=True))
-    ids = [_SPEED.sub(lambda m: f".{speeds[m[1]]}", name) for name in plain.dense_names]
+    ids = [_with_speeds(speeds, name) for name in plain.dense_names]
     age = f"{AGE} of {declared.age_field}"
     exact = {AGE: age, NEAR_IN_VISIT: f"{NEAR_IN_VISIT} {declared.visit_s:g}"}
     for name in names.values() if declared.trend else ():
@@ -139,10 +140,12 @@ def columns_from(before: FeatureSet, after: FeatureSet) -> list[int]:
     if len(came) == len(went):
         hours |= {f"{a:g}h": f"{b:g}h" for a, b in zip(came, went, strict=True)}
     places = {measured: place for place, measured in enumerate(column_ids(before))}
-    return [
-        places.get(one, places.get(_SPEED.sub(lambda m: f".{hours[m[1]]}", one), -1))
-        for one in column_ids(after)
-    ]
+    return [places.get(one, places.get(_with_speeds(hours, one), -1)) for one in column_ids(after)]
+
+
+def _with_speeds(speeds: Mapping[str, str], column: str) -> str:
+    """A column with the other name of its half-life."""
+    return _SPEED.sub(lambda m: m[1] + speeds.get(m[2], m[2]), column)
 
 
 class Narrowing:

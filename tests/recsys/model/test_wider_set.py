@@ -17,7 +17,7 @@ from recsys.features.feature_set import Declared, FeatureSet, RequestFeatures, U
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
-from recsys.model.wider_set import Narrowing, column_ids, covers, united
+from recsys.model.wider_set import Narrowing, column_ids, columns_from, covers, united
 from tests.support.serving.session_events import NOW_MS, did, shown
 
 OLD = app_of("""
@@ -123,6 +123,22 @@ def test_both_sets_read_from_their_union_what_they_compute_alone(
         assert np.count_nonzero(alone.dense_NF) > 100
         assert read.feature_set == narrow.digest
         assert bytes_of(read) == bytes_of(alone)
+
+
+def test_the_name_of_a_field_may_end_like_that_of_a_half_life() -> None:
+    text = (
+        "fields: {item: {views.24h: number}, user: {load.1h: number}}\n"
+        "features: {half_lives: [6h, %s], rates: [all, item], numbers: [user.load.1h]}"
+    )
+    old, new = (app_of(text % half_life).feature_set() for half_life in ("24h", "1h"))
+    wide = united(old, new)
+    for narrow in (old, new):
+        Narrowing(wide, narrow)
+    for name in ("item.views.24h", "user.load.1h"):
+        column = old.dense_names.index(name)
+        assert columns_from(old, new)[new.dense_names.index(name)] == column
+    rate = old.dense_names.index("item/click.24h")
+    assert columns_from(old, new)[new.dense_names.index("item/click.1h")] == rate
 
 
 def test_operators_too() -> None:
