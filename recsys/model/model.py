@@ -209,6 +209,15 @@ def build_model(
     ranker: Callable[[RankerShape, int], RankerModule] | None = None,
 ) -> Model:
     """The model with its initial dense parameters, identical in every process that builds it. ``ranker``:
-    instead of the configured one. Raises ValueError for a plug-in that is missing or has another version."""
-    ranker = ranker or ranker_of(config.ranker)
-    return Model(features, config, FeatureBuilder(features).dense_width, ranker)
+    instead of the configured one. Raises ValueError for a plug-in that is missing, has another version or
+    can't be made for the features."""
+    ranker, width = ranker or ranker_of(config.ranker), FeatureBuilder(features).dense_width
+    try:
+        return Model(features, config, width, ranker)
+    except Exception as error:
+        if not config.ranker:
+            raise
+        raise ValueError(
+            f"model.ranker is {config.ranker!r}, which can't be made for these features ({error!r}): see "
+            "`recsys contracts`, or name another ranker"
+        ) from error

@@ -184,9 +184,9 @@ def _plan(
     resolved.safety.check_viewer_fields(app.schema if app else features.schema)
     check_accepted(resolved, features)
     if resolved.model.ranker:  # imports torch, which takes two seconds
-        from recsys.model.ranker import ranker_of
+        from recsys.model.model import build_model
 
-        ranker_of(resolved.model.ranker)
+        build_model(features, resolved.model)
     for name in resolved.route_plugins:
         plugins.load(plugins.ROUTES, name)
     try:

@@ -22,6 +22,7 @@ from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FILE, feature_set
+from recsys.model.model import build_model
 from recsys.model.ranker import ranker_of
 from recsys.model.student_model import student_model
 from replay.datasets.open_dataset import open_dataset
@@ -106,6 +107,7 @@ def _begin(options: OfflineOptions, work: Path, reading: ExitStack) -> Path:
     of_archive = archives.is_archive(data)
     examples = _archive_examples if of_archive else _dataset_examples
     features, key, make = examples(options, config)
+    build_model(features, replace(model, features=features.kind))
     with jobs.locked(work / "examples"):
         reading.enter_context(jobs.reading(jobs.cache_folder(work, key)))
         cache = jobs.cached(work, key, make)

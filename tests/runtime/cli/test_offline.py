@@ -23,6 +23,7 @@ from recsys.events.control_records import Candidate, ModelSize
 from recsys.events.records import CONTROL, topics, unpack
 from recsys.features import feature_set_file as feature_sets
 from recsys.model.model import build_model
+from recsys.model.ranker import RankerModule, RankerShape
 from recsys.process.open_log import open_log
 from runtime.cli.main import COMMANDS, load
 from runtime.jobs.offline_job import _archive_examples, _student, run
@@ -291,6 +292,15 @@ def test_two_at_once_are_refused(system: Path, tmp_path: Path) -> None:
         run(asked(system, tmp_path))
 
 
+class Unmade(RankerModule):
+    """A ranker whose constructor takes no seed."""
+
+    version = "1"
+
+    def __init__(self, shape: RankerShape) -> None:
+        super().__init__(shape)
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -306,6 +316,10 @@ def test_two_at_once_are_refused(system: Path, tmp_path: Path) -> None:
         (["--until", "2023-11-15", "--teacher-share", "0.5"], "given without --student"),
         (["--until", "2023-11-15", "--student", "dim=8", "--ranker", "a@1"], "given together"),
         (["--until", "2023-11-15", "--ranker", "sequnce@1"], "no plug-in 'sequnce' of the group"),
+        (
+            ["--until", "2023-11-15", "--ranker", f"{__name__}:Unmade@1"],
+            "can't be made for these features (TypeError(",
+        ),
         (["--until", "2023-11-15", "--student", "vector_dim=4"], "'vector_dim=4' is given"),
         (["--until", "2023-11-15", "--student", "dim=32"], "expected no number above the system's"),
         (["--until", "2023-11-15", "--student", "dim=8", "--teacher-share", "2"], "share is 2.0"),

@@ -75,3 +75,6 @@ def test_a_plug_in_that_is_not_installed_is_refused(
     older = replace(config, model=replace(config.model, ranker=f"{SEQUENCE}@0"))
     assert up.start(older) == 1
     assert f"declare {SEQUENCE}@1" in capsys.readouterr().err
+    blind = replace(config, model=replace(config.model, ranker=f"{SEQUENCE}@1", features="ids"))
+    assert up.start(blind) == 1
+    assert "set model.features to ids+history or all" in " ".join(capsys.readouterr().err.split())
