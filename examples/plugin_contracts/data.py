@@ -15,6 +15,7 @@ from replay.datasets.table_rows import ROWS, Block
 
 def _columns(plugin: Any) -> NDArray[np.float32]:
     """Numbers as in columns, the first ones equal."""
+    require(hasattr(plugin, "columns"), "it has no attribute columns, the number of those it reads")
     draw = np.random.default_rng(0)
     columns = draw.normal(0, 3, (int(plugin.columns), 500)).astype(np.float32)
     columns[:, :4], columns[:, 4:8] = 0, 100
@@ -40,6 +41,7 @@ def _rows_alone(plugin: Any) -> None:
 
 def _read(plugin: Any) -> bytes:
     """Rows of the plug-in's sample."""
+    require(hasattr(plugin, "sample"), "it has no attribute sample, the bytes of a small file")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "sample"
         file.write_bytes(plugin.sample)

@@ -114,6 +114,7 @@ class RememberingOperator(Operator):
 )
 def test_operators_that_break_a_contract(plugin: Any, expected: set[str]) -> None:
     assert set(broken(plugins.OPERATORS, plugin)) == expected
+    assert "no attribute columns" in broken(plugins.OPERATORS, lambda price: price)["shape"]
 
 
 class Reader:
@@ -156,6 +157,7 @@ class LargeReader(Reader):
         (UnevenReader(), "shape", "'time': 1} values, expected 2"),
         (BackwardReader(), "shape", "lines don't ascend: [2, 1]"),
         (LargeReader(), "shape", "more than 20000 rows"),
+        (lambda file: [], "shape", "no attribute sample"),
     ],
 )
 def test_readers_that_break_a_contract(plugin: Any, contract: str, reason: str) -> None:
