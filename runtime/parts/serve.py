@@ -143,7 +143,7 @@ def _wait_until_ready(serve: Any, app: str, is_answering: Callable[[], bool], st
     while not stop.is_set(starting=True):
         application = serve.status().applications.get(app)
         if application is not None and application.status.value == "DEPLOY_FAILED":
-            raise RuntimeError(f"the Serve application can't be started: {application.message}")
+            raise RuntimeError(f"the Serve application can't be started: {_reason(application)}")
         if is_answering():
             return
         stop.wait(0.2, starting=True)
@@ -154,7 +154,7 @@ def _monitor(serve: Any, app: str, stop: Stop, restarts: RestartRequests, shards
 
     ``shards``: number of retrieval shards.
     """
-    healthy_at, retrieval = time.monotonic(), RetrievalShards(shards, stop)
+    healthy_at, retrieval, before = time.monotonic(), RetrievalShards(shards, stop), ""
     while not stop.wait(_CHECK_EVERY_S):
         restarts.check()
         application = serve.status().applications.get(app)
@@ -168,11 +168,22 @@ def _monitor(serve: Any, app: str, stop: Stop, restarts: RestartRequests, shards
         if status == "RUNNING":
             restarts.complete()
         stop.heartbeat.gauge(GAUGE, restarts.completed)
+        if status == "DEPLOY_FAILED" != before:
+            why = _reason(application)
+            _log.error("not all replicas start, those that run go on", extra={"why": why})
+        before = status
         # Lists are answered without a retrieval shard, and Serve restarts it.
         feed_is_healthy = answering and str(deployments["Feed"].status.value) == "HEALTHY"
-        if status == "RUNNING" or (status == "DEPLOYING" and answering) or feed_is_healthy:
+        is_changing = status in ("DEPLOYING", "DEPLOY_FAILED")
+        if status == "RUNNING" or (is_changing and answering) or feed_is_healthy:
             healthy_at = time.monotonic()
         elif time.monotonic() - healthy_at > (_STARTING_S if starting else _UNHEALTHY_S):
-            raise RuntimeError(
-                f"the Serve application is {status}: {application.message if application else ''}"
-            )
+            raise RuntimeError(f"the Serve application is {status}: {_reason(application)}")
+
+
+def _reason(application: Any) -> str:
+    """Serve's message, and those of the deployments: they have the error of a replica that doesn't start."""
+    if application is None:
+        return ""
+    messages = [deployment.message for deployment in application.deployments.values()]
+    return " ".join(filter(None, (application.message, *messages)))

@@ -38,6 +38,13 @@ class FakeServe:
         self.runs = False
 
 
+def test_the_reason_why_no_replica_starts_is_shown():
+    serve = FakeServe()
+    app_is(serve, "DEPLOY_FAILED", 0)()
+    with pytest.raises(RuntimeError, match="can't be started: why TypeError in a constructor"):
+        part._wait_until_ready(serve, "recsys", lambda: False, Looks(None, []))
+
+
 def test_another_s_application_goes_on_in_a_cluster_that_is_not_ours():
     shared, own = FakeServe("recsys", "another"), FakeServe("recsys")
     take_down(shared, "recsys", owns_ray=False)
@@ -98,6 +105,7 @@ def app_is(serve, status, running, starting=0, feed="UPDATING"):
     deployment = SimpleNamespace(
         replica_states={"RUNNING": running, "STARTING": starting},
         status=SimpleNamespace(value=feed),
+        message="TypeError in a constructor",
     )
     found = SimpleNamespace(
         status=SimpleNamespace(value=status), deployments={"Feed": deployment}, message="why"
@@ -160,7 +168,9 @@ def test_a_long_restart_is_well_as_long_as_somebody_answers(tmp_path, monkeypatc
     part._monitor(serve, "recsys", Looks(None, looks), restarts)
     looks = [app_is(serve, "UNHEALTHY", 1, feed="HEALTHY"), later, later, later]
     part._monitor(serve, "recsys", Looks(None, looks), restarts)  # a shard of retrieval is gone
-    with pytest.raises(RuntimeError, match="is DEPLOYING: why"):
+    looks = [app_is(serve, "DEPLOY_FAILED", 1, feed="DEPLOY_FAILED"), later, later, later]
+    part._monitor(serve, "recsys", Looks(None, looks), restarts)  # the new ones don't start
+    with pytest.raises(RuntimeError, match="is DEPLOYING: why TypeError in a constructor"):
         looks = [app_is(serve, "DEPLOYING", 0), later, later]
         part._monitor(serve, "recsys", Looks(None, looks), restarts)
 
