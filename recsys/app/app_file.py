@@ -19,6 +19,7 @@ _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 _NAME: Final = re.compile(r"[A-Za-z][\w.-]{0,63}")
 _HISTORY: Final = 200
+_LABELS: Final = 56  # the joiner has a bit for each (training/joining/impression_state.py)
 _FEATURES: Final = {
     "half_lives", "rates", "age", "near", "trend", "visit", "position", "list",
     "numbers", "counts", "against", "last", "distinct", "expressions", "functions",
@@ -117,6 +118,8 @@ class _Reader:
             events[name] = EventKind(label, weight, named)
         if not any(event.label == "positive" for event in events.values()):
             raise self._expected("at least one kind with label: positive", list(events), "events")
+        if (labels := sum(bool(event.label) for event in events.values())) > _LABELS:
+            raise self._expected(f"at most {_LABELS} kinds with a label", labels, "events")
         return events
 
     def _fields(self, raw: Any) -> dict[str, dict[str, Field]]:

@@ -214,10 +214,6 @@ def build_model(
     ranker, width = ranker or ranker_of(config.ranker), FeatureBuilder(features).dense_width
     try:
         return Model(features, config, width, ranker)
-    except Exception as error:
-        if not config.ranker:
-            raise
-        raise ValueError(
-            f"model.ranker is {config.ranker!r}, which can't be made for these features ({error!r}): see "
-            "`recsys contracts`, or name another ranker"
-        ) from error
+    except Exception as error:  # a plug-in may raise anything
+        name = f"model.ranker {config.ranker or 'built-in'!r}"
+        raise ValueError(f"{name} can't be made for these features: {error!r}") from error

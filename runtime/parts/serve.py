@@ -169,13 +169,11 @@ def _monitor(serve: Any, app: str, stop: Stop, restarts: RestartRequests, shards
             restarts.complete()
         stop.heartbeat.gauge(GAUGE, restarts.completed)
         if status == "DEPLOY_FAILED" != before:
-            why = _reason(application)
-            _log.error("not all replicas start, those that run go on", extra={"why": why})
+            _log.error("not all replicas start", extra={"why": _reason(application)})
         before = status
         # Lists are answered without a retrieval shard, and Serve restarts it.
         feed_is_healthy = answering and str(deployments["Feed"].status.value) == "HEALTHY"
-        is_changing = status in ("DEPLOYING", "DEPLOY_FAILED")
-        if status == "RUNNING" or (is_changing and answering) or feed_is_healthy:
+        if status == "RUNNING" or (answering and status.startswith("DEPLOY")) or feed_is_healthy:
             healthy_at = time.monotonic()
         elif time.monotonic() - healthy_at > (_STARTING_S if starting else _UNHEALTHY_S):
             raise RuntimeError(f"the Serve application is {status}: {_reason(application)}")
@@ -183,7 +181,5 @@ def _monitor(serve: Any, app: str, stop: Stop, restarts: RestartRequests, shards
 
 def _reason(application: Any) -> str:
     """Serve's message, and those of the deployments: they have the error of a replica that doesn't start."""
-    if application is None:
-        return ""
-    messages = [deployment.message for deployment in application.deployments.values()]
-    return " ".join(filter(None, (application.message, *messages)))
+    parts = [application, *application.deployments.values()] if application else []
+    return " ".join(part.message for part in parts if part.message)

@@ -113,6 +113,11 @@ FAULTS = [
     ("app: a\ncolour: red", 2, "unknown key 'colour'; there are app, events, features, fields"),
     ("app: 3", 1, "app is 3, expected a name of letters"),
     ("events: {}", 1, "events is {}, expected kinds of engagement, e.g. {click: positive}"),
+    (
+        "events:\n" + "".join(f"  k{n}: positive\n" for n in range(57)),
+        1,
+        "events is 57, expected at most 56 kinds with a label",
+    ),
     ("events:\n  click: maybe", 2, "events.click is 'maybe', expected one of positive, negative"),
     (
         "events:\n  click: none",

@@ -318,7 +318,7 @@ class Unmade(RankerModule):
         (["--until", "2023-11-15", "--ranker", "sequnce@1"], "no plug-in 'sequnce' of the group"),
         (
             ["--until", "2023-11-15", "--ranker", f"{__name__}:Unmade@1"],
-            "can't be made for these features (TypeError(",
+            "can't be made for these features: TypeError(",
         ),
         (["--until", "2023-11-15", "--student", "vector_dim=4"], "'vector_dim=4' is given"),
         (["--until", "2023-11-15", "--student", "dim=32"], "expected no number above the system's"),
