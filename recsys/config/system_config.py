@@ -392,7 +392,7 @@ def digest(config: Any) -> str:
     digest that it had before policies could be."""
     parts = msgspec.to_builtins(config, str_keys=True)
     if isinstance(config, PolicyConfig) and not config.relative:
-        del parts["relative"]
+        parts.pop("relative", None)  # absent in one that an earlier version stored
     return digest_of(msgspec.json.encode(parts, order="deterministic"))
 
 

@@ -95,6 +95,12 @@ def test_a_policy_keeps_the_digest_that_is_on_logs() -> None:
     assert digest(PolicyConfig(relative=True)) != digest(PolicyConfig())
 
 
+def test_a_policy_that_an_earlier_version_stored_has_its_digest() -> None:
+    stored = msgspec.to_builtins(PolicyConfig())
+    del stored["relative"]
+    assert digest(msgspec.convert(stored, PolicyConfig)) == digest(PolicyConfig())
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
