@@ -208,38 +208,33 @@ class Service:
         if not self.reader.ready:
             raise Unavailable(_STARTING)
         began_s, arrived_s = time.monotonic(), _arrived_s()
-        request_id = request_id or (PLAIN_LIST if request.plain else "") + uuid.uuid4().hex
+        session, read = await self._read_session(request.user_id)
+        waited_s, is_plain = time.monotonic() - began_s, request.plain or session.plain
+        request_id = request_id or (PLAIN_LIST if is_plain else "") + uuid.uuid4().hex
         token = LOG_CONTEXT.set({"request_id": request_id})
         try:
-            return await self._recommend(request, request_id, logged, began_s, arrived_s)
+            trace = None
+            if self.traces:
+                trace = self.traces.request(request_id, time.monotonic() - arrived_s)
+            mark = trace.mark if trace else unmarked
+            mark(SESSION_READ)
+            answer = await self._answer(
+                request, session, arrived_s, waited_s, request_id, mark, viewer_known=read
+            )
+            if not read:
+                answer = with_degraded(answer, SESSION)
+            if self.stale:
+                answer = with_degraded(answer, STALE)
+            if trace:
+                mark(ANSWER)
+                trace.answered(answer)
+            if logged:
+                self._log_impression(answer, trace)
+            if answer.degraded:
+                self._log_degraded(answer)
+            return answer
         finally:
             LOG_CONTEXT.reset(token)
-
-    async def _recommend(
-        self, request: Request, request_id: str, logged: bool, began_s: float, arrived_s: float
-    ) -> Answer:
-        trace = None
-        if self.traces:
-            trace = self.traces.request(request_id, time.monotonic() - arrived_s)
-        mark = trace.mark if trace else unmarked
-        session, read = await self._read_session(request.user_id)
-        mark(SESSION_READ)
-        waited_s = time.monotonic() - began_s
-        answer = await self._answer(
-            request, session, arrived_s, waited_s, request_id, mark, viewer_known=read
-        )
-        if not read:
-            answer = with_degraded(answer, SESSION)
-        if self.stale:
-            answer = with_degraded(answer, STALE)
-        if trace:
-            mark(ANSWER)
-            trace.answered(answer)
-        if logged:
-            self._log_impression(answer, trace)
-        if answer.degraded:
-            self._log_degraded(answer)
-        return answer
 
     async def recommend_unlogged(
         self, request: Request, session: Session, counts: bool = True

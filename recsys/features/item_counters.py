@@ -24,6 +24,7 @@ from recsys.features.influence import Influences
 from recsys.features.operator_state import OperatorState
 from recsys.features.operators import value_kinds
 from recsys.features.running_rates import CONTEXT, PROFILE
+from recsys.features.session import PLAIN_LIST
 from recsys.features.source_credits import SourceCredits
 
 KeysOf = Callable[[Id], Keys]
@@ -149,7 +150,8 @@ class ItemCounters:
     def _count(self, engagement: Engagement, keys_I: Keys, sign: float) -> None:
         kind = engagement.kind
         if kind == self.features.main_labels[0]:
-            self.visits.add(engagement.user_id, int(keys_I[0]), engagement.time_ms, int(sign))
+            if not engagement.request_id.startswith(PLAIN_LIST):  # of a viewer without a history
+                self.visits.add(engagement.user_id, int(keys_I[0]), engagement.time_ms, int(sign))
             for keys, part in self.credits.of(engagement.request_id, int(keys_I[0])):
                 label = np.float32(part) * amounts(self.features.kinds, kind)
                 added = np.float32(sign) * (self.features.shown + label)

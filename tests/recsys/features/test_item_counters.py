@@ -61,6 +61,13 @@ def test_a_view_shows_what_the_client_saw_and_an_impression_what_was_all_shown()
     assert count(its, V1, "watch") == pytest.approx(np.log(2))
 
 
+def test_what_a_viewer_does_without_profiling_makes_no_visit() -> None:
+    counters = fold()
+    for request, visits in (("plain-1", 0), ("r1", 1)):
+        counters.engagement(did(request, 1, counters.features.main_labels[0]), keys_of(1))
+        assert len(counters.visits.users) == len(counters.visits.take()) == visits
+
+
 def test_what_is_not_counted_changes_nothing() -> None:
     its = fold()
     its.engagement(did("r1", 1, "skip"), keys_of(1))

@@ -14,7 +14,7 @@ from recsys.log.protocol import LogUnavailable
 from recsys.process.disk_budget import Level, Space
 from recsys.process.part_process import run_folder
 from recsys.process.space_file import FILE
-from tests.support.serving.service_harness import NOW_MS, World, run, view
+from tests.support.serving.service_harness import ADMIN, NOW_MS, World, run, view
 
 
 @pytest.fixture
@@ -208,9 +208,22 @@ def test_many_unknown_fields_are_one_error(world: World) -> None:
     run(world, scenario)
 
 
-def test_an_engagement_with_an_old_list_without_profiling_enters_no_history(world: World) -> None:
+@pytest.mark.parametrize("by_profile", [False, True])
+def test_an_engagement_with_an_old_list_without_profiling_enters_no_history(
+    world: World, by_profile: bool
+) -> None:
     async def scenario(w: World) -> None:
-        plain = await w.recommend(n=3, profiling=False)
+        async def objects(fields: dict[str, Any]) -> None:
+            body = {"users": [{"user_id": "u1", "fields": fields}]}
+            assert (await w.client.post("/v1/users", json=body, headers=ADMIN)).json()["accepted"]
+            while w.fold.turn():
+                pass
+
+        if by_profile:
+            await objects({"profiling": False})
+        plain = await w.recommend(n=3, profiling=by_profile)
+        if by_profile:
+            await objects({})
         lists = [plain] + [await w.recommend(n=3) for _ in range(REQUESTS + 1)]
         await w.written()
 
