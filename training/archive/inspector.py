@@ -17,6 +17,7 @@ from recsys.events.control_records import Control
 from recsys.events.event_types import Item, decode
 from recsys.events.records import (
     CONTROL,
+    DEAD_LETTERS,
     DELTAS,
     EXAMPLES,
     ITEM_COUNTS,
@@ -79,6 +80,8 @@ class Inspector(RetryLoop):
             self._judge_delta(record)
         self._letters.send()
         if is_due(self._clock(), self._due_ms, _SAVE_EVERY_MS):
+            for topic in (EXAMPLES, DEAD_LETTERS):  # else retention waits for the next append
+                self._log.retain(topic, self._clock())
             self.save()
         return moved
 

@@ -16,6 +16,7 @@ from recsys.events.records import (
     CONTROL,
     DEAD_LETTERS,
     DELTAS,
+    EXAMPLES,
     ITEM_COUNTS,
     ITEM_STATE,
     ITEMS,
@@ -30,6 +31,7 @@ from recsys.events.records import (
     unpack,
 )
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
+from recsys.log.sqlite_log import SqliteLog
 from recsys.process.part_snapshot import PartState
 from tests.support.training.small_feed import toy_log
 from training.archive.inspector import Inspector
@@ -104,6 +106,21 @@ def test_it_saves_by_its_clock(tmp_path: Path) -> None:
     its.turn()
     saved = PartState(tmp_path, "archive").load(log.id)
     assert saved is not None and saved.offsets[STEPS] == {0: 1}
+
+
+def test_letters_expire_although_no_other_comes(tmp_path: Path) -> None:
+    clock = Clock()
+    log = SqliteLog(tmp_path / "log", clock=clock)
+    for topic in topics(4, retention_hours=1):
+        log.create(topic)
+    inspector = Inspector(log, PartState(tmp_path, "archive"), clock)
+    append(log, DEAD_LETTERS, [b"what a viewer sent"])
+    append(log, EXAMPLES, [b"what a viewer did"])
+    for hours, begin in ((1, 0), (2, 1)):
+        clock.now_ms = hours * 3_600_000
+        inspector.turn()
+        assert (log.begin(DEAD_LETTERS, 0), log.begin(EXAMPLES, 0)) == (begin, begin)
+    log.close()
 
 
 def test_item_states_that_were_trimmed_are_passed_over(tmp_path: Path) -> None:
