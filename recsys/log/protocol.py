@@ -238,13 +238,11 @@ def read_range(
 
 def records_of_keys(
     log: Log, topic: str, partition: int, keys: Collection[bytes], end: int
-) -> list[Record]:
+) -> Iterator[Record]:
     """The records of some keys before ``end`` that the log still has."""
-    records = []
     for offset in log.keyed(topic, partition, keys, end) if keys else ():
         if offset >= log.begin(topic, partition):
-            records += [r for r in log.read(topic, partition, offset, 1) if r.offset == offset]
-    return records
+            yield from (r for r in log.read(topic, partition, offset, 1) if r.offset == offset)
 
 
 def newest_first(

@@ -148,18 +148,12 @@ class ShareState:
         return newest
 
     def save(
-        self,
-        log_id: str,
-        offsets: Mapping[int, int],
-        pack: Callable[[Sequence[int]], bytes],
-        only: int | None = None,
+        self, log_id: str, offsets: Mapping[int, int], pack: Callable[[Sequence[int]], bytes]
     ) -> dict[int, int]:
-        """Saves what ``pack`` makes of each file's partitions, or of the file that has partition ``only``;
-        removes files of another number of workers. Returns offsets to hold, as ``PartState.save``."""
+        """Saves what ``pack`` makes of each file's partitions; removes files of another number of workers.
+        Returns offsets to hold, as ``PartState.save``."""
         held = dict[int, int]()
         for state, partitions in self._files:
-            if only not in (None, *partitions):
-                continue
             own = {partition: offsets[partition] for partition in partitions}
             held |= state.save(log_id, {self._topic: own}, pack(partitions))[self._topic]
         if self._files[0][0] is self._whole:

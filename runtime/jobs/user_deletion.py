@@ -44,9 +44,15 @@ def forget_users(users: Sequence[str], state: Path, unlearn: bool) -> list[str]:
     users = list(dict.fromkeys(users))
     config, plan = launch_plan.read(state)
     if is_running(config):
+        when = "the session within a second, the rows with the next steps"
+        lines = [f"{_named(users)} being deleted: {when}", _pending(config)]
         if unlearn:
-            return _unlearn_live(users, state, config)
-        return _delete_over_api(users, state, config)
+            return [*lines, _unlearn_live(users, config)]
+        url, headers = launch_plan.local_api_url(config), launch_plan.admin_headers(state)
+        with Client(url, headers=headers) as client:
+            for user in users:
+                client.delete_user(user)
+        return lines
     if "broker" in plan.embedded:
         raise Refused(
             f"the log of {state.resolve()} was in the memory of a broker that ended with the system: only "
@@ -56,30 +62,16 @@ def forget_users(users: Sequence[str], state: Path, unlearn: bool) -> list[str]:
         return _delete_on_log(users, config, unlearn)
 
 
-def _delete_over_api(users: Sequence[str], state: Path, config: Config) -> list[str]:
-    headers = launch_plan.admin_headers(state)
-    with Client(launch_plan.local_api_url(config), headers=headers) as client:
-        for user in users:
-            client.delete_user(user)
-    return [_is_deleted(users), _pending(config)]
-
-
-def _is_deleted(users: Sequence[str]) -> str:
-    gone = "the session within a second, the rows with the next steps"
-    return f"{_named(users)} being deleted: {gone}"
-
-
 def _named(users: Sequence[str]) -> str:
     return f"{users[0]} is" if len(users) == 1 else f"{len(users)} users are"
 
 
-def _unlearn_live(users: Sequence[str], state: Path, config: Config) -> list[str]:
+def _unlearn_live(users: Sequence[str], config: Config) -> str:
     """Asks a running system, and waits until its live line is without the users."""
-    lines = [_is_deleted(users), _pending(config)]
     with closing(open_log(config)) as log:
         name = uuid.uuid4().hex[:12]
         request_deletion(log, users, wall_ms(), name)
-        return [*lines, await_unlearned(log, name, config)]
+        return await_unlearned(log, name, config)
 
 
 def is_running(config: Config) -> bool:

@@ -4,7 +4,7 @@ of the oldest hours."""
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from glob import glob
@@ -116,22 +116,19 @@ def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
 
 
 def erase_rows(
-    folder: Path, topic: str, partition: int, key: bytes, is_erased: Callable[[Record], object]
-) -> int:
-    """Removes a key's records for which ``is_erased``; returns their number. Files keep their names."""
-    erased = 0
+    folder: Path, topic: str, partition: int, keys: Collection[bytes],
+    is_erased: Callable[[Record], object],
+) -> None:  # fmt: skip
+    """Removes the records for which ``is_erased``, all of some ``keys``. Files keep their names."""
     for part in files_of(folder, topic):
-        if part.partition != partition or not _has_key(part.path, key):
+        if part.partition != partition or not _has_key(part.path, keys):
             continue
         with _rewritten(part.path, part.path) as file:
             for table in _row_groups([part.path]):
                 columns = (table[name].to_pylist() for name in ("offset", "key", "value"))
                 records = map(Record, *columns)
-                stays = [record.key != key or not is_erased(record) for record in records]
-                remaining = table.filter(pa.array(stays))
-                erased += len(table) - len(remaining)
+                remaining = table.filter(pa.array([not is_erased(record) for record in records]))
                 file.write_table(remaining, row_group_size=max(1, len(remaining)))
-    return erased
 
 
 def keys_of(folder: Path, topic: str, partition: int) -> set[bytes]:
@@ -143,10 +140,11 @@ def keys_of(folder: Path, topic: str, partition: int) -> set[bytes]:
     return keys
 
 
-def _has_key(path: Path, key: bytes) -> bool:
+def _has_key(path: Path, keys: Collection[bytes]) -> bool:
+    values = pa.array(keys, pa.large_binary())
     with pq.ParquetFile(path) as file:
         batches = file.iter_batches(_MERGE_ROWS, columns=["key"], use_threads=False)
-        return any(pc.equal(batch["key"], key).true_count for batch in batches)
+        return any(pc.is_in(batch["key"], values).true_count for batch in batches)
 
 
 def hour_of(path: Path) -> int:

@@ -11,7 +11,7 @@ others tells that all else of a user is erased.
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -47,6 +47,7 @@ PART: Final = "erasures"
 _LOG: Final = logging.getLogger(__name__)
 EVERY_MS: Final = 60_000  # between two attempts
 _SCRUB_EVERY_MS: Final = 600_000  # appends wait for a scrub, so finished requests share one
+_AT_ONCE: Final = 1_000  # users of a partition: each search reads all of the topic and its archive
 # Holders that restart from an offset of a topic. One without a hold may restart anywhere.
 _HOLDERS: Final = {
     EVENTS: ("archive", "counters", "joiner", "session-fold"),
@@ -121,16 +122,13 @@ class Eraser(RetryLoop):
     def _partition(self, request: PendingErasure) -> int:
         return partition_of(request.user_id, self._count)
 
-    def _save(self, only: PendingErasure | None = None) -> None:
-        """Saves the requests, or the file of one."""
-
+    def _save(self) -> None:
         def pack_some(partitions: Sequence[int]) -> bytes:
             requests = [r for r in self._waiting if self._partition(r) in partitions]
             return msgspec.msgpack.encode(_Packed(requests))
 
         offsets = dict.fromkeys(self._begins, self._consumer.offsets[0])
-        partition = None if only is None else self._partition(only)
-        self._files.save(self._log.id, offsets, pack_some, partition)
+        self._files.save(self._log.id, offsets, pack_some)
 
     def _turn(self) -> int:
         moved = self._fold()
@@ -138,17 +136,20 @@ class Eraser(RetryLoop):
         if due and (self._waiting or self._follows):
             self._due_ms = self._clock() + EVERY_MS
             unlearning = self._lifecycle.unlearning_users()
-            for request in self._waiting:
-                if not request.erased and str(request.user_id) not in unlearning:
-                    self._advance(request)
-            for request in [*self._waiting, *self._others()] if self._share.first else ():
-                if request.erased and not self._is_anonymous(request):
-                    self._anonymize(request)
-            done = [r for r in self._waiting if r.erased and self._is_anonymous(r)]
+            left = [r for r in self._waiting if not r.erased and str(r.user_id) not in unlearning]
+            for partition in self._begins:
+                requests = [r for r in left if self._partition(r) == partition]
+                for start in range(0, len(requests), _AT_ONCE):
+                    self._advance(requests[start : start + _AT_ONCE], partition)
+            self._save()
+            named = [*self._waiting, *self._others()] if self._share.first else []
+            if named := [r for r in named if r.erased and not self._is_anonymous(r)]:
+                self._anonymize(named)
+            done = {r.control for r in self._waiting if r.erased and self._is_anonymous(r)}
             if done and self._scrub():
                 self._state.drop_broken()
                 self.done += len(done)
-                self._waiting = [request for request in self._waiting if request not in done]
+                self._waiting = [r for r in self._waiting if r.control not in done]
                 self._save()
                 self._save()  # the file before names them, too
         return moved
@@ -190,37 +191,38 @@ class Eraser(RetryLoop):
         self._scrub_ms = self._clock() + self._scrub_every_ms
         return True
 
-    def _advance(self, request: PendingErasure) -> None:
-        partition = self._partition(request)
-        events, examples = self._passed(EVENTS, partition), self._passed(EXAMPLES, partition)
-        if not request.begun:
-            self._erase(request, partition, events, examples)
+    def _advance(self, requests: Sequence[PendingErasure], partition: int) -> None:
+        ends = {topic: self._passed(topic, partition) for topic in _HOLDERS}
+        self._erase([r for r in requests if not r.begun], partition, ends)
+        for request in requests:
             request.begun = True
-        if request.examples_end is None and events > request.offset:
-            request.examples_end = self._end_of_examples(request, partition)
-        self._save(request)
-        if request.examples_end is not None and examples >= request.examples_end:
-            self._erase(request, partition, events, examples)
+        events, examples = ends[EVENTS], ends[EXAMPLES]
+        unended = [r for r in requests if r.examples_end is None and events > r.offset]
+        self._find_ends(unended, partition)
+        last = [r for r in requests if r.examples_end is not None and examples >= r.examples_end]
+        self._erase(last, partition, ends)
+        for request in last:
             request.erased = True
-            self._save(request)
 
     def _is_anonymous(self, request: PendingErasure) -> bool:
         """Whether ``control`` no longer names the user, or can't be changed."""
         records = self._log.read(CONTROL, 0, request.control, 1) if self._changes else []
         return all(erasure.user_id == "" for _, erasure in decoded(records, Erasure))
 
-    def _anonymize(self, request: PendingErasure) -> None:
-        """Removes the user's id from the requests on ``control``."""
-        digest = digest_of_key(self._log.id, request.key)
-        anonymous = Erasure(user_id="", offset=request.offset, digest=digest)
-        records = [Record(request.control, b"", pack(anonymous))]
+    def _anonymize(self, requests: Sequence[PendingErasure]) -> None:
+        """Removes the users' ids from the requests on ``control``."""
+        offsets, records = _offsets(requests), list[Record]()
+        for request in requests:
+            digest = digest_of_key(self._log.id, request.key)
+            anonymous = Erasure(user_id="", offset=request.offset, digest=digest)
+            records.append(Record(request.control, b"", pack(anonymous)))
         begin, end = self._log.begin(CONTROL, 0), self._log.end(CONTROL, 0)
         for record, message in decoded(read_range(self._log, CONTROL, 0, begin, end), Unlearning):
             # A quarantine's request names an earlier offset: that of the verdict.
-            if message.users.get(str(request.user_id), request.offset + 1) <= request.offset:
-                users = {u: n for u, n in message.users.items() if u != str(request.user_id)}
-                anonymous = msgspec.structs.replace(message, users=users)
-                records.append(Record(record.offset, b"", pack(anonymous)))
+            users = {u: n for u, n in message.users.items() if n > offsets.get(u.encode(), -1)}
+            if len(users) < len(message.users):
+                without = msgspec.structs.replace(message, users=users)
+                records.append(Record(record.offset, b"", pack(without)))
         self._log.replace(CONTROL, 0, records)
 
     def _passed(self, topic: str, partition: int) -> int:
@@ -234,26 +236,36 @@ class Eraser(RetryLoop):
                 return self._log.begin(topic, partition)
         return min(holds.values())
 
-    def _end_of_examples(self, request: PendingErasure, partition: int) -> int | None:
-        """The offset after the joiner's ``Forget``, which follows a user's last example; None before it."""
-        end = self._log.end(EXAMPLES, partition)
-        for record in records_of_keys(self._log, EXAMPLES, partition, [request.key], end):
-            message = non_example(record.value)
-            if isinstance(message, Forget) and message.offset == request.offset:
-                return record.offset + 1
-        # The joiner has passed the request: without a ``Forget``, it is a tombstone already.
-        return end if self._changes else None
+    def _find_ends(self, requests: Sequence[PendingErasure], partition: int) -> None:
+        """Sets ``examples_end`` to the offset after the joiner's ``Forget``, which follows a user's last
+        example; None before it."""
+        end, keys = self._log.end(EXAMPLES, partition), {request.key for request in requests}
+        ends = {
+            (record.key, message.offset): record.offset + 1
+            for record in records_of_keys(self._log, EXAMPLES, partition, keys, end)
+            if isinstance(message := non_example(record.value), Forget)
+        }
+        # The joiner has passed the requests: without a ``Forget``, it is a tombstone already.
+        default = end if self._changes else None
+        for request in requests:
+            request.examples_end = ends.get((request.key, request.offset), default)
 
-    def _erase(self, request: PendingErasure, partition: int, events: int, examples: int) -> None:
-        ends = {EVENTS: min(events, request.offset + 1), EXAMPLES: examples}
-        if self._changes:
-            for topic, end in ends.items():
-                place = (self._log, topic, partition)
-                self.erased += erase_records(*place, request.key, request.offset, end)
-            self.erased += erase_letters(self._log, request.key)
-        for topic in ends:
-            is_erased = partial(erased_record, topic, before=request.offset)
-            erase_rows(self._archive, topic, partition, request.key, is_erased)
+    def _erase(
+        self, requests: Sequence[PendingErasure], partition: int, ends: Mapping[str, int]
+    ) -> None:
+        befores = _offsets(requests)
+        if self._changes and befores:
+            self.erased += erase_letters(self._log, befores.keys())
+        for topic, end in ends.items() if befores else ():
+            if self._changes:
+                self.erased += erase_records(self._log, topic, partition, befores, end)
+            is_erased = partial(erased_record, topic, befores)
+            erase_rows(self._archive, topic, partition, befores.keys(), is_erased)
+
+
+def _offsets(requests: Iterable[PendingErasure]) -> dict[bytes, int]:
+    """By user, the offset of the newest request."""
+    return {request.key: request.offset for request in sorted(requests, key=lambda r: r.offset)}
 
 
 def _requests(saved: Saved) -> list[PendingErasure]:
@@ -265,18 +277,20 @@ def digest_of_key(log_id: str, key: bytes) -> bytes:
     return hashlib.blake2b(key, key=log_id.encode()[:64], digest_size=16).digest()
 
 
-def erased_users(log: Log, archive: Path, erasures: Iterable[Erasure]) -> list[str]:
+def erased_users(
+    log: Log, archive: Path, erasures: Sequence[Erasure], others: Iterable[bytes] = ()
+) -> list[str]:
     """Ids of the users of some erasures that another copy of the log has: those that these name, and those
-    that this copy or its archive has as keys."""
-    requests = list(erasures)
-    users = {str(erasure.user_id) for erasure in requests if erasure.user_id != ""}
-    digests = {erasure.digest for erasure in requests}
+    that this copy or its archive has as keys, or that are among ``others``."""
+    users = {str(erasure.user_id) for erasure in erasures if erasure.user_id != ""}
+    digests, keys = {erasure.digest for erasure in erasures}, set(others)
     for topic in (EVENTS, EXAMPLES):
         for partition in range(log.partitions(topic)):
             begin, end = log.begin(topic, partition), log.end(topic, partition)
-            keys = {record.key for record in read_range(log, topic, partition, begin, end)}
+            keys |= {record.key for record in read_range(log, topic, partition, begin, end)}
             keys |= keys_of(archive, topic, partition)
             users |= {key.decode() for key in keys if digest_of_key(log.id, key) in digests}
+            keys.clear()
     return sorted(users)
 
 
@@ -289,26 +303,30 @@ def changes_records(log: Log) -> bool:
     return True
 
 
-def erase_records(log: Log, topic: str, partition: int, key: bytes, before: int, end: int) -> int:
-    """Erases the records before ``end`` in ``topic`` of the user of ``key``: events up to ``before``, and
-    examples of them. Returns the number of records."""
-    records = records_of_keys(log, topic, partition, [key], end)
-    erased = [erased_record(topic, record, before) for record in records]
+def erase_records(
+    log: Log, topic: str, partition: int, befores: Mapping[bytes, int], end: int
+) -> int:
+    """Erases the records before ``end`` in ``topic`` of some users, by key with the offset up to which their
+    events go, and examples of these. Returns the number of records."""
+    records = records_of_keys(log, topic, partition, befores.keys(), end)
+    erased = (erased_record(topic, befores, record) for record in records)
     return log.replace(topic, partition, [record for record in erased if record is not None])
 
 
-def erase_letters(log: Log, key: bytes) -> int:
-    """Empties the dead letters about the user of ``key``, but for their places and times."""
+def erase_letters(log: Log, keys: Collection[bytes]) -> int:
+    """Empties the dead letters about users, but for their places and times."""
     empty = []
-    for record in records_of_keys(log, DEAD_LETTERS, 0, [key], log.end(DEAD_LETTERS, 0)):
+    for record in records_of_keys(log, DEAD_LETTERS, 0, keys, log.end(DEAD_LETTERS, 0)):
         letter = unpack(record.value, DeadLetter)
         emptied = msgspec.structs.replace(letter, raw=b"", reason="its user was forgotten")
         empty.append(Record(record.offset, b"", pack(emptied)))
     return log.replace(DEAD_LETTERS, 0, empty)
 
 
-def erased_record(topic: str, record: Record, before: int) -> Record | None:
-    """The replacement of a user's record when events up to ``before`` are erased; None: the record stays."""
+def erased_record(topic: str, befores: Mapping[bytes, int], record: Record) -> Record | None:
+    """The replacement of a record where some users' events go, by key up to an offset; None: it stays."""
+    if (before := befores.get(record.key)) is None:
+        return None
     if topic == EVENTS:
         if record.offset > before:
             return None

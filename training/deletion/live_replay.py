@@ -125,7 +125,7 @@ def are_cut(log: Log, users: Users, lifecycle: Lifecycle, epoch: int) -> bool:
     for partition, keys in keys_by_partition(log, users).items():
         missing = set(keys)
         records = records_of_keys(log, EXAMPLES, partition, keys, log.end(EXAMPLES, partition))
-        for record in reversed(records):
+        for record in records:
             message = non_example(record.value)
             if isinstance(message, Forget) and message.offset == users[str(message.user_id)]:
                 missing.discard(record.key)

@@ -44,8 +44,7 @@ class LogWithout:
         return [record for record in records if self._erased(record) is not None]
 
     def _erased(self, record: Record) -> Record | None:
-        before = self._before.get(record.key)
-        return None if before is None else erased_record(EXAMPLES, record, before)
+        return erased_record(EXAMPLES, self._before, record)
 
 
 def keys_by_partition(log: Log, users: Users) -> dict[int, list[bytes]]:

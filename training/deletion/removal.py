@@ -51,7 +51,6 @@ def erase_examples(log: Log, state: str, users: Users) -> bool:
     view, unlearned = LogWithout(log, users), UnlearnedPlaces(log, state)
     for partition, keys in keys_by_partition(log, users).items():
         unlearned.note(partition, view.changed(partition, users))
-        end = log.end(EXAMPLES, partition)
-        for key in keys:
-            erase_records(log, EXAMPLES, partition, key, users[key.decode()], end)
+        befores = {key: users[key.decode()] for key in keys}
+        erase_records(log, EXAMPLES, partition, befores, log.end(EXAMPLES, partition))
     return True

@@ -69,13 +69,11 @@ def history_with_late_users(config: Config, rename: Callable[[Event], Event]) ->
 
 def never_seen(log: Log, *users: str) -> MemoryLog:
     """The same log, on which the users' examples have been empty places from the beginning."""
-    other, keys = toy_log(), {user.encode() for user in users}
+    other, befores = toy_log(), {user.encode(): 1 << 60 for user in users}
     for topic in (EVENTS, EXAMPLES, STEPS):
         for partition in range(log.partitions(topic)):
             records = log.read(topic, partition, 0, 100_000)
             if topic == EXAMPLES:
-                records = [
-                    (r.key in keys and erased_record(topic, r, 1 << 60)) or r for r in records
-                ]
+                records = [erased_record(topic, befores, record) or record for record in records]
             other.append(topic, [Append(partition, key, value) for _, key, value in records])
     return other

@@ -40,6 +40,7 @@ from tests.support.training.small_feed import (
     toy_config,
     toy_log,
 )
+from training.archive import files
 from training.archive.writer import Archive, archived_rows
 from training.deletion import erasure
 from training.deletion.erasure import EVERY_MS, Eraser, digest_of_key, erased_users
@@ -208,6 +209,30 @@ def test_what_may_be_read_again_stays_until_it_has_been_passed(tmp_path: Path) -
     assert log.keyed(EVENTS, PARTITION, [USER.encode()], 1 << 60) == []
 
 
+def test_many_users_are_searched_for_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search reads all of a topic, and all files of its archive."""
+    log = toy_log()
+    system = System(log, tmp_path)
+    append_events(log, feed(30))
+    for number in range(200):
+        system.forget(f"u{number}")
+    append_events(log, [Tick(time_ms=START_MS + 10_000_000)])
+    system.turn()
+    searches, search_log, search_file = list[str](), log.keyed, files._has_key
+    monkeypatch.setattr(log, "keyed", lambda *of: searches.append("log") or search_log(*of))
+    monkeypatch.setattr(files, "_has_key", lambda *of: searches.append("") or search_file(*of))
+    for _ in range(3):
+        system.look()
+        system.turn()
+    assert (system.eraser.waiting, system.eraser.done) == (0, 200)
+    keys = {record.key for topic, _, record in system.all() if topic != CONTROL}
+    keys |= {row[2] for topic in (EVENTS, EXAMPLES) for row in system.archived(topic)}
+    assert keys <= {b"", b"None"}  # erased records, and ticks
+    assert len(searches) < 100
+
+
 def test_a_fold_that_never_held_anything_keeps_the_log_as_it_is(tmp_path: Path) -> None:
     log = toy_log()
     system = System(log, tmp_path)
@@ -341,7 +366,7 @@ def test_an_older_copy_tells_whom_a_newer_one_erased(tmp_path: Path) -> None:
     system.__init__(SqliteLog(tmp_path / "a" / "log"), tmp_path / "a")  # type: ignore[misc]
     copy, archive = SqliteLog(tmp_path / "copy" / "log"), tmp_path / "copy" / "archive"
     system.forget()
-    assert erased_users(copy, archive, readable(system.log, CONTROL, Erasure)) == [USER]
+    assert erased_users(copy, archive, list(readable(system.log, CONTROL, Erasure))) == [USER]
     append_events(system.log, [Tick(time_ms=START_MS + 10_000_000)])
     for _ in range(3):
         system.turn()

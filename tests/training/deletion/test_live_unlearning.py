@@ -120,8 +120,7 @@ class UnlearningRun(PromotionRun):
         for partition in range(log.partitions(EXAMPLES)):
             for record in log.read(EXAMPLES, partition, 0, 100_000):
                 record = self.originals.get((partition, record.offset), record)
-                if record.key in keys:
-                    record = erased_record(EXAMPLES, record, keys[record.key]) or record
+                record = erased_record(EXAMPLES, keys, record) or record
                 other.append(EXAMPLES, [Append(partition, record.key, record.value)])
         return other
 

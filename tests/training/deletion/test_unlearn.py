@@ -305,7 +305,9 @@ def test_the_archive_knows_that_what_retention_dropped_was_others(tmp_path: Path
     first = (pc.field("partition") == partition) & (pc.field("offset") == 0)
     [(other,)] = archived_rows(tmp_path / "a" / "archive", EXAMPLES, ["key"], first)
     shutil.copytree(tmp_path / "a" / "archive", tmp_path / "whole")
-    erase_rows(tmp_path / "a" / "archive", EXAMPLES, partition, other, lambda its: its.offset == 0)
+    erase_rows(
+        tmp_path / "a" / "archive", EXAMPLES, partition, [other], lambda its: its.offset == 0
+    )
     with pytest.raises(
         CantUnlearn, match="sure to be from before"
     ):  # a row is missing: whose was it?
@@ -343,7 +345,7 @@ def test_who_was_erased_wholly_is_unlearned_or_it_is_said_that_nobody_can_tell(
     config = config_of(tmp_path / "a")
     log, before, oldest = learned_of(config, BOTH)
     expected = learn(config_of(tmp_path / "b"), never_seen(log, BOTH))
-    erase_records(log, EXAMPLES, partition_of(BOTH, PARTITIONS), BOTH.encode(), before, 1 << 60)
+    erase_records(log, EXAMPLES, partition_of(BOTH, PARTITIONS), {BOTH.encode(): before}, 1 << 60)
     done = unlearn(log, config, FEATURES, {BOTH: before}, 5)
     assert done is not None and (done.examples, done.digest) == (0, expected)
     trim_before(log, oldest)
@@ -374,7 +376,7 @@ def test_rows_that_another_user_had_removed_do_not_come_back(tmp_path: Path) -> 
     assert first is not None and first.base_step > 0
     expected = never_seen(never_seen(never_seen(log, LATE), EARLY), other)
     partition = partition_of(EARLY, PARTITIONS)
-    erase_records(log, EXAMPLES, partition, EARLY.encode(), befores[EARLY], 1 << 60)
+    erase_records(log, EXAMPLES, partition, {EARLY.encode(): befores[EARLY]}, 1 << 60)
     done = unlearn(log, config, FEATURES, {other: befores[other]}, 6)
     assert done is not None
     assert done.digest == learn(config_of(tmp_path / "b"), expected)

@@ -395,7 +395,7 @@ def test_joining_anew_after_an_erasure_loses_no_example_of_others(
     drain(loop)
     loop.save()
     for topic in (EVENTS, EXAMPLES) if passed else (EVENTS,):
-        assert erase_records(log, topic, partition, user.encode(), offset, 1 << 60)
+        assert erase_records(log, topic, partition, {user.encode(): offset}, 1 << 60)
     shutil.rmtree(state.folder)
     loop = join(log, PartState(tmp_path, "joiner"))
     end = log.end(EXAMPLES, partition)
