@@ -56,9 +56,8 @@ class ClusterFoldStore(RedisFoldStore):
         super().remove()
         self._stored = None
 
-    def scrub(self) -> None:
-        for node in self._client.get_primaries():
-            self._scrub(node.redis_connection)
+    def scrub(self) -> bool:
+        return all([self._scrub(n.redis_connection) for n in self._client.get_primaries()])
 
     def _read_all(self, keys: Sequence[str]) -> list[bytes | None]:
         with unavailable("read"), self._client.pipeline() as pipe:

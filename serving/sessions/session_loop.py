@@ -242,8 +242,8 @@ def run(
             loops.report(beat)
             loop = loops.oldest
             if loop.gone and time.monotonic() >= scrub_s:
-                scrub_s, loop.gone = time.monotonic() + _SCRUB_EVERY_S, 0
-                next(iter(stores.values())).scrub()
+                scrub_s = time.monotonic() + _SCRUB_EVERY_S
+                loop.gone *= not next(iter(stores.values())).scrub()
             beat.add("events", moved)
             beat.offsets(EVENTS, loop.events.offsets)
             if moved:

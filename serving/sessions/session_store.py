@@ -219,14 +219,15 @@ class RedisFoldStore:
                     self._client.delete(*keys)
             self._client.delete(self._place, *self._places.values())
 
-    def scrub(self) -> None:
-        """Has the server rewrite its append-only file, if it has one: it still holds deleted sessions."""
-        self._scrub(self._client)
+    def scrub(self) -> bool:
+        """Has the server rewrite its append-only file, if it has one: it still holds deleted sessions. False
+        if the server refuses: it is rewriting it, lacks memory, or is a hosted one that never does."""
+        return self._scrub(self._client)
 
-    def _scrub(self, client: Any) -> None:
-        with suppress(redis.RedisError, OSError):  # a hosted server may not allow it
-            if client.info("persistence").get("aof_enabled"):
-                client.bgrewriteaof()
+    def _scrub(self, client: Any) -> bool:
+        with suppress(redis.RedisError, OSError):
+            return not client.info("persistence").get("aof_enabled") or bool(client.bgrewriteaof())
+        return False
 
     def close(self) -> None:
         self._client.close()

@@ -372,14 +372,15 @@ class PartStore(MemorySessions):
             raise StoreUnavailable("away")
         super().commit(*parts)
 
-    def scrub(self) -> None:
+    def scrub(self) -> bool:
         self.scrubs += 1
+        return self.scrubs != 2  # the server is busy once
 
     def close(self) -> None:  # type: ignore[override]  # the adapter of Valkey closes at once
         self.closed = True
 
 
-def test_the_part_tries_again_and_scrubs_the_store_after_an_erasure_once(
+def test_the_part_tries_again_and_scrubs_the_store_after_an_erasure_until_it_did(
     fixture: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fixture.append(engagement("u1"), engagement("u2"))
@@ -390,7 +391,7 @@ def test_the_part_tries_again_and_scrubs_the_store_after_an_erasure_once(
         if len(turns) == 1:
             assert store.scrubs == 1  # sessions may have gone before it started
             fixture.erase("u1")
-        elif len(turns) == 4:
+        elif len(turns) == 5:
             stop.set()
         return False
 
@@ -402,6 +403,6 @@ def test_the_part_tries_again_and_scrubs_the_store_after_an_erasure_once(
     monkeypatch.setattr(session_loop, "fold_store", lambda *settings: store)
     session_loop.run(Config(), stop)
     assert set(store.blobs) == {"u2"} and store.closed
-    assert store.scrubs == 2 and pauses == [0.3]
+    assert store.scrubs == 3 and pauses == [0.3]  # the second attempt was refused
     counters = stop.heartbeat.now().counters
     assert (counters["failed_turns"], counters["events"]) == (1, 3)
