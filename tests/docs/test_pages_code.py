@@ -6,10 +6,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from recsys.app.app_file import app_of
+from recsys.events.event_types import Event
 from tests.support.paths import ROOT
+from tests.support.training.small_feed import append_events, feed, toy_log
+from training.archive.writer import Archive
 
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
@@ -28,6 +32,21 @@ def test_the_features_page_runs_as_it_stands() -> None:
     app = app_of(page.partition("```yaml\n")[2].partition("```")[0])
     names = app.feature_set().dense_names
     assert {"profile×item/click.1h", "item.age", "list.rank(item/click.24h)"} <= set(names)
+
+
+def test_a_user_gets_a_copy_of_everything_that_they_sent(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    page = (DOCS / "how-to" / "operations.md").read_text()
+    exec(compile(code_in(page), "operations.md", "exec"), names)  # noqa: S102
+    log, events = toy_log(), feed(60)
+    append_events(log, events)
+    archive = Archive(log, tmp_path / "archive", lambda: 0)
+    while archive.turn():
+        pass
+    archive.flush()
+    sent = [event for event in events if getattr(event, "user_id", None) == "u3"]
+    copy = [msgspec.json.decode(line, type=Event) for line in names["copy_of"]("u3", tmp_path)]
+    assert len(sent) > 10 and copy == sent
 
 
 def test_blocks_within_lists_are_found_too() -> None:
