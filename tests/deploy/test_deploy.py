@@ -163,27 +163,33 @@ def test_the_service_names_an_application_that_is_there() -> None:
 
 
 def test_compose_runs_what_the_image_has() -> None:
-    its = read(DEPLOY / "compose.yaml")["services"]
-    assert set(its) == {"kafka", "redis", "system", "offline"}
+    services = read(DEPLOY / "compose.yaml")["services"]
+    assert set(services) == {"kafka", "redis", "system", "offline"}
     assert (
-        DEPLOY / its["system"]["build"]["context"] / its["system"]["build"]["dockerfile"]
+        DEPLOY / services["system"]["build"]["context"] / services["system"]["build"]["dockerfile"]
     ).exists()
-    assert its["system"]["image"] == its["offline"]["image"]
-    assert its["system"]["ports"] == ["127.0.0.1:8000:8000"], "loopback until told otherwise"
-    assert its["system"]["healthcheck"]["test"][:3] == ["CMD", "python", "-c"]
-    assert "healthcheck" not in its["offline"]  # it serves nothing
+    assert services["system"]["image"] == services["offline"]["image"]
+    assert services["system"]["ports"] == ["127.0.0.1:8000:8000"], "loopback until told otherwise"
+    assert services["system"]["healthcheck"]["test"][:3] == ["CMD", "python", "-c"]
+    assert "healthcheck" not in services["offline"]  # it serves nothing
     assert "HEALTHCHECK" not in (DEPLOY / "Dockerfile").read_text()
 
 
-def test_compose_keeps_what_its_services_write_and_starts_them_again() -> None:
-    its = read(DEPLOY / "compose.yaml")["services"]
-    places = {name: service["volumes"][0].partition(":")[2] for name, service in its.items()}
-    assert its["kafka"]["environment"]["KAFKA_LOG_DIRS"] == places["kafka"]
-    assert its["redis"]["command"][1:] == ["--appendonly", "yes"] and places["redis"] == "/data"
-    assert Path(its["system"]["environment"]["RECSYS__STATE"]).is_relative_to(places["system"])
-    assert {n for n in its if its[n].get("restart") == "unless-stopped"} == set(its) - {"offline"}
+def test_compose_keeps_what_services_write_starts_them_again_and_gives_them_time_to_end() -> None:
+    services = read(DEPLOY / "compose.yaml")["services"]
+    places = {name: service["volumes"][0].partition(":")[2] for name, service in services.items()}
+    assert services["kafka"]["environment"]["KAFKA_LOG_DIRS"] == places["kafka"]
+    assert (
+        services["redis"]["command"][1:] == ["--appendonly", "yes"] and places["redis"] == "/data"
+    )
+    assert Path(services["system"]["environment"]["RECSYS__STATE"]).is_relative_to(places["system"])
+    assert {n for n in services if services[n].get("restart") == "unless-stopped"} == set(
+        services
+    ) - {"offline"}
     grace_s = inspect.signature(run_file.stop).parameters["grace_s"].default
-    assert its["system"]["stop_grace_period"] == f"{grace_s:g}s"
+    assert services["system"]["stop_grace_period"] == f"{grace_s:g}s"
+    head = read(DEPLOY / "kuberay" / "ray_cluster.yaml")["spec"]["headGroupSpec"]["template"]
+    assert head["spec"]["terminationGracePeriodSeconds"] == grace_s
 
 
 def test_the_image_has_compiled_modules_and_a_user_that_kubernetes_can_compare() -> None:
