@@ -20,7 +20,7 @@ from recsys.events.event_types import Engagement, Event, Impression, ServedItem,
 from recsys.events.hashed_random import draws
 from recsys.events.hashing import Id, digest_of, key_of
 from recsys.events.records import CLICK_LIST
-from recsys.features.session import Session
+from recsys.features.session import PLAIN_LIST, Session
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.request import Request
@@ -75,12 +75,15 @@ class ClickLists:
     ) -> tuple[Event, ...]:
         """A click that has just come, after its list as a replica logs it; alone if it gets none.
         ``guessed``: its client can't name lists, so that it may belong to one that the session has."""
+        if session.plain:  # the id keeps it out of histories and co-visits
+            named = msgspec.structs.replace(
+                click, request_id=PLAIN_LIST, event_id=event_id_of(click)
+            )
+            return self.leave_out(named, PLAIN)
         if now_ms - click.time_ms > _OLDEST_MS:
             return self.leave_out(click, OLD)
         if self._pipeline.replica.catalogue.index_of(click.item_id) is None:
             return self.leave_out(click, UNKNOWN)
-        if session.plain:
-            return self.leave_out(click, PLAIN)
         requests = (request_id for request_id, _ in session.requests)
         if guessed and not all(request_id.startswith(CLICK_LIST) for request_id in requests):
             return (click,)

@@ -30,7 +30,7 @@ WISHES: Final = 500
 HIDDEN: Final = 500  # more where more seen items are remembered
 NOBODY: Final = ""  # user id of a session without a profile: it has no row of its own
 PLAIN: Final = -1  # in place of a context: the list was made without a profile
-PLAIN_LIST: Final = "plain-"  # beginning of the id of a request that asked for such a list
+PLAIN_LIST: Final = "plain-"  # beginning of the id of such a list, by request or profile
 _USER: Final = np.array([USER], np.int64)
 _RECENCY_MS: Final = 3_600_000.0
 

@@ -26,7 +26,7 @@ from recsys.events.event_types import Engagement, Event, Impression, Item, User,
 from recsys.events.hashing import Id, uniform
 from recsys.events.records import CLICK_LIST, EVENTS, EXAMPLES, Example, unpack
 from recsys.features.feature_set_file import write_feature_set
-from recsys.features.session import Session
+from recsys.features.session import PLAIN_LIST, Session
 from replay.direct_loop import DirectLoop
 from replay.player import Player
 from runtime.supervision import launch_plan
@@ -254,6 +254,12 @@ def test_other_events_have_no_list(event: dict[str, Any], tmp_path: Path) -> Non
         why = event.pop("why", "")
         await shop.send(click(START_MS, "v1") | event)
         assert not shop.lists()
+        if (
+            why == PLAIN
+        ):  # its id keeps it out of histories and co-visits, once the viewer has them again
+            assert [e.request_id for e in shop.logged() if isinstance(e, Engagement)] == [
+                PLAIN_LIST
+            ]
         assert +shop.service.click_lists.left_out == ({why: 1} if why else {})
 
     run(tmp_path, scenario)
