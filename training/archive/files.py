@@ -119,7 +119,8 @@ def erase_rows(
     folder: Path, topic: str, partition: int, keys: Collection[bytes],
     is_erased: Callable[[Record], object],
 ) -> None:  # fmt: skip
-    """Removes the records for which ``is_erased``, all of some ``keys``. Files keep their names."""
+    """Removes the records for which ``is_erased``, which may hold only for records of ``keys``. Files keep
+    their names."""
     for part in files_of(folder, topic):
         if part.partition != partition or not _has_key(part.path, keys):
             continue

@@ -80,9 +80,11 @@ class Inspector(RetryLoop):
             self._judge_delta(record)
         self._letters.send()
         if is_due(self._clock(), self._due_ms, _SAVE_EVERY_MS):
-            for topic in (EXAMPLES, DEAD_LETTERS):  # else retention waits for the next append
-                self._log.retain(topic, self._clock())
+            # Else retention waits for the next append.
+            dropped = sum(self._log.retain(t, self._clock()) for t in (EXAMPLES, DEAD_LETTERS))
             self.save()
+            if dropped:  # maybe not all
+                self._due_ms = self._clock()
         return moved
 
     def _judge_delta(self, record: Record) -> None:

@@ -141,7 +141,7 @@ class Eraser(RetryLoop):
                 requests = [r for r in left if self._partition(r) == partition]
                 for start in range(0, len(requests), _AT_ONCE):
                     self._advance(requests[start : start + _AT_ONCE], partition)
-            self._save()
+                    self._save()
             named = [*self._waiting, *self._others()] if self._share.first else []
             if named := [r for r in named if r.erased and not self._is_anonymous(r)]:
                 self._anonymize(named)

@@ -115,11 +115,12 @@ def test_letters_expire_although_no_other_comes(tmp_path: Path) -> None:
         log.create(topic)
     inspector = Inspector(log, PartState(tmp_path, "archive"), clock)
     append(log, DEAD_LETTERS, [b"what a viewer sent"])
-    append(log, EXAMPLES, [b"what a viewer did"])
-    for hours, begin in ((1, 0), (2, 1)):
+    append(log, EXAMPLES, [b"what a viewer did"] * 3_000)  # more than a slice
+    for hours, turns, begins in ((1, 1, (0, 0)), (2, 2, (1, 3_000))):
         clock.now_ms = hours * 3_600_000
-        inspector.turn()
-        assert (log.begin(DEAD_LETTERS, 0), log.begin(EXAMPLES, 0)) == (begin, begin)
+        for _ in range(turns):
+            inspector.turn()
+        assert (log.begin(DEAD_LETTERS, 0), log.begin(EXAMPLES, 0)) == begins
     log.close()
 
 

@@ -305,9 +305,8 @@ def test_the_archive_knows_that_what_retention_dropped_was_others(tmp_path: Path
     first = (pc.field("partition") == partition) & (pc.field("offset") == 0)
     [(other,)] = archived_rows(tmp_path / "a" / "archive", EXAMPLES, ["key"], first)
     shutil.copytree(tmp_path / "a" / "archive", tmp_path / "whole")
-    erase_rows(
-        tmp_path / "a" / "archive", EXAMPLES, partition, [other], lambda its: its.offset == 0
-    )
+    archive = tmp_path / "a" / "archive"
+    erase_rows(archive, EXAMPLES, partition, [other], lambda record: record.offset == 0)
     with pytest.raises(
         CantUnlearn, match="sure to be from before"
     ):  # a row is missing: whose was it?
