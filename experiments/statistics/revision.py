@@ -180,7 +180,11 @@ def with_files(
     if twice:  # also stopped ones, which aren't read below
         raise ValueError(f"the experiment {twice[0]!r} is there twice; give one another name")
     before = {e.name: e for e in parse_each(revision, config.policy, labels, stopped=False)[0]}
-    states = dict(revision.states)
+    states = {  # one that waited, and whose file is gone, is unknown again: no user has seen it
+        name: current
+        for name, current in revision.states.items()
+        if current.state != WAITING or name in names
+    }
     experiments = read_experiments(_not_stopped(new), config.policy, labels)
     Policies(config.policy, experiments, config.surfaces)  # raises for conflicts with surfaces
     for each in experiments:

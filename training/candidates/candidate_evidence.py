@@ -209,6 +209,8 @@ def evidence_numbers(evidence: Evidence) -> dict[str, float]:
                 "users shown": served.users, "users shown before": served.live_users,
                 "degraded before": served.live_degraded, "shown before": served.live_examples,
             }  # fmt: skip
+    elif served is not None:
+        values["live degraded"] = served.live_degraded
     for name, estimate in estimates.items():
         bounds = {"gained": estimate.mean, "at least": estimate.low, "at most": estimate.high}
         values |= {f"{name} {bound}": value for bound, value in bounds.items()}

@@ -58,19 +58,20 @@ def test_a_live_line_that_knows_nothing_yet_holds_nobody_back() -> None:
 
 
 def test_where_negatives_are_sampled_the_kept_ones_represent_the_others() -> None:
-    """Else a third of what is left would be positive, and who says a twentieth be refused."""
+    """Otherwise a third of what is kept would be positive, and a candidate that predicts a twentieth
+    would be refused."""
     draw = np.random.default_rng(2)
     candidate = 1 / (1 + np.exp(-draw.normal(-3, 0.5, 20_000)))
     labels = (draw.random(20_000) < candidate).astype(float)
     kept = (labels > 0) | (draw.random(20_000) < 0.1)
-    its = ScoreMoments()
-    its.add(
+    moments = ScoreMoments()
+    moments.add(
         np.full(kept.sum(), 0.9),
         candidate[kept],
         labels[kept],
         np.where(labels > 0, 1.0, 10.0)[kept],
     )
-    assert failures(its, RULES) == [] and abs(its.weight / 20_000 - 1) < 0.05
+    assert failures(moments, RULES) == [] and abs(moments.weight / 20_000 - 1) < 0.05
 
 
 def test_few_scores_say_nothing_of_their_spread() -> None:

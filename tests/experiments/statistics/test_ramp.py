@@ -233,16 +233,17 @@ def test_changed_arms_end_an_experiment_of_a_file_once_it_has_begun() -> None:
         (PLAIN, "0.2}}", "0.3}}"),
         (TEXT, "treatment", "other"),
     ):
-        told = with_files(revision_of(), {"m.yaml": text}, CONFIG, LABELS, 9)
-        changed = with_files(told, {"m.yaml": text.replace(old, new)}, CONFIG, LABELS, 30)
-        (its,) = changed.states.values()
-        assert (its.state, its.traffic, its.since_ms) == ("stopped", 0.0, 30)
-        assert its.why == "broken: its arms have changed since it began: give it another name"
+        begun = with_files(revision_of(), {"m.yaml": text}, CONFIG, LABELS, 9)
+        changed = with_files(begun, {"m.yaml": text.replace(old, new)}, CONFIG, LABELS, 30)
+        (state,) = changed.states.values()
+        assert (state.state, state.traffic, state.since_ms) == ("stopped", 0.0, 30)
+        assert state.why == "broken: its arms have changed since it began: give it another name"
         assert with_files(changed, changed.configs, CONFIG, LABELS, 40) == changed
     later = TEXT + "start: 2026-11-30\n"
     waits = with_files(revision_of(), {"m.yaml": later}, CONFIG, LABELS, 9)
     other = {"m.yaml": later.replace("treatment", "other")}
     assert with_files(waits, other, CONFIG, LABELS, 30).states == waits.states
+    assert with_files(waits, {}, CONFIG, LABELS, 30).states == {}  # no user has seen it
 
 
 @pytest.mark.parametrize(

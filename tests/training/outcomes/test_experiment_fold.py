@@ -173,8 +173,8 @@ def test_a_list_that_was_made_of_a_click_was_shown_to_nobody(toy: ToyTrial) -> N
     toy.pass_time(1)
     before = fold(toy).readout()
     toy.log.append(EXAMPLES, of_clicks(toy.log))
-    its = fold(toy)
-    assert its.outcomes.outside == 0 and its.readout() == before
+    read = fold(toy)
+    assert read.outcomes.outside == 0 and read.readout() == before
 
 
 def test_the_exposed_count_who_looked_at_nothing(toy: ToyTrial) -> None:
@@ -208,13 +208,13 @@ def test_an_arm_that_was_renamed_breaks_it_and_is_no_past(toy: ToyTrial) -> None
         toy.serve(f"u{n}")
     toy.pass_time(1)
     experiment = read_experiment(renamed, "mine.yaml", PolicyConfig(), LABELS)
-    its = ExperimentFold(toy.log, toy.config, LABELS, experiment, BEGAN_MS)
-    while its.read():
+    renewed = ExperimentFold(toy.log, toy.config, LABELS, experiment, BEGAN_MS)
+    while renewed.read():
         pass
-    users = its.outcomes.counts()[1]
-    assert its.misassigned == users > 10 and its.readout().verdict == BROKEN
-    assert its.outcomes.outside == 2 * ITEMS * users
-    assert not its.outcomes.users(LONG, 1).covariates_UK.any()
+    users = renewed.outcomes.counts()[1]
+    assert renewed.misassigned == users > 10 and renewed.readout().verdict == BROKEN
+    assert renewed.outcomes.outside == 2 * ITEMS * users
+    assert not renewed.outcomes.users(LONG, 1).covariates_UK.any()
 
 
 def test_a_ramp_that_grows_moves_nobody(toy: ToyTrial) -> None:
