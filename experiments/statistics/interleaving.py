@@ -129,8 +129,7 @@ def preference(credits: ArmCredits, alpha: float = 0.05, find: float = 0.02) -> 
 
     picked_U2, shared_U2, estimate = credits.picked_U2, credits.shared_U2, Effect()
     # Counts by picks, since shares of credits don't count, and many small ones hide the size of rare ones.
-    givers = np.count_nonzero(picked_U2, axis=0).tolist()
-    if min(*givers, *_effective_users(shared_U2)) >= LEAST_COUNT:
+    if min(*_givers(picked_U2), *_effective_users(shared_U2)) >= LEAST_COUNT:
         users = ArmUsers(shared_U2[:, 1], shared_U2[:, 0])
         estimate = paired_effect(users, alpha, eta_of(find, alpha))
     won, lost = (int((picked_U2[:, a] > picked_U2[:, 1 - a]).sum()) for a in (1, 0))
@@ -168,6 +167,12 @@ def _by_bounds(estimate: Effect) -> tuple[str, str]:
     return OPEN, f"not known to differ yet: {estimate.interval}"
 
 
+def _givers(picked_U2: Floats) -> tuple[int, int]:
+    """Number of users who gave control and treatment any credit."""
+    control, treatment = np.count_nonzero(picked_U2, axis=0).tolist()
+    return control, treatment
+
+
 def _effective_users(shared_U2: Floats) -> tuple[float, float]:
     """Effective number of users behind the control's lead and the treatment's."""
     difference_U = shared_U2[:, 1] - shared_U2[:, 0]
@@ -177,14 +182,13 @@ def _effective_users(shared_U2: Floats) -> tuple[float, float]:
 
 def _missing(credits: ArmCredits) -> str:
     """Reason why there are no bounds."""
-    users, givers = len(credits.picked_U2), np.count_nonzero(credits.picked_U2, axis=0)
-    control, treatment = givers.tolist()
+    users, (control, treatment) = len(credits.picked_U2), _givers(credits.picked_U2)
     expected = f"expected {LEAST_COUNT} or more each"
     if users < AT_LEAST:
         return f"{users} users, expected {AT_LEAST} or more"
     if min(control, treatment) < LEAST_COUNT:
-        gave = f"{treatment} users gave the treatment any credit and {control} the control"
-        return f"{gave}, {expected}"
+        givers = f"{treatment} users gave the treatment any credit and {control} the control"
+        return f"{givers}, {expected}"
     if (credits.shared_U2[:, 0] == credits.shared_U2[:, 1]).all():
         return "both rank alike: every item was as likely to be picked by either"
     control_lead, treatment_lead = _effective_users(credits.shared_U2)

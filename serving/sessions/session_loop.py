@@ -243,7 +243,8 @@ def run(
             loop = loops.oldest
             if loop.gone and time.monotonic() >= scrub_s:
                 scrub_s = time.monotonic() + _SCRUB_EVERY_S
-                loop.gone *= not next(iter(stores.values())).scrub()
+                if next(iter(stores.values())).scrub():
+                    loop.gone = 0
             beat.add("events", moved)
             beat.offsets(EVENTS, loop.events.offsets)
             if moved:
