@@ -14,7 +14,7 @@ from runtime.supervision.launch_plan import RAY_TOKEN, make_secret
 from runtime.supervision.ray_environment import haproxy_files, node_environment
 
 _NO_HEAD: Final = 1
-_SHORT: Final = "/tmp"  # paths of unix sockets may have 107 bytes
+_TEMPORARY: Final = "/tmp"  # short: paths of unix sockets may have 107 bytes
 
 
 def node(
@@ -38,7 +38,8 @@ def node(
         )
         raise typer.Exit(_NO_HEAD)
     with exit_on(PermissionError):  # Ray opens its own folder in it to all users of the machine
-        home = owned_folder(Path(_SHORT) / f"rs-node-{os.geteuid()}")
-    temporary = {"RAY_TMPDIR": os.environ.get("TMPDIR", str(home))}
-    files = temporary | haproxy_files(owned_folder(home / "h"))
-    os.execvpe(command[0], command, files | os.environ | node_environment(load(config)))
+        name = f"rs-node-{os.geteuid()}"
+        home = owned_folder(Path(_TEMPORARY) / name)
+        ray = owned_folder(Path(os.environ.get("TMPDIR") or _TEMPORARY) / name)
+    defaults = {"RAY_TMPDIR": str(ray)} | haproxy_files(owned_folder(home / "h"))
+    os.execvpe(command[0], command, defaults | os.environ | node_environment(load(config)))

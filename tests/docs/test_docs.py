@@ -175,7 +175,8 @@ def test_options_named_alone_exist(page):
         "--working-dir",
         "--submission-id",
         "--metadata-json",
-    }  # of ray job submit
+        "--temp-dir",
+    }  # of ray job submit and ray start
     ours |= {"--sample", "--seed"}  # of make mutants
     named = {
         word.partition("=")[0]

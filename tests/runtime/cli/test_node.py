@@ -22,7 +22,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]
         environments.append(dict(environment))
 
     monkeypatch.setattr(os, "execvpe", execute)
-    monkeypatch.setattr(command, "_SHORT", str(tmp_path))
+    monkeypatch.setattr(command, "_TEMPORARY", str(tmp_path))
     monkeypatch.setenv("RECSYS__STATE", "")  # restored afterwards
     return environments
 
@@ -66,10 +66,14 @@ def test_ray_and_haproxy_of_a_node_have_a_folder_that_no_other_user_enters(
     assert stat.S_IMODE(home.stat().st_mode) == 0o700 and ran[0]["RAY_TMPDIR"] == str(home)
     files = [value for name, value in ran[0].items() if value.startswith(f"{home}/h")]
     assert len(files) == 5 and (home / "h").is_dir()
-    for number, name in enumerate(("TMPDIR", "RAY_TMPDIR"), 1):  # an operator's own choice
-        monkeypatch.setenv(name, f"/var/{name}")
-        node(tmp_path / "state")
-        assert ran[number]["RAY_TMPDIR"] == f"/var/{name}"
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "disk"))
+    node(tmp_path / "state", head=True)
+    beside = tmp_path / "disk" / home.name
+    assert stat.S_IMODE(beside.stat().st_mode) == 0o700 and ran[1]["RAY_TMPDIR"] == str(beside)
+    assert files == [value for value in ran[1].values() if value.startswith(f"{home}/h")]
+    monkeypatch.setenv("RAY_TMPDIR", "/var/ray")  # an operator's own choice
+    node(tmp_path / "state", head=True)
+    assert ran[2]["RAY_TMPDIR"] == "/var/ray"
     home.chmod(0o1777)  # as another user's trap would be
     with pytest.raises(typer.Exit):
         node(tmp_path / "state")
