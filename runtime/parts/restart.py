@@ -17,6 +17,7 @@ from runtime.supervision.processes import alive
 
 RESTARTABLE: Final = "serve"
 GAUGE: Final = "restarts"  # heartbeat gauge: number of the last completed request
+FAILED: Final = "restarts_failed"  # heartbeat gauge: number of the request that failed; 0: none
 
 
 def request_restart(part: str, state: Path) -> int:
@@ -39,9 +40,14 @@ def request_restart(part: str, state: Path) -> int:
 
 
 def wait(state: Path, number: int, timeout_s: float) -> None:
-    """Returns once the request is completed; raises TimeoutError."""
+    """Returns once the request is completed. Raises TimeoutError, and ValueError where new replicas fail."""
     deadline_s = time.monotonic() + timeout_s
     while (beat := _beat(state)) is None or beat.gauges.get(GAUGE, -1.0) < number:
+        if beat is not None and beat.gauges.get(FAILED, 0.0) >= number:
+            raise ValueError(
+                "the new replicas don't start, old ones still answer: mend what "
+                f"{run_folder(state)}/serve.log names, and call `recsys restart {RESTARTABLE}` again"
+            )
         if time.monotonic() > deadline_s:
             raise TimeoutError(
                 f"not all replicas are new after {timeout_s:g} s; old ones still answer, and the restart "

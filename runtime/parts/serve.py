@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
-from runtime.parts.restart import GAUGE, newest_request_number
+from runtime.parts.restart import FAILED, GAUGE, newest_request_number
 from runtime.supervision import launch_plan
 from runtime.supervision.ray_environment import client_environment, serve_host
 
@@ -68,20 +68,21 @@ def _deploy(serve: Any, app: str, application: Callable[[], Any]) -> None:
 
 
 class RestartRequests:
-    """Redeploys on request of ``recsys restart``. ``completed``: number of the last completed request."""
+    """Redeploys on request of ``recsys restart``. ``number``: of the newest request; ``completed``: of the
+    last that was completed."""
 
     def __init__(self, state: str, number: int, deploy: Callable[[], None]) -> None:
         self._state, self._deploy = state, deploy
-        self.completed = self._number = number
+        self.completed = self.number = number
 
     def check(self) -> None:
         """Redeploys where there is a new request."""
-        if (number := newest_request_number(self._state)) != self._number:
-            self._number = number
+        if (number := newest_request_number(self._state)) != self.number:
+            self.number = number
             self._deploy()
 
     def complete(self) -> None:
-        self.completed = self._number
+        self.completed = self.number
 
 
 class RetrievalShards:
@@ -168,6 +169,7 @@ def _monitor(serve: Any, app: str, stop: Stop, restarts: RestartRequests, shards
         if status == "RUNNING":
             restarts.complete()
         stop.heartbeat.gauge(GAUGE, restarts.completed)
+        stop.heartbeat.gauge(FAILED, restarts.number if status == "DEPLOY_FAILED" else 0)
         if status == "DEPLOY_FAILED" != before:
             _log.error("not all replicas start", extra={"why": _reason(application)})
         before = status

@@ -215,6 +215,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
     "serve": [
         ("replicas", GAUGE, "Running replicas"),
         ("restarts", GAUGE, "Number of the last completed `recsys restart serve`"),
+        ("restarts_failed", GAUGE, "Number of the `recsys restart serve` that failed; 0: none"),
         ("retrieval_shards_away", GAUGE, "Retrieval shards that are down"),
     ],
     "metrics": [("scrapes", GAUGE, "Scrapes, since the part started")],

@@ -153,6 +153,32 @@ def test_replicas_are_replaced_once_for_each_request_and_told_when_all_are_new(t
         restart.wait(tmp_path, 2, timeout_s=0.0)
 
 
+def test_who_waits_for_replicas_that_do_not_start_is_told_at_once(tmp_path):
+    up_in(tmp_path)
+    serve, restarts = FakeServe(), RestartRequests(str(tmp_path), 0, lambda: None)
+    stop = Looks(tmp_path / "run" / "serve.json", [])
+    stop.heartbeat.ready()
+    stop.heartbeat.write()
+
+    def monitor(status):
+        stop._before = iter([app_is(serve, status, 1)])
+        part._monitor(serve, "recsys", stop, restarts)
+        stop.heartbeat.write()
+
+    assert restart.request_restart("serve", tmp_path) == 1
+    monitor("DEPLOY_FAILED")
+    with pytest.raises(ValueError, match="new replicas don't start, old ones .*run/serve.log"):
+        restart.wait(tmp_path, 1, timeout_s=60.0)
+    assert restart.request_restart("serve", tmp_path) == 2
+    with pytest.raises(TimeoutError):  # the first one's failure is not the second one's
+        restart.wait(tmp_path, 2, timeout_s=0.0)
+    monitor("DEPLOYING")
+    with pytest.raises(TimeoutError):
+        restart.wait(tmp_path, 2, timeout_s=0.0)
+    monitor("RUNNING")
+    restart.wait(tmp_path, 2, timeout_s=0.0)
+
+
 def test_a_long_restart_is_well_as_long_as_somebody_answers(tmp_path, monkeypatch):
     now_s = [0.0]
     monkeypatch.setattr(part, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
