@@ -211,9 +211,10 @@ def build_model(
     """The model with its initial dense parameters, identical in every process that builds it. ``ranker``:
     instead of the configured one. Raises ValueError for a plug-in that is missing, has another version or
     can't be made for the features."""
-    ranker, width = ranker or ranker_of(config.ranker), FeatureBuilder(features).dense_width
+    make, width = ranker or ranker_of(config.ranker), FeatureBuilder(features).dense_width
     try:
-        return Model(features, config, width, ranker)
+        return Model(features, config, width, make)
     except Exception as error:  # a plug-in may raise anything
-        name = f"model.ranker {config.ranker or 'built-in'!r}"
+        given = getattr(ranker, "__name__", repr(ranker)) if ranker else config.ranker
+        name = f"model.ranker {given or 'built-in'!r}"
         raise ValueError(f"{name} can't be made for these features: {error!r}") from error

@@ -53,6 +53,15 @@ def test_another_version_no_ranker_and_a_missing_plug_in_are_refused(
         build_model(FEATURES, ModelConfig(ranker=ranker))
 
 
+def test_a_ranker_that_cannot_be_made_is_named_also_where_the_configuration_names_none() -> None:
+    class Unmade(Constant):
+        def __init__(self, shape: RankerShape) -> None:
+            super().__init__(shape)
+
+    with pytest.raises(ValueError, match="^model.ranker 'Unmade' can't be made .*TypeError"):
+        build_model(FEATURES, toy_config().model, Unmade)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("ranker", ["", "sequence", "sequence@", "@1", "a@1@2"])
 def test_a_ranker_is_configured_with_its_version(ranker: str) -> None:
     with pytest.raises(ValueError, match="model.ranker is .* as in sequence@1, or none"):
