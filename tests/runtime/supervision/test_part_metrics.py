@@ -338,9 +338,10 @@ def test_the_alerts_are_rules_that_load() -> None:
     assert len(set(names)) == len(names)
     for rule in rules():
         assert {"alert", "expr", "labels", "annotations"} <= rule.keys() <= {
-            "alert", "expr", "for", "labels", "annotations"
+            "alert", "expr", "for", "keep_firing_for", "labels", "annotations"
         }  # fmt: skip
-        assert re.fullmatch(r"\d+[smhd]", rule.get("for", "1m"))
+        for name in ("for", "keep_firing_for"):
+            assert re.fullmatch(r"\d+[smhd]", rule.get(name, "1m"))
         assert rule["labels"]["severity"] in ("page", "ticket", "info")
         assert set(rule["annotations"]) == {"summary", "description"}
     scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())
