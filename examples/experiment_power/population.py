@@ -1,6 +1,6 @@
 """Reads running sums of all users of the examples on a log, for the power analysis of an experiment."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,9 +11,9 @@ from experiments.assignment.design import Metric, sums_of
 from experiments.statistics.outcomes import DAY_MS, UserOutcomes
 from recsys.events.hashing import key_of
 from recsys.events.records import CLICK_LIST, EXAMPLES
-from recsys.log.protocol import Log, newest_first, read_range
+from recsys.log.protocol import Log, Record, newest_first, read_range
 from recsys.process.log_consumer import decoded
-from training.outcomes.shown_item import ShownItem, first_closed_ms, metric_increments
+from training.outcomes.shown_item import ShownItem, metric_increments
 
 LOOKS: Final = 14
 _READ: Final = 1_000
@@ -61,13 +61,14 @@ def read_population(
 
 
 def _span(log: Log) -> tuple[int, int]:
-    """Close times of the oldest and the newest example left, from the ends of each partition."""
+    """Close times of the oldest and the newest shown item left, from the ends of each partition."""
     times = list[int]()
     for partition in range(log.partitions(EXAMPLES)):
         begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
         oldest = read_range(log, EXAMPLES, partition, begin, end)
         newest = newest_first(log, EXAMPLES, partition)
-        times += filter(None, map(first_closed_ms, (oldest, newest)))
+        firsts = (next(_shown(records), None) for records in (oldest, newest))
+        times += [item.closed_ms for item in firsts if item]
     return min(times, default=0), max(times, default=0)
 
 
@@ -75,8 +76,12 @@ def _batches(log: Log) -> Iterator[list[ShownItem]]:
     for partition in range(log.partitions(EXAMPLES)):
         offset = log.begin(EXAMPLES, partition)
         while records := log.read(EXAMPLES, partition, offset, _READ):
-            items = [item for _, item in decoded(records, ShownItem)]
-            # Nobody saw the list that was made of a click.
-            if batch := [item for item in items if not item.request_id.startswith(CLICK_LIST)]:
+            if batch := list(_shown(records)):
                 yield batch
             offset = records[-1].offset + 1
+
+
+def _shown(records: Iterable[Record]) -> Iterator[ShownItem]:
+    """The examples of shown lists: nobody saw one that was made of a click."""
+    items = (item for _, item in decoded(records, ShownItem))
+    return (item for item in items if not item.request_id.startswith(CLICK_LIST))
