@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from examples.answer_explanation.answer_check import logged_set
 from recsys.app.logged_sets import BlockReader
 from recsys.app.set_loops import SetLoops, SetsInUse
 from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Definition, Live
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import CONTROL, pack, topics
-from recsys.features.feature_set import Declared, FeatureSet, UnknownFeatureSet, set_text
+from recsys.features.feature_set import Declared, FeatureSet, set_text
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.wider_set import Narrowing, united
 from tests.support.training.small_feed import FEATURES
@@ -137,11 +136,3 @@ def test_a_malformed_block_of_a_later_set_is_left_to_who_reads_it(
     say(log, FOLDED)
     block = FeatureBlock(feature_set=WIDE.digest, dense=dense)
     assert BlockReader(log, FEATURES).read(block) == block
-
-
-def test_logged_sets_are_those_of_file_and_control(log: MemoryLog) -> None:
-    say(log, FOLDED, ALONE)
-    assert logged_set(log, FEATURES, NEW) == WIDE
-    assert logged_set(log, FEATURES, FEATURES.digest) == FEATURES
-    with pytest.raises(UnknownFeatureSet, match="never logged here"):
-        logged_set(log, FEATURES, "0" * 32)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.answer_explanation.sharded_index import as_named
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.hashing import key_of
 from serving.index import index_files
@@ -210,11 +209,9 @@ def test_centroids_on_disk_find_the_same_again(tmp_path: Path) -> None:
         for _ in range(2):
             index_files.save_centroids(tmp_path, index)
     assert len(list(tmp_path.iterdir())) == 1
-    flat = made(items=600).index
-    again = as_named(tmp_path, index.name, flat, replica.catalogue)
-    for its, name in ((flat, ""), (again, index.name)):
-        assert its.name == name
-        assert as_named(tmp_path, name, its, replica.catalogue) is its
+    again = index_files.index_named(tmp_path, index.name, DIM)
+    again.set(np.arange(len(index)), index.vectors, replica.catalogue.alive)
+    assert again.name == index.name
     query = index.vectors[int(key_of("item", "v1") % 600)].copy()
     found = [its.search(query, 50, replica.catalogue.living) for its in (index, again)]
     assert found[0][0].tolist() == found[1][0].tolist()
