@@ -48,7 +48,8 @@ def audit_features(
     by_set: dict[str, list[PlacedImpression]] = {features.digest: [] for features in sets}
     for placed in sample:
         block = placed.impression.features
-        by_set.get(block.feature_set if block else "", by_set[sets[0].digest]).append(placed)
+        assert block is not None  # the sample has only impressions with features
+        by_set.get(block.feature_set, by_set[sets[0].digest]).append(placed)
     for features in sets:
         _audit_set(features, by_set[features.digest], source, config, tolerance, report)
     return report

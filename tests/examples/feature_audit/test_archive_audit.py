@@ -86,9 +86,9 @@ def test_impressions_without_features_take_no_place_in_the_sample(
     shutil.copytree(ran[0], state)
     log = open_log(small_config(state))
     for request_id in ran[1][4:]:  # as imported ones are
-        found = find_impression(log, request_id)
-        assert found is not None
-        partition, offset, impression = found
+        placed = find_impression(log, request_id)
+        assert placed is not None
+        partition, offset, impression = placed
         plain = encode(msgspec.structs.replace(impression, features=None))
         key = str(impression.user_id).encode()
         log.replace(EVENTS, partition, [Record(offset, key, plain)])

@@ -314,7 +314,7 @@ def test_once_an_experiment_begins_it_is_told_from_its_start_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before, all of the log is its users' past; then the week before the start, as in the report."""
-    toy, its = ToyTrial(), None
+    toy, trials = ToyTrial(), None
     for n in range(20):
         toy.serve(f"u{n}")
     toy.pass_time(24 * 8)
@@ -322,15 +322,15 @@ def test_once_an_experiment_begins_it_is_told_from_its_start_on(
         ExperimentState(state="waiting"),
         ExperimentState(traffic=1.0, started_ms=toy.now_ms),
     ):
-        said = Experiments(revision=1, configs={"mine.yaml": TEXT}, states={"mine": state})
-        toy.take(said)
+        revision = Experiments(revision=1, configs={"mine.yaml": TEXT}, states={"mine": state})
+        toy.take(revision)
         for n in range(20):
             toy.serve(f"u{n}")
         toy.pass_time(1)
-        its = its or trials_of(toy, tmp_path, monkeypatch)
+        trials = trials or trials_of(toy, tmp_path, monkeypatch)
         monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
-        its.update(said, starts_in(said))
-    panel = its._folds["mine"][-1]
+        trials.update(revision, starts_in(revision))
+    panel = trials._folds["mine"][-1]
     fold = ExperimentFold(toy.log, toy.config, LABELS, panel.experiment, state.started_ms)
     while fold.read():
         pass
