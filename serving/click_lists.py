@@ -76,10 +76,9 @@ class ClickLists:
         """A click that has just come, after its list as a replica logs it; alone if it gets none.
         ``guessed``: its client can't name lists, so that it may belong to one that the session has."""
         if session.plain:  # the id keeps it out of histories and co-visits
-            named = msgspec.structs.replace(
-                click, request_id=PLAIN_LIST, event_id=event_id_of(click)
-            )
-            return self.leave_out(named, PLAIN)
+            event_id = event_id_of(click)
+            click = msgspec.structs.replace(click, request_id=PLAIN_LIST, event_id=event_id)
+            return self.leave_out(click, PLAIN)
         if now_ms - click.time_ms > _OLDEST_MS:
             return self.leave_out(click, OLD)
         if self._pipeline.replica.catalogue.index_of(click.item_id) is None:
