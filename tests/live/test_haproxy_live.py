@@ -228,7 +228,7 @@ def test_a_killed_single_replica_gives_503_at_once_and_answers_when_it_is_back(
         until(running.port, 200)
     # A request over a connection that is kept for the next one may end with the replica, without an answer.
     _, refused_s = until(running.port, 503)
-    assert refused_s < 1
+    assert refused_s < 3  # HAProxy tries again after a second
     for _ in range(5):
         answer = ask(running.port)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
