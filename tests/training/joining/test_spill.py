@@ -27,7 +27,7 @@ from tests.support.training.small_feed import (
     toy_log,
 )
 from training.joining import pending_impressions
-from training.joining.impression_state import OpenImpression, new_state
+from training.joining.impression_state import OpenImpression, StateHead, new_state
 from training.joining.joiner import Joiner
 from training.joining.joiner_loop import JoinerLoop
 from training.joining.spill import Row, Spill, SpillLost
@@ -185,6 +185,56 @@ def test_of_others_closed_impressions_only_the_user_is_decoded(
     assert len(pending) == 20
     pending.forget(new_state(3, impression(3, 3, START_MS), True).user_id)
     assert len(pending) == 18
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("aaacfftm"), st.integers(0, 2)), min_size=30, max_size=60)
+)
+def test_forgotten_users_have_nothing_left_whenever_it_was_added(
+    steps: list[tuple[str, int]],
+) -> None:
+    pending = pending_impressions.PendingImpressions(False, MemorySpill(), 8_000)
+    expected: dict[str, int] = {}  # user by request
+    for n, (step, user) in enumerate(steps):
+        if step in "ac":
+            shown = impression(n, user, START_MS)
+            opened = OpenImpression(new_state(n, shown, False), shown, 3_000)
+            pending.add(f"r{n}", opened, n)
+            if step == "c" and f"r{n}" in pending.open:
+                pending.close(f"r{n}", n)
+            expected[f"r{n}"] = user
+        elif step == "f":
+            pending.forget(new_state(0, impression(0, user, START_MS), False).user_id)
+            expected = {id_: other for id_, other in expected.items() if other != user}
+        elif step == "t":
+            for id_ in expected:
+                pending.load(id_)
+        else:
+            pending.mark()
+        assert len(pending) == len(expected) and all(map(pending.has, expected))
+
+
+def test_users_are_forgotten_in_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    pending, decoded = pending_impressions.PendingImpressions(False, None, 10**9), list[bytes]()
+    for n in range(100):
+        shown = impression(n, n, START_MS)
+        pending.add(f"r{n}", OpenImpression(new_state(n, shown, False), shown, 0), n)
+        pending.close(f"r{n}", n)
+    heads = pending_impressions._head
+
+    class Counting:
+        def decode(self, packed: bytes) -> StateHead:
+            decoded.append(packed)
+            return heads.decode(packed)
+
+    monkeypatch.setattr(pending_impressions, "_head", Counting())
+    for n in range(50):
+        pending.forget(new_state(n, impression(n, n, START_MS), False).user_id)
+    assert len(pending) == 50 and len(decoded) == 150  # once each, and those that go once more
+    pending.mark()
+    pending.forget("nobody")
+    assert len(decoded) == 200  # the index is held for a while only
 
 
 def test_a_file_that_was_killed_stands_at_its_newest_mark(tmp_path: Path) -> None:
