@@ -24,6 +24,7 @@ Mask = NDArray[np.bool_]
 _RECENT: Final = 2  # times ``least_examples``
 _MAX_KINDS: Final = 8  # labels compared: each takes its share of alpha
 _MAX_USERS: Final = 4_096  # counted in either group
+_LEAST_USERS: Final = 10  # of the canary, before its lists are compared with live's
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ class EngagementRates:
         self.kinds, self._unwanted = tuple(kinds[:_MAX_KINDS]), unwanted
         each = alpha / (4 * max(1, len(self.kinds)))
         self._means = {
-            group: {kind: ClusteredMean(each, tight_at, at_least=10) for kind in self.kinds}
+            group: {
+                kind: ClusteredMean(each, tight_at, at_least=_LEAST_USERS) for kind in self.kinds
+            }
             for group in (True, False)
         }
         self._examples = {True: 0, False: 0}
@@ -164,7 +167,9 @@ def _objection(evidence: Evidence, rules: PromotionConfig) -> str:
             return when + reason
     served = evidence.served or CanaryEngagement()
     most = rules.degraded + served.live_degraded
-    if served.examples and served.degraded > most:
+    # The first lists of a canary that has just started say little about it.
+    enough = served.users >= _LEAST_USERS or served.examples >= rules.canary_examples
+    if enough and served.degraded > most:
         share = f"{served.degraded:.1%} of its lists went without its ranker"
         return f"{share}, {served.live_degraded:.1%} of live's, expected at most {most:.1%}"
     return served.worse(rules.engagement_margin)

@@ -108,12 +108,21 @@ def test_a_canary_goes_on_once_it_was_shown_often_enough() -> None:
     [
         (CanaryEngagement(100, 900, {"like": AnytimeEstimate(-0.1, -0.15, -0.04)}), "fewer like"),
         (CanaryEngagement(100, 900, {"hide": AnytimeEstimate(0.1, 0.04, 0.15)}), "more hide"),
-        (CanaryEngagement(100, 900, degraded=0.2), "20.0% of its lists went without its ranker"),
+        (CanaryEngagement(100, 900, degraded=0.2, users=10), "20.0% of its lists went without its"),
+        (
+            CanaryEngagement(RULES.canary_examples, 900, degraded=0.2, users=9),
+            "went without its ranker",
+        ),
     ],
 )
 def test_a_guardrail_takes_a_canary_back(served: CanaryEngagement, why: str) -> None:
     said = judge(Evidence(CANARY, BETTER, served=served), RULES)
     assert isinstance(said, Rollback) and why in said.why
+
+
+def test_first_lists_without_a_ranker_do_not_take_a_canary_back() -> None:
+    served = CanaryEngagement(100, 900, degraded=1.0, users=9)
+    assert isinstance(judge(Evidence(CANARY, BETTER, served=served), RULES), Hold)
 
 
 @pytest.mark.parametrize(
