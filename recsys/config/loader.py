@@ -87,8 +87,13 @@ def _environment() -> dict[str, Any]:
         raise ConfigError(f"environment, {PREFIX}...: {error}: {error.__cause__}") from error
 
 
+def variable_of(key: str) -> str:
+    """Environment variable that sets a key such as ``log.url``."""
+    return PREFIX + key.upper().replace(".", "__")
+
+
 def _variable(path: KeyPath) -> str:
-    return "environment variable " + PREFIX + "__".join(path).upper()
+    return "environment variable " + variable_of(".".join(path))
 
 
 def _lay(

@@ -387,6 +387,17 @@ def _as_type_of(old: Any, value: Any, path: str) -> Any:
         raise ValueError(f"{path} is {value!r}: {error}") from None
 
 
+def named_ports(config: Config) -> dict[str, int]:
+    """Ports that the configuration names, by key; all others are chosen among free ones."""
+    ports = {
+        "serve.port": config.serve.port,
+        "serve.dashboard_port": config.serve.dashboard_port,
+        "metrics.port": config.metrics.port,
+        "control_room.port": config.control_room.port,
+    }
+    return {key: port for key, port in ports.items() if port}
+
+
 def digest(config: Any) -> str:
     """The digest of a configuration: equal values, equal digest. A policy that isn't relative keeps the
     digest that it had before policies could be."""

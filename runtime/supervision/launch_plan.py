@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 
 from parameter_server.storage.wal import sync_folder
-from recsys.config.loader import ConfigError
-from recsys.config.system_config import Config, digest, override
+from recsys.config.loader import ConfigError, variable_of
+from recsys.config.system_config import Config, digest, named_ports, override
 from recsys.free_ports import PortTaken, can_bind, free_ports
 from recsys.log.protocol import Log, LogUnavailable
 from recsys.process.open_log import open_log
@@ -93,13 +93,7 @@ def resolve(
     if config.nodes > 1 and config.serve.host == _LOOPBACK:
         config = replace(config, serve=replace(config.serve, host="0.0.0.0"))
     check_exposure(config)
-    ports = {
-        "serve.port": config.serve.port,
-        "serve.dashboard_port": config.serve.dashboard_port,
-        "metrics.port": config.metrics.port,
-        "control_room.port": config.control_room.port,
-    }
-    named = {name: port for name, port in ports.items() if port}
+    named = named_ports(config)
     if not is_cluster:  # in an existing cluster Serve may already run, and hold its port
         _check_free(named)
     free = free_ports(avoid=set(named.values()))
@@ -214,7 +208,7 @@ def _check_free(named: dict[str, int]) -> None:
     listeners = holders(named.values())
     for name, port in named.items():
         if port in listeners or not can_bind(port):
-            variable = "RECSYS__" + name.upper().replace(".", "__")
+            variable = variable_of(name)
             raise PortTaken(
                 f"port {port} ({name}) is in use by {listeners.get(port, 'a process that is not visible')}: "
                 f"end it, or choose another port with {variable}=..."

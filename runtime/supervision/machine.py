@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from recsys.config.system_config import Config
+from recsys.config.loader import variable_of
+from recsys.config.system_config import Config, named_ports
 from runtime.supervision import run_file
 from runtime.supervision.machine_checks import REQUIREMENTS, Entry, Machine, Port, normalised
 from runtime.supervision.processes import alive, holders
@@ -126,14 +127,9 @@ def _write_error(folder: Path) -> str:
 
 
 def _ports(config: Config) -> tuple[Port, ...]:
-    """Ports that the configuration names; all other ports are chosen among free ones."""
-    wanted = {
-        "RECSYS__SERVE__PORT": config.serve.port,
-        "RECSYS__SERVE__DASHBOARD_PORT": config.serve.dashboard_port,
-    }
-    listeners = holders(wanted.values())
+    named = {variable_of(key): port for key, port in named_ports(config).items()}
+    listeners = holders(named.values())
     running = run_file.read(config.state)
     parts = running.parts if running is not None and alive(running.supervisor) else []
     own_ports = {socket.port for part in parts for socket in part.sockets}
-    named = ((setting, port) for setting, port in wanted.items() if port)  # 0: a free one is chosen
-    return tuple(Port(name, n, listeners.get(n, ""), n in own_ports) for name, n in named)
+    return tuple(Port(name, n, listeners.get(n, ""), n in own_ports) for name, n in named.items())

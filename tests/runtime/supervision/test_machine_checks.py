@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from recsys.config.part_configs import MetricsConfig
 from recsys.config.system_config import laptop
 from runtime.cli import doctor
 from runtime.cli.main import COMMANDS, app, load
@@ -206,9 +207,11 @@ def test_the_command_prints_a_line_for_each_check(
 def test_a_taken_port_is_observed_with_who_takes_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        config = replace(laptop(), serve=replace(laptop().serve, port=number, dashboard_port=0))
-        (port,) = command._ports(config)
+        serve = replace(laptop().serve, port=number, dashboard_port=0)
+        config = replace(laptop(), serve=serve, metrics=MetricsConfig(port=9_464))
+        port, metrics = command._ports(config)
     assert (port.number, port.is_own) == (number, False) and str(os.getpid()) in port.listener
+    assert (metrics.setting, metrics.number) == ("RECSYS__METRICS__PORT", 9_464)
 
 
 def test_settings_that_do_not_fit_are_one_line_and_no_traceback() -> None:
