@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Final
 
 from benchmarks.answers.bench_serve_stages import stages
@@ -74,14 +75,15 @@ def _own_doors(
             measured, baseline = figures[door.name], figures[bare.name]
             measured["of_uvicorn"] = _ratio(measured["rounds"], baseline["rounds"])
         more: Figures = {}
+        at_rate = replace(options, rate=figures[own_doors[0].name]["rate"])
         if options.overload:
             more["overload"] = {
                 door.name: _overload(door, figures[door.name], options) for door in own_doors
             }
         if options.training:
-            more["training"] = with_training(config, own_doors[0], options, log_progress)
+            more["training"] = with_training(config, own_doors[0], at_rate, log_progress)
         if options.shadow:
-            more["shadow"] = with_training(config, own_doors[0], options, log_progress, shadow=True)
+            more["shadow"] = with_training(config, own_doors[0], at_rate, log_progress, shadow=True)
     return figures, more
 
 

@@ -51,7 +51,6 @@ EVENTS_PER_S: Final = 1_000
 EVERY_MS: Final = 1_000  # a step, and so a delta, each second
 STEP_EXAMPLES: Final = 4_096  # more than a second brings: time cuts the step
 PAIRS: Final = 5
-RATE: Final = 100.0
 _BEAT_S: Final = 0.005
 _SETTLE_S: Final = 2.0  # until steps reflect the new state of the switch
 _WARM_S: Final = 8.0  # of events before the first pair, for compilation
@@ -69,8 +68,8 @@ class _Switch:
 def with_training(
     config: Config, door: Door, options: ServeOptions, log_progress: Log, shadow: bool = False
 ) -> dict[str, Any]:
-    """p99 with and without training, by pair; or, with ``shadow``, with and without a candidate that scores
-    ``promotion.share`` of the stream, while training runs in both."""
+    """p99 at ``options.rate`` with and without training, by pair; or, with ``shadow``, with and without a
+    candidate that scores ``promotion.share`` of the stream, while training runs in both."""
     with _parts(config, options.seed) as (on, scoring):
         on.set()
         time.sleep(_WARM_S)
@@ -90,7 +89,7 @@ def _pairs(
             (switch.set if beside else switch.clear)()
             time.sleep(_SETTLE_S)
             seeded = replace(options, seed=options.seed + number)
-            figures = send(door, seeded, options.seconds, rate=options.rate or RATE)
+            figures = send(door, seeded, options.seconds, rate=options.rate)
             pair["with" if beside else "without"] = figures["p99_ms"]
         pairs.append(pair)
         log_progress(f"pair {number + 1}: p99 {pair['with']} ms with, {pair['without']} ms without")
@@ -112,7 +111,7 @@ def _figures(pairs: list[dict[str, float]], options: ServeOptions, steps: int) -
     return {
         "p99_ratio": round(statistics.median(ratios), 3),
         "p99_pairs_ms": pairs,
-        "rate": options.rate or RATE,
+        "rate": options.rate,
         "events_per_s": EVENTS_PER_S,
         "steps_served": steps,
         "nice": NICE,
