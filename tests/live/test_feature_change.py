@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ITEMS, USERS = 60, 20
 EXPLAINED = 20  # answers on each side
-READERS = int(os.environ.get("RECSYS_READERS", "2"))  # each asks 20 to 30 times a second
+READERS = int(os.environ.get("RECSYS_READERS", "2"))  # each asks up to ten times a second
 TEXT = (
     (ROOT / "examples" / "news" / "app.yaml").read_text("utf-8").replace("window: 2m", "window: 3s")
 )
@@ -97,7 +97,7 @@ class Readers:
     def _run(self, own: int) -> None:
         with self._system.client() as client:
             number = 0
-            while not self._stop.wait(0.03):
+            while not self._stop.wait(0.1):
                 number += 1
                 user = f"u{(READERS * number + own) % USERS}"
                 try:
