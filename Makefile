@@ -116,14 +116,19 @@ docs: .venv/.stamp-dev ## Builds the documentation site in build/site; fails on 
 		echo "$(PYTHON) can't make a virtual environment; on Debian its venv module is a package of its own" >&2; exit 1; }
 
 # The lock files pin every dependency with hashes, so pip resolves nothing. Only torch is a range without a hash: its
-# build depends on the machine. torchrec is installed without its dependencies (see pyproject.toml).
-INSTALL := $(BIN)/python -m pip install -q --no-deps --require-hashes
+# build depends on the machine. torchrec is installed without its dependencies (see pyproject.toml). pip 23 takes twice
+# as long, and would compile on one core.
+INSTALL := $(BIN)/python -m pip install -q --no-compile --no-deps --require-hashes
+# On all cores. Some packages have files that are no Python of this version.
+COMPILE_ALL = @$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true
 
 # pyproject.toml is a prerequisite since it declares the command and packages of the editable install.
 .venv/.stamp: requirements/run.lock pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q "pip>=26"
 	$(INSTALL) -r requirements/run.lock
-	$(BIN)/python -m pip install -q "torch>=2.13,<2.14"
+	$(BIN)/python -m pip install -q --no-compile "torch>=2.13,<2.14"
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(COMPILE_ALL)
 	@touch $@
 
 .venv/.stamp-kuairand: requirements/kuairand.lock .venv/.stamp
@@ -132,6 +137,7 @@ INSTALL := $(BIN)/python -m pip install -q --no-deps --require-hashes
 
 .venv/.stamp-dev: requirements/dev.lock .venv/.stamp-kuairand
 	$(INSTALL) -r requirements/dev.lock
+	$(COMPILE_ALL)
 	@touch $@
 
 # Resolves pyproject.toml for Python 3.11 to 3.13 on all platforms. Review the diff and run all tests before
