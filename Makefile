@@ -9,8 +9,6 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Python compiles modules on import; compiling all installed ones takes longer and 300 MB more.
-export PIP_NO_COMPILE := 1
 # Else all tests are compiled again in each process: 10 s of each run.
 unexport PYTHONDONTWRITEBYTECODE
 PACKAGES := recsys parameter_server experiments training serving replay runtime benchmarks examples
@@ -115,20 +113,21 @@ docs: .venv/.stamp-dev ## Builds the documentation site in build/site; fails on 
 	$(PYTHON) -m venv .venv || { rm -rf .venv; \
 		echo "$(PYTHON) can't make a virtual environment; on Debian its venv module is a package of its own" >&2; exit 1; }
 
-# The lock files pin every dependency with hashes, so pip resolves nothing. Only torch is a range without a hash: its
-# build depends on the machine. torchrec is installed without its dependencies (see pyproject.toml). pip 23 takes twice
-# as long, and would compile on one core.
+# The lock files pin every dependency with hashes, so pip resolves nothing. Only torch and pip itself are ranges without
+# a hash: torch's build depends on the machine, and an old pip takes half a minute longer. torchrec is installed without
+# its dependencies (see pyproject.toml).
 INSTALL := $(BIN)/python -m pip install -q --no-compile --no-deps --require-hashes
-# On all cores. Some packages have files that are no Python of this version.
-COMPILE_ALL = @$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true
+# On all cores, where pip takes one: else the first processes would each compile what they import. Packages have files
+# of other versions of Python, which fail.
+PRECOMPILE = @$(BIN)/python -W ignore -m compileall -q -j 0 .venv/lib >/dev/null || true
 
 # pyproject.toml is a prerequisite since it declares the command and packages of the editable install.
 .venv/.stamp: requirements/run.lock pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q "pip>=26"
+	@$(BIN)/python -m pip install -q "pip>=26" || echo "pip isn't upgraded: the installation takes longer" >&2
 	$(INSTALL) -r requirements/run.lock
 	$(BIN)/python -m pip install -q --no-compile "torch>=2.13,<2.14"
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
-	$(COMPILE_ALL)
+	$(PRECOMPILE)
 	@touch $@
 
 .venv/.stamp-kuairand: requirements/kuairand.lock .venv/.stamp
@@ -137,7 +136,7 @@ COMPILE_ALL = @$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true
 
 .venv/.stamp-dev: requirements/dev.lock .venv/.stamp-kuairand
 	$(INSTALL) -r requirements/dev.lock
-	$(COMPILE_ALL)
+	$(PRECOMPILE)
 	@touch $@
 
 # Resolves pyproject.toml for Python 3.11 to 3.13 on all platforms. Review the diff and run all tests before

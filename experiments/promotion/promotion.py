@@ -24,7 +24,7 @@ Mask = NDArray[np.bool_]
 _RECENT: Final = 2  # times ``least_examples``
 _MAX_KINDS: Final = 8  # labels compared: each takes its share of alpha
 _MAX_USERS: Final = 4_096  # counted in either group
-_LEAST_USERS: Final = 10  # of the canary, before its lists are compared with live's
+_LEAST_USERS: Final = 10  # of a group, before there are bounds and its lists without a ranker count
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ of ``recsys.config.system_config``; an unknown key is an error that names its po
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -89,11 +89,15 @@ def _environment() -> dict[str, Any]:
 
 def variable_of(key: str) -> str:
     """Environment variable that sets a key such as ``log.url``."""
-    return PREFIX + key.upper().replace(".", "__")
+    return _joined(key.split("."))
 
 
 def _variable(path: KeyPath) -> str:
-    return "environment variable " + variable_of(".".join(path))
+    return "environment variable " + _joined(path)
+
+
+def _joined(path: Sequence[str]) -> str:
+    return PREFIX + "__".join(path).upper()
 
 
 def _lay(

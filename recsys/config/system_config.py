@@ -394,6 +394,7 @@ def named_ports(config: Config) -> dict[str, int]:
         "serve.dashboard_port": config.serve.dashboard_port,
         "metrics.port": config.metrics.port,
         "control_room.port": config.control_room.port,
+        "doors.local_port": config.doors.local_port if config.doors.certificate else 0,
     }
     return {key: port for key, port in ports.items() if port}
 

@@ -189,6 +189,7 @@ def test_a_feature_is_added_learned_and_taken_back_under_traffic(
         promoted = len(readers.answers)
         until(lambda: readers.answers[-1][2].step > live(log).base_step + 3, 120, "it learns")
         assert features()["read"] == read_app(file).feature_set().digest
+        assert before >= EXPLAINED and len(readers.answers) >= promoted + EXPLAINED
         sides = readers.answers[before - EXPLAINED : before]
         assert_explained(log, news, [*sides, *readers.answers[promoted:][:EXPLAINED]])
         rollback("", "a test", news.state)

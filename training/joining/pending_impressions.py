@@ -40,8 +40,10 @@ class PendingImpressions:
         self.timers: list[tuple[int, str]] = []
         self.bytes = 0  # approximate use of memory
         self.next_ms: int | None = None  # when the first row of the spill is due
-        # Ids in memory by user, from a deletion to the next ``mark``: a thousand deletions are one search.
-        self._of_user: dict[str, list[str]] | None = None
+        # Ids in memory by user, from a deletion until it outgrows what is pending or is marked: so a thousand
+        # deletions are one search.
+        self._ids_of_user: dict[str, list[str]] | None = None
+        self._indexed = 0
 
     def __len__(self) -> int:
         return len(self.open) + len(self.closed) + self.spilled
@@ -80,8 +82,7 @@ class PendingImpressions:
 
     def add(self, id_: str, opened: OpenImpression, due_ms: int) -> None:
         self.open[id_] = opened
-        if self._of_user is not None:
-            self._of_user.setdefault(opened.state.user_id, []).append(id_)
+        self._index(opened.state.user_id, id_)
         heapq.heappush(self.timers, (due_ms, id_))
         self.bytes += opened.size
         if self._spill is not None and self.bytes > self._cap:
@@ -108,9 +109,10 @@ class PendingImpressions:
 
     def forget(self, user_id: str) -> None:
         """Removes a user's impressions; their timers in memory expire without effect."""
-        if self._of_user is None:
-            self._of_user = self._ids_by_user()
-        for id_ in self._of_user.pop(user_id, ()):  # or gone since, or another user's
+        if self._ids_of_user is None:
+            self._build_index()
+        # An id may have been dropped since it was indexed, or belong to another user now.
+        for id_ in (self._ids_of_user or {}).pop(user_id, ()):
             if id_ in self.open and self.open[id_].state.user_id == user_id:
                 self.bytes -= self.open.pop(id_).size
             elif id_ in self.closed and _head.decode(self.closed[id_]).user_id == user_id:
@@ -119,13 +121,20 @@ class PendingImpressions:
             self._spill.forget(user_id)
             self.next_ms = self._spill.next_ms()
 
-    def _ids_by_user(self) -> dict[str, list[str]]:
-        ids: dict[str, list[str]] = {}
+    def _build_index(self) -> None:
+        self._ids_of_user, self._indexed = {}, 0
         for id_, opened in self.open.items():
-            ids.setdefault(opened.state.user_id, []).append(id_)
+            self._index(opened.state.user_id, id_)
         for id_, packed in self.closed.items():
-            ids.setdefault(_head.decode(packed).user_id, []).append(id_)
-        return ids
+            self._index(_head.decode(packed).user_id, id_)
+
+    def _index(self, user_id: str, id_: str) -> None:
+        if self._ids_of_user is None:
+            return
+        self._ids_of_user.setdefault(user_id, []).append(id_)
+        self._indexed += 1
+        if self._indexed > 2 * (len(self.open) + len(self.closed)) + _AT_ONCE:
+            self._ids_of_user = None
 
     def set_impression(self, opened: OpenImpression, impression: Impression) -> None:
         """Attaches the impression that was read again to an open entry."""
@@ -159,14 +168,14 @@ class PendingImpressions:
 
     def mark(self) -> PendingState:
         """Returns the state for a snapshot; the content of the spill stays there and is marked."""
-        self._of_user = None
+        self._ids_of_user = None
         states = {id_: self._stored_state(opened) for id_, opened in self.open.items()}
         generation = self._spill.mark() if self._spill is not None else 0
         return PendingState(states, self.closed, self.timers, generation, self.spilled)
 
     def restore(self, state: PendingState) -> None:
         """Returns to a state; raises SpillLost if its rows in the spill are missing."""
-        self._of_user = None
+        self._ids_of_user = None
         if self._spill is not None:
             self._spill.rewind(state.generation, state.spilled)
             self.next_ms = self._spill.next_ms()
@@ -209,8 +218,7 @@ class PendingImpressions:
             self.closed[row.id] = row.value
         else:
             self.open[row.id] = OpenImpression(state, None, size)
-        if self._of_user is not None:
-            self._of_user.setdefault(state.user_id, []).append(row.id)
+        self._index(state.user_id, row.id)
         self.bytes += size
         heapq.heappush(self.timers, (row.due_ms, row.id))
 

@@ -12,6 +12,7 @@ import pytest
 from recsys.config.loader import PREFIX, ConfigError, load
 from recsys.config.log_config import LogConfig
 from recsys.config.policy_config import PolicyConfig
+from recsys.config.safety_config import DoorsConfig
 from recsys.config.system_config import (
     RUNS,
     Config,
@@ -19,6 +20,7 @@ from recsys.config.system_config import (
     cluster,
     digest,
     laptop,
+    named_ports,
 )
 
 
@@ -33,6 +35,16 @@ def written(folder: Path, text: str) -> str:
     file = folder / "mine.yaml"
     file.write_text(text)
     return str(file)
+
+
+def test_a_local_port_is_named_beside_a_certificate_alone() -> None:
+    names = {
+        *named_ports(replace(laptop(), doors=DoorsConfig(local_port=8_443))),
+        *named_ports(replace(laptop(), doors=DoorsConfig(certificate="both.pem"))),
+    }
+    assert names == {"serve.port", "serve.dashboard_port"}
+    doors = DoorsConfig(certificate="both.pem", local_port=8_443)
+    assert named_ports(replace(laptop(), doors=doors))["doors.local_port"] == 8_443
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))

@@ -213,6 +213,8 @@ def test_forgotten_users_have_nothing_left_whenever_it_was_added(
         else:
             pending.mark()
         assert len(pending) == len(expected) and all(map(pending.has, expected))
+        packed = sum(len(p) + pending_impressions._AROUND for p in pending.closed.values())
+        assert pending.bytes == packed + sum(opened.size for opened in pending.open.values())
 
 
 def test_users_are_forgotten_in_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +237,18 @@ def test_users_are_forgotten_in_one_search(monkeypatch: pytest.MonkeyPatch) -> N
     pending.mark()
     pending.forget("nobody")
     assert len(decoded) == 200  # the index is held for a while only
+
+
+def test_the_index_of_users_is_bounded_without_a_mark() -> None:
+    pending = pending_impressions.PendingImpressions(False, None, 10**9)
+    pending.forget("nobody")
+    for n in range(1_000):
+        shown = impression(n, n, START_MS)
+        pending.add(f"r{n}", OpenImpression(new_state(n, shown, False), shown, 0), n)
+        pending.close(f"r{n}", n)
+        if n >= 10:
+            pending.drop(f"r{n - 10}")
+        assert len(pending._ids_of_user or {}) <= 2 * 11 + 2  # eleven are pending at most
 
 
 def test_a_file_that_was_killed_stands_at_its_newest_mark(tmp_path: Path) -> None:
