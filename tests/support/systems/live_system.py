@@ -117,8 +117,8 @@ class LiveSystem(Live):
 
 
 class Traffic:
-    """Viewers that ask and watch, one after the other; keeps the ids of acknowledged events. At most ten lists
-    a second: more would take the processors from parts that start."""
+    """Viewers that ask and watch, one after the other; keeps the ids of acknowledged events. At most ten
+    lists a second: more would take the processors from parts that start."""
 
     _numbers = itertools.count()  # so that no two traffics send the same event ids
 
