@@ -127,6 +127,12 @@ def assert_explained(log: Log, news: LiveSystem, answers: list[tuple[str, str, A
     assert [c.verdict for c in checks] == [EQUAL] * len(answers), [c.why for c in checks if c.why]
 
 
+def on_each_side(answers: list[Any], before: int, after: int) -> list[Any]:
+    """Last answers until one place, and first ones from another."""
+    assert before >= EXPLAINED and len(answers) >= after + EXPLAINED
+    return [*answers[before - EXPLAINED : before], *answers[after:][:EXPLAINED]]
+
+
 def live(log: Log) -> Live | None:
     control = ControlReader(log)
     control.turn()
@@ -189,9 +195,7 @@ def test_a_feature_is_added_learned_and_taken_back_under_traffic(
         promoted = len(readers.answers)
         until(lambda: readers.answers[-1][2].step > live(log).base_step + 3, 120, "it learns")
         assert features()["read"] == read_app(file).feature_set().digest
-        assert before >= EXPLAINED and len(readers.answers) >= promoted + EXPLAINED
-        sides = readers.answers[before - EXPLAINED : before]
-        assert_explained(log, news, [*sides, *readers.answers[promoted:][:EXPLAINED]])
+        assert_explained(log, news, on_each_side(readers.answers, before, promoted))
         rollback("", "a test", news.state)
         until(lambda: answering(2), 60, "the old one answers")
         until(lambda: readers.answers[-1][2].step > live(log).base_step + 3, 120, "it learns again")

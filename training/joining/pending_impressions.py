@@ -109,10 +109,8 @@ class PendingImpressions:
 
     def forget(self, user_id: str) -> None:
         """Removes a user's impressions; their timers in memory expire without effect."""
-        if self._ids_of_user is None:
-            self._build_index()
         # An id may have been dropped since it was indexed, or belong to another user now.
-        for id_ in (self._ids_of_user or {}).pop(user_id, ()):
+        for id_ in self._user_index().pop(user_id, ()):
             if id_ in self.open and self.open[id_].state.user_id == user_id:
                 self.bytes -= self.open.pop(id_).size
             elif id_ in self.closed and _head.decode(self.closed[id_]).user_id == user_id:
@@ -121,12 +119,17 @@ class PendingImpressions:
             self._spill.forget(user_id)
             self.next_ms = self._spill.next_ms()
 
-    def _build_index(self) -> None:
-        self._ids_of_user, self._indexed = {}, 0
-        for id_, opened in self.open.items():
-            self._index(opened.state.user_id, id_)
-        for id_, packed in self.closed.items():
-            self._index(_head.decode(packed).user_id, id_)
+    def _user_index(self) -> dict[str, list[str]]:
+        """The index of users, built where there is none."""
+        index = self._ids_of_user
+        if index is None:
+            index, self._indexed = {}, 0
+            self._ids_of_user = index
+            for id_, opened in self.open.items():
+                self._index(opened.state.user_id, id_)
+            for id_, packed in self.closed.items():
+                self._index(_head.decode(packed).user_id, id_)
+        return index
 
     def _index(self, user_id: str, id_: str) -> None:
         if self._ids_of_user is None:
