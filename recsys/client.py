@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import msgspec
 
-from recsys.events.event_types import ClientEvent, Engagement, Stamp
+from recsys.events.event_types import SEEN, ClientEvent, Engagement, Stamp
 from recsys.events.hashing import Id
 
 BATCH: Final = 500  # maximal events, items or users per request
@@ -215,6 +215,11 @@ class Client:
         )  # fmt: skip
         return self.send_events([event])
 
+    def seen(self, answer: Recommendations, user_id: Id, surface: str = "feed") -> Receipt:
+        """Confirms that a list was on the user's screen, so that it counts as shown with ``shown: list``. An
+        engagement with one of its items confirms it, too."""
+        return self.engage(answer, user_id, answer.items[0].item_id, SEEN, surface=surface)
+
     def set_preference(self, user_id: Id, field: str, value: Id, wish: str) -> Receipt:
         """Notes a viewer's wish (block, mute, less or none) about ``item_id``, or a field of items."""
         wished = {"user_id": user_id, "field": field, "value": value, "wish": wish}
@@ -359,6 +364,7 @@ class AsyncClient:
     similar = _in_thread(Client.similar)
     send_events = _in_thread(Client.send_events)
     engage = _in_thread(Client.engage)
+    seen = _in_thread(Client.seen)
     set_preference = _in_thread(Client.set_preference)
     upsert_items = _in_thread(Client.upsert_items)
     upsert_users = _in_thread(Client.upsert_users)

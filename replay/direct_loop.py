@@ -4,7 +4,7 @@ The classes are those of the live parts, over a log in memory, called one after 
 waits for due steps; this loop learns them at once when ``advance`` passes their event time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from parameter_server.publish.deltas import DeltaAssembler, Gap, StepDelta
@@ -13,6 +13,7 @@ from parameter_server.shard.shard import digest_of_shards
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.event_types import Engagement, Event, Impression, User, Verdict
+from recsys.events.field_schema import Schema
 from recsys.events.hashing import partition_of
 from recsys.events.records import EXAMPLES, STEPS, Delta, Step, pack, topics
 from recsys.features.feature_set import FeatureSet
@@ -32,12 +33,18 @@ class Joiners(list[Joiner]):
     def __init__(
         self,
         partitions: int,
-        labels: Sequence[str],
+        schema: Schema,
         config: JoinConfig,
         bounds: BoundsConfig | None = None,
     ) -> None:
         super().__init__(
-            Joiner(partition, labels, config, influence=Influence(bounds, partitions))
+            Joiner(
+                partition,
+                schema.labels,
+                config,
+                influence=Influence(bounds, partitions),
+                shown_by=schema.shown_by,
+            )
             for partition in range(partitions)
         )
         self._offsets = [0] * partitions
@@ -62,8 +69,8 @@ class DirectLoop:
         self.log = MemoryLog()
         for topic in topics(config.log.partitions):
             self.log.create(topic)
-        labels, partitions = features.schema.labels, config.log.partitions
-        self.joiners = Joiners(partitions, labels, config.join, config.bounds)
+        schema, partitions = features.schema, config.log.partitions
+        self.joiners = Joiners(partitions, schema, config.join, config.bounds)
         digest = learning_digest(config, features)
         self.sequencer: Sequencer | StepsUntil = Sequencer(
             config.step, line=MAIN, epoch=0, digest=digest

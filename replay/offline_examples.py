@@ -6,6 +6,7 @@ from pathlib import Path
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event
+from recsys.events.field_schema import Schema
 from recsys.events.records import Example, Forget
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
@@ -21,8 +22,8 @@ _AT_ONCE = 1_024
 class JoinLoop:
     """Loop behind the log without a trainer: events in, examples to a cache. It learns nothing."""
 
-    def __init__(self, config: Config, labels: tuple[str, ...], writer: CacheWriter) -> None:
-        self.joiners, self._writer = Joiners(config.log.partitions, labels, config.join), writer
+    def __init__(self, config: Config, schema: Schema, writer: CacheWriter) -> None:
+        self.joiners, self._writer = Joiners(config.log.partitions, schema, config.join), writer
         self._waiting: list[Example] = []
         self._times: list[int] = []
         self._now_ms = 0
@@ -67,7 +68,7 @@ def cache_dataset(
     dense = FeatureBuilder(features).dense_width
     horizon_ms = int(config.join.horizon_s * 1000)
     writer = CacheWriter(folder, features, dense, horizon_ms, until_ms)
-    loop = JoinLoop(config, features.schema.labels, writer)
+    loop = JoinLoop(config, features.schema, writer)
     player = _Unscored(features, config, loop)
     options = ReplayOptions(features.kind, from_ms=from_ms, until_ms=until_ms)
     for event in progress(with_warm_up(player, dataset, options)):

@@ -122,7 +122,8 @@ class Player:
             self.features.schema.shown_by != "click"
             or not isinstance(event, Engagement)
             or event.kind not in self.features.schema.labels
-            or event.request_id.startswith(CLICK_LIST)  # a running system made its list
+            or event.choice  # a running system made its list
+            or event.request_id.startswith(CLICK_LIST)
         ):
             return (event,)
         self.advance(event.time_ms)
@@ -222,7 +223,7 @@ class Player:
             time_ms=event.time_ms, request_id=event.request_id, user_id=event.user_id,
             items=[ServedItem(item_id=s.item_id, sources=["log"]) for s in event.items],
             context=event.context, surface=event.surface, stamp=Stamp(line=line, epoch=epoch, step=step),
-            features=features.block(), event_id=event.event_id,
+            features=features.block(), event_id=event.event_id, shown=event.shown,
         )  # fmt: skip
 
     def _engagement(self, event: Engagement) -> None:

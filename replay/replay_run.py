@@ -208,7 +208,7 @@ def on_event_clock(dataset: Dataset, options: ReplayOptions, base: Config) -> Co
     """A configuration with the data set's window, and with steps on the event clock."""
     return replace(
         base,
-        join=JoinConfig(window_s=dataset.window_s, horizon_s=86_400.0, all_shown=dataset.all_shown),
+        join=JoinConfig(window_s=dataset.window_s, horizon_s=86_400.0),
         step=StepConfig(
             examples=options.step_examples,
             every_ms=int(options.step_every_s * 1000),

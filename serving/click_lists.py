@@ -3,7 +3,8 @@
 It holds the clicked item; a sample of the candidates that retrieval had for the viewer, which are negatives
 as the ranker meets them when it answers; and one living item of the whole catalogue, without which items that
 retrieval didn't have would occur only as clicked ones. Draws are hashes of the request id. A replay builds
-lists for a log's clicks, a replica for those that it takes.
+lists for a log's clicks, a replica for those that it takes. A click in a list that was served is a choice from
+that list, too: it names both.
 """
 
 from collections import Counter, OrderedDict
@@ -52,6 +53,7 @@ class ClickLists:
     def list_of(self, click: Engagement, session: Session) -> Impression:
         """The list from which the item was clicked; it precedes the click."""
         query = self._query(click, session, click.time_ms)
+        self._remember(click, query.request_id)
         return Impression(
             time_ms=click.time_ms,
             request_id=query.request_id,
@@ -61,9 +63,11 @@ class ClickLists:
         )
 
     def needs_list(self, event: Engagement) -> bool:
-        """Whether an engagement can only be learned with a list of its own."""
+        """Whether an engagement is learned with a list of its own: one that names no list, or that may be the
+        first with an item of its list."""
         labels = self._pipeline.replica.features.schema.labels
-        return event.attributed and not event.request_id and event.kind in labels
+        is_first = not event.request_id or event.kind == labels[0]
+        return event.attributed and is_first and event.kind in labels
 
     def leave_out(self, click: Engagement, why: str) -> tuple[Event, ...]:
         """A click without a list, counted."""
@@ -75,25 +79,34 @@ class ClickLists:
     ) -> tuple[Event, ...]:
         """A click that has just come, after its list as a replica logs it; alone if it gets none.
         ``guessed``: its client can't name lists, so that it may belong to one that the session has."""
+        event_id = event_id_of(click)  # of the click as it came
         if session.plain:  # the id keeps it out of histories and co-visits
-            event_id = event_id_of(click)
-            click = msgspec.structs.replace(click, request_id=PLAIN_LIST, event_id=event_id)
+            request_id = click.request_id or PLAIN_LIST
+            click = msgspec.structs.replace(click, request_id=request_id, event_id=event_id)
             return self.leave_out(click, PLAIN)
         if now_ms - click.time_ms > _OLDEST_MS:
             return self.leave_out(click, OLD)
         if self._pipeline.replica.catalogue.index_of(click.item_id) is None:
             return self.leave_out(click, UNKNOWN)
         requests = (request_id for request_id, _ in session.requests)
-        if guessed and not all(request_id.startswith(CLICK_LIST) for request_id in requests):
-            return (click,)
-        query, before = self._query(click, session, now_ms), self._logged_before(click, session)
-        named = _logged_id(query.request_id)
-        # The same again joins no list, since that of the first time may not have been committed.
-        joined = msgspec.structs.replace(
-            click, request_id=before or named, event_id=event_id_of(click)
+        is_served = bool(click.request_id) or (
+            guessed and not all(request_id.startswith(CLICK_LIST) for request_id in requests)
         )
-        if before and before != named:
-            return (joined,)
+        if is_served and click.kind != session.features.schema.labels[0]:
+            return (click,)
+        query = self._query(click, session, now_ms)
+        named = _logged_id(query.request_id)
+        if is_served:
+            self._remember(click, click.request_id)
+            joined = msgspec.structs.replace(click, choice=named, event_id=event_id)
+        else:
+            before = self._logged_before(click, session)
+            if not before:
+                self._remember(click, named)
+            # The same again joins no list, since that of the first time may not have been committed.
+            joined = msgspec.structs.replace(click, request_id=before or named, event_id=event_id)
+            if before and before != named:
+                return (joined,)
         index_of = self._pipeline.replica.catalogue.index_of
         indices = [i for i in map(index_of, self._items(click, query)) if i is not None]
         request = replace(query.request, n=len(indices))
@@ -105,7 +118,7 @@ class ClickLists:
         if event.kind == session.features.schema.labels[0]:
             return ""
         if request_id := self.list_before(event):
-            return _logged_id(request_id)
+            return request_id
         item = key_of("item", event.item_id)
         requests = (e.request_id for e in reversed(session.history) if e.keys[0] == item)
         return next((name for name in requests if name.startswith(CLICK_LIST)), "")
@@ -119,9 +132,6 @@ class ClickLists:
 
     def _items(self, click: Engagement, query: Query) -> Iterable[Id]:
         """The items, each once, the clicked one first."""
-        self._lists[str(click.user_id), str(click.item_id)] = query.request_id
-        if len(self._lists) > _REMEMBERED:
-            self._lists.popitem(last=False)
         catalogue = self._pipeline.replica.catalogue
         indices = np.array(self._pipeline.candidates(query).indices, np.int64)
         indices = indices[indices != catalogue.index_of(click.item_id)]
@@ -132,6 +142,12 @@ class ClickLists:
         anywhere = drawn[catalogue.alive[drawn]][:1].tolist()
         listed = [click.item_id, *map(catalogue.ids.__getitem__, [*others, *anywhere])]
         return dict.fromkeys(listed)
+
+    def _remember(self, click: Engagement, request_id: str) -> None:
+        """Notes the list that a further label of the item joins; "" if the joiner has to find it."""
+        self._lists[str(click.user_id), str(click.item_id)] = request_id
+        if len(self._lists) > _REMEMBERED:
+            self._lists.popitem(last=False)
 
 
 def _logged_id(request_id: str) -> str:

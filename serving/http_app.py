@@ -155,7 +155,7 @@ def _add_ranking_routes(app: FastAPI, service: Service, metrics: ServingMetrics)
         if caller.user_id is not None:  # a browser may not claim another age or country
             for name in service.config.safety.viewer_fields:
                 request.context.pop(name, None)
-        answer = await service.recommend(request, logged=logged)
+        answer = await service.recommend(request, logged=logged, caller=caller)
         metrics.count_degraded(answer.degraded)
         # A list of the caller's own items proves nothing, unless the caller needs no proof.
         has_token = logged and (request.candidate_ids is None or caller.attributes)

@@ -19,7 +19,7 @@ import msgspec
 from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.event_types import ENGAGEMENT_KINDS, Engagement, Event
+from recsys.events.event_types import ENGAGEMENT_KINDS, SEEN, Engagement, Event
 from recsys.events.hashing import Id
 from recsys.events.records import EVENTS, record_of
 from recsys.features.feature_set_file import feature_set
@@ -28,7 +28,7 @@ from recsys.log.protocol import Log
 from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle
 from recsys.process.space_file import SpaceReader
 from serving.access.access_control import AccessControl
-from serving.access.caller import Caller, Denied
+from serving.access.caller import ANONYMOUS, Caller, Denied
 from serving.access.key_files import SOURCE_KEY, TOKEN_KEYS, SecretFile
 from serving.access.proofs import Proofs
 from serving.access.quotas import Quotas
@@ -94,6 +94,8 @@ class Service:
         self._proofs = Proofs(config, SecretFile(self.run_folder / TOKEN_KEYS))
         prove, wait_s = self._proofs.prove, self.quotas.event
         kinds = self.features.schema.kinds or ENGAGEMENT_KINDS
+        if self.features.schema.shown_by == "impression":
+            kinds = (*kinds, SEEN)
         has_lists = self.features.schema.shown_by != "click"
         validator = EventValidator(
             config, self._duration_ms, prove=prove, wait_s=wait_s, kinds=kinds, has_lists=has_lists
@@ -201,8 +203,9 @@ class Service:
         return self._proofs.mint(answer.request_id, user_id, shown, policy, now_ms)
 
     async def recommend(
-        self, request: Request, request_id: str = "", logged: bool = True
-    ) -> Answer:
+        self, request: Request, request_id: str = "", logged: bool = True,
+        caller: Caller = ANONYMOUS,
+    ) -> Answer:  # fmt: skip
         """Answers a request and, if ``logged``, logs the impression. ``request_id``: a unique id of the
         caller's. Raises Unavailable before the replica has caught up."""
         if not self.reader.ready:
@@ -228,6 +231,8 @@ class Service:
             if trace:
                 mark(ANSWER)
                 trace.answered(answer)
+            if self.config.serve.rendered and caller.key_id and caller.user_id is None:
+                answer.impression.shown, answer.impression.source = True, caller.source
             if logged:
                 self._log_impression(answer, trace)
             if answer.degraded:

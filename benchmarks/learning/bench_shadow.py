@@ -128,7 +128,7 @@ def _write(log: Log, config: Config, lists: int, seed: int) -> tuple[int, int]:
     features = feature_set(config)
     past = warmup_from_world(_START_MS, requests=lists, seed=seed)
     served = FeatureReplay(features)
-    joiners = Joiners(config.log.partitions, features.schema.labels, config.join)
+    joiners = Joiners(config.log.partitions, features.schema, config.join)
     outputs = len(features.schema.labels) + 1
     for past_event in past.events():
         for event in served.play(past_event):

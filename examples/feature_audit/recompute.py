@@ -175,7 +175,8 @@ class CountersAsOf:
     def _count(self, partition: int, offset: int, event: Event) -> None:
         keys_of = self._items.by_time(event.time_ms)
         if isinstance(event, Impression):
-            self._fold.impression(event, self._folds.shown(self._items.features, event, keys_of))
+            shown = self._folds.shown(self._items.features, event, keys_of)
+            self._fold.impression(event, shown, partition)
         elif isinstance(event, Engagement):
             self._fold.engagement(event, keys_of(event.item_id), partition)
         elif isinstance(event, User):

@@ -250,7 +250,7 @@ class GorseRoutes:
         if category:
             candidates = self._candidates(await self._service.session_of(user_id), category)
         wanted = values.Request(user_id, _until(offset, n), candidate_ids=candidates)
-        answer = await self._service.recommend(wanted)
+        answer = await self._service.recommend(wanted, caller=caller)
         self._handlers.metrics.count_degraded(answer.degraded)
         items = answer.items[offset:]
         if kind:

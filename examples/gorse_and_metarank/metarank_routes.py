@@ -144,8 +144,9 @@ def _add_rank(router: APIRouter, handlers: SharedHandlers) -> None:
             ranking.user_id, min(len(ranking.item_ids), MAX_LIST_LENGTH), model, ranking.context,
             candidate_ids=ranking.item_ids, explain=explain, by_score=True,
         )  # fmt: skip
-        handlers.service.check_list(caller_of(request.scope), ranking.user_id)
-        answer = await handlers.rank(wanted, ranking.request_id)
+        caller = caller_of(request.scope)
+        handlers.service.check_list(caller, ranking.user_id)
+        answer = await handlers.rank(wanted, ranking.request_id, caller)
         handlers.metrics.count_degraded(answer.degraded)
         features = {str(i.item_id): i.predictions or {} for i in answer.items}
         items = []
@@ -195,8 +196,10 @@ def _add_recommend(router: APIRouter, handlers: SharedHandlers) -> None:
         elif user_id is None:
             listed = lists.ordered(popular, count, {})
         else:
-            service.check_list(caller_of(request.scope), user_id)
-            answer = await service.recommend(values.Request(user_id, count, model))
+            caller = caller_of(request.scope)
+            service.check_list(caller, user_id)
+            asked = values.Request(user_id, count, model)
+            answer = await service.recommend(asked, caller=caller)
             handlers.metrics.count_degraded(answer.degraded)
             listed = list(answer.items)
         entries = [{"item": str(item_id), "score": score} for item_id, score in scored(listed)]

@@ -109,14 +109,14 @@ class SharedHandlers:
     async def put_users(self, users: Sequence[Mapping[str, Any]]) -> None:
         _raise_first(await self.service.write_api.put_users(users))
 
-    async def rank(self, request: values.Request, request_id: str) -> values.Answer:
+    async def rank(self, request: values.Request, request_id: str, caller: Caller) -> values.Answer:
         """Answers with a client's ranking id as request id; with a new one if this replica answered that id
         before, because the joiner would drop the impression as a repeat."""
         if not self._rankings.add(request_id):
             self.metrics.repeated.inc()
-            return await self.service.recommend(request)
+            return await self.service.recommend(request, caller=caller)
         try:
-            return await self.service.recommend(request, request_id)
+            return await self.service.recommend(request, request_id, caller=caller)
         except BaseException:  # the client retries with the same id
             self._rankings.discard(request_id)
             raise

@@ -76,7 +76,6 @@ class KuaiRand:
         self.name = name
         self.labels = list(LABELS)
         self.window_s = WINDOW_S
-        self.all_shown = True
         self.utc_offset_h = 8.0
         self.dead_letters: Counter[str] = Counter()
         self.repeats = frames.repeats
@@ -206,6 +205,7 @@ def _impression(rows: _Rows, i: int, time_ms: int) -> Impression:
         items=[ServedItem(item_id=rows.item[i])],
         context={"tab": rows.tab[i]},
         surface=rows.surface[i],
+        shown=True,
     )
 
 

@@ -66,7 +66,7 @@ class Past:
             item_id = self.items[row].item()
             about: dict[str, Any] = {"time_ms": int(self.time_ms[row]), "surface": NAME}
             about |= {"request_id": self.request_id(row), "user_id": self.users[row].item()}
-            yield Impression(items=[ServedItem(item_id=item_id)], **about)
+            yield Impression(items=[ServedItem(item_id=item_id)], shown=True, **about)
             for kind in self.kinds[self.codes[row]]:
                 yield Engagement(item_id=item_id, kind=kind, **about)
 

@@ -214,6 +214,7 @@ class NewsWorld:
             items=[ServedItem(item_id=f"a{n}") for n in shown],
             context={"device": device},
             surface="front",
+            shown=True,
         )
         happens, delays = draws(seed, 2 * len(shown), "clicks", request_id).reshape(2, -1)
         for rank, n in enumerate(shown.tolist()):

@@ -29,14 +29,15 @@ def add_routes(added: AddedRoutes, service: Service, metrics: ServingMetrics) ->
     async def similar(request: Request, item_id: Text, user_id: Text) -> Response:
         """The products nearest to one, ranked for a visitor. Unlike a list of ``/v1/items/…/similar`` it is
         an impression and has a token, so that clicks in it count."""
-        service.check_list(caller_of(request.scope), user_id)
+        caller = caller_of(request.scope)
+        service.check_list(caller, user_id)
         try:
             near, _ = await lists.similar(SHOWN, {}, item_id)
         except KeyError:
             raise HTTPException(404, f"item_id is {item_id!r}, and there is no such item") from None
         ids = tuple(item.item_id for item in near)
         asked = values.Request(user_id, SHOWN, SURFACE, candidate_ids=ids, by_score=True)
-        answer = await service.recommend(asked)
+        answer = await service.recommend(asked, caller=caller)
         body = {"request_id": answer.request_id, "token": service.token_of(answer)}
         return json_response(body | {"items": answer.items})
 

@@ -26,7 +26,7 @@ _FAR: Final = 2**62
 def warmup_from_dataset(dataset: Dataset, limit: int = 0) -> WarmupData:
     """The last ``limit`` impressions of a data set (0: all), with their engagements."""
     scan = _Scan(dataset, limit)
-    views = dataset.all_shown and not scan.has_views
+    views = dataset.schema.shown_by == "impression" and not scan.has_views
     window_ms = round(dataset.window_s * 1000)
 
     def events() -> Iterator[Event]:

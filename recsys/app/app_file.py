@@ -26,7 +26,7 @@ _FEATURES: Final = {
 }  # fmt: skip
 _KEYS: Final = {
     "app", "events", "fields", "groups", "shown", "window", "features", "history", "repeats", "sources",
-    "files",
+    "files", "rendered",
 }  # fmt: skip
 
 
@@ -80,12 +80,15 @@ class _Reader:
             features=self._features(features, history[1]), history=history[0],
             repeats=self._flag(top.get("repeats", False), "repeats"),
             sources=self._sources(top.get("sources", {})),
+            rendered=self._flag(top.get("rendered", False), "rendered"),
         )  # fmt: skip
         self._check(app)
         return app
 
     def _check(self, app: App) -> None:
         """Checks parts against each other."""
+        if app.rendered and app.shown != BY_LIST:
+            raise self._expected(f"false with shown: {app.shown}", True, "rendered")
         texts = [n for n, f in app.fields.get("item", {}).items() if f.kind in ("category", "list")]
         for at, name in enumerate(app.groups):
             if name not in texts:

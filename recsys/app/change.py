@@ -29,7 +29,7 @@ def read_change(text: str, file: Path, before: App, logged: FeatureSet) -> tuple
         value, expected = (parts.get(path, "not declared") for parts in (new, old))
         if value == expected or (path[0] == "fields" and _is_column(value, expected)):
             continue
-        restarts = path[-1] == "weight" or path[0] in ("window", "repeats", "sources")
+        restarts = path[-1] == "weight" or path[0] in ("window", "repeats", "sources", "rendered")
         remedy, name = _RESTART if restarts else _ANEW, ".".join(path)
         raise marked.error(f"{name} is {value!r}, expected {expected!r}: {remedy}", *path)
     try:
@@ -61,4 +61,5 @@ def _fixed(app: App) -> Iterator[tuple[tuple[str, ...], Any]]:
     yield ("window",), app.window_s
     yield ("repeats",), app.repeats
     yield ("sources",), app.sources
+    yield ("rendered",), app.rendered
     yield ("history", "of"), app.features.history_of

@@ -18,7 +18,7 @@ from recsys.events.hashing import digest_of
 from recsys.features.feature_set import Declared, FeatureSet
 
 BY_VIEW: Final = "view"  # the client reports with a `view` what was on screen
-BY_LIST: Final = "list"  # every item of a served list was shown
+BY_LIST: Final = "list"  # all items of a list, once the viewer's side confirms it
 BY_CLICK: Final = "clicks"  # the log has engagements only, without lists
 # Kinds of declared fields, and the kind that features read.
 FIELD_KINDS: Final = {
@@ -63,6 +63,7 @@ class App:
     ``fields``: by name, under item, user and context; the first of users and of contexts is crossed with
     others. ``groups``: categorical item fields with counters of their own; none: the first two usual ones.
     ``repeats``: whether items that were seen may be shown again. ``shown``: when an item counts as shown.
+    ``rendered``: whether lists that are asked for with an API key count at once, with ``shown: list``.
     ``window_s``: event time after which a shown item without engagement is a negative.
     """
 
@@ -76,17 +77,13 @@ class App:
     history: int = 20
     repeats: bool = False
     sources: dict[str, int] = field(default_factory=dict)
+    rendered: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Kinds of engagement that are predicted: positive ones first, each in the order of declaration."""
         ordered = sorted(self.events.items(), key=lambda event: event[1].label != "positive")
         return tuple(kind for kind, event in ordered if event.label)
-
-    @property
-    def all_shown(self) -> bool:
-        """Whether every item of a list was shown."""
-        return self.shown != BY_VIEW
 
     @cached_property
     def schema(self) -> Schema:
@@ -141,7 +138,7 @@ class App:
             policy = replace(policy, sources=self.sources)
         elif self.repeats:
             policy = replace(policy, sources=policy.sources | {"again": 20})
-        join = replace(base.join, window_s=self.window_s, all_shown=self.all_shown)
+        join = replace(base.join, window_s=self.window_s)
         sessions = replace(base.sessions, history=self.history)
         if self.repeats:
             sessions = replace(sessions, seen=0)
@@ -151,7 +148,8 @@ class App:
         if self.features.half_lives_h != Declared.half_lives_h:
             pairs_h = max(base.covisits.pairs_h, slow_h)  # of the same time scale as the counters
             base = replace(base, covisits=replace(base.covisits, pairs_h=pairs_h, trend_h=slow_h))
-        return replace(base, policy=policy, join=join, sessions=sessions)
+        serve = replace(base.serve, rendered=self.rendered)
+        return replace(base, policy=policy, join=join, sessions=sessions, serve=serve)
 
     @property
     def digest(self) -> str:
@@ -160,6 +158,8 @@ class App:
         for event in parts["events"].values():
             if not event["value"]:
                 del event["value"]
+        if not self.rendered:
+            del parts["rendered"]
         parts["features"] = self.features.as_dict()
         for name in ("events", "sources", "fields"):
             parts[name] = dict(sorted(parts[name].items()))

@@ -61,7 +61,6 @@ class JoinConfig(Section):
     window_s: float = positive(120.0)
     # How long after that an engagement still emits a correction.
     horizon_s: float = bounded(3600.0, 0)
-    all_shown: bool = False  # True if a data set says that every served item was shown
     # Sampling rate of examples without any engagement; predictions stay calibrated.
     negatives: float = fraction(1.0)
     memory_mb: float = positive(512.0)  # MiB of pending impressions before they spill to disk
@@ -260,6 +259,9 @@ class ServeConfig(Section):
     index_flat_items: int = bounded(50_000, 1)
     # Number of deployments that hold item vectors and index, instead of each replica; 0: each replica.
     retrieval_shards: int = bounded(0, 0, 64)
+    # Whether lists that are asked for with an API key count as shown without a word of the viewer's side;
+    # set by the app's definition.
+    rendered: bool = False
     # Plug-ins that add routes: names of entry points of the group recsys.routes, or module:attribute.
     routes: tuple[str, ...] = ()
     # Plug-ins that change scores or remove candidates, in this order: name@version.

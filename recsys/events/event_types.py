@@ -19,6 +19,7 @@ from recsys.log.compression import plain
 ENGAGEMENT_KINDS: Final = (
     "view", "long_view", "click", "like", "follow", "comment", "share", "skip", "hide", "profile",
 )  # fmt: skip
+SEEN: Final = "seen"  # kind of an engagement that only says that the item's list was on screen
 MAX_EVENT_BYTES: Final = 64 * 1024
 MAX_FUTURE_MS: Final = 5_000
 MAX_WATCH_MS: Final = 365 * 86_400_000
@@ -123,6 +124,10 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     were ranked by popularity instead. For an interleaved list (experiments/statistics/interleaving.py):
     ``teams`` is the arm that picked the item at each rank, "" if nobody is credited; ``shares`` is P(the
     second arm picked it | the list) by rank, 0 if nobody is credited.
+
+    ``shown``: whether all items were on screen, known when the list is written: of a data set that says so,
+    or of an app that renders each list that it asks for with a key. ``source``: as of an engagement, of who
+    asked for a list that is shown.
     """
 
     time_ms: int
@@ -138,6 +143,8 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     inputs: RequestInputs | None = msgspec.field(default=None, name="asked")
     teams: list[str] = []
     shares: list[float] = []
+    shown: bool | msgspec.UnsetType = msgspec.UNSET
+    source: int | msgspec.UnsetType = msgspec.UNSET
     event_id: str | None = None
     v: int = 1
 
@@ -153,7 +160,8 @@ class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
     counts; ``AGAIN``, a further view of an item in one list, where the first one counts. ``source``: 32-bit
     hash of the API key or network it came from; unset in data sets and old logs. ``token``: impression
     token of the answer, as clients send it; never on the log. ``value``: such as an amount, whose meaning
-    and name the app declares for the kind.
+    and name the app declares for the kind. ``choice``: id of the list of candidates that a click also chose
+    from, beside the list that it was served in (serving/click_lists.py); written by the server only.
     """
 
     time_ms: int
@@ -169,6 +177,7 @@ class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
     source: int | msgspec.UnsetType = msgspec.UNSET
     token: str | msgspec.UnsetType = msgspec.UNSET
     value: float | msgspec.UnsetType = msgspec.UNSET
+    choice: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def attributed(self) -> bool:
@@ -244,8 +253,9 @@ def event_id_of(event: Event) -> str:
 def with_proof(
     event: Engagement, proof: int | msgspec.UnsetType, source: int | msgspec.UnsetType
 ) -> Engagement:
-    """The engagement as stored: with what its sender proved, and without its token."""
-    return msgspec.structs.replace(event, proof=proof, source=source, token=msgspec.UNSET)
+    """The engagement as stored: with what its sender proved, and without its token and a choice."""
+    unset = {"token": msgspec.UNSET, "choice": msgspec.UNSET}
+    return msgspec.structs.replace(event, proof=proof, source=source, **unset)
 
 
 def is_folded(event: Event) -> bool:

@@ -1,21 +1,26 @@
 """Bounds on the influence of one account, one network and new accounts on an item.
 
-An account's engagements with an item are one judgement. It counts or not, as decided at its first engagement:
+An account's engagements with an item are one judgement, and so is an item that it was shown without engaging,
+which has bounds apart (``like``). It counts or not, as decided at its first engagement:
 by the account's room, by the share that the item has from its network or API key, and, for a new account, by
 how many established ones judged the item. A pure function of the events of one partition with a ``source``;
 events without one, as in data sets and old logs, always count.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Final, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from recsys.config.safety_config import BoundsConfig
-from recsys.events.event_types import ENGAGEMENT_KINDS, Engagement
+from recsys.events.event_types import ENGAGEMENT_KINDS, Engagement, Impression
 from recsys.events.hashing import key_of
 
+Keys = NDArray[np.int64]
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 _DAY_MS: Final = 86_400_000
 _OLD_MS: Final = _DAY_MS  # age of an established account
@@ -61,7 +66,14 @@ class Influence:
         self._judgements: OrderedDict[int, int] = OrderedDict()  # bits by (account, item)
         self._total = self._established = 0
 
-    def bounds_event(self, event: Engagement) -> bool:
+    def like(self) -> "Influence":
+        """Bounds as these, of nobody yet."""
+        other = Influence()
+        other._bits, other.bounds = self._bits, self.bounds
+        other._floor, other._enough = self._floor, self._enough
+        return other
+
+    def bounds_event(self, event: Engagement | Impression) -> bool:
         """Whether the bounds apply to an event."""
         return self.bounds.enabled and isinstance(event.source, int)
 
@@ -96,6 +108,10 @@ class Influence:
 
     def admits(self, event: Engagement) -> bool:
         """Decides on a new judgement of an account about an item, and takes it off the account's room."""
+        return self.admits_item(event, key_of("item", event.item_id))
+
+    def admits_item(self, event: Engagement | Impression, key: int) -> bool:
+        """As ``admits``, of an item of the event's list, by its key."""
         if not self.bounds_event(event):
             return True
         account = self._account(event)
@@ -107,12 +123,12 @@ class Influence:
         if not is_new and not account[4]:
             account[4] = 1.0
             self._established += 1
-        item = self._items.get(key := key_of("item", event.item_id), [0, 0])
+        item = self._items.get(key, [0, 0])
         if is_new and self._established >= self._enough:
             if item[1] >= self._floor + self.bounds.new_ratio * (item[0] - item[1]):
                 return False
         source = int(event.source)  # type: ignore[arg-type]  # checked above
-        network = key_of(str(source), event.item_id)
+        network = key_of(str(source), key)
         of_network, of_source = self._networks.get(network, 0), self._sources.get(source, 0)
         # Of judgements of other items, or a network raised its own share.
         others = self._total - item[0]
@@ -147,7 +163,7 @@ class Influence:
         self._judgements = OrderedDict(packed.judgements)
         self._total, self._established = packed.total, packed.established
 
-    def _account(self, event: Engagement) -> list[float]:
+    def _account(self, event: Engagement | Impression) -> list[float]:
         key, now_ms, bounds = key_of("user", event.user_id), event.time_ms, self.bounds
         account = self._accounts.get(key)
         if account is None:
@@ -157,6 +173,58 @@ class Influence:
         account[2] = max(account[2], float(now_ms))
         _put(self._accounts, key, account, _ACCOUNTS)
         return account
+
+
+class _ReadList(msgspec.Struct, array_like=True, gc=False):
+    keys: bytes  # int64 (N, I)
+    width: int  # I
+    counts: bytes = b""  # bool (N,): items that count; empty until the list is confirmed
+
+
+class ReadLists:
+    """The newest ``most`` lists that are shown as a whole, by request. Each counts once it is confirmed, and as
+    far as the bounds admit its reader."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lists = OrderedDict[str, _ReadList]()
+
+    def add(self, request_id: str, items_NI: Keys) -> None:
+        """Remembers a list by the keys of its items; that of a request which is known stays as it is."""
+        if request_id not in self._lists:
+            read = _ReadList(items_NI.tobytes(), items_NI.shape[1])
+            _put(self._lists, request_id, read, self._most)
+
+    def confirm(
+        self, reader: Engagement | Impression, bounds: Influence, engaged: int = 0
+    ) -> Keys | None:
+        """Keys of the items that count from now on (N, I); None if the list is unknown or confirmed already.
+        ``engaged``: key of an item that counts in any case."""
+        read = self._lists.get(reader.request_id)
+        if read is None or read.counts:
+            return None
+        items_NI = np.frombuffer(read.keys, np.int64).reshape(-1, read.width)
+        own = items_NI[:, 0].tolist()
+        counts = [key == engaged or bounds.admits_item(reader, key) for key in own]
+        read.counts = bytes(counts)
+        return items_NI if all(counts) else items_NI[np.array(counts, np.bool_)]
+
+    def withdraw(self, request_id: str) -> Keys | None:
+        """Keys of the items that count no longer (N, I); None if the list is unknown or wasn't confirmed."""
+        read = self._lists.pop(request_id, None)
+        if read is None or not read.counts:
+            return None
+        items_NI = np.frombuffer(read.keys, np.int64).reshape(-1, read.width)
+        return items_NI[np.frombuffer(read.counts, np.bool_)]
+
+    def pack(self) -> bytes:
+        """The state for a snapshot."""
+        return _encoder.encode(list(self._lists.items()))
+
+    def restore(self, packed: bytes) -> None:
+        """Continues from a packed state; an empty one, as in older snapshots, changes nothing."""
+        if packed:
+            self._lists = OrderedDict(msgspec.msgpack.decode(packed, type=_PackedLists))
 
 
 class Influences(dict[int, Influence]):
@@ -187,7 +255,7 @@ def _pair(event: Engagement) -> int:
     return key_of(str(event.user_id), event.item_id)
 
 
-def _put(places: OrderedDict[int, V], key: int, value: V, limit: int) -> None:
+def _put(places: OrderedDict[K, V], key: K, value: V, limit: int) -> None:
     """Sets the newest value, and forgets the longest untouched one beyond the limit."""
     places[key] = value
     places.move_to_end(key)
@@ -195,5 +263,6 @@ def _put(places: OrderedDict[int, V], key: int, value: V, limit: int) -> None:
         places.popitem(last=False)
 
 
+_PackedLists = list[tuple[str, _ReadList]]
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Packed)

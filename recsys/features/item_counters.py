@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import CovisitConfig
-from recsys.events.event_types import Engagement, Event, Impression, User, Verdict
+from recsys.events.event_types import SEEN, Engagement, Event, Impression, User, Verdict
 from recsys.events.hashing import Id, key_of
 from recsys.features.counters import amounts
 from recsys.features.covisits import Visits
 from recsys.features.feature_kernels import crossed
 from recsys.features.feature_set import FeatureSet, Keys
-from recsys.features.influence import Influences
+from recsys.features.influence import Influences, ReadLists
 from recsys.features.operator_state import OperatorState
 from recsys.features.operators import value_kinds
 from recsys.features.running_rates import CONTEXT, PROFILE
@@ -30,6 +30,7 @@ from recsys.features.source_credits import SourceCredits
 KeysOf = Callable[[Id], Keys]
 GLOBAL: Final = key_of("entity", "global")
 REQUESTS: Final = 200_000
+LISTS: Final = 50_000  # newest lists that may be confirmed as shown, or taken back
 _CROSSES: Final = 20_000  # pairs whose crosses are kept: of a profile and an item most come once
 
 
@@ -44,6 +45,8 @@ class ItemCounters:
         self.features, self.visits = features, Visits(covisits or CovisitConfig(), tables)
         self.credits, self._requests = SourceCredits(tables), REQUESTS // tables
         self.influences = Influences(bounds, partitions, features.schema.kinds)
+        self.readings = Influences(bounds, partitions)  # of lists without an engagement
+        self.lists = ReadLists(LISTS // tables)
         self.quarantined: set[str] = set()
         self.counters = features.counter_table(1024)
         # Context, and segment of viewers with a profile, of the newest requests.
@@ -51,6 +54,7 @@ class ItemCounters:
         self.segment_by_request: OrderedDict[str, int] = OrderedDict()
         self._changed, self._tracks_changes = set[int](), tracks_changes
         self._kinds = features.engagement_kinds
+        self._has_lists = features.schema.shown_by == "impression"
         self.operators = OperatorState(features, tables=tables)
         self._tracks = bool(features.tracked or features.distinct)
         self._profile_slot = features.slot("profile")
@@ -62,8 +66,9 @@ class ItemCounters:
         self._counts = [at for at, kind in enumerate(features.kinds) if kind not in sums]
         self._crosses: dict[tuple[str, int, bytes], tuple[int, ...]] = {}
 
-    def impression(self, impression: Impression, items_NI: Keys) -> None:
-        """Remembers the context; counts all items as shown if the schema says that impressions are."""
+    def impression(self, impression: Impression, items_NI: Keys, partition: int = 0) -> None:
+        """Remembers the context, and where lists are shown as a whole the items, whose keys come from the
+        catalogue: they count once an engagement confirms the list, or at once if it is ``shown``."""
         context = self.features.context_keys(impression.surface, impression.context)[0]
         self.context_by_request[impression.request_id] = context
         if len(self.context_by_request) > self._requests:
@@ -73,15 +78,20 @@ class ItemCounters:
             self.segment_by_request[impression.request_id] = segment
         self.credits.remember(impression)
         self.operators.impression(impression)
-        if str(impression.user_id) not in self.quarantined:
-            self._count_shown(impression, items_NI, 1.0)
+        if self._has_lists and str(impression.user_id) not in self.quarantined:
+            self.lists.add(impression.request_id, items_NI)
+            if impression.shown:
+                self._show(impression, partition)
 
     def engagement(self, engagement: Engagement, keys_I: Keys, partition: int = 0) -> None:
         """Counts an engagement with an item, whose keys (I,) come from the catalogue. ``partition``: of the
         event, since each has bounds of its own."""
-        if engagement.kind not in self._kinds or not engagement.attributed:
+        if not engagement.attributed or str(engagement.user_id) in self.quarantined:
             return
-        if str(engagement.user_id) in self.quarantined:
+        if self._has_lists:
+            engaged = 0 if engagement.kind == SEEN else int(keys_I[0])
+            self._show(engagement, partition, engaged)
+        if engagement.kind not in self._kinds:
             return
         if self.influences[partition].counts(engagement):
             self._count(engagement, keys_I, 1.0)
@@ -97,6 +107,7 @@ class ItemCounters:
         """Drops the account of a forgotten user."""
         self.quarantined.discard(str(user_id))
         self.influences[partition].forget(user_id)
+        self.readings[partition].forget(user_id)
         self.visits.forget(user_id)
         self.operators.forget(user_id)
 
@@ -118,8 +129,8 @@ class ItemCounters:
             elif held:
                 continue
             elif isinstance(event, Impression):
-                keys = np.array([keys_of(item.item_id) for item in event.items], np.int64)
-                self._count_shown(event, keys, -1.0)
+                if (items_NI := self.lists.withdraw(event.request_id)) is not None:
+                    self._count_shown(event.request_id, items_NI, event.time_ms, -1.0)
             elif isinstance(event, Engagement) and event.attributed and event.kind in self._kinds:
                 if influence.bounds_event(event):
                     use = (event.item_id, event.kind)
@@ -138,14 +149,18 @@ class ItemCounters:
         self.operators.touched.clear()
         return changed
 
-    def _count_shown(self, impression: Impression, items_NI: Keys, sign: float) -> None:
-        if self.features.schema.shown_by == "impression":
-            context = self.context_by_request.get(impression.request_id, 0)
-            segment = self.segment_by_request.get(impression.request_id, 0)
-            shown = sign * self.features.shown
-            lefts = self.operators.lefts(impression.request_id)
-            for keys_I in items_NI:
-                self._add(keys_I, context, segment, shown, impression.time_ms, lefts, sign)
+    def _show(self, reader: Impression | Engagement, partition: int, engaged: int = 0) -> None:
+        items_NI = self.lists.confirm(reader, self.readings[partition], engaged)
+        if items_NI is not None:
+            self._count_shown(reader.request_id, items_NI, reader.time_ms, 1.0)
+
+    def _count_shown(self, request_id: str, items_NI: Keys, now_ms: int, sign: float) -> None:
+        context = self.context_by_request.get(request_id, 0)
+        segment = self.segment_by_request.get(request_id, 0)
+        shown = sign * self.features.shown
+        lefts = self.operators.lefts(request_id)
+        for keys_I in items_NI:
+            self._add(keys_I, context, segment, shown, now_ms, lefts, sign)
 
     def _count(self, engagement: Engagement, keys_I: Keys, sign: float) -> None:
         kind = engagement.kind

@@ -10,12 +10,19 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
-from recsys.events.event_types import USER_PROVEN, Engagement, Impression, Preference, User
+from recsys.events.event_types import (
+    SEEN,
+    USER_PROVEN,
+    Engagement,
+    Impression,
+    Preference,
+    User,
+)
 from recsys.events.field_schema import spellings_of
 from recsys.events.hashing import Id, digest_of, key_of
 from recsys.features.counters import CounterTable
@@ -26,6 +33,7 @@ from recsys.features.running_rates import CONTEXT
 USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
 COUNTER_ROWS: Final = 400
 REQUESTS: Final = 24  # requests whose context is remembered for their engagements
+READ: Final = 6  # newest lists that may still be confirmed as shown
 WISHES: Final = 500
 HIDDEN: Final = 500  # more where more seen items are remembered
 NOBODY: Final = ""  # user id of a session without a profile: it has no row of its own
@@ -45,6 +53,15 @@ class Entry(msgspec.Struct, gc=False):
     time_ms: int
 
 
+class _More(msgspec.Struct, array_like=True):
+    """State of operators, and of lists that nobody has confirmed. Written as a tuple without empty ``read``."""
+
+    fields: list[int]
+    numbers: list[float]
+    lefts: list[tuple[str, list[int]]]
+    read: dict[str, bytes] = {}
+
+
 class _Packed(msgspec.Struct, omit_defaults=True):
     user_id: Id
     offset: int
@@ -60,9 +77,9 @@ class _Packed(msgspec.Struct, omit_defaults=True):
     times: bytes
     wishes: list[tuple[int, str]] = []
     plain: bool = False
-    # Of operators: fields, numbers, lefts. Together: with more than 15 fields a blob has a longer header,
-    # and those of feature sets without operators must keep their digests.
-    operators: tuple[list[int], list[float], list[tuple[str, list[int]]]] | None = None
+    # Together: with more than 15 fields a blob has a longer header, and those of feature sets without
+    # operators must keep their digests.
+    operators: _More | None = None
 
 
 class Session:
@@ -79,6 +96,8 @@ class Session:
         self.history: deque[Entry] = deque(maxlen=max(1, features.history))
         self.requests: deque[tuple[str, int]] = deque(maxlen=REQUESTS)
         self.seen: deque[int] = deque(maxlen=seen)
+        # Lists that nobody has confirmed: keys of their items, int64 (N, I), by request.
+        self.read: dict[str, bytes] = {}
         self.wishes: dict[int, str] = {}  # block, mute or less, by the key of an item or of a value
         self.fields: list[int] = []  # of ``FeatureSet.user_fields``
         self.numbers: list[float] = []  # declared ones of the profile
@@ -132,24 +151,38 @@ class Session:
         return nobody
 
     def fold_impression(self, impression: Impression, items_NI: Keys) -> None:
-        """Remembers the request's context; counts items as shown if the schema says that impressions are."""
-        context = self.features.context_keys(impression.surface, impression.context)[0]
+        """Remembers the request's context; if lists are shown as a whole, counts the items as shown, at once
+        where the impression says so, else once an engagement confirms the list."""
+        request_id = impression.request_id
         if impression.inputs is not None and impression.inputs.plain:
-            self.requests.append((impression.request_id, PLAIN))
-            if self.features.schema.shown_by == "impression":
-                for item in items_NI[:, 0].tolist():
-                    self._see(item)
+            self.requests.append((request_id, PLAIN))
+        else:
+            context = self.features.context_keys(impression.surface, impression.context)[0]
+            self.requests.append((request_id, context))
+            if self.features.lefts:
+                lefts = self.features.left_keys(self.fields, impression.context)
+                self.lefts.append((request_id, list(lefts)))
+            self.last_ms = max(self.last_ms, impression.time_ms)
+        if self.features.schema.shown_by != "impression":
             return
-        self.requests.append((impression.request_id, context))
-        if self.features.lefts:
-            lefts = self.features.left_keys(self.fields, impression.context)
-            self.lefts.append((impression.request_id, list(lefts)))
-        self.last_ms = max(self.last_ms, impression.time_ms)
-        if self.features.schema.shown_by == "impression":
-            own_keys = self._own_keys(self._halves(impression.request_id, context))
-            for keys_I in items_NI:
-                self._count(keys_I, own_keys, self.features.shown, impression.time_ms)
-                self._enter(impression.request_id, keys_I, impression.time_ms, "")
+        if impression.shown:
+            self._show(request_id, items_NI, impression.time_ms)
+            return
+        self.read[request_id] = items_NI.tobytes()
+        if len(self.read) > READ:
+            del self.read[next(iter(self.read))]
+
+    def _show(self, request_id: str, items_NI: Keys, now_ms: int) -> None:
+        """Counts the items of a list as shown, and has them enter the history."""
+        context = next((c for r, c in reversed(self.requests) if r == request_id), 0)
+        if context == PLAIN:
+            for item in items_NI[:, 0].tolist():
+                self._see(item)
+            return
+        own_keys = self._own_keys(self._halves(request_id, context))
+        for keys_I in items_NI:
+            self._count(keys_I, own_keys, self.features.shown, now_ms)
+            self._enter(request_id, keys_I, now_ms, "")
 
     def fold_engagement(self, engagement: Engagement, keys_I: Keys) -> None:
         """Folds an engagement with one item, whose keys (I,) come from the catalogue. Without an attribution
@@ -158,6 +191,11 @@ class Session:
         if not engagement.attributed:
             if engagement.proof == USER_PROVEN and kind == "hide":
                 self.hidden.append(int(keys_I[0]))
+            return
+        if (read := self.read.pop(engagement.request_id, None)) is not None:
+            items_NI = np.frombuffer(read, np.int64).reshape(-1, len(keys_I))
+            self._show(engagement.request_id, items_NI, now_ms)
+        if kind == SEEN and kind not in self.features.schema.kinds:
             return
         context = next((c for r, c in reversed(self.requests) if r == engagement.request_id), 0)
         is_plain = engagement.request_id.startswith(PLAIN_LIST)  # may be older than ``REQUESTS``
@@ -208,7 +246,9 @@ class Session:
     def pack(self) -> bytes:
         """The session as one blob."""
         keys, values, times = self.counters.export()
-        operators = self.fields, self.numbers, list(self.lefts)
+        operators: Any = self.fields, self.numbers, list(self.lefts)
+        if self.read:
+            operators += (self.read,)
         packed = _Packed(
             self.user_id, self.offset, self.last_ms, self.events, self.profile,
             list(self.history), list(self.requests), list(self.seen), list(self.hidden),
@@ -222,9 +262,10 @@ class Session:
         declared = any((*self.fields, *self.numbers))
         if not (self.profile or self.plain or self.wishes or self.hidden or declared):
             return b""
+        more: Any = (self.fields, self.numbers, []) if declared else None
         packed = _Packed(
             self.user_id, self.offset, 0, 0, self.profile, [], [], [], list(self.hidden), b"", b"", b"",
-            list(self.wishes.items()), self.plain, (self.fields, self.numbers, []) if declared else None,
+            list(self.wishes.items()), self.plain, more,
         )  # fmt: skip
         return _encoder.encode(packed)
 
@@ -250,8 +291,9 @@ class Session:
         session.hidden.extend(packed.hidden)
         session.wishes, session.plain = dict(packed.wishes), packed.plain
         if packed.operators is not None:
-            session.fields, session.numbers, lefts = packed.operators
-            session.lefts.extend(lefts)
+            more = packed.operators
+            session.fields, session.numbers, session.read = more.fields, more.numbers, more.read
+            session.lefts.extend(more.lefts)
         values = np.frombuffer(packed.values, np.float32).reshape(-1, session.counters.columns)
         keys = np.frombuffer(packed.keys, np.int64)
         session.counters.set(keys, values, np.frombuffer(packed.times, np.int64))

@@ -14,7 +14,7 @@ class OfApp:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.window_s, self.all_shown = app.window_s, app.all_shown
+        self.window_s = app.window_s
 
     @property
     def labels(self) -> list[str]:

@@ -24,11 +24,11 @@ class DataError(ValueError):
 
 
 class Dataset(Protocol):
-    """A log of past events. ``events`` may be called again and starts from the beginning."""
+    """A log of past events. ``events`` may be called again and starts from the beginning. Its impressions are
+    ``shown`` where all of their items were on screen."""
 
     name: str
     window_s: float  # event time after which an impression without a label is a negative
-    all_shown: bool  # every served item was shown
     utc_offset_h: float  # begin of its days
 
     @property

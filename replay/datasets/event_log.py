@@ -13,7 +13,7 @@ from typing import Any
 import mmh3
 import msgspec
 
-from recsys.app.definition import App
+from recsys.app.definition import BY_LIST, App
 from recsys.events.event_types import (
     ENGAGEMENT_KINDS,
     Event,
@@ -44,7 +44,6 @@ class EventLog:
         self.name = self._settings.name or folder.name
         self.labels = list(self._settings.labels)
         self.window_s = self._settings.window_s
-        self.all_shown = self._settings.all_shown
         self.vectors = dict(self._settings.vectors)
         self.utc_offset_h = self._settings.utc_offset_h
         self.dead_letters: Counter[str] = Counter()
@@ -63,7 +62,7 @@ class EventLog:
             groups=tuple(self._settings.groups) or default_groups(texts),
             labels=tuple(self.labels),
             vectors=tuple(sorted(self.vectors.items())),
-            shown_by="impression" if self.all_shown else "view",
+            shown_by="impression" if self._settings.all_shown else "view",
         )
 
     def warmup(self) -> Iterator[Event]:
@@ -120,8 +119,10 @@ class EventLog:
         except Rejected as error:
             expected = f"expected {error.expected}, found {error.value}"
             raise DataError(file, expected, line=line, field=error.field) from error
-        if isinstance(event, Impression) and "surface" not in value:
-            event.surface = str(event.context.get("surface", event.surface))
+        if isinstance(event, Impression):
+            event.shown = self._settings.all_shown
+            if "surface" not in value:
+                event.surface = str(event.context.get("surface", event.surface))
         return event
 
     def _check_vectors(self, file: Path, line: int, event: Event) -> None:
@@ -159,7 +160,7 @@ class EventLog:
 
 def _settings_of(app: App) -> LogSettings:
     return LogSettings.model_construct(  # unchecked: an app's labels are kinds of its own
-        labels=list(app.labels), window_s=app.window_s, name=app.name, all_shown=app.all_shown,
+        labels=list(app.labels), window_s=app.window_s, name=app.name, all_shown=app.shown == BY_LIST,
         vectors=dict(app.schema.vectors),
     )  # fmt: skip
 

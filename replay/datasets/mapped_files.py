@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.app.data_files import DataFiles, Entities, Interactions, Table, list_of, moment_of
-from recsys.app.definition import App, Field
+from recsys.app.definition import BY_LIST, App, Field
 from recsys.events.event_types import (
     CONTROL_CHARACTER,
     MAX_EVENT_BYTES,
@@ -211,7 +211,7 @@ class MappedFiles(OfApp):
             events = [
                 Impression(
                     time_ms=now_ms, request_id=request_id, user_id=user_id,
-                    items=[ServedItem(item_id=item_id)],
+                    items=[ServedItem(item_id=item_id)], shown=self.app.shown == BY_LIST,
                     context=self._fields("context", table.context, table, row, faults),
                 )
             ]  # fmt: skip

@@ -59,6 +59,8 @@ class _Snapshot(msgspec.Struct):
     visitors: list[tuple[int, bytes]] = []
     sources: list[tuple[str, dict[int, list[str]]]] = []
     operators: bytes = b""
+    lists: bytes = b""
+    readings: dict[int, bytes] = {}
 
 
 class CounterLoop:
@@ -173,7 +175,7 @@ class CounterLoop:
         for partition, offset, event in self.events.read(limit):
             fold = self.folds[partition]
             if isinstance(event, Impression):
-                fold.impression(event, self.events.shown_keys(event))
+                fold.impression(event, self.events.shown_keys(event), partition)
             elif isinstance(event, Engagement):
                 fold.engagement(event, self.events.keys_of(event.item_id), partition)
             elif isinstance(event, User):
@@ -216,6 +218,7 @@ class CounterLoop:
             {partition: bounds.pack() for partition, bounds in fold.influences.items()},
             CovisitRows() if self.states is None else self.states.covisits.export(),
             list(fold.visits.users.items()), list(fold.credits.requests.items()), fold.operators.pack(),
+            fold.lists.pack(), {p: bounds.pack() for p, bounds in fold.readings.items()},
         )  # fmt: skip
         return msgspec.msgpack.encode(snapshot)
 
@@ -253,6 +256,8 @@ class CounterLoop:
         fold.visits.users.update(snapshot.visitors)
         fold.credits.requests.update(snapshot.sources)
         fold.operators.restore(snapshot.operators)
+        fold.lists.restore(snapshot.lists)
+        fold.readings.restore(snapshot.readings.items())
 
 
 def quarantined_users(folder: str, log_id: str) -> set[str]:

@@ -97,7 +97,10 @@ def test_the_same_crowd_gives_the_same_model_twice_and_on_any_number_of_shards()
 
 def shown(request: str, user: str, *item_ids: str, at_ms: int) -> Impression:
     served = [ServedItem(item_id=i) for i in item_ids]
-    return Impression(time_ms=at_ms, request_id=request, user_id=user, items=served)
+    return Impression(time_ms=at_ms, request_id=request, user_id=user, items=served, shown=True)
+
+
+ALL_SHOWN = replace(FEATURES, schema=replace(FEATURES.schema, shown_by="impression"))
 
 
 def clicked(request: str, user: str, item_id: str, at_ms: int) -> Engagement:
@@ -110,12 +113,11 @@ class Past:
     """A player over a log, with what it scored."""
 
     def __init__(self, sync_every_ms: int = 0, frozen_after_ms: int | None = None) -> None:
-        base = crowd_config()
-        config = replace(base, join=replace(base.join, all_shown=True))
-        self.loop = DirectLoop(FEATURES, config, frozen_after_ms)
+        config = crowd_config()
+        self.loop = DirectLoop(ALL_SHOWN, config, frozen_after_ms)
         self.scored: list[ScoredImpression] = []
         self.player = Player(
-            FEATURES, config, self.loop, sync_every_ms=sync_every_ms, on_scored=self.scored.append
+            ALL_SHOWN, config, self.loop, sync_every_ms=sync_every_ms, on_scored=self.scored.append
         )
         for item in items(16):
             self.player.play(item)
@@ -249,10 +251,9 @@ class Cached:
 
 @pytest.mark.parametrize("ends", [{"fields": {"country": "de"}}, {"removed": True}])
 def test_a_user_who_goes_takes_open_lists_from_an_offline_job(ends: dict[str, Any]) -> None:
-    cached, base = Cached(), crowd_config()
-    config = replace(base, join=replace(base.join, all_shown=True))
-    loop = JoinLoop(config, FEATURES.schema.labels, cast(CacheWriter, cached))
-    player = Player(FEATURES, config, loop)
+    cached, config = Cached(), crowd_config()
+    loop = JoinLoop(config, ALL_SHOWN.schema, cast(CacheWriter, cached))
+    player = Player(ALL_SHOWN, config, loop)
     for n in range(3):
         player.play(shown(f"r{n}", "u1", "v1", "v2", at_ms=START_MS + n * 40_000))
     player.play(User(time_ms=START_MS + 81_000, user_id="u1", **ends))

@@ -240,7 +240,7 @@ def test_the_same_click_again_has_the_same_list(tmp_path: Path) -> None:
     "event",
     [
         {"kind": "look"},
-        {"request_id": "r1"},
+        {"request_id": "r1", "kind": "purchase"},
         {"time_ms": START_MS - 2 * 3_600_000, "why": OLD},
         {"item_id": "v999", "why": UNKNOWN},
         {"user_id": "plain", "why": PLAIN},
@@ -306,6 +306,56 @@ def test_a_click_counts_where_a_list_takes_too_long_or_fails(
     run(tmp_path, scenario)
 
 
+def test_a_click_in_a_served_list_is_learned_with_it_and_with_candidates(tmp_path: Path) -> None:
+    async def scenario(shop: Shop) -> None:
+        answer = await shop.ask(Request("u1", n=4))
+        shop.turn()
+        ids = [str(item.item_id) for item in answer.items]
+        named = {"request_id": answer.request_id, "choice": "a client's"}
+        await shop.send(click(shop.now_ms, ids[2], **named))
+        served, candidates = shop.lists()
+        (event,) = (e for e in shop.logged() if isinstance(e, Engagement))
+        assert (event.request_id, event.choice) == (served.request_id, candidates.request_id)
+        await shop.send(click(shop.now_ms + 1, ids[2], kind="purchase", **named))
+        assert len(shop.lists()) == 2  # what follows in the list needs no candidates
+        shop.now_ms += 6_000
+        await shop.send(click(shop.now_ms, "v1", kind="look"))
+        shop.turn()
+        labelled = {
+            name: [(str(e.item_id), *e.labels) for e in shop.examples() if e.request_id == name]
+            for name in (served.request_id, candidates.request_id)
+        }
+        own = [(i, *((1.0, 1.0) if i == ids[2] else (0.0, 0.0))) for i in ids]
+        others = [(str(i.item_id), 0.0, 0.0) for i in candidates.items[1:]]
+        assert labelled == {served.request_id: own, candidates.request_id: others}
+        assert candidates.items[0].item_id == ids[2] and len(others) >= 5
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("text", [SHOP, SHOP.replace("shown: clicks", "shown: list")])
+def test_lists_that_nobody_engages_with_change_nothing(text: str, tmp_path: Path) -> None:
+    async def scenario(shop: Shop) -> None:
+        for n in range(40):
+            await shop.ask(Request(f"u{n % 7}", n=5))
+            shop.now_ms += 700
+        shop.now_ms += 6_000
+        other = await shop.ask(Request("other", n=5))
+        proven = {"request_id": other.request_id, "token": shop.service.token_of(other)}
+        await shop.send(click(shop.now_ms, str(other.items[0].item_id), "other", "look") | proven)
+        shop.turn()
+        examples = [e for e in shop.examples() if e.user_id != "other"]
+        assert not examples and len(shop.lists()) == 41
+        shown = shop.service.replica.popularity.shown
+        assert shown.sum() == (
+            5.0 if "shown: list" in text else 0.0
+        )  # of the one that was confirmed
+        session = await shop.service.session_of("u1")
+        assert not session.seen and not session.history
+
+    run(tmp_path, scenario, text)
+
+
 def test_a_client_that_can_not_name_lists_may_mean_one_that_the_viewer_got(tmp_path: Path) -> None:
     async def scenario(shop: Shop) -> None:
         await shop.send(click(START_MS, "v1", "u2", request_id=""), foreign=True)
@@ -314,9 +364,15 @@ def test_a_client_that_can_not_name_lists_may_mean_one_that_the_viewer_got(tmp_p
         shop.turn()
         shown = str(answer.items[0].item_id)
         await shop.send(click(shop.now_ms, shown, request_id=""), foreign=True)
-        assert [e.request_id for e in shop.logged() if isinstance(e, Engagement)][-1] == ""
+        newest = [e for e in shop.logged() if isinstance(e, Engagement)][-1]
+        assert newest.request_id == "" and newest.choice == shop.lists()[-1].request_id
+        shop.now_ms += 6_000
+        await shop.send(click(shop.now_ms, "v1", kind="look"))  # its window is over
+        shop.turn()
+        served = [e for e in shop.examples() if e.request_id == answer.request_id]
+        assert [e.labels[0] for e in served] == [1.0, 0.0, 0.0]
         await shop.send(click(shop.now_ms + 1, shown))  # one that can says that it is of none
-        assert len(shop.lists()) == 3
+        assert len(shop.lists()) == 4
 
     run(tmp_path, scenario)
 

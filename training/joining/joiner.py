@@ -4,13 +4,19 @@ There is one joiner per partition, fed with its events in offset order, and a pu
 restart the same events give the same examples with the same sequence numbers.
 
 An example is emitted when its view ends or its window closes, whichever is first. Later engagements emit
-corrections until the horizon, and are counted as late after it. Items that were served but never shown are
-counted and are no negatives. A ``User`` with ``removed`` deletes the pending state of that user and emits a
+corrections until the horizon, and are counted as late after it.
+
+``shown_by`` is that of the schema. With ``view`` an item is shown once an engagement names it. With
+``impression`` an engagement shows the whole list, as does an impression that is ``shown``. With ``click`` a
+label does, so that nothing is learned from a list that was only read. A click may have a second list, its
+``choice`` of candidates; the clicked item is learned once, in the list that served it. Items that were served
+but never shown are counted and are no negatives. A ``User`` with ``removed`` deletes the pending state of that user and emits a
 ``Forget`` in its place.
 
 An example carries ``arrived``, the share of each label that comes by then (training/joining/delay.py).
 Nothing is learned from a quarantined user, nor from an item whose engagements exceed the bounds of influence
-(recsys/features/influence.py). A ``Verdict`` that quarantines a user acts as a removal: it deletes the
+(recsys/features/influence.py); items of a list that nobody engaged with are bounded in the same way, apart
+from engagements. A ``Verdict`` that quarantines a user acts as a removal: it deletes the
 pending state, and its ``Forget`` deletes the user's rows.
 
 Examples without engagements are sampled; a sampled-out one that gets an engagement later is emitted then, and
@@ -22,7 +28,7 @@ state goes to disk (training/joining/pending_impressions.py), without effect on 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -31,6 +37,7 @@ from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import (
     AGAIN,
     MAX_FUTURE_MS,
+    SEEN,
     Engagement,
     Event,
     Impression,
@@ -39,7 +46,7 @@ from recsys.events.event_types import (
     dedupe_key,
     dedupe_prefix,
 )
-from recsys.events.hashing import Id
+from recsys.events.hashing import Id, key_of
 from recsys.events.records import CLICK_LIST, Example, Forget, served_by
 from recsys.features.feature_set import item_block, item_predictions
 from recsys.features.influence import Influence, kind_bit
@@ -48,6 +55,7 @@ from training.joining.impression_state import (
     AFTER,
     BOUNDED,
     BY_WINDOW,
+    ELSEWHERE,
     JUDGED,
     LATE_SHIFT,
     NEVER,
@@ -86,18 +94,28 @@ class _State(msgspec.Struct, array_like=True):
     opened: dict[str, list[str]] = {}
     quarantined: list[str] = []
     influence: bytes = b""
+    readings: bytes = b""
+
+
+class _Place(NamedTuple):
+    """An engagement's item in a pending impression. ``opened``: None once the window is over."""
+
+    request_id: str
+    rank: int
+    state: ImpressionState
+    opened: OpenImpression | None
 
 
 class Joiner:
     """Joins one partition. Feed it every event with its offset, in order. ``recall`` reads an impression
     again by its offset; None if it is gone: its example is counted as ``lost``, and its sequence number is
     used up. Without ``recall`` impressions are stored. ``spill`` takes state beyond ``memory_bytes``.
-    ``influence``: the bounds of its partition."""
+    ``influence``: the bounds of its partition. ``shown_by``: when an item counts as shown."""
 
     def __init__(
         self, partition: int, labels: Sequence[str], config: JoinConfig,
         recall: Recall | None = None, spill: Spill | None = None, memory_bytes: int = 0,
-        influence: Influence | None = None,
+        influence: Influence | None = None, shown_by: str = "view",
     ) -> None:  # fmt: skip
         self.partition = partition
         self.labels = list(labels)
@@ -109,6 +127,7 @@ class Joiner:
                        "unattributed": 0, "unproven": 0, "bounded": 0,
                        "quarantined": 0}  # fmt: skip
         self.influence = influence or Influence()
+        self._readings, self._shown_by = self.influence.like(), shown_by
         self.quarantined: set[str] = set()
         self._bits = {label: 1 << number for number, label in enumerate(self.labels)}
         self._kinds = {label: kind_bit(label) for label in self.labels}
@@ -137,10 +156,8 @@ class Joiner:
         elif isinstance(event, Engagement):
             if not self._recent.add(dedupe_key(event)):
                 self.counts["repeats"] += 1
-            elif event.request_id:
-                self._engage(event, out)
             else:
-                self._attribute(event, out)
+                self._engage(event, out)
         elif isinstance(event, Impression):
             # By request id alone: a second impression of a request is a repeat even if it differs.
             if self._recent.add("\x1e" + event.request_id):
@@ -149,6 +166,7 @@ class Joiner:
                 self.counts["repeats"] += 1
         elif isinstance(event, User) and event.removed:
             self.influence.forget(event.user_id)
+            self._readings.forget(event.user_id)
             self.quarantined.discard(str(event.user_id))
             out.append(self._forget(offset, event.user_id))
         return out
@@ -164,7 +182,7 @@ class Joiner:
         return _encoder.encode(
             _State(self.impressions.mark(), self.watermark_ms, self.sequence, self.counts,
                    self._recent.export(), self._expired.export(), self._delays.state, self._opened,
-                   sorted(self.quarantined), self.influence.pack())
+                   sorted(self.quarantined), self.influence.pack(), self._readings.pack())
         )  # fmt: skip
 
     def restore(self, blob: bytes) -> None:
@@ -178,6 +196,7 @@ class Joiner:
         self._opened = state.opened
         self.quarantined = set(state.quarantined)
         self.influence.restore(state.influence)
+        self._readings.restore(state.readings)
         self._recent = RecentIds(_RECENT, state.recent)
         self._expired = RecentIds(_EXPIRED, state.expired)
 
@@ -201,10 +220,12 @@ class Joiner:
         if self.impressions.has(request_id):
             self.counts["repeats"] += 1
             return
-        state = new_state(offset, impression, self.config.all_shown)
+        state = new_state(offset, impression)
         opened = OpenImpression(state, impression, size_of(impression))
         self._opened.setdefault(state.user_id, []).append(request_id)
         self.impressions.add(request_id, opened, impression.time_ms + self._window_ms)
+        if impression.shown and self._shown_by == "impression":
+            self._confirm(state, impression)
 
     def _forget(self, offset: int, user_id: Id) -> Forget:
         """Deletes the state of a user. Timers expire without effect."""
@@ -240,42 +261,57 @@ class Joiner:
         engaged = sum(self._kinds[label] for label, bit in self._bits.items() if labels & bit)
         return self.influence.has_room(engaged, kind)
 
-    def _attribute(self, engagement: Engagement, out: list[Joined]) -> None:
-        """Joins an engagement without a request id, if the impression isn't later, but for clock
-        differences."""
-        pending, latest_ms = self.impressions, engagement.time_ms + MAX_FUTURE_MS
+    def _engage(self, engagement: Engagement, out: list[Joined]) -> None:
+        """Joins an engagement with its list, or without a request id with the newest one that isn't later, but
+        for clock differences. Its ``choice`` is joined, too: alone where no other list served the item."""
+        request_id, choice = engagement.request_id, engagement.choice or ""
+        place = self._place(request_id, engagement) if request_id else self._newest(engagement)
+        candidates = self._place(choice, engagement) if choice else None
+        if place is None and candidates is None:
+            fault = "late" if request_id in self._expired else "unmatched"
+            self.counts[fault if request_id else "unattributed"] += 1
+            return
+        self.counts["attributed"] += not request_id and place is not None
+        if not self._engage_at(place or candidates, engagement, out):  # type: ignore[arg-type]  # one is there
+            return
+        if place is not None and candidates is not None:
+            candidates.state.marks[candidates.rank] |= ELSEWHERE
+            self._confirm(candidates.state)
+            self._show_late(candidates, out)
+
+    def _newest(self, engagement: Engagement) -> _Place | None:
+        """Place of an engagement that names no list, in one that was served."""
+        latest_ms = engagement.time_ms + MAX_FUTURE_MS
         opened = self._opened.get(str(engagement.user_id), [])
         for request_id in reversed(opened[-_LOOKED:]):
-            pending.load(request_id)
-            state = pending.open[request_id].state
-            if state.time_ms <= latest_ms and rank_of(state, engagement) is not None:
-                self.counts["attributed"] += 1
-                self._engage(msgspec.structs.replace(engagement, request_id=request_id), out)
-                return
-        self.counts["unattributed"] += 1
+            is_choice = request_id.startswith(CLICK_LIST) and bool(engagement.choice)
+            place = None if is_choice else self._place(request_id, engagement)
+            if place is not None and place.state.time_ms <= latest_ms:
+                return place
+        return None
 
-    def _engage(self, engagement: Engagement, out: list[Joined]) -> None:
-        request_id, pending = engagement.request_id, self.impressions
-        opened = pending.open.get(request_id)
-        if opened is not None:
-            state = opened.state
-        else:
-            pending.load(request_id)
-            opened, packed = pending.open.get(request_id), pending.closed.get(request_id)
-            if opened is None and packed is None:
-                self.counts["late" if request_id in self._expired else "unmatched"] += 1
-                return
-            state = opened.state if opened is not None else decode_state(packed or b"")
+    def _place(self, request_id: str, engagement: Engagement) -> _Place | None:
+        """Place of an engagement in a list; None if it is gone, another user's, or without the item."""
+        pending = self.impressions
+        pending.load(request_id)
+        opened, packed = pending.open.get(request_id), pending.closed.get(request_id)
+        if opened is None and packed is None:
+            return None
+        state = opened.state if opened is not None else decode_state(packed or b"")
         index = rank_of(state, engagement)
-        if index is None:
-            self.counts["unmatched"] += 1
-            return
-        is_bounded = self._is_bounded(state, index, engagement)
-        state.marks[index] |= SHOWN
+        return None if index is None else _Place(request_id, index, state, opened)
+
+    def _engage_at(self, place: _Place, engagement: Engagement, out: list[Joined]) -> bool:
+        """Notes an engagement with an item of a list; False if the bounds of influence leave it out."""
+        request_id, index, state, opened = place
+        is_label, is_seen = engagement.kind in self._bits, engagement.kind == SEEN
+        is_bounded = not is_seen and self._is_bounded(state, index, engagement)
+        if is_label or self._shown_by != "click" and not is_seen:
+            state.marks[index] |= SHOWN
         if is_bounded:
             if opened is None:
-                pending.update(request_id, state)
-            return
+                self.impressions.update(request_id, state)
+            return False
         if engagement.watch_ms is not None and engagement.watch_ms > state.watch_ms[index]:
             state.watch_ms[index] = engagement.watch_ms
         if not state.marks[index] & JUDGED or self._has_room(state.labels[index], engagement.kind):
@@ -284,23 +320,55 @@ class Joiner:
             due = state.learned[index] != state.labels[index]
         else:
             due = opened is None or engagement.kind == "view"
+        due = due and state.marks[index] & SHOWN != 0
         if due and self._is_example(request_id, state, index, 0 if opened is not None else AFTER):
-            impression = self._read_again(state) if opened is None else self._impression_of(opened)
+            impression = self._impression_at(place)
             ended_ms = engagement.time_ms if engagement.kind == "view" else 0
             self._emit(state, index, impression, (self.watermark_ms, ended_ms), out)
+        if self._shown_by == "impression" or (self._shown_by == "click" and is_label):
+            # Candidates weren't read by anybody.
+            self._confirm(state, None if request_id.startswith(CLICK_LIST) else engagement)
+            self._show_late(place, out)
         if opened is None:
-            pending.update(request_id, state)
+            self.impressions.update(request_id, state)
+        return True
+
+    def _confirm(
+        self, state: ImpressionState, reader: Engagement | Impression | None = None
+    ) -> None:
+        """Shows a list as a whole, once; of ``reader`` only as much as the bounds of influence admit."""
+        if state.confirmed:
+            return
+        state.confirmed = True
+        for index, item_id in enumerate(state.item_ids):
+            if state.marks[index] & SHOWN:
+                continue
+            if reader is None or self._readings.admits_item(reader, key_of("item", item_id)):
+                state.marks[index] |= SHOWN
+            else:
+                self.counts["bounded"] += 1
+
+    def _show_late(self, place: _Place, out: list[Joined]) -> None:
+        """Emits the shown items of a list whose window was over before they were shown."""
+        request_id, _, state, opened = place
+        if opened is not None:
+            return
+        for index, mark in enumerate(state.marks):
+            is_due = mark & SHOWN and not mark & (BOUNDED | ELSEWHERE)
+            if is_due and state.learned[index] == NEVER:
+                if self._is_example(request_id, state, index, AFTER):
+                    impression = self._impression_at(place)
+                    self._emit(state, index, impression, (self.watermark_ms, 0), out)
+        self.impressions.update(request_id, state)
 
     def _close(self, request_id: str, due_ms: int, out: list[Joined]) -> None:
         opened = self.impressions.open[request_id]
         state = opened.state
-        # Its click was a repeat, or is bounded: the others in the list weren't left for it.
-        is_void = request_id.startswith(CLICK_LIST) and not any(state.labels)
         for index, mark in enumerate(state.marks):
-            if is_void or not mark & SHOWN:
-                self.counts["never_shown"] += 1
-            elif mark & BOUNDED:
+            if mark & (BOUNDED | ELSEWHERE):
                 continue
+            if not mark & SHOWN:
+                self.counts["never_shown"] += 1
             elif state.learned[index] == NEVER:
                 if self._is_example(request_id, state, index, BY_WINDOW):
                     self._emit(state, index, self._impression_of(opened), (due_ms, 0), out)
@@ -310,6 +378,11 @@ class Joiner:
             of_user.remove(request_id)
         if not of_user:
             self._opened.pop(state.user_id, None)
+
+    def _impression_at(self, place: _Place) -> Impression | None:
+        if place.opened is not None:
+            return self._impression_of(place.opened)
+        return self._read_again(place.state)
 
     def _impression_of(self, opened: OpenImpression) -> Impression | None:
         if opened.impression is None:

@@ -44,7 +44,7 @@ PART: Final = "joiner"
 _READ: Final = 500  # records of each partition in a turn
 _SAVE_EVERY_MS: Final = 5_000
 _SAVE_SHARE: Final = 0.05  # of the time at most: the state covers an hour's impressions
-_JOIN_SETTINGS: Final = ("window_s", "horizon_s", "all_shown", "negatives")
+_JOIN_SETTINGS: Final = ("window_s", "horizon_s", "negatives")
 _P95: Final = "view_to_example_p95_ms"
 _LOG: Final = logging.getLogger(__name__)
 _BACK: Final = 1_000  # examples read at once, backwards
@@ -248,8 +248,6 @@ class JoinerLoop(RetryLoop):
     def _restore(self) -> None:
         """Returns to the snapshot, and looks up the output that followed it."""
         schema, join, folder = self._features.schema, self._config.join, self._folder
-        # The schema of the data may also declare all served items shown.
-        join = replace(join, all_shown=join.all_shown or schema.shown_by == "impression")
         bounds = asdict(self._config.bounds).items()
         self._settings = {f"join.{name}": getattr(join, name) for name in _JOIN_SETTINGS}
         self._settings |= {f"bounds.{name}": value for name, value in bounds if name != "hold_nats"}
@@ -261,7 +259,7 @@ class JoinerLoop(RetryLoop):
             self._spills = {p: Spill(folder / f"spill-{p}.sqlite") for p in self._partitions}
         self._joiners = {
             p: Joiner(p, schema.labels, join, partial(self._recall, p), self._spills.get(p), cap,
-                      Influence(self._config.bounds, partitions))
+                      Influence(self._config.bounds, partitions), schema.shown_by)
             for p in self._partitions
         }  # fmt: skip
         saved = self._state.load(self._log.id) if self._state is not None else {}

@@ -70,7 +70,7 @@ class CutLoop:
 
     def __init__(self, features: FeatureSet, config: Config) -> None:
         partitions = config.log.partitions
-        self.joiners = Joiners(partitions, features.schema.labels, config.join)
+        self.joiners = Joiners(partitions, features.schema, config.join)
         self.cuts: list[tuple[int, list[Example]]] = []
         self._sequencer = Sequencer(config.step, line="main", epoch=0, digest="")
         self._examples: list[dict[int, Example]] = [{} for _ in range(partitions)]

@@ -33,7 +33,6 @@ class WorldLog:
     requests_per_s: float = 0.04
     name: str = "world"
     window_s: float = 120.0
-    all_shown: bool = True
     utc_offset_h: float = 0.0
     vectors: dict[str, int] = field(default_factory=dict)
     dead_letters: Counter[str] = field(default_factory=Counter)
@@ -111,5 +110,7 @@ class WorldLog:
         done = world.react(user_id, ids, request_id, now_ms)
         seen = {str(e.item_id) for e in done if e.kind == "view"}
         served = [ServedItem(item_id=item_id) for item_id in ids if str(item_id) in seen]
-        shown = Impression(time_ms=now_ms, request_id=request_id, user_id=user_id, items=served)
+        shown = Impression(
+            time_ms=now_ms, request_id=request_id, user_id=user_id, items=served, shown=True
+        )
         return [shown, *done]

@@ -7,6 +7,8 @@ export type Fields = Record<string, unknown>;
 /** Kinds that every server accepts; the definition of an app may declare others. */
 export type Kind =
   | "view" | "click" | "like" | "follow" | "comment" | "share" | "skip" | "hide" | "profile"
+  /** The item's list is on the viewer's screen. */
+  | "seen"
   | (string & {});
 
 /** Request for items. */

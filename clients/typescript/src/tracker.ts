@@ -22,6 +22,9 @@ export interface TrackerOptions {
   client: Client;
   userId: Id;
   surface?: string;
+  /** What is sent of what the viewer sees: a `view` of each item that leaves the screen, or `seen` of each list
+   * once one of its items is on it, for apps with `shown: list`. Default "views". */
+  reports?: "views" | "lists";
   /** Share of the element's area, or of the screen, that must be visible; default 0.5. */
   visibleShare?: number;
   /** Shortest visible time of a view; default 500. */
@@ -58,6 +61,7 @@ export interface TrackerStats {
   failure: string | null;
 }
 
+const MAX_SEEN = 1_000; // lists whose report is remembered
 const THRESHOLDS = Array.from({ length: 21 }, (_, i) => i / 20); // an element taller than the screen needs small steps
 
 export class Tracker {
@@ -65,6 +69,9 @@ export class Tracker {
   readonly #userId: Id;
   readonly #surface: string;
   readonly #share: number;
+  readonly #reportsLists: boolean;
+  readonly #seen = new Set<string>(); // newest lists that were reported
+  readonly #unseen = new Set<Target>(); // on a page in the background
   readonly #targets = new WeakMap<Element, Target>();
   readonly #meter: DwellMeter<Element>;
   readonly #observer: IntersectionObserver;
@@ -78,6 +85,7 @@ export class Tracker {
     this.#userId = userId;
     this.#surface = surface;
     this.#share = visibleShare;
+    this.#reportsLists = options.reports === "lists";
     this.#meter = new DwellMeter(options.minVisibleMs ?? 500, options.maxVisibleMs ?? 1_800_000);
     const store = options.storage === undefined ? localStore() : options.storage;
     const now = () => client.now();
@@ -154,6 +162,8 @@ export class Tracker {
     const resume = () => {
       if (document.visibilityState === "hidden") return;
       this.#meter.resume(performance.now());
+      for (const target of this.#unseen) this.#see(target);
+      this.#unseen.clear();
       this.#sender.hurry();
     };
     document.addEventListener("visibilitychange", () => {
@@ -168,10 +178,23 @@ export class Tracker {
 
   #look(entries: IntersectionObserverEntry[]): void {
     for (const entry of entries) {
-      if (!this.#targets.has(entry.target)) continue;
-      if (this.#isVisible(entry)) this.#meter.show(entry.target, entry.time);
+      const target = this.#targets.get(entry.target);
+      if (target === undefined) continue;
+      if (this.#reportsLists) {
+        if (!this.#isVisible(entry)) this.#unseen.delete(target);
+        else if (document.visibilityState === "hidden") this.#unseen.add(target);
+        else this.#see(target);
+      } else if (this.#isVisible(entry)) this.#meter.show(entry.target, entry.time);
       else this.#leave(entry.target, entry.time);
     }
+  }
+
+  #see(target: Target): void {
+    const { request_id } = target.list;
+    if (this.#seen.has(request_id)) return;
+    this.#seen.add(request_id);
+    if (this.#seen.size > MAX_SEEN) this.#seen.delete(this.#seen.values().next().value as string);
+    this.track("seen", target);
   }
 
   #isVisible({ isIntersecting, intersectionRatio, intersectionRect, rootBounds }: IntersectionObserverEntry): boolean {

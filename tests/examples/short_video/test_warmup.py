@@ -36,7 +36,7 @@ FEATURES = FeatureSet(PAST.schema)
 class Toy:
     """A data set of a few impressions whose clicks are known and whose views aren't."""
 
-    name, labels, window_s, all_shown = "toy", ["click"], 60.0, True
+    name, labels, window_s = "toy", ["click"], 60.0
     vectors: dict[str, int] = {}
     utc_offset_h, repeats = 0.0, 0
     dead_letters: Counter[str] = Counter()

@@ -432,7 +432,8 @@ def test_positive_labels_come_first_and_negative_ones_subtract() -> None:
 def test_a_system_takes_window_history_and_sources() -> None:
     app = app_of("shown: list\nwindow: 5m\nhistory: 7\nsources: {popular: 9}\nrepeats: true")
     config = app.config(Config())
-    assert (config.join.window_s, config.join.all_shown) == (300.0, True)
+    assert config.join.window_s == 300.0 and not config.serve.rendered
+    assert app_of("shown: list\nrendered: true").config(Config()).serve.rendered
     assert config.sessions.history == 7 and config.policy.sources == {"popular": 9}
     assert config.sessions.seen == 0 < Config().sessions.seen
     assert app_of("{}").config(Config()).policy.sources == Config().policy.sources

@@ -77,16 +77,17 @@ def test_a_file_that_extends_nothing_is_a_laptop(tmp_path: Path) -> None:
 
 def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS__LOG__PARTITIONS", "8")
-    monkeypatch.setenv("recsys__join__all_shown", "true")
+    monkeypatch.setenv("recsys__serve__dashboard", "false")
     monkeypatch.setenv("RECSYS__MODEL__HIDDEN", "[64]")
     monkeypatch.setenv("RECSYS__POLICY__WEIGHTS__LONG_VIEW", "2.5")
-    monkeypatch.setenv("RECSYS__SERVE", '{"port": 9000}')
+    monkeypatch.setenv("RECSYS__SESSIONS", '{"seen": 9}')
     monkeypatch.setenv("RECSYS__STATE", "elsewhere")
     config = load(written(tmp_path, "log: {partitions: 2, retention_hours: 5}\n"))
     assert (config.log.partitions, config.log.retention_hours) == (8, 5)
-    assert config.join.all_shown is True and config.model.hidden == (64,)
+    assert config.model.hidden == (64,)
     assert config.policy.weights == laptop().policy.weights | {"long_view": 2.5}
-    assert config.serve == replace(laptop().serve, port=9000)
+    assert config.serve == replace(laptop().serve, dashboard=False)
+    assert config.sessions == replace(laptop().sessions, seen=9)
     assert config.state == "elsewhere"
 
 

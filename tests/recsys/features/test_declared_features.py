@@ -102,6 +102,7 @@ class Feed:
             items=[ServedItem(item_id=f"v{n}") for n in items],
             context=context,
             features=self._build(user, device, items).block(),
+            shown=True,
         )
         keys = self.catalogue.keys[items]
         self.counters.impression(impression, keys)

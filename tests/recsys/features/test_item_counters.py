@@ -4,7 +4,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys.events.event_types import Engagement, Event, Item, Verdict
+from recsys.config.safety_config import BoundsConfig
+from recsys.events.event_types import SEEN, Engagement, Event, Impression, Item, Verdict
 from recsys.events.hashing import Id, cross, key_of
 from recsys.features import item_counters
 from recsys.features.catalogue import Catalogue
@@ -30,8 +31,13 @@ def count(its: ItemCounters, key: int, kind: str) -> float:
 
 def fold(features: FeatureSet = FEATURES) -> ItemCounters:
     its = ItemCounters(features)
-    its.impression(shown("r1", 1, 2), np.array([keys_of(1, features), keys_of(2, features)]))
+    keys_NI = np.array([keys_of(1, features), keys_of(2, features)])
+    its.impression(on_screen("r1", 1, 2), keys_NI)
     return its
+
+
+def on_screen(request_id: str, *items: int) -> Impression:
+    return msgspec.structs.replace(shown(request_id, *items), shown=True)
 
 
 def test_an_engagement_counts_for_the_item_its_groups_and_the_context() -> None:
@@ -59,6 +65,39 @@ def test_a_view_shows_what_the_client_saw_and_an_impression_what_was_all_shown()
     its.engagement(did("r1", 1, "view", watch_ms=1_000), keys_of(1, ALL_SHOWN))
     assert count(its, V1, "shown") == 1.0
     assert count(its, V1, "watch") == pytest.approx(np.log(2))
+
+
+def test_a_list_that_was_only_read_counts_for_nothing_until_it_is_confirmed() -> None:
+    keys_NI = np.array([keys_of(n, ALL_SHOWN) for n in (1, 2)])
+    for kind in (SEEN, "like"):
+        its = ItemCounters(ALL_SHOWN)
+        its.impression(shown("r1", 1, 2), keys_NI)
+        assert len(its.counters) == 0 and its.take_changed() == []
+        again = ItemCounters(ALL_SHOWN)
+        again.lists.restore(its.lists.pack())
+        for fold_ in (its, again):
+            for _ in range(2):  # the second time it is confirmed already
+                fold_.engagement(did("r1", 1, kind), keys_NI[0])
+            assert count(fold_, V1, "shown") == count(fold_, key_of("item", "v2"), "shown") == 1.0
+            assert count(fold_, V1, "like") == (2.0 if kind == "like" else 0.0)
+            fold_.verdict(verdict(True), [shown("r1", 1, 2)], by_id)
+            assert count(fold_, V1, "shown") == 0.0
+
+
+def test_what_is_read_without_an_engagement_is_bounded_by_account() -> None:
+    bounds = BoundsConfig(burst=3, daily=1)
+    its, v2 = ItemCounters(ALL_SHOWN, bounds), key_of("item", "v2")
+    keys_NI = np.array([keys_of(n, ALL_SHOWN) for n in (1, 2)])
+    for n in range(5):
+        its.impression(shown(f"r{n}", 1, 2), keys_NI)
+        its.engagement(did(f"r{n}", 1, SEEN, source=7), keys_NI[0])
+    assert (count(its, V1, "shown"), count(its, v2, "shown")) == (2.0, 1.0)
+    its.impression(shown("r9", 1, 2), keys_NI)
+    its.engagement(did("r9", 2, "like", source=7), keys_NI[1])  # it was engaged with: it was shown
+    assert (count(its, V1, "shown"), count(its, v2, "shown")) == (2.0, 2.0)
+    lists = [shown(f"r{n}", 1, 2) for n in range(5)]
+    its.verdict(verdict(True), lists, by_id)  # no more than what counted
+    assert (count(its, V1, "shown"), count(its, v2, "shown")) == (0.0, 1.0)
 
 
 def test_what_a_viewer_does_without_profiling_makes_no_visit() -> None:
@@ -208,7 +247,7 @@ def test_a_quarantine_takes_back_impressions_where_they_show() -> None:
 def test_taking_back_leaves_no_negative_counts_where_an_item_has_changed() -> None:
     its, tagged = fold(ALL_SHOWN), keys_of(1, ALL_SHOWN).copy()
     tagged[ALL_SHOWN.slot("item.tags").start] = other = key_of("item.tags", "another")
-    lists = [shown(f"r{n}", 1) for n in range(5)]
+    lists = [on_screen(f"q{n}", 1) for n in range(5)]
     for each in lists:
         its.impression(each, np.array([keys_of(1, ALL_SHOWN)]))
     its.verdict(verdict(True), lists, lambda item: tagged)

@@ -7,10 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.events.event_types import Engagement, Impression, Preference, RequestInputs, User
+from recsys.events.event_types import (
+    SEEN,
+    UNPROVEN,
+    Engagement,
+    Impression,
+    Preference,
+    RequestInputs,
+    User,
+)
 from recsys.events.hashing import key_of
 from recsys.features.feature_set import FeatureSet
-from recsys.features.session import COUNTER_ROWS, REQUESTS, USER, Session
+from recsys.features.session import COUNTER_ROWS, READ, REQUESTS, USER, Session
 from tests.support.serving.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
 from tests.support.training.small_feed import FEATURES, SCHEMA
 
@@ -137,6 +145,23 @@ def test_the_context_of_an_old_request_is_forgotten() -> None:
     its = fold(session(), *[shown(f"r{n}", 1, surface="shop") for n in range(REQUESTS + 1)])
     fold(its, did("r0", 1, "like"), did(f"r{REQUESTS}", 1, "like"))
     assert count(its, FEATURES.context_keys("shop", {})[0], "like") == 1.0
+
+
+def test_a_list_that_was_only_read_is_not_seen_until_it_is_confirmed() -> None:
+    read = fold(session(ALL_SHOWN), shown("r1", 1, 2))
+    assert not read.seen and not read.history and len(read.counters) == 0
+    again = Session.unpack(read.pack(), ALL_SHOWN)
+    at_once = msgspec.structs.replace(shown("r1", 1, 2), shown=True)
+    for kind in (SEEN, "like"):
+        expected = fold(session(ALL_SHOWN), at_once, did("r1", 1, kind))
+        assert list(expected.seen) == [key_of("item", f"v{n}") for n in (1, 2)]
+        confirmed = fold(Session.unpack(again.pack(), ALL_SHOWN), did("r1", 1, kind))
+        assert confirmed.pack() == expected.pack()
+    unproven = did("r1", 1, SEEN, proof=UNPROVEN)
+    assert not fold(again, unproven).seen
+    lists = [shown(f"r{n}", n) for n in range(READ + 1)]
+    many = fold(session(ALL_SHOWN), *lists, did("r0", 0, SEEN), did("r1", 1, SEEN))
+    assert list(many.seen) == [key_of("item", "v1")]  # the oldest is forgotten
 
 
 def test_where_the_client_says_what_was_seen_an_impression_shows_nothing() -> None:

@@ -45,7 +45,7 @@ def test_an_event_log_is_read_as_it_stands(tmp_path: Path) -> None:
     assert item.item_id == "v12" and user.user_id == "u7"
     assert isinstance(shown, Impression) and shown.surface == "home"
     assert isinstance(long, Engagement) and long.watch_ms == 61802
-    assert (dataset.labels, dataset.window_s, dataset.all_shown) == (["click"], 60.0, True)
+    assert (dataset.labels, dataset.window_s, shown.shown) == (["click"], 60.0, True)
     assert dataset.vectors == {"embedding": 2} and list(dataset.warmup()) == []
 
 

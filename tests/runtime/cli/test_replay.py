@@ -237,7 +237,7 @@ def test_an_option_comes_before_the_environment_that_before_the_file_and_that_be
     mine = configured(data, whole, monkeypatch, "--config", file)
     assert (mine.model.features, mine.model.dim, mine.sessions.history) == ("ids", 8, 5)
     assert (mine.step.examples, mine.step.lanes, mine.step.every_ms) == (9, 2, 600_000)
-    assert (mine.join.negatives, mine.join.window_s, mine.join.all_shown) == (0.5, 60.0, True)
+    assert (mine.join.negatives, mine.join.window_s) == (0.5, 60.0)
     assert (mine.serve.candidates, mine.log.partitions) == (50, 3)
     monkeypatch.setenv("RECSYS__STEP__EXAMPLES", "10")
     monkeypatch.setenv("RECSYS__STEP__LANES", "1")

@@ -83,10 +83,8 @@ def happened(stream: Stream) -> tuple[list[Event], list[Final]]:
 @lru_cache(maxsize=1)  # tests learn from the same examples in several ways
 def joined(stream: Stream, negatives: float) -> tuple[list[list[Example]], list[Final], Joiner]:
     """Examples by the event that made them, the final labels, and the joiner."""
-    config = JoinConfig(
-        window_s=WINDOW_S, horizon_s=HORIZON_S - WINDOW_S, all_shown=True, negatives=negatives
-    )
-    joiner, (events, final) = Joiner(0, LABELS, config), happened(stream)
+    config = JoinConfig(window_s=WINDOW_S, horizon_s=HORIZON_S - WINDOW_S, negatives=negatives)
+    joiner, (events, final) = Joiner(0, LABELS, config, shown_by="impression"), happened(stream)
     made = [joiner.feed(offset, event) for offset, event in enumerate(events)]
     return made, final, joiner  # type: ignore[return-value]  # no erased examples
 

@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import JoinConfig
-from recsys.events.event_types import Engagement, Impression, Tick, User
+from recsys.events.event_types import SEEN, Engagement, Impression, ServedItem, Tick, User
 from recsys.events.records import CLICK_LIST, Example, Forget
 from recsys.features.feature_set import read_block
+from recsys.features.influence import Influence
 from tests.support.simulation.memory_spill import MemorySpill
 from tests.support.training.small_feed import FEATURES, START_MS, engagement, feed, impression
 from training.joining import pending_impressions
@@ -19,8 +21,9 @@ LABELS = list(FEATURES.schema.labels)
 CONFIG = JoinConfig(window_s=60, horizon_s=600)
 
 
-def joiner(**changes: object) -> Joiner:
-    return Joiner(0, LABELS, CONFIG if not changes else JoinConfig(**changes))  # type: ignore[arg-type]
+def joiner(shown_by: str = "view", **changes: object) -> Joiner:
+    config = JoinConfig(**changes) if changes else CONFIG  # type: ignore[arg-type]
+    return Joiner(0, LABELS, config, shown_by=shown_by)
 
 
 def fed(its: Joiner, *events: object) -> list[Example]:
@@ -90,13 +93,98 @@ def test_what_was_never_shown_is_no_negative_unless_all_was_shown() -> None:
     its = joiner()
     assert fed(its, SHOWN, Tick(time_ms=START_MS + 61_000)) == []
     assert its.counts["never_shown"] == 3
-    out = fed(joiner(window_s=60, all_shown=True), SHOWN, Tick(time_ms=START_MS + 61_000))
+    shown = structs.replace(SHOWN, shown=True)
+    out = fed(joiner("impression"), shown, Tick(time_ms=START_MS + 61_000))
     assert [e.labels for e in out] == [[0.0, 0.0]] * 3
+    assert fed(joiner("view"), shown, Tick(time_ms=START_MS + 61_000)) == []
+
+
+END = Tick(time_ms=START_MS + 61_000)
+
+
+@pytest.mark.parametrize("kind", [SEEN, "like", "click"])
+def test_a_list_is_learned_as_a_whole_once_the_viewer_confirms_it(kind: str) -> None:
+    its = joiner("impression")
+    assert fed(its, SHOWN, END) == [] and its.counts["never_shown"] == 3
+    label = float(kind == "like")
+    expected = [[0.0, 0.0], [0.0, label], [0.0, 0.0]]
+    examples = fed(joiner("impression"), SHOWN, engagement(SHOWN, 1, kind, 10), END)
+    assert [e.labels for e in examples] == expected
+    its = joiner("impression")
+    its.restore(fed_state(SHOWN, END))  # its window is over
+    late = its.feed(9, engagement(SHOWN, 1, kind, 90_000))
+    assert [e.labels for e in sorted(late, key=lambda e: e.index)] == expected
+    assert its.feed(10, engagement(SHOWN, 1, "view", 91_000)) == []  # once
+
+
+def fed_state(*events: object) -> bytes:
+    its = joiner("impression")
+    fed(its, *events)
+    return its.pack()
+
+
+def test_of_lists_that_nobody_engages_with_no_more_is_learned_than_the_bounds_admit() -> None:
+    influence = Influence(BoundsConfig(burst=4, daily=1))
+    its = Joiner(0, LABELS, CONFIG, influence=influence, shown_by="impression")
+    lists = [structs.replace(SHOWN, request_id=f"r{n}") for n in range(5)]
+    seen = [structs.replace(engagement(each, 0, SEEN, 5), source=7) for each in lists]
+    liked = structs.replace(engagement(lists[4], 2, "like", 6), source=7)
+    examples = fed(its, *lists, *seen, liked, END)
+    assert [e.labels for e in examples] == [[0.0, 0.0]] * 4 + [[0.0, 1.0]]
+    assert its.counts["bounded"] == 11
+
+
+def choosing(click: Engagement, first: str = "v9") -> tuple[Impression, Engagement]:
+    """A click with its list of candidates."""
+    items = [ServedItem(item_id=i) for i in (click.item_id, first)]
+    list_ = structs.replace(SHOWN, request_id=f"{CLICK_LIST}1", items=items)
+    return list_, structs.replace(click, choice=list_.request_id)
+
+
+def test_with_clicks_a_served_list_that_was_only_read_is_not_learned() -> None:
+    its = joiner("click")
+    assert fed(its, SHOWN, engagement(SHOWN, 1, "click", 10), END) == []  # click is no label here
+
+
+def test_a_click_in_a_served_list_is_a_choice_from_it_and_from_candidates() -> None:
+    candidates, click = choosing(engagement(SHOWN, 1, "like", 10))
+    its = joiner("click")
+    examples = fed(its, SHOWN, candidates, click, END)
+    labelled = [(e.request_id, str(e.item_id), e.labels[1]) for e in examples]
+    own = [(SHOWN.request_id, str(i.item_id), float(n == 1)) for n, i in enumerate(SHOWN.items)]
+    assert sorted(labelled) == sorted([*own, (candidates.request_id, "v9", 0.0)])
+    assert its.counts["never_shown"] == its.counts["unmatched"] == 0
+
+
+def test_a_click_whose_list_is_gone_is_a_choice_from_candidates_alone() -> None:
+    candidates, click = choosing(engagement(SHOWN, 1, "like", 10))
+    its = joiner("click")
+    examples = fed(its, candidates, click, END)
+    assert [e.labels for e in examples] == [[0.0, 1.0], [0.0, 0.0]]
+    assert its.counts["unmatched"] == 0
+
+
+def test_a_click_that_names_no_list_is_joined_with_the_served_one_that_has_its_item() -> None:
+    candidates, click = choosing(structs.replace(engagement(SHOWN, 1, "like", 10), request_id=""))
+    its = joiner("click")
+    examples = fed(its, SHOWN, candidates, click, END)
+    assert len(examples) == 4 and its.counts["attributed"] == 1
+
+
+def test_of_a_click_beyond_the_bounds_nothing_is_learned() -> None:
+    influence = Influence(BoundsConfig(burst=1, daily=1))
+    its = Joiner(0, LABELS, CONFIG, influence=influence, shown_by="click")
+    first = structs.replace(engagement(SHOWN, 0, "like", 5), source=7)
+    other = structs.replace(SHOWN, request_id="r2")
+    candidates, click = choosing(structs.replace(engagement(other, 1, "like", 10), source=7))
+    examples = fed(its, SHOWN, first, other, candidates, click, END)
+    assert {e.request_id for e in examples} == {SHOWN.request_id}
+    assert its.counts["bounded"] == 2  # one that was only read, and the second click
 
 
 @pytest.mark.parametrize("is_clicked", [True, False])
 def test_a_list_made_of_a_click_is_learned_with_it_only(is_clicked: bool) -> None:
-    its = joiner(window_s=60, all_shown=True)
+    its = joiner("click")
     shown = structs.replace(SHOWN, request_id=f"{CLICK_LIST}1")
     click = engagement(shown, 0, "like" if is_clicked else "click", 1)  # click is no label
     examples = fed(its, shown, click, Tick(time_ms=START_MS + 61_000))
@@ -417,7 +505,7 @@ def test_impressions_that_an_older_version_stored_uncompressed_are_read(
 def test_a_state_of_before_attribution_is_read() -> None:
     its = joiner()
     its.feed(0, SHOWN)
-    old = msgspec.msgpack.decode(its.pack())[:-3]  # an array: the new fields came last
+    old = msgspec.msgpack.decode(its.pack())[:-4]  # an array: the new fields came last
     del old[3]["attributed"], old[3]["unattributed"]
     again = joiner()
     again.restore(msgspec.msgpack.encode(old))

@@ -9,7 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from recsys.events.event_types import Engagement, Tick, User, decode, encode
+from recsys.events.event_types import (
+    Engagement,
+    Event,
+    Impression,
+    Tick,
+    User,
+    decode,
+    encode,
+)
 from recsys.events.hashing import partition_of
 from recsys.events.records import DEAD_LETTERS, EVENTS, EXAMPLES, DeadLetter, Example, topics
 from recsys.log.compression import plain
@@ -32,6 +40,18 @@ from training.deletion.erasure import erase_records
 from training.joining.joiner_loop import JoinerLoop, sequences_after
 
 # --- the joiner ---
+
+
+ALL_SHOWN = replace(FEATURES, schema=replace(FEATURES.schema, shown_by="impression"))
+
+
+def shown_feed(requests: int) -> list[Event]:
+    """A feed whose lists are all shown."""
+    events = feed(requests)
+    for event in events:
+        if isinstance(event, Impression):
+            event.shown = True
+    return events
 
 
 def expected_examples(requests: int) -> list[list[Example]]:
@@ -241,14 +261,13 @@ def test_impressions_of_late_engagements_are_read_together(
 
 
 def test_after_a_restart_impressions_of_ending_windows_are_read_together(tmp_path: Path) -> None:
-    config = toy_config()
-    config = replace(config, join=replace(config.join, all_shown=True))
+    config, features = toy_config(), ALL_SHOWN
 
     def make(log: MemoryLog, folder: str) -> JoinerLoop:
-        return JoinerLoop(log, config, FEATURES, Clock(), PartState(tmp_path / folder, "joiner"))
+        return JoinerLoop(log, config, features, Clock(), PartState(tmp_path / folder, "joiner"))
 
     log, plain = JumpingLog(), toy_log()
-    events = [event for event in feed(20) if not isinstance(event, Tick)]  # windows stay open
+    events = [e for e in shown_feed(20) if not isinstance(e, Tick)]  # windows stay open
     append_events(log, events)
     loop = make(log, "jumping")
     loop.turn()
@@ -269,14 +288,12 @@ def test_impressions_of_ending_windows_are_read_once_and_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.joining.joiner_loop._READ", 4)
-    config = toy_config()
-    config = replace(config, join=replace(config.join, all_shown=True))
-    log = JumpingLog()
-    append_events(log, [event for event in feed(60) if not isinstance(event, Tick)])
-    loop = JoinerLoop(log, config, FEATURES, Clock(), PartState(tmp_path, "joiner"))
+    config, features, log = toy_config(), ALL_SHOWN, JumpingLog()
+    append_events(log, [event for event in shown_feed(60) if not isinstance(event, Tick)])
+    loop = JoinerLoop(log, config, features, Clock(), PartState(tmp_path, "joiner"))
     drain(loop)
     loop.save()
-    again = JoinerLoop(log, config, FEATURES, Clock(), PartState(tmp_path, "joiner"))
+    again = JoinerLoop(log, config, features, Clock(), PartState(tmp_path, "joiner"))
     pending, log.batches = again.pending(), []
     for after_ms in range(0, 500_000, 1_000):  # each turn ends some windows
         append_events(log, [Tick(time_ms=START_MS + after_ms)])
@@ -285,7 +302,7 @@ def test_impressions_of_ending_windows_are_read_once_and_in_bounded_memory(
     assert again.counts()["lost"] == 0 and again.counts()["examples"] > 60
     assert sum(log.batches) <= 1.5 * pending
     log.forgets = True  # gone, or the broker fails: asked for together, once
-    forgetful = JoinerLoop(log, config, FEATURES, Clock(), PartState(tmp_path, "joiner"))
+    forgetful = JoinerLoop(log, config, features, Clock(), PartState(tmp_path, "joiner"))
     log.batches = []
     drain(forgetful)
     assert sum(log.batches) <= 1.5 * pending
@@ -432,9 +449,8 @@ def test_sequences_are_read_backwards_only_as_far_as_needed() -> None:
 
 def test_where_the_schema_says_that_all_was_shown_there_are_negatives() -> None:
     log = toy_log()
-    append_events(log, feed(10))
-    schema = replace(FEATURES.schema, shown_by="impression")
-    loop = JoinerLoop(log, toy_config(), replace(FEATURES, schema=schema), Clock())
+    append_events(log, shown_feed(10))
+    loop = JoinerLoop(log, toy_config(), ALL_SHOWN, Clock())
     drain(loop)
     assert loop.counts()["never_shown"] == 0 and loop.counts()["examples"] == 30
 

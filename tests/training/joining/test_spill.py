@@ -178,12 +178,12 @@ def test_of_others_closed_impressions_only_the_user_is_decoded(
     pending = pending_impressions.PendingImpressions(False, None, CAP)
     for n in range(20):
         one = impression(n, n % 10, START_MS)
-        pending.add(one.request_id, OpenImpression(new_state(n, one, True), one, 0), 10)
+        pending.add(one.request_id, OpenImpression(new_state(n, one), one, 0), 10)
         pending.close(one.request_id, 100)
     monkeypatch.setattr(pending_impressions, "decode_state", None)
     pending.forget("nobody")
     assert len(pending) == 20
-    pending.forget(new_state(3, impression(3, 3, START_MS), True).user_id)
+    pending.forget(new_state(3, impression(3, 3, START_MS)).user_id)
     assert len(pending) == 18
 
 
@@ -199,13 +199,13 @@ def test_forgotten_users_have_nothing_left_whenever_it_was_added(
     for n, (step, user) in enumerate(steps):
         if step in "ac":
             shown = impression(n, user, START_MS)
-            opened = OpenImpression(new_state(n, shown, False), shown, 3_000)
+            opened = OpenImpression(new_state(n, shown), shown, 3_000)
             pending.add(f"r{n}", opened, n)
             if step == "c" and f"r{n}" in pending.open:
                 pending.close(f"r{n}", n)
             expected[f"r{n}"] = user
         elif step == "f":
-            pending.forget(new_state(0, impression(0, user, START_MS), False).user_id)
+            pending.forget(new_state(0, impression(0, user, START_MS)).user_id)
             expected = {id_: other for id_, other in expected.items() if other != user}
         elif step == "t":
             for id_ in expected:
@@ -221,7 +221,7 @@ def test_users_are_forgotten_in_one_search(monkeypatch: pytest.MonkeyPatch) -> N
     pending, decoded = pending_impressions.PendingImpressions(False, None, 10**9), list[bytes]()
     for n in range(100):
         shown = impression(n, n, START_MS)
-        pending.add(f"r{n}", OpenImpression(new_state(n, shown, False), shown, 0), n)
+        pending.add(f"r{n}", OpenImpression(new_state(n, shown), shown, 0), n)
         pending.close(f"r{n}", n)
     heads = pending_impressions._head
 
@@ -232,7 +232,7 @@ def test_users_are_forgotten_in_one_search(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(pending_impressions, "_head", Counting())
     for n in range(50):
-        pending.forget(new_state(n, impression(n, n, START_MS), False).user_id)
+        pending.forget(new_state(n, impression(n, n, START_MS)).user_id)
     assert len(pending) == 50 and len(decoded) == 150  # once each, and those that go once more
     pending.mark()
     pending.forget("nobody")
@@ -244,7 +244,7 @@ def test_the_index_of_users_is_bounded_without_a_mark() -> None:
     pending.forget("nobody")
     for n in range(1_000):
         shown = impression(n, n, START_MS)
-        pending.add(f"r{n}", OpenImpression(new_state(n, shown, False), shown, 0), n)
+        pending.add(f"r{n}", OpenImpression(new_state(n, shown), shown, 0), n)
         pending.close(f"r{n}", n)
         if n >= 10:
             pending.drop(f"r{n - 10}")
@@ -278,7 +278,7 @@ def test_timers_run_out_in_one_order_wherever_they_are(due: list[int], now_ms: i
     its = pending_impressions.PendingImpressions(False, MemorySpill(), 20_000)
     for n, due_ms in enumerate(due):
         shown = impression(n, 1, START_MS)
-        its.add(f"r{n:02}", OpenImpression(new_state(n, shown, False), shown, 1_000), due_ms)
+        its.add(f"r{n:02}", OpenImpression(new_state(n, shown), shown, 1_000), due_ms)
         assert its.bytes <= 20_000 and len(its) == n + 1
     assert its.spilled and len(its.open) > 5
     expected = sorted((due_ms, f"r{n:02}") for n, due_ms in enumerate(due) if due_ms <= now_ms)
