@@ -182,7 +182,7 @@ class _ReadList(msgspec.Struct, array_like=True, gc=False):
 
 
 class ReadLists:
-    """The newest ``most`` lists that are shown as a whole, by request. Each counts once it is confirmed, and as
+    """The newest ``most`` lists that are shown as a whole, by request. Each counts once it is confirmed, as
     far as the bounds admit its reader."""
 
     def __init__(self, most: int) -> None:

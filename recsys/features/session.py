@@ -54,7 +54,8 @@ class Entry(msgspec.Struct, gc=False):
 
 
 class _More(msgspec.Struct, array_like=True):
-    """State of operators, and of lists that nobody has confirmed. Written as a tuple without empty ``read``."""
+    """State of operators, and of lists that nobody has confirmed. Written as a tuple, without an empty
+    ``read``."""
 
     fields: list[int]
     numbers: list[float]

@@ -10,8 +10,9 @@ corrections until the horizon, and are counted as late after it.
 ``impression`` an engagement shows the whole list, as does an impression that is ``shown``. With ``click`` a
 label does, so that nothing is learned from a list that was only read. A click may have a second list, its
 ``choice`` of candidates; the clicked item is learned once, in the list that served it. Items that were served
-but never shown are counted and are no negatives. A ``User`` with ``removed`` deletes the pending state of that user and emits a
-``Forget`` in its place.
+but never shown are counted and are no negatives.
+
+A ``User`` with ``removed`` deletes the pending state of that user and emits a ``Forget`` in its place.
 
 An example carries ``arrived``, the share of each label that comes by then (training/joining/delay.py).
 Nothing is learned from a quarantined user, nor from an item whose engagements exceed the bounds of influence
@@ -262,8 +263,8 @@ class Joiner:
         return self.influence.has_room(engaged, kind)
 
     def _engage(self, engagement: Engagement, out: list[Joined]) -> None:
-        """Joins an engagement with its list, or without a request id with the newest one that isn't later, but
-        for clock differences. Its ``choice`` is joined, too: alone where no other list served the item."""
+        """Joins an engagement with its list, or without a request id with the newest that isn't later, but for
+        clock differences; and with its ``choice``, alone where no other list served the item."""
         request_id, choice = engagement.request_id, engagement.choice or ""
         place = self._place(request_id, engagement) if request_id else self._newest(engagement)
         candidates = self._place(choice, engagement) if choice else None

@@ -14,9 +14,16 @@ async function newSlate() {
     byId("slate").replaceChildren(...slate.items.map((item) => teaser(slate, item)));
     byId("message").textContent = `${slate.items.length} articles, chosen by step ${slate.stamp.step} of the model`;
     document.body.dataset.request = slate.request_id;
+    confirm(slate);
   } catch (error) {
     byId("message").textContent = `No front page now: ${error.message}`;
   }
+}
+
+/** Says that the slate is on the screen: without it, or a click, its articles don't count as shown. */
+function confirm(slate) {
+  if (document.hidden) document.addEventListener("visibilitychange", () => confirm(slate), { once: true });
+  else if (slate.items.length) report(slate, slate.items[0].item_id, "seen", SURFACE).catch(() => {});
 }
 
 function teaser(slate, item) {

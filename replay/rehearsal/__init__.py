@@ -1,0 +1,1 @@
+"""Plays the rows of a log to a running system, as its viewers would make them."""
