@@ -5,9 +5,9 @@ Each part is handed a clock in milliseconds, which ``recsys.process.clock_file.c
 configuration: the machine's clock, or a ``Clock`` that runs at a multiple of it.
 
 *Machine time* measures this machine and the world outside: heartbeats, timeouts, retries, deadlines, how
-often something is saved or published, log lines, spans, expiry of keys and certificates. ``timer_of`` gives it
-for a part's clock, so that a test hands in both as one. Only the modules that tests/test_clock.py lists, with
-reasons, read the machine's clock by name.
+often something is saved or published, log lines, spans, expiry of keys and certificates. ``timer_of`` gives
+it for a part's clock, so that a test hands in both as one. Only the modules that tests/test_clock.py lists,
+with reasons, read the machine's clock by name.
 """
 
 import threading
@@ -63,10 +63,14 @@ class Clock:
                 self._reached_ms = now_ms
             return self._reached_ms
 
+    def timer_ms(self) -> int:
+        """Machine time."""
+        return self._now_ns() // 1_000_000
+
 
 def timer_of(clock: Callable[[], int]) -> Callable[[], int]:
     """Machine time in ms for a part with this clock: the clock itself, unless that is a ``Clock``."""
-    return machine_ms if isinstance(clock, Clock) else clock
+    return clock.timer_ms if isinstance(clock, Clock) else clock
 
 
 def is_due(now_ms: int, due_ms: int, every_ms: int) -> bool:

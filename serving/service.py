@@ -372,6 +372,7 @@ class Service:
         return {
             "version": {"line": line, "epoch": epoch, "step": step},
             "features": {"logged": self.features.digest, "read": replica.model.features.digest},
+            "time_ms": self.now_ms(),
             "age_ms": self.now_ms() - replica.step_time_ms if replica.step_time_ms else None,
             "items": replica.catalogue.living.count, "ready": self.ready,
             "events_per_s": round(reader.events.per_s(), 2),

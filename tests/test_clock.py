@@ -18,7 +18,7 @@ CLOCK = "recsys/clock.py"
 # Modules that read the machine's clock by name, with what for.
 MACHINE_TIME = {
     "recsys/client.py": "a client's own clock; tests and drivers hand in another",
-    "recsys/log/sqlite_files.py": "append times of records that fill lost places, which are older than all others",
+    "recsys/log/sqlite_files.py": "append times of records that fill lost places: read by nobody",
     "recsys/log/sqlite_log.py": "append times of a log that is opened as a file, outside of any system",
     "recsys/process/clock_file.py": "makes the clock",
     "recsys/process/part_process.py": "heartbeats",

@@ -1,6 +1,7 @@
 """Tables of ``recsys up`` and ``recsys status``: the parts, throughput, lag and addresses."""
 
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +52,9 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
         ("click → served", _milliseconds(status.click_to_served_p95_ms)),
         ("dead letters", _number(status.dead_letters)),
     ]
+    if not config.clock.is_machine and (time_ms := status.server.get("time_ms")):
+        moment = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(" ", "seconds")
+        facts.insert(0, ("event time", f"{moment}, clock.speed {config.clock.speed:g}"))
     if status.space is not None:
         facts.append(("disk", _disk(status.space)))
     if status.change:

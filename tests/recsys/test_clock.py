@@ -93,7 +93,7 @@ def test_a_parts_timer_is_its_clock_unless_event_time_has_another_pace() -> None
         return 7
 
     assert timer_of(clock) is clock and timer_of(machine_ms) is machine_ms
-    assert timer_of(Clock(pace)) is machine_ms
+    assert timer_of(Clock(pace, lambda: 11 * S))() == 11_000
 
 
 @pytest.mark.parametrize(
