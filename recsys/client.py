@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import msgspec
 
+from recsys.clock import machine_ms
 from recsys.events.event_types import SEEN, ClientEvent, Engagement, Stamp
 from recsys.events.hashing import Id
 
@@ -120,7 +121,7 @@ class Client:
         admin_key: str | None = None,
         timeout_s: float = 5.0,
         headers: Mapping[str, str] | None = None,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = machine_ms,
         sleep: Callable[[float], None] = time.sleep,
         draw: Callable[[], float] = random.random,
         transport: httpx.BaseTransport | None = None,

@@ -13,9 +13,11 @@ import msgspec
 from ray import serve
 from ray.util.metrics import Counter, Gauge
 
+from recsys.clock import machine_ns
 from recsys.config.system_config import Config, ServeConfig
 from recsys.observability.log_lines import LogThrottle, keep_newest, log_in_worker
 from recsys.observability.tracer import open_tracer_in_actor
+from recsys.process.clock_file import clock_of
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
 from serving.access.key_files import ADMIN_KEY, SecretFile
@@ -86,9 +88,11 @@ class Feed:
         self._log_as(name)
         log = open_log(self._config)
         self._tracer = tracer = open_tracer_in_actor(self._config, "serve", name)
-        traces = SwipeTraces(tracer, name, time.time_ns) if tracer else None
+        traces = SwipeTraces(tracer, name, machine_ns) if tracer else None
         sessions, client = session_reader(self._config), client_of(shards)
-        self.service = Service(self._config, log, sessions, shards=client, traces=traces)
+        self.service = Service(
+            self._config, log, sessions, clock_of(self._config), shards=client, traces=traces
+        )
 
     def _log_as(self, name: str) -> None:
         state, form = self._config.state, self._config.logging.format

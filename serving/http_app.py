@@ -109,7 +109,7 @@ def build_app(
     GATES[:] = [] if service.config.access.origins else [lists_gate(service.admission, metrics)]
     trail = AuditTrail(service.run_folder, name)
     app.add_middleware(
-        AccessLayer, control=control, trail=trail, metrics=metrics, now_ms=service.now_ms
+        AccessLayer, control=control, trail=trail, metrics=metrics, now_ms=service.timer_ms
     )  # fmt: skip
     if origins := service.config.access.origins:
         app.add_middleware(

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from recsys.app.set_loops import SetsInUse
-from recsys.clock import wall_ms
+from recsys.clock import timer_of
 from recsys.config.system_config import Config
 from recsys.events.event_types import ENGAGEMENT_KINDS, SEEN, Engagement, Event
 from recsys.events.hashing import Id
@@ -68,13 +68,14 @@ class Service:
 
     def __init__(
         self, config: Config, log: Log, sessions: SessionReader,
-        now_ms: Callable[[], int] = wall_ms, shards: RetrievalClient | None = None,
+        now_ms: Callable[[], int], shards: RetrievalClient | None = None,
         traces: SwipeTraces | None = None,
     ) -> None:  # fmt: skip
         """``shards``: retrieval shards; with them the replica holds no vectors and no index. ``traces``:
         traces a sample of the requests."""
         self.traces = traces
         self.config, self.log, self.now_ms, self.shards = config, log, now_ms, shards
+        self.timer_ms = timer_of(now_ms)
         first = feature_set(config)
         in_use = SetsInUse.of(log, first)
         self.features = in_use.answers
@@ -159,7 +160,7 @@ class Service:
     @property
     def stale(self) -> bool:
         """Whether examples have waited, or the log has been away, for ``serve.stale_s``."""
-        if self.reader.stale(self.now_ms()):
+        if self.reader.stale(self.timer_ms()):
             return True
         return self.replica.step > 0 and self.follower.away_s > self.config.serve.stale_s
 
@@ -376,11 +377,12 @@ class Service:
         return {
             "version": {"line": line, "epoch": epoch, "step": step},
             "features": {"logged": self.features.digest, "read": replica.model.features.digest},
+            "time_ms": self.now_ms(),
             "age_ms": self.now_ms() - replica.step_time_ms if replica.step_time_ms else None,
             "items": replica.catalogue.living.count, "ready": self.ready,
             "events_per_s": round(reader.events.per_s(), 2),
             "examples_per_s": round(reader.examples.per_s(), 2),
-            **reader.freshness.percentiles(self.now_ms()), "lag": reader.lag, "gaps": reader.line.gaps,
+            **reader.freshness.percentiles(self.timer_ms()), "lag": reader.lag, "gaps": reader.line.gaps,
             "impressions_dropped": self.writer.dropped, "canary": self._canary_status(),
             "arms": self._arms_status(),
         }  # fmt: skip

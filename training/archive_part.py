@@ -7,9 +7,9 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
-from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.records import EVENTS
+from recsys.process.clock_file import clock_of
 from recsys.process.disk_budget import Level
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
@@ -67,10 +67,11 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
     with closing(open_log(config)) as log, ExitStack() as locks:
         locks.enter_context(leased(config.state, PART, share.partitions(log.partitions(EVENTS))))
         folder, space = Path(config.state) / "archive", SpaceReader(config.state)
-        archive = Archive(log, folder, wall_ms, share)
+        clock = clock_of(config)
+        archive = Archive(log, folder, clock, share)
         budgeted = BudgetedArchive(archive, folder, space, config.disk.archive_days, share)
-        inspector = Inspector(log, PartState(config.state, PART), wall_ms) if share.first else None
-        eraser = Eraser(log, folder, PartState(config.state, ERASURES), wall_ms, share)
+        inspector = Inspector(log, PartState(config.state, PART), clock) if share.first else None
+        eraser = Eraser(log, folder, PartState(config.state, ERASURES), clock, share)
         beat, written = stop.heartbeat, 0
         while not stop.is_set():
             moved = run_turn(budgeted.turn, stop, _LOG)

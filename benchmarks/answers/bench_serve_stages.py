@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from benchmarks.answers.serve_floor import floor_of
 from benchmarks.harness.worker_processes import Messages, reporting_errors
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
@@ -111,7 +112,7 @@ def sampling() -> Iterator["Counter[str]"]:
 def stages(config: Config, bodies: Sequence[bytes], seconds: float, messages: Messages) -> None:
     """Main function of a process: sends microseconds of a request, in all and by stage."""
     with reporting_errors(messages, 0):
-        service = Service(config, open_log(config), RedisSessions(config.sessions.url))
+        service = Service(config, open_log(config), RedisSessions(config.sessions.url), machine_ms)
         app = build_app(service, lambda: "")
 
         async def run() -> dict[str, Any]:

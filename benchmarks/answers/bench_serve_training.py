@@ -31,7 +31,7 @@ from benchmarks.harness.worker_processes import (
 from benchmarks.system.bench_freshness import Task, cut, join, learn, serve
 from benchmarks.system.synthetic_views import draw_items, draw_views
 from parameter_server.shard.shard import Shard
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Live
 from recsys.events.event_types import Engagement, Impression, Stamp, encode
@@ -171,7 +171,7 @@ def _send_events(task: Task, seed: int, sender: _Switch) -> None:
         )  # predictions by live for each item
         span_ms, round_ = events[-1].time_ms - events[0].time_ms + 1, 0
         # The load's own lists are of today, and the joiner skips events years older than them.
-        shift_ms = wall_ms() - events[0].time_ms
+        shift_ms = machine_ms() - events[0].time_ms
         sender.messages.put(("ready", 4, None))
         at = 0
         while not sender.stop.is_set():

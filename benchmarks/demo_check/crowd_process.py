@@ -9,6 +9,7 @@ from examples.short_video.crowd import Crowd, Work
 from examples.short_video.viewers import drive
 from examples.short_video.world import World
 from recsys.client import Client
+from recsys.clock import machine_ms
 
 _TICK_S: Final = 0.02
 _END_S: Final = 30.0
@@ -50,4 +51,4 @@ def _browse(url: str, rate: float, stop: Any, results: Any) -> None:
     now_ms = time.time_ns() // 1_000_000
     crowd = Arriving(World(users=_USERS, start_ms=now_ms), rate, now_ms)
     with Client(url, timeout_s=10.0) as client:
-        results.put(drive(crowd, client, lambda: stop.wait(_TICK_S), lambda line: None))
+        results.put(drive(crowd, client, lambda: stop.wait(_TICK_S), lambda line: None, machine_ms))

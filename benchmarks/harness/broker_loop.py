@@ -167,7 +167,7 @@ class BrokerPlayer(Player):
         self.pipeline = type(self.pipeline)(self.replica)
         self._click_lists = ClickLists(self.pipeline)
         self._session_loop = SessionLoop(
-            log, store, self.features, self.config.sessions.seen, self._clock
+            log, store, self.features, self._clock, self.config.sessions.seen
         )
         self._counter_loop = CounterLoop(log, self.features, None, self._clock)
         self._reader = StateReader(log, self.replica, self.config, self._clock)

@@ -131,7 +131,7 @@ def _events(log: Log, acknowledged: Mapping[str, bool]) -> Figures:
 def _sessions(log: MemoryLog, config: Config, sessions: Mapping[str, bytes]) -> Figures:
     """Sessions beside a new fold of the log, bit for bit, and their counts beside distinct events."""
     features, store = feature_set(config), MemorySessions()
-    loop = SessionLoop(log, store, features, config.sessions.seen)
+    loop = SessionLoop(log, store, features, lambda: 0, config.sessions.seen)
     while loop.turn():
         pass
     distinct: dict[str, set[str]] = {user: set() for user in sessions}

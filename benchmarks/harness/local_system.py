@@ -114,7 +114,7 @@ class LocalSystem:
 
     def _session_loop(self, name: str, features: FeatureSet) -> SessionLoop:
         store, seen = self.sessions.of_set(name), self.config.sessions.seen
-        return SessionLoop(self.log, store, features, seen, self._clock, self.tracer, name)
+        return SessionLoop(self.log, store, features, self._clock, seen, self.tracer, name)
 
     def _counter_loop(self, name: str, features: FeatureSet) -> CounterLoop:
         return CounterLoop(self.log, features, None, self._clock, name=name)

@@ -20,6 +20,7 @@ import msgspec
 import psutil
 
 from benchmarks.harness.worker_processes import Messages, reporting_errors
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config, ParameterServerConfig
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
@@ -183,7 +184,7 @@ def uvicorn(config: Config, port: int, messages: Messages, stop: Any) -> None:
 
     with reporting_errors(messages, 1):
         logging.getLogger("recsys").setLevel(logging.WARNING)
-        service = Service(config, open_log(config), RedisSessions(config.sessions.url))
+        service = Service(config, open_log(config), RedisSessions(config.sessions.url), machine_ms)
         app = build_app(service, lambda: "", _READY_S, tune_for_latency)
         settings = ServerConfig(
             app, host=_LOOPBACK, port=port, access_log=False, log_level="warning",

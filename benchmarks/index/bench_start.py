@@ -24,6 +24,7 @@ from benchmarks.harness.worker_processes import (
     reporting_errors,
 )
 from benchmarks.system.up_times import measure_up
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 
 _KINDS: Final = ("Pss", "Pss_Anon", "Pss_File")
@@ -104,7 +105,7 @@ def ranker(config: Config, number: int, messages: Messages, stop: Any) -> None:
             return records
 
         log.read = counted
-        service = Service(config, log, MemorySessions())
+        service = Service(config, log, MemorySessions(), machine_ms)
         await service.start()
         while not service.ready and not service.failure:
             await asyncio.sleep(0.02)

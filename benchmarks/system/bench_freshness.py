@@ -32,7 +32,7 @@ from benchmarks.harness.worker_processes import (
     reporting_errors,
 )
 from benchmarks.system.synthetic_views import draw_items, draw_views
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config, ParameterServerConfig, StepConfig
 from recsys.events.event_types import Engagement, encode
 from recsys.events.hashing import partition_of
@@ -192,7 +192,7 @@ def join(task: Task, messages: Messages, stop: Any) -> None:
 
         # Asking the log for its ends would take longer, on Kafka, than joining.
         log.append = noting  # type: ignore[method-assign]
-        loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, open_log(config))
+        loop = JoinerLoop(log, config, feature_set(config), machine_ms, state, open_log(config))
 
         def turn() -> Any:
             return tuple(ends) if loop.turn() else None
@@ -204,7 +204,7 @@ def cut(task: Task, messages: Messages, stop: Any) -> None:
     """The sequencer process; notes the newest step."""
     with reporting_errors(messages, 1):
         log = open_log(task.config)
-        loop = SequencerLoop(log, task.config, feature_set(task.config), wall_ms, live=task.live)
+        loop = SequencerLoop(log, task.config, feature_set(task.config), machine_ms, live=task.live)
 
         def turn() -> Any:
             before = loop.step
@@ -219,7 +219,7 @@ def follow(task: Task, messages: Messages, stop: Any) -> None:
     with reporting_errors(messages, 2):
         features, log = feature_set(task.config), open_log(task.config)
         replica = Replica(features, task.config)
-        reader = StateReader(log, replica, task.config, wall_ms)
+        reader = StateReader(log, replica, task.config, machine_ms)
         reader.catch_up(stop.is_set)
         pipeline, session, known_step = Pipeline(replica), Session("u0", features), 0
 
@@ -231,7 +231,7 @@ def follow(task: Task, messages: Messages, stop: Any) -> None:
             known_step = replica.step
             policy = reader.policies.resolve("u0")
             answer = pipeline.recommend(
-                Query(Request("u0"), session, policy, wall_ms(), f"r{known_step}")
+                Query(Request("u0"), session, policy, machine_ms(), f"r{known_step}")
             )
             if answer.degraded or answer.stamp is None:
                 raise RuntimeError(

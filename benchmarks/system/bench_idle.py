@@ -34,7 +34,7 @@ from benchmarks.system.thread_usage import (
 )
 from experiments.promotion.lifecycle import SHADOW
 from parameter_server.shard.shard import Shard
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.system_config import digest, laptop
 from recsys.events.records import SCORES
 from recsys.features.feature_set_file import feature_set
@@ -272,7 +272,7 @@ def _add_candidate(system: Live) -> None:
     config, features, name = system.config, feature_set(system.config), "cand-idle"
     model = build_model(features, config.model)
     arrays, meta = Shard(whole_spec(config, "cand"), model.read_dense()).export()
-    log, now_ms = open_log(config), wall_ms()
+    log, now_ms = open_log(config), machine_ms()
     try:
         provenance = Provenance(
             name=name, kind="offline", feature_set=features.digest, model=digest(config.model),

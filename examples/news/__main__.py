@@ -1,19 +1,19 @@
 """The news page as a running app: ``python -m examples.news [FOLDER]``."""
 
-import time
 from pathlib import Path
 from typing import Final
 
 from examples.app_run import ExampleApp, Rows, main
 from examples.news.news_world import NewsWorld
 from examples.news.tables import FILES, HOUR_MS, remove_old, tables
+from recsys.clock import machine_ms
 
 HOURS: Final = 48
 
 
 def made() -> dict[str, Rows]:
     """The tables of two days that end now."""
-    start_ms = int(time.time() * 1000) - HOURS * HOUR_MS
+    start_ms = machine_ms() - HOURS * HOUR_MS
     return tables(NewsWorld(hours=HOURS, start_ms=start_ms))
 
 

@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from examples.quarantine import requests
 from examples.quarantine.sentinel_loop import append_verdicts
-from recsys.clock import wall_ms
+from recsys.process.clock_file import clock_of
 from runtime.cli.common import JsonOption, StateOption, exit_on, show, with_system
 
 _STATE: Final = Path("state")
@@ -22,7 +22,7 @@ quarantine = typer.Typer(no_args_is_help=True, help="Users whose events don't co
 def list_users(hours: Hours = 24.0, state: StateOption = _STATE, json: JsonOption = None) -> None:
     """Lists users in quarantine, and cohorts that the detectors name."""
     with with_system(state) as (config, log):
-        accounts = requests.read_sentinel(log, hours).accounts
+        accounts = requests.read_sentinel(log, config, hours).accounts
         held, cohorts = requests.held_users(log, config, accounts), accounts.cohorts()
     rows: list[dict[str, Any]] = [{"state": "held", "users": [user]} for user in held]
     rows += [
@@ -45,7 +45,7 @@ def hold(
 ) -> None:
     """Holds users: from now on their events don't count, and what they counted is taken back."""
     with exit_on(), with_system(state) as (config, log):
-        offsets = append_verdicts(log, users, True, why or "held by a person", wall_ms())
+        offsets = append_verdicts(log, users, True, why or "held by a person", clock_of(config)())
         typer.echo(f"{len(offsets)} users are held")
         if unlearn:
             typer.echo(requests.unlearn(log, config, offsets))
@@ -54,8 +54,9 @@ def hold(
 @quarantine.command()
 def lift(users: Users, why: Why = "", state: StateOption = _STATE) -> None:
     """Ends the quarantine of users: from now on their events count again."""
-    with with_system(state) as (_, log):
-        lifted = append_verdicts(log, users, False, why or "lifted by a person", wall_ms())
+    with with_system(state) as (config, log):
+        why = why or "lifted by a person"
+        lifted = append_verdicts(log, users, False, why, clock_of(config)())
     typer.echo(f"{len(lifted)} users count again")
 
 
@@ -70,7 +71,7 @@ def apply(
         least = nats or config.bounds.hold_nats
         if not least:
             raise ValueError("bounds.hold_nats is 0: give --nats, or set it in the configuration")
-        for cohort in requests.read_sentinel(log, hours, least).hold():
+        for cohort in requests.read_sentinel(log, config, hours, least).hold():
             typer.echo(f"held {' '.join(cohort.users)} ({', '.join(cohort.marks)})")
 
 

@@ -5,20 +5,20 @@ from contextlib import closing
 
 from examples.quarantine.cohorts import Accounts
 from examples.quarantine.sentinel_loop import SentinelLoop
-from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Unlearning
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
+from recsys.process.clock_file import clock_of
 from recsys.process.open_log import open_log
 from runtime.jobs.user_deletion import Refused, await_unlearned, is_running, unlearn_stopped
 from serving.sessions.counter_loop import quarantined_users
 from training.lines.control import append_control
 
 
-def read_sentinel(log: Log, hours: float, nats: float = 0.0) -> SentinelLoop:
+def read_sentinel(log: Log, config: Config, hours: float, nats: float = 0.0) -> SentinelLoop:
     """A sentinel that has read all events; judgements are those of the last hours."""
-    sentinel = SentinelLoop(log, nats, wall_ms, int(hours * 3_600_000))
+    sentinel = SentinelLoop(log, nats, clock_of(config), int(hours * 3_600_000))
     while sentinel.read():
         pass
     return sentinel
@@ -35,7 +35,7 @@ def unlearn(log: Log, config: Config, offsets: dict[str, int]) -> str:
     ``offsets``: of their verdicts, up to which nothing stays of their examples."""
     if is_running(config):
         name = uuid.uuid4().hex[:12]
-        append_control(log, Unlearning(id=name, users=offsets, time_ms=wall_ms()))
+        append_control(log, Unlearning(id=name, users=offsets, time_ms=clock_of(config)()))
         return await_unlearned(log, name, config)
     with closing(open_log(config)) as second_reader:
         try:

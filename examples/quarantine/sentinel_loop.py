@@ -9,12 +9,12 @@ from contextlib import closing
 from typing import Final
 
 from examples.quarantine.cohorts import Accounts, Cohort
-from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Rejected, Verdict, decode, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, Log, LogLost
+from recsys.process.clock_file import clock_of
 from recsys.process.log_consumer import Consumer
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
@@ -95,7 +95,7 @@ class SentinelLoop:
 def run(config: Config, stop: Stop) -> None:
     """Looks until asked to stop."""
     with closing(open_log(config)) as log:
-        loop = SentinelLoop(log, config.bounds.hold_nats, wall_ms)
+        loop = SentinelLoop(log, config.bounds.hold_nats, clock_of(config))
         while not stop.is_set():
             moved = run_turn(loop.turn, stop, _LOG)
             if moved is None:

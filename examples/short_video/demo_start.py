@@ -20,6 +20,7 @@ from examples.short_video.demo_data import choose
 from examples.short_video.demo_system import NotReady, check_lost
 from examples.short_video.viewers import EVENTS_PER_LIST
 from examples.short_video.warmup import WarmupData
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set, write_feature_set
@@ -81,7 +82,9 @@ def _warmup_data(
     begun = warmup.read_progress(state)
     if begun is not None and begun.done:
         return None, begun
-    now_ms = time.time_ns() // 1_000_000 if begun is None else begun.now_ms
+    start_ms = settings.clock.start_ms
+    first_ms = machine_ms() if start_ms is None else start_ms
+    now_ms = first_ms if begun is None else begun.now_ms
     data, why = choose(now_ms, limit)
     console.print(f"data: {why}", highlight=False)
     write_feature_set(

@@ -15,6 +15,7 @@ from rich.console import Console
 from examples.short_video.demo_system import NotReady
 from experiments.promotion.lifecycle import CANARY, ENDED, LIVE, SHADOW, TAKING_OVER
 from recsys.config.system_config import Config
+from recsys.process.clock_file import clock_of
 from recsys.process.open_log import open_log
 from runtime.reports.candidate_table import CandidateView
 from runtime.supervision.system_status import server_status
@@ -101,7 +102,7 @@ def _follow(config: Config, name: str, heading: Any, console: Console) -> None:
     stage, said_s, until_s = "", 0.0, time.monotonic() + _DECIDED_S
     log = open_log(config)
     try:
-        view = CandidateView(log, config)
+        view = CandidateView(log, config, clock_of(config))
         while stage != LIVE:
             rows = [row for row in view.turn() if row["line"] == name]
             row = rows[0] if rows else {"stage": ""}

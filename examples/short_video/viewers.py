@@ -16,9 +16,11 @@ from examples.short_video.crowd import Crowd
 from examples.short_video.warmup import pending
 from examples.short_video.world import World
 from recsys.client import Client
+from recsys.clock import timer_of
 from recsys.config.system_config import Config
 from recsys.events.event_types import ClientEvent
 from recsys.events.hashing import Id
+from recsys.process.clock_file import clock_of
 from recsys.process.part_process import Stop
 from runtime.supervision import launch_plan
 from serving.access.hosts import is_open
@@ -29,7 +31,7 @@ _THREADS: Final = 8
 _BATCH: Final = 100  # events in one request
 # Events queued for an unresponsive server; older ones are dropped and counted.
 _MAX_QUEUED: Final = 5_000
-_RETRY_S: Final = 1.0
+_RETRY_MS: Final = 1_000
 # Average events per list of eight: the request, and engagements until the viewer leaves.
 EVENTS_PER_LIST: Final = 13.0
 
@@ -37,22 +39,24 @@ _log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends the crowd's requests and events through a client, and counts them. Not thread-safe."""
+    """Sends the crowd's requests and events through a client, and counts them. ``clock``: event time in ms.
+    Not thread-safe."""
 
-    def __init__(self, crowd: Crowd, client: Any, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, crowd: Crowd, client: Any, clock: Callable[[], int]) -> None:
         self._crowd, self._client, self._clock = crowd, client, clock
+        self._timer_ms = timer_of(clock)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="viewer")
         self._outbox: deque[ClientEvent] = deque()
         self._sending: tuple[Future[Any], list[ClientEvent]] | None = None
         self._asking: dict[Future[Any], Any] = {}
-        self._retry_at_s = 0.0
+        self._retry_at_ms = 0
         self.counts = dict.fromkeys(
             ("events", "lists", "shown", "liked", "failed", "rejected", "lost"), 0
         )
 
     def turn(self) -> None:
         """Handles answers that have arrived, and sends due requests and events."""
-        now_ms = int(self._clock() * 1000)
+        now_ms = self._clock()
         for future in [future for future in self._asking if future.done()]:
             self._take(future, self._asking.pop(future), now_ms)
         work = self._crowd.turn(now_ms, max_lists=2 * _THREADS - len(self._asking))
@@ -80,7 +84,7 @@ class Sender:
         """Waits for the open request, and sends the queued events once."""
         if self._sending:
             self._sent(*self._sending)
-        self._retry_at_s = 0.0
+        self._retry_at_ms = 0
         while self._outbox and not self.counts["lost"]:
             self._send(wait=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -88,7 +92,7 @@ class Sender:
     def _send(self, wait: bool = False) -> None:
         if self._sending and (wait or self._sending[0].done()):
             self._sent(*self._sending)
-        if self._sending or not self._outbox or self._clock() < self._retry_at_s:
+        if self._sending or not self._outbox or self._timer_ms() < self._retry_at_ms:
             return
         batch = [self._outbox.popleft() for _ in range(min(_BATCH, len(self._outbox)))]
         self._sending = self._pool.submit(self._client.send_events, batch), batch
@@ -109,7 +113,7 @@ class Sender:
                 self._outbox.extendleft(reversed(batch))
             else:
                 self.counts["lost"] += len(batch)
-            self._retry_at_s = self._clock() + _RETRY_S
+            self._retry_at_ms = self._timer_ms() + _RETRY_MS
 
     def _take(self, future: Future[Any], viewer: Any, now_ms: int) -> None:
         try:
@@ -156,31 +160,36 @@ def drive(
     client: Any,
     until: Callable[[], bool],
     report: Callable[[str], None],
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], int],
 ) -> dict[str, int]:
     """Lets the crowd browse until ``until`` (called 50 times a second) returns True; returns the counts."""
-    sender, lines = Sender(crowd, client, clock), SummaryLines(clock())
+
+    def now_s() -> float:
+        return timer_of(clock)() / 1000
+
+    sender, lines = Sender(crowd, client, clock), SummaryLines(now_s())
     try:
         while not until():
             sender.turn()
-            line = lines.line(sender, crowd, clock())
+            line = lines.line(sender, crowd, now_s())
             if line:
                 report(line)
     finally:
         sender.close()
-        report(lines.line(sender, crowd, clock(), last=True) or "")
+        report(lines.line(sender, crowd, now_s(), last=True) or "")
     return sender.counts
 
 
 def run_part(config: Config, stop: Stop) -> None:
-    """Runs the part ``viewers``, at the plan's rate of lists per second.
+    """Runs the part ``viewers``, at the plan's rate of lists per second of event time.
 
     Waits while the warm-up writes past events: current events would close their attribution windows.
     """
     while pending(Path(config.state)) and not stop.wait(0.5):
         pass
     _, plan = launch_plan.read(config.state)
-    now_ms = int(time.time() * 1000)
+    clock = clock_of(config)
+    now_ms = clock()
     crowd = Crowd(World(start_ms=now_ms), plan.viewers * EVENTS_PER_LIST, now_ms)
     # Without a key where none is needed: then its events count by their tokens, as those of people do.
     headers = {} if is_open(config) else launch_plan.admin_headers(config.state)
@@ -190,4 +199,4 @@ def run_part(config: Config, stop: Stop) -> None:
         _log.info("%s", line)
         stop.heartbeat.gauge("viewers", crowd.inside)
 
-    drive(crowd, client, lambda: stop.wait(TICK_S), report)
+    drive(crowd, client, lambda: stop.wait(TICK_S), report, clock)

@@ -10,6 +10,7 @@ from examples.short_video.crowd import Crowd
 from examples.short_video.viewers import TICK_S, drive
 from examples.short_video.world import World
 from recsys.client import Client
+from recsys.clock import machine_ms
 
 
 def viewers(
@@ -31,15 +32,16 @@ def viewers(
         raise typer.BadParameter(f"rate is {rate}, seconds {seconds}: expected a positive rate")
     if publish and not key:
         raise typer.BadParameter("--publish needs a key with the scope catalogue: give --key")
-    start_s = time.time()
-    world = World(seed, users, items, start_ms=int(start_s * 1000))
-    crowd = Crowd(world, rate, int(start_s * 1000), publish=publish)
+    start_s, start_ms = time.monotonic(), machine_ms()
+    world = World(seed, users, items, start_ms=start_ms)
+    crowd = Crowd(world, rate, start_ms, publish=publish)
 
     def until() -> bool:
         time.sleep(TICK_S)
-        return 0 < seconds <= time.time() - start_s
+        return 0 < seconds <= time.monotonic() - start_s
 
+    client = Client(url, key=key or None)
     try:
-        drive(crowd, Client(url, key=key or None), until, lambda line: print(line, flush=True))
+        drive(crowd, client, until, lambda line: print(line, flush=True), machine_ms)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None

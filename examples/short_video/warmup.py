@@ -8,7 +8,6 @@ the progress, so that a warm-up that was killed goes on without duplicates.
 It must finish before anybody is served: once event time has moved on, windows of the past close at once.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -18,6 +17,7 @@ from typing import Final
 import msgspec
 
 from examples.short_video.feature_replay import FeatureReplay
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Impression, Item
 from recsys.events.field_schema import Schema
@@ -93,7 +93,7 @@ def warm_up(
 
 def begin(state: Path, data: WarmupData, now_ms: int | None = None) -> Progress:
     """Marks a state folder for warm-up: simulated viewers wait until it is done."""
-    now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    now_ms = machine_ms() if now_ms is None else now_ms
     progress = Progress(data.name, now_ms, data.impressions)
     write_progress(state, progress)
     return progress

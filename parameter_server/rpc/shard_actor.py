@@ -27,6 +27,7 @@ from parameter_server.storage.durable_shard import DurableShard, Publish, ShardS
 from parameter_server.storage.reshard import Resharded, ShardFiles, reshard_line
 from parameter_server.table.dense import Vector
 from parameter_server.table.kernels import warm
+from recsys.clock import machine_ns
 from recsys.config.system_config import Config
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Append, Log
@@ -303,9 +304,9 @@ def delta_publisher(log: Log, line: str, tracer: Tracer | None = None) -> Publis
     key = line.encode()
 
     def publish(deltas: Sequence[bytes]) -> None:
-        began_ns = time.time_ns()
+        began_ns = machine_ns()
         log.append(DELTAS, [Append(0, key, delta) for delta in deltas])
         if tracer:
-            record_publish_spans(tracer, deltas, began_ns, time.time_ns())
+            record_publish_spans(tracer, deltas, began_ns, machine_ns())
 
     return publish

@@ -12,6 +12,7 @@ of ``recsys.config.system_config``; an unknown key is an error that names its po
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -127,7 +128,10 @@ def _lay(
 
 
 def _converted(value: Any, kind: Any, where: str, path: KeyPath) -> Any:
-    """Converts the value to ``kind``; a string from the environment may be a number, a boolean or JSON."""
+    """Converts the value to ``kind``; a string from the environment may be a number, a boolean or JSON, and
+    YAML makes dates of some texts."""
+    if isinstance(value, date):
+        value = value.isoformat()
     if isinstance(value, str) and get_origin(kind) is tuple:
         value = _decoded(value)
     try:

@@ -22,6 +22,7 @@ from recsys.config.checks import (
     limited,
     positive,
 )
+from recsys.config.clock_config import ClockConfig
 from recsys.config.log_config import LogConfig
 from recsys.config.part_configs import (
     CompatConfig,
@@ -281,6 +282,7 @@ class Config:
     name: str = "laptop"
     state: str = "state"  # the state folder
     nodes: int = 1
+    clock: ClockConfig = field(default_factory=ClockConfig)
     log: LogConfig = field(default_factory=LogConfig)
     sessions: SessionConfig = field(default_factory=SessionConfig)
     join: JoinConfig = field(default_factory=JoinConfig)
@@ -317,6 +319,12 @@ class Config:
                 f"nodes is {self.nodes}, but log.url is {self.log.url!r} and sessions.url is "
                 f"{self.sessions.url!r}: a file log and a loopback Valkey reach one node only; "
                 "give kafka://... and redis://..."
+            )
+        if self.nodes > 1 and not self.clock.is_machine:
+            raise ValueError(
+                f"nodes is {self.nodes}, but clock is start {self.clock.start!r}, speed {self.clock.speed}: "
+                "processes share that clock through the memory of one machine; set nodes to 1, or leave "
+                "clock out"
             )
         published = self.parameter_server.delta_format
         if self.serve.rows == "int8" and published != "int8":

@@ -108,7 +108,7 @@ TOO_LATE: Final = "it came too late: a request counts for 30 s; ask again, while
 
 
 def is_too_late(request: "OperatorRequest | ExperimentRequest", now_ms: int) -> bool:
-    """Whether a request has no effect any more."""
+    """Whether a request has no effect any more; both times are the machine's, as an operator waits."""
     return bool(request.time_ms) and now_ms - request.time_ms > REQUEST_MS
 
 
@@ -248,7 +248,16 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
     time_ms: int = 0
 
 
+class LogClock(msgspec.Struct, frozen=True, kw_only=True, tag="clock"):
+    """Clock of the system whose log this is, as the first record, where that isn't the machine's: ``id`` of
+    the clock in its state folder, and the configuration that began it."""
+
+    id: str
+    start_ms: int
+    speed: float
+
+
 Control = (
     Live | Experiments | ExperimentRequest | Erasure | Unlearning | Candidate | Definition | Decision
-    | OperatorRequest | Alarm | Reaction | ApiKey
+    | OperatorRequest | Alarm | Reaction | ApiKey | LogClock
 )  # fmt: skip

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
+from recsys.clock import machine_ms
 from recsys.log import protocol
 from recsys.log.protocol import LogDamaged, LogLost, LogUnavailable, Topic
 from recsys.log.record_crc import record_crc, row_crc
@@ -353,7 +354,7 @@ class SqliteFiles:
     def _fill(self, connection: Connection, ends: dict[int, int]) -> None:
         """Puts empty records, which readers skip and count, in the places of those that are lost: other files
         may name their offsets, which must not be given twice."""
-        now_ms = int(time.time() * 1000)
+        now_ms = machine_ms()
         with self.transaction(connection.db):
             for p in range(connection.partitions):
                 begin, end, size = connection.bounds(p)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.log import protocol
 from recsys.log.protocol import Append, LogDamaged, LogUnavailable, Record
 from recsys.log.record_crc import intact_records, is_intact, record_crc
@@ -30,7 +30,7 @@ class SqliteLog(SqliteFiles):
     """
 
     def __init__(
-        self, folder: str | Path, *, durability: str = "process", clock: Callable[[], int] = wall_ms,
+        self, folder: str | Path, *, durability: str = "process", clock: Callable[[], int] = machine_ms,
         patience_s: float = 30.0,
     ) -> None:  # fmt: skip
         sync = {"process": "NORMAL", "power": "FULL"}[durability]

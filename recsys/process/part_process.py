@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from recsys.clock import machine_ms
 from recsys.log.protocol import LogLost
 from recsys.observability.log_lines import log_to_files, redact
 from recsys.process.malloc_tuning import return_freed_memory
@@ -111,12 +112,12 @@ class Heartbeat:
     """
 
     def __init__(self, part: str, path: Path | None = None,
-                 clock: Callable[[], float] = time.time, restarts: int = 0) -> None:  # fmt: skip
+                 clock: Callable[[], int] = machine_ms, restarts: int = 0) -> None:  # fmt: skip
         self._clock, self._lock, self._write_lock = clock, threading.Lock(), threading.Lock()
         self._file = SlotFile(path) if path is not None else None
-        started_ms = int(clock() * 1000)
+        started_ms = clock()
         self._beat = Beat(part=part, pid=os.getpid(), started_ms=started_ms, restarts=restarts)
-        self._rated_at, self._rated = clock(), dict[str, float]()
+        self._rated_ms, self._rated = started_ms, dict[str, float]()
 
     def add(self, name: str, count: float = 1) -> None:
         with self._lock:
@@ -146,7 +147,7 @@ class Heartbeat:
             self._beat.names[name] = names
 
     def turned(self) -> None:
-        self._beat.turned_ms = int(self._clock() * 1000)
+        self._beat.turned_ms = self._clock()
 
     def state(self, state: str, failure: str = "") -> None:
         """Changes the state and writes it at once, or with the next heartbeat if the disk is full. A stopping
@@ -167,8 +168,8 @@ class Heartbeat:
         with self._lock:
             gauges = self._beat.gauges
             self._beat.gauges = {name: gauges[name] for name in gauges if isfinite(gauges[name])}
-            self._rate(self._clock())
-            self._beat.time_ms = int(self._clock() * 1000)
+            self._beat.time_ms = self._clock()
+            self._rate(self._beat.time_ms)
             return msgspec.convert(msgspec.to_builtins(self._beat), Beat)
 
     def write(self) -> None:
@@ -176,8 +177,8 @@ class Heartbeat:
             with self._write_lock:
                 self._file.write(msgspec.json.encode(self.now()))
 
-    def _rate(self, now: float) -> None:
-        passed = now - self._rated_at
+    def _rate(self, now_ms: int) -> None:
+        passed = (now_ms - self._rated_ms) / 1000
         if passed < 0.5:
             return
         weight = min(1.0, passed / 5.0)
@@ -185,7 +186,7 @@ class Heartbeat:
             rate = (value - self._rated.get(name, 0.0)) / passed
             before = self._beat.rates.get(name, rate)
             self._beat.rates[name] = round(before + weight * (rate - before), 3)
-        self._rated_at, self._rated = now, dict(self._beat.counters)
+        self._rated_ms, self._rated = now_ms, dict(self._beat.counters)
 
 
 def read_beat(path: Path) -> Beat | None:

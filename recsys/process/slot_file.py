@@ -3,7 +3,7 @@
     #NUMBER LENGTH CRC DATA, padded with spaces, in each of two slots of equal size
 
 The CRC-32 covers number and data. Writes go to the slots in turn, and a reader takes the newest intact one.
-Data that outgrow their slot make a new, larger file. Not synced to disk.
+Data that outgrow their slot make a new, larger file.
 """
 
 import contextlib
@@ -29,8 +29,9 @@ class SlotFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
-    def write(self, data: bytes) -> None:
-        """Replaces the content. Raises OSError, and then keeps the old content."""
+    def write(self, data: bytes, sync: bool = False) -> None:
+        """Replaces the content. Raises OSError, and then keeps the old content. Without ``sync`` a power cut
+        may take it."""
         if self._descriptor < 0:
             self._open()
         number = self._number + 1
@@ -40,11 +41,13 @@ class SlotFile:
         else:
             _write_at(self._descriptor, slot.ljust(self._room), number % 2 * self._room)
         self._number = number
+        if sync:
+            os.fsync(self._descriptor)
 
     def _open(self) -> None:
         """Opens the file of an earlier writer, which has its disk space already."""
         with contextlib.suppress(OSError):
-            if slots := _slots(self._path.read_bytes()):
+            if slots := slots_of(self._path.read_bytes()):
                 descriptor = os.open(self._path, os.O_WRONLY)
                 self._descriptor, self._number = descriptor, max(slots)[0]
                 self._room = os.fstat(descriptor).st_size // 2
@@ -71,12 +74,12 @@ def read_slots(path: Path) -> bytes:
     """Newest intact content of a slot file; the whole content of any other file. Raises OSError."""
     for _ in range(_READS):
         data = path.read_bytes()
-        if slots := _slots(data):
+        if slots := slots_of(data):
             return max(slots)[1]
     return data
 
 
-def _slots(data: bytes) -> list[tuple[int, bytes]]:
+def slots_of(data: bytes) -> list[tuple[int, bytes]]:
     """Numbers and contents of the intact slots."""
     slots = []
     for begin in (0, len(data) // 2):

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.process.disk_budget import Level, Space
 from recsys.process.slot_file import read_slots
 
@@ -28,7 +28,7 @@ def read_space(state: str | Path, now_ms: int) -> Space | None:
 class SpaceReader:
     """Reads the file once a second."""
 
-    def __init__(self, state: str | Path, now_ms: Callable[[], int] = wall_ms) -> None:
+    def __init__(self, state: str | Path, now_ms: Callable[[], int] = machine_ms) -> None:
         self._state, self._now_ms = state, now_ms
         self._due_s = 0.0
         self._space: Space | None = None

@@ -7,9 +7,9 @@ from typing import Annotated, Final
 import typer
 from typer import Argument, Option
 
-from recsys.clock import wall_ms
 from recsys.events.control_records import Decision
 from recsys.features.feature_set_file import feature_set
+from recsys.process.clock_file import clock_of
 from runtime.cli.common import JsonOption, RegistryOption, StateOption, show, with_system
 from runtime.jobs import director_requests
 from runtime.reports.candidate_table import CandidateView
@@ -31,7 +31,7 @@ def shadow(
     intervals are valid at every look.
     """
     with with_system(state) as (config, log):
-        view = CandidateView(log, config)
+        view = CandidateView(log, config, clock_of(config))
         while True:
             rows = view.turn()
             show(rows, json, lambda rows: [view.table(rows)])
@@ -80,7 +80,7 @@ def merge(
 
     candidates = Registry((registry or state / "registry").resolve())
     with with_system(state) as (config, log):
-        now_ms = wall_ms()
+        now_ms = clock_of(config)()
         blends = Blends(Blend(rare, frequent, half), dense)
         live = LiveMerge(log, config, feature_set(config), lifecycle_of(log), now_ms)
         new = new_name("merged", now_ms)

@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from experiments.assignment.definition import read_experiments
 from experiments.statistics.revision import parse_each
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import ExperimentRequest
 from recsys.features.feature_set_file import FEED_SCHEMA, labels_of
@@ -73,7 +73,7 @@ def start(
     with with_system(state) as (config, log):
         request = ExperimentRequest(
             what="start", name=str(file), text=file.read_text("utf-8"), at_once=at_once,
-            time_ms=wall_ms(),
+            time_ms=machine_ms(),
         )  # fmt: skip
         revision = request_experiment(log, config, request)
         (started,) = read_experiments({str(file): request.text}, config.policy, labels_of(config))
@@ -92,7 +92,7 @@ def stop(
 ) -> None:
     """Stops an experiment: from the next request on nobody is assigned its arms. Its report stays."""
     with with_system(state) as (config, log):
-        request = ExperimentRequest(what="stop", name=name, reason=reason, time_ms=wall_ms())
+        request = ExperimentRequest(what="stop", name=name, reason=reason, time_ms=machine_ms())
         revision = request_experiment(log, config, request)
         typer.echo(f"{name} is stopped, revision {revision.revision}: {revision.states[name].why}")
 

@@ -20,8 +20,8 @@ from typer import Argument, Option
 from recsys.app.app_file import app_of
 from recsys.app.data_files import read_data_files
 from recsys.app.guess import guess
-from recsys.clock import wall_ms
 from recsys.log.protocol import LogLost, LogUnavailable
+from recsys.process.clock_file import clock_of, start_clock
 from recsys.process.open_log import create_topics, open_log
 from replay.datasets.dataset import DataError
 from replay.datasets.mapped_files import MappedFiles
@@ -132,15 +132,17 @@ def import_(
         def refuse(file: Path, bad: BadRow) -> None:
             rows.writerow((file, *bad))
 
+        start_clock(settings)
+        clock = clock_of(settings)
         dataset = MappedFiles(
-            definition, tables, paths, now_ms=wall_ms(), scratch=Path(scratch),
+            definition, tables, paths, now_ms=clock(), scratch=Path(scratch),
             refuse=refuse, progress=_with_bar,
         )  # fmt: skip
         dataset.times_ms  # noqa: B018  # reads all files: nothing is written before
         keep_definition(settings, definition, app)
         log = stack.enter_context(closing(open_log(settings)))
         create_topics(log, settings)
-        importer = Importer(definition, settings, log, learn, with_bar)
+        importer = Importer(definition, settings, log, clock, learn, with_bar)
         if find_spec("benchmarks"):
             importer = replace(importer, probe_for=from_checkout(_PROBE))
         result = importer.run(dataset, keep_times)

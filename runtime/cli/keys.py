@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from typer import Argument, Option
 
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.events.control_records import ApiKey
 from runtime.cli.common import JsonOption, StateOption, exit_on, show, with_system
 from runtime.jobs import key_requests
@@ -41,7 +41,7 @@ def add(
     with with_system(state) as (_, log):
         pems = [file.read_text() for file in user_key]
         text = key_requests.add_key(
-            log, name, scope, wall_ms(), rate=rate, daily=daily, days=days, user_keys=pems
+            log, name, scope, machine_ms(), rate=rate, daily=daily, days=days, user_keys=pems
         )
     typer.echo(text)
 
@@ -60,7 +60,7 @@ def revoke(
 ) -> None:
     """Revokes a key, and with it the user tokens that its public keys verify, within a second."""
     with with_system(state) as (_, log):
-        for revoked in key_requests.revoke_key(log, key, wall_ms()):
+        for revoked in key_requests.revoke_key(log, key, machine_ms()):
             typer.echo(f"{revoked.id} ({revoked.name}) is revoked")
 
 
@@ -90,7 +90,7 @@ def _row(key: ApiKey) -> dict[str, Any]:
     state = "valid"
     if key.revoked:
         state = "revoked"
-    elif 0 < key.until_ms <= wall_ms():
+    elif 0 < key.until_ms <= machine_ms():
         state = "expired"
     return {
         "id": key.id, "name": key.name, "scopes": key.scopes, "state": state, "rate": key.rate,

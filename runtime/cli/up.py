@@ -19,6 +19,7 @@ from parameter_server.rpc.shard_tls import LOOPBACK, open_tls
 from recsys import plugins
 from recsys.app.app_file import APP_FILE, read_app
 from recsys.app.definition import App
+from recsys.config.checks import check
 from recsys.config.loader import ConfigError, load
 from recsys.config.policy_config import check_plugins, check_rules, check_weights
 from recsys.config.system_config import Config, digest
@@ -28,6 +29,7 @@ from recsys.features.feature_set_file import feature_set, write_feature_set
 from recsys.free_ports import PortTaken
 from recsys.observability.log_lines import log_to_file
 from recsys.observability.span_export import check_installed
+from recsys.process.clock_file import start_clock
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.cli.common import ConfigOption, StateOverride, exit_on, fail
 from runtime.parts.haproxy_config import check_doors
@@ -127,6 +129,7 @@ def start(
                 fail(error)
                 return 2 if isinstance(error, ConfigError) else 1
             with exit_on(ValueError):
+                start_clock(resolved)
                 keep_definition(config, new, file)
             launch_plan.write(resolved, plan)
             if warning := exposure_warning(resolved):
@@ -170,6 +173,11 @@ def _plan(
         config, viewers=viewers, only=only, ray_address=address, control_room=control_room
     )
     if not plan.owns_ray:
+        check(
+            resolved.clock.is_machine, "clock.speed", resolved.clock.speed,
+            "1, and no clock.start, in a Ray cluster that runs already: processes share another clock "
+            "through the memory of one machine",
+        )  # fmt: skip
         from runtime.supervision.cluster import check_cluster  # imports Ray
 
         plan = msgspec.structs.replace(plan, own_nodes=check_cluster(resolved, typer.echo))

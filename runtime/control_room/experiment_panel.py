@@ -14,7 +14,7 @@ import msgspec
 from experiments.assignment.definition import Experiment
 from experiments.statistics.readout import MetricEffect
 from experiments.statistics.revision import STOPPED, parse_each
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, ExperimentState
 from recsys.features.feature_set_file import labels_of
@@ -119,7 +119,7 @@ class ExperimentPanel:
             began_s = time.thread_time()
             row = {"report": _report(fold)}
             self._report_s[name] = time.thread_time() - began_s
-        progress = {"behind": behind, "until_ms": fold.until_ms, "read_ms": wall_ms()}
+        progress = {"behind": behind, "until_ms": fold.until_ms, "read_ms": machine_ms()}
         self._rows[name] = row | progress
 
     def _row(self, experiment: Experiment, revision: Experiments) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 import uvicorn
 
-from recsys.clock import is_due, wall_ms
+from recsys.clock import is_due, machine_ms
 from recsys.config.system_config import Config
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop, run_folder
@@ -73,7 +73,7 @@ class ControlRoom:
         """Builds the next picture, as JSON."""
         began_s = time.thread_time()
         with self._lock:
-            picture = self._encoder.encode(self._builder.build(wall_ms()))
+            picture = self._encoder.encode(self._builder.build(machine_ms()))
         took_ms = 1000 * (time.thread_time() - began_s)
         self._stop.heartbeat.gauge("picture_ms", round(took_ms, 2))
         return picture
@@ -88,7 +88,7 @@ class ControlRoom:
         beat.gauge("pages", self.hub.pages)
         beat.add("pictures", pictures - self._reported)
         self._reported = pictures
-        now_ms = wall_ms()
+        now_ms = machine_ms()
         if not self.hub.pages and is_due(now_ms, self._observed_ms + EVERY_MS, EVERY_MS):
             self._observed_ms = now_ms
             with self._lock:

@@ -12,7 +12,6 @@ from experiments.promotion.lifecycle import FEATURES
 from recsys.app.app_file import APP_FILE, read_app, text_of
 from recsys.app.change import read_change
 from recsys.app.set_loops import SetsInUse
-from recsys.clock import wall_ms
 from recsys.config.part_configs import ONE_WORKER, WorkersConfig
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Candidate, Definition, ModelSize
@@ -22,6 +21,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
 from recsys.model.widening import check_widens
 from recsys.model.wider_set import covers, united
+from recsys.process.clock_file import clock_of
 from recsys.process.part_process import read_beat, run_folder, write_atomically
 from runtime.parts.restart import request_restart, wait
 from runtime.supervision.acceptance_file import check_accepted
@@ -71,6 +71,7 @@ class AppChange:
     ) -> None:
         """Checks the definition; nothing is changed if that raises ValueError."""
         self._log, self._config, self._parts, self._note = log, config, parts, note
+        self._clock = clock_of(config)
         self._stored = Path(config.state) / APP_FILE
         if not self._stored.exists():
             raise ValueError(
@@ -122,7 +123,7 @@ class AppChange:
         sets = {"reads": self.features, "logged": self.logged, "before": self._before}
         texts = {name: set_text(features) for name, features in sets.items()}
         app, digest = self._text, self.app.digest
-        change = Definition(digest=digest, stage=stage, app=app, time_ms=wall_ms(), **texts)
+        change = Definition(digest=digest, stage=stage, app=app, time_ms=self._clock(), **texts)
         append_control(self._log, change)
 
     def _live(self) -> tuple[FeatureSet, ModelConfig]:
@@ -141,6 +142,8 @@ class AppChange:
             return state.line
         size = ModelSize(model.dim, model.hidden, text)
         name = f"{FEATURES}-{self.features.digest[:8]}-{len(lifecycle.candidates)}"  # used once
-        candidate = Candidate(line=name, registry="", kind=FEATURES, time_ms=wall_ms(), size=size)
+        candidate = Candidate(
+            line=name, registry="", kind=FEATURES, time_ms=self._clock(), size=size
+        )
         append_control(self._log, candidate)
         return name

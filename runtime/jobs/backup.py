@@ -24,12 +24,13 @@ import msgspec
 import redis
 
 from parameter_server.storage.part_files import sha256_of
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.events.control_records import ApiKey, Erasure
 from recsys.events.records import CONTROL
 from recsys.log.protocol import read_range
 from recsys.log.sqlite_log import SqliteLog
 from recsys.observability.log_lines import redact
+from recsys.process.clock_file import clock_of
 from recsys.process.log_consumer import decoded
 from recsys.process.log_holders import BACKUP, TOPICS, backup_lock
 from recsys.process.open_log import create_topics
@@ -107,7 +108,7 @@ def back_up(state: Path, target: Path, base: Path | None = None) -> Backup:
         with suppress(OSError):
             os.rmdir(folder)  # those that are empty
     damage = check_state(target, mb_s=0).damage
-    backup = Backup(wall_ms(), log.id, epoch, damage, _digests(target))
+    backup = Backup(machine_ms(), log.id, epoch, damage, _digests(target))
     body = msgspec.json.encode(backup)
     os.sync()
     write_atomically(target / MANIFEST, body + b"\n" + hashlib.sha256(body).hexdigest().encode())
@@ -241,8 +242,11 @@ def _erase_newer(state: Path, later: Path) -> list[str]:
     The parts do the most of it when they run."""
     if not (later / "log" / "catalogue.db").exists():
         raise ValueError(f"{later} has no log: name a later state folder, or a later backup")
-    archive = state / "archive"
-    with closing(SqliteLog(state / "log")) as log, closing(SqliteLog(later / "log")) as newer:
+    archive, clock = state / "archive", clock_of(launch_plan.read(state)[0])
+    with (
+        closing(SqliteLog(state / "log", clock=clock)) as log,
+        closing(SqliteLog(later / "log")) as newer,
+    ):
         start, end = log.end(CONTROL, 0), newer.end(CONTROL, 0)
         if newer.id != log.id or end < start:
             raise ValueError(f"{later} has another log than the backup, or an older copy of it")
@@ -253,8 +257,8 @@ def _erase_newer(state: Path, later: Path) -> list[str]:
         users = erased_users(log, archive, erasures, others)
         revoked = [m for m in messages if isinstance(m, ApiKey) and m.revoked]
         append_control(log, *revoked)
-        request_deletion(log, users, wall_ms())
-        Eraser(log, archive, PartState(state, ERASURES), wall_ms).turn()
+        request_deletion(log, users, clock())
+        Eraser(log, archive, PartState(state, ERASURES), clock).turn()
     return users
 
 

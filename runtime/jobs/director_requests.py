@@ -13,7 +13,7 @@ from experiments.promotion.lifecycle import Lifecycle, is_guard_name
 from experiments.statistics.revision import apply_request, parse_each
 from recsys.app.logged_sets import defined
 from recsys.app.set_loops import SetsInUse
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import (
     REQUEST_MS,
@@ -31,6 +31,7 @@ from recsys.features.feature_set import set_text
 from recsys.features.feature_set_file import feature_set, labels_of
 from recsys.log.protocol import Log
 from recsys.model.wider_set import covers
+from recsys.process.clock_file import clock_of
 from recsys.process.log_consumer import readable
 from runtime.supervision.acceptance_file import check_accepted
 from training.candidates import rollback_impact
@@ -80,9 +81,9 @@ def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = Fa
             f"{name} reads feature set {features.digest}, and {logged.digest} is logged since `recsys app "
             "apply`, without some of its columns: it can't answer"
         )
-    lifecycle = lifecycle_of(log)
+    lifecycle, now_ms = lifecycle_of(log), clock_of(config)()
     registry.check(
-        name, features, resized.model, holdout_from_ms=wall_ms(), log_id=log.id, or_data=True,
+        name, features, resized.model, holdout_from_ms=now_ms, log_id=log.id, or_data=True,
         unlearned=lifecycle.unlearned,
     )  # fmt: skip
     if name in lifecycle.candidates:
@@ -90,7 +91,7 @@ def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = Fa
         raise Refused(f"{name} was proposed before, and is {stage}: a name is used once")
     candidate = Candidate(
         line=name, registry=str(folder.resolve()), kind=provenance.kind, learns=not frozen,
-        time_ms=wall_ms(), size=size,
+        time_ms=now_ms, size=size,
     )  # fmt: skip
     append_control(log, candidate)
 
@@ -101,7 +102,7 @@ def approve(log: Log, name: str) -> None:
     if candidate is None or not candidate.active or candidate.guards or candidate.candidate.arm:
         stage = candidate.stage if candidate else "not known"
         raise Refused(f"{name} is {stage}: nothing to approve")
-    append_control(log, OperatorRequest(what="approve", line=name, time_ms=wall_ms()))
+    append_control(log, OperatorRequest(what="approve", line=name, time_ms=machine_ms()))
 
 
 class RollbackResult(NamedTuple):
@@ -122,7 +123,7 @@ def roll_back(log: Log, name: str, reason: str) -> RollbackResult:
     lives, began_s = list(control.lifecycle.lives), time.monotonic()
     request = OperatorRequest(
         what="rollback", line=_rollback_target(control.lifecycle, name), reason=reason,
-        time_ms=wall_ms(),
+        time_ms=machine_ms(),
     )  # fmt: skip
     append_control(log, request)
 
@@ -200,7 +201,7 @@ def check_startable(
         experiments.append(read_experiment(text, file, config.policy, labels))
         if text not in revision.configs.values():
             request = ExperimentRequest(what="start", name=file, text=text)
-            revision = apply_request(revision, request, config, labels, wall_ms())
+            revision = apply_request(revision, request, config, labels, clock_of(config)())
     return tuple(experiments)
 
 
@@ -209,7 +210,7 @@ def request_experiment(log: Log, config: Config, request: ExperimentRequest) -> 
 
     Raises ValueError where it refuses or doesn't answer.
     """
-    apply_request(newest_experiments(log), request, config, labels_of(config), wall_ms())
+    apply_request(newest_experiments(log), request, config, labels_of(config), clock_of(config)())
     (offset,) = append_control(log, request)
 
     def find() -> Experiments | None:

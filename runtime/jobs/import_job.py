@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from parameter_server.storage import snapshots
 from recsys.app.data_files import Interactions
 from recsys.app.definition import App
-from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Item, Rejected, User, decode, encode
 from recsys.events.records import EVENTS, ITEMS, STEPS, record_of
@@ -139,12 +138,13 @@ def events_after(log: Log, topic: str, offsets: Sequence[int]) -> Iterator[Event
 
 @dataclass(frozen=True)
 class Importer:
-    """Imports into the ``log`` of a system that doesn't run. ``learn``: newest rows to train from;
-    ``probe_for`` makes the measurement of retrieval."""
+    """Imports into the ``log`` of a system that doesn't run. ``clock``: event time in ms. ``learn``: newest
+    rows to train from; ``probe_for`` makes the measurement of retrieval."""
 
     app: App
     config: Config
     log: Log
+    clock: Callable[[], int]
     learn: int
     progress: Progress
     probe_for: Callable[..., Any] = lambda *_: None
@@ -168,8 +168,8 @@ class Importer:
                     f"expected the {rows_before:,} of earlier imports first. Give all files, old ones first"
                 )
         elif not keep_times:
-            dataset.shift_ms = whole_weeks(wall_ms() - int(times_ms[-1]))
-        ahead_ms = int(times_ms[-1]) + dataset.shift_ms - wall_ms()
+            dataset.shift_ms = whole_weeks(self.clock() - int(times_ms[-1]))
+        ahead_ms = int(times_ms[-1]) + dataset.shift_ms - self.clock()
         if ahead_ms > _DAY_MS:  # counters would rank items of the future first until it is there
             raise ValueError(
                 f"the newest row would be {ahead_ms / _DAY_MS:.1f} days ahead, expected at most 1: "
@@ -268,7 +268,7 @@ class Importer:
         for shard in loop.client.shards:
             part = shard.spec.part, shard.spec.parts
             snapshots.write_part(folder, MAIN, epoch, step, *part, *shard.export())
-        append_live_record(self.log, MAIN, epoch, "imported", wall_ms(), step, before)
+        append_live_record(self.log, MAIN, epoch, "imported", self.clock(), step, before)
 
 
 def _check_mapping(before: Interactions, mapping: Interactions, app: App) -> None:

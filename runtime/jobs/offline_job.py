@@ -16,7 +16,7 @@ from typing import Any, Final
 import typer
 from msgspec import UNSET
 
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.loader import load
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_builder import FeatureBuilder
@@ -116,7 +116,7 @@ def _begin(options: OfflineOptions, work: Path, reading: ExitStack) -> Path:
     if options.student:
         system = replace(config.model, features=features.kind)
         teacher_config = choose_teacher(options.teacher, share, system, features, registry, cache)
-    now_ms = wall_ms()
+    now_ms = machine_ms()
     job = jobs.Job(
         registry=str(registry.resolve()),
         cache=str(cache.folder),

@@ -13,7 +13,6 @@ from typing import Final
 
 from experiments.promotion.lifecycle import DONE, REFUSED
 from recsys.client import Client
-from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Erasure, Unlearning
 from recsys.events.event_types import User
@@ -21,6 +20,7 @@ from recsys.events.records import CONTROL, EVENTS, record_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
+from recsys.process.clock_file import clock_of
 from recsys.process.open_log import open_log
 from runtime.supervision import launch_plan, run_file
 from training.deletion.unlearn import unlearn as unlearn_users
@@ -70,7 +70,7 @@ def _unlearn_live(users: Sequence[str], config: Config) -> str:
     """Asks a running system, and waits until its live line is without the users."""
     with closing(open_log(config)) as log:
         name = uuid.uuid4().hex[:12]
-        request_deletion(log, users, wall_ms(), name)
+        request_deletion(log, users, clock_of(config)(), name)
         return await_unlearned(log, name, config)
 
 
@@ -106,7 +106,7 @@ def _result(control: ControlReader, name: str) -> str:
 
 def _delete_on_log(users: Sequence[str], config: Config, unlearn: bool) -> list[str]:
     with closing(open_log(config)) as log, closing(open_log(config)) as second_reader:
-        before = request_deletion(log, users, wall_ms())
+        before = request_deletion(log, users, clock_of(config)())
         when = "session and rows when the system runs again"
         lines = [f"{_named(users)} going to be deleted: {when}", _pending(config)]
         if not unlearn:
@@ -124,7 +124,7 @@ def unlearn_stopped(
 ) -> str:
     """Unlearns users on a stopped system; returns what was done. ``before``: offsets of their removals."""
     drain(log, config, features, second_reader)
-    result = unlearn_users(log, config, features, before, wall_ms())
+    result = unlearn_users(log, config, features, before, clock_of(config)())
     if result is None:
         return _UNCHANGED
     line = (

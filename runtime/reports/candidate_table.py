@@ -7,7 +7,6 @@ from typing import Any
 from rich.table import Table
 
 from experiments.promotion.lifecycle import CandidateState
-from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Decision
 from recsys.features.feature_set_file import feature_set
@@ -24,7 +23,7 @@ class CandidateView:
     ``clock``: milliseconds, on the same clock as the log's records.
     """
 
-    def __init__(self, log: Log, config: Config, clock: Callable[[], int] = wall_ms) -> None:
+    def __init__(self, log: Log, config: Config, clock: Callable[[], int]) -> None:
         self._control = ControlReader(log)
         self.promoter = Promoter(log, config, feature_set(config), clock)
         self._decided: dict[str, Mapping[str, float]] = {}  # newest decisions' evidence, by line

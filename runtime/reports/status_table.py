@@ -1,13 +1,14 @@
 """Tables of ``recsys up`` and ``recsys status``: the parts, throughput, lag and addresses."""
 
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Group
 from rich.text import Text
 
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.observability.log_lines import redact
 from recsys.process.disk_budget import GB, LOG, Level, Space
@@ -51,6 +52,9 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
         ("click → served", _milliseconds(status.click_to_served_p95_ms)),
         ("dead letters", _number(status.dead_letters)),
     ]
+    if not config.clock.is_machine and (time_ms := status.server.get("time_ms")):
+        moment = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(" ", "seconds")
+        facts.insert(0, ("event time", f"{moment}, clock.speed {config.clock.speed:g}"))
     if status.space is not None:
         facts.append(("disk", _disk(status.space)))
     if status.change:
@@ -67,7 +71,7 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
     for name, why in status.lost.items():
         lines.insert(0, Text(f"LOST: {name}: {why}", style="red"))
     if status.stale:
-        ago = format_duration(wall_ms() - running.time_ms)
+        ago = format_duration(machine_ms() - running.time_ms)
         text = f"the supervisor has written nothing for {ago}: it hangs, or its disk fails"
         lines.insert(0, Text(text, style="red"))
     if away := sum(part.gauges.get(SHARDS_AWAY, 0) for part in status.parts):
@@ -87,7 +91,7 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
     if status.running:
         flow_table = plain_table(("part", "per second", "behind"), flow)
         return Group(parts_table(running, config), Text(""), flow_table, Text(""), *lines)
-    ago = format_duration(wall_ms() - running.time_ms)
+    ago = format_duration(machine_ms() - running.time_ms)
     lines.insert(0, Text(f"not running (last seen {ago} ago)", style="yellow"))
     if orphaned := [part.name for part in status.parts if part.state == "orphaned"]:
         text = f"left without a supervisor: {', '.join(orphaned)}; `recsys up` or `down` ends them"
@@ -108,7 +112,7 @@ def _disk(space: Space) -> str:
 
 def parts_table(running: Running, config: Config) -> Group:
     """Lists parts, states and ports, and below them the system's addresses."""
-    now_ms = wall_ms()
+    now_ms = machine_ms()
     rows = (
         (
             part.name,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from parameter_server.rpc.shard_tls import LOOPBACK, open_tls
+from recsys.clock import machine_ns
 from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config
 from recsys.process.part_process import run_folder
@@ -89,7 +90,7 @@ class _Probe:
         return installed_versions(), marker, os.environ.get(NODE_STATE, "")
 
     def clock(self) -> float:
-        return time.time()
+        return machine_ns() / 1e9
 
 
 def check_cluster(config: Config, say: Callable[[str], None] = lambda text: None) -> bool:
@@ -182,7 +183,7 @@ def _report(ray: Any, node: Mapping[str, Any], file: Path, config: Config) -> No
 
 def _reading(ray: Any, probe: Any) -> tuple[float, float]:
     """Time of a call, and how far the node's clock was ahead in its middle."""
-    began = time.time()
+    began = machine_ns() / 1e9
     clock = ray.get(probe.clock.remote(), timeout=_ANSWER_S)
-    took = time.time() - began
+    took = machine_ns() / 1e9 - began
     return took, clock - began - took / 2

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 import psutil
 
+from recsys.clock import machine_ns
 from recsys.process.part_process import Beat, read_beat
 from recsys.process.process_priority import PART
 from serving.access.hosts import is_loopback
@@ -174,7 +175,7 @@ class Child:
         try:
             self.identity = identify(self._process.pid)
         except (psutil.Error, OSError):  # dead already, or too many open files
-            now_s = time.clock_gettime(time.CLOCK_BOOTTIME) if _BOOT else time.time()
+            now_s = time.clock_gettime(time.CLOCK_BOOTTIME) if _BOOT else machine_ns() / 1e9
             self.identity = Identity(self._process.pid, now_s, _BOOT)
         self._swept, self._heartbeat = False, heartbeat
 

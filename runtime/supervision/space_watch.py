@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.safety_config import DiskConfig
 from recsys.process.disk_budget import DiskBudget, Level, Space
 from recsys.process.slot_file import SlotFile
@@ -30,7 +30,7 @@ class SpaceWatch:
         self,
         state: str | Path,
         config: DiskConfig,
-        now_ms: Callable[[], int] = wall_ms,
+        now_ms: Callable[[], int] = machine_ms,
         free_of: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
         self._state, self._now_ms, self._free_of = Path(state), now_ms, free_of

@@ -13,8 +13,10 @@ from typing import Final
 import msgspec
 
 import recsys
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.observability.log_lines import log_to_file
+from recsys.process.clock_file import ClockKeeper
 from recsys.process.part_process import run_folder
 from recsys.process.slot_file import SlotFile
 from runtime.supervision import launch_plan, run_file
@@ -49,10 +51,12 @@ class Runner:
     ) -> None:
         self._config, self._plan, self._show = config, plan, show
         self._folder = run_folder(config.state)
-        self._me, self._started_ms = identify(os.getpid()), int(time.time() * 1000)
+        self._me, self._started_ms = identify(os.getpid()), machine_ms()
         self._environment = part_environment(config, plan)
         self._file = SlotFile(self._folder / run_file.FILE)
         self._space = SpaceWatch(config.state, config.disk)
+        self._clock = None if config.clock.is_machine else ClockKeeper(config.state)
+        self._was_ready = False
         self._errors: dict[str, str] = {}
         self._children: dict[str, Child] = {}
         self._sockets: dict[str, list[Socket]] = {}
@@ -81,12 +85,21 @@ class Runner:
                 scan_at = min(scan_at, now + 1.0)
             if changes or now >= write_at:
                 self._attempt(_WRITE, self._write)
+                self._attempt("keep event time going", self._extend_clock)
                 write_at = now + _WRITE_EVERY_S
             self._attempt("watch the disk", self._space.turn)
             self._attempt("print the state", partial(self._print, changes))
             quiet = self._supervisor.ready and not self._supervisor.stopping
             time.sleep(_QUIET_TICK_S if quiet else _TICK_S)
+        if self._clock is not None:
+            self._attempt("hold event time", partial(self._clock.extend, 0))
         self._attempt(_WRITE, self._write)
+
+    def _extend_clock(self) -> None:
+        """Lets event time pass for the next seconds, once all parts have been ready."""
+        self._was_ready |= self._supervisor.ready
+        if self._clock is not None and self._was_ready:
+            self._clock.extend()
 
     def _attempt(self, what: str, act: Callable[[], None]) -> None:
         """Does something whose failure must not end the supervision; logs a new error once."""
@@ -146,7 +159,7 @@ class Runner:
         self._file.write(msgspec.json.encode(self._running()))
 
     def _running(self) -> Running:
-        now_s, now_ms = time.monotonic(), int(time.time() * 1000)
+        now_s, now_ms = time.monotonic(), machine_ms()
         parts = [
             PartRecord(
                 name=name,

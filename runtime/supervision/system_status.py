@@ -1,7 +1,6 @@
 """System status: state, throughput, lag and freshness, gathered from run files, the log and the server."""
 
 import os
-import time
 from collections.abc import Iterable
 from contextlib import closing, nullcontext, suppress
 from operator import add
@@ -12,10 +11,11 @@ import msgspec
 import psutil
 
 from experiments.promotion.feature_change import progress
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.records import DEAD_LETTERS, STEPS, Step, unpack
 from recsys.log.protocol import Log, LogUnavailable, RangeReader, newest_first
+from recsys.process.clock_file import clock_of
 from recsys.process.disk_budget import Space
 from recsys.process.log_holders import holders
 from recsys.process.open_log import open_log
@@ -120,10 +120,11 @@ def observe_system(
     cached."""
     beats = {part.name: read_beat(state / "run" / f"{part.name}.json") for part in running.parts}
     status = assemble(state, running, up, beats, offsets, server)
-    space, named = read_space(state, wall_ms()), list[str]()
+    space, named = read_space(state, machine_ms()), list[str]()
     with suppress(LogUnavailable, KeyError):
         for topic in space.over if space else ():
-            named += holders(log, topic, wall_ms()) if log else []
+            clock = clock_of(launch_plan.read(state)[0])
+            named += holders(log, topic, clock()) if log else []
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     memory = psutil.virtual_memory().available
     return msgspec.structs.replace(
@@ -150,7 +151,7 @@ def assemble(
     server: dict[str, Any],
 ) -> Status:  # fmt: skip
     """Builds the status from run file, heartbeats, log and the server's answer."""
-    now_ms = int(time.time() * 1000)
+    now_ms = machine_ms()
     stale = up and now_ms - running.time_ms > _STALLED_MS
     parts = [_part(part, beats[part.name], log, up, now_ms) for part in running.parts]
     are_ready = all(part.state in ("ready", "done") for part in parts)

@@ -4,6 +4,7 @@ import hmac
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from recsys.clock import timer_of
 from recsys.config.system_config import Config
 from serving.access.caller import ANONYMOUS, MOST_SCOPES, Caller, Denied, address_of, source_of
 from serving.access.hosts import host_is_allowed, is_open, origin_is_allowed
@@ -60,6 +61,7 @@ class AccessControl:
     ) -> None:  # fmt: skip
         self._config, self._keyring, self._quotas = config, keyring, quotas
         self._admin_key, self._source_key, self._now_ms = admin_key, source_key, now_ms
+        self._timer_ms = timer_of(now_ms)  # keys and tokens expire outside, too
         self._tokens = UserTokens(keyring)
         self._added, self._health = compiled(scopes), HEALTH.union(health)
         self._open_scopes = frozenset(config.access.open_scopes if is_open(config) else ())
@@ -103,7 +105,7 @@ class AccessControl:
             raise Denied(403, "origin", message)
 
     def _caller(self, key: str, address: str) -> Caller:
-        now_ms, source_key = self._now_ms(), b"".join(map(str.encode, self._source_key()))
+        now_ms, source_key = self._timer_ms(), b"".join(map(str.encode, self._source_key()))
         if not key:
             return Caller(scopes=self._open_scopes, source=source_of(address, "", source_key))
         expected = self._admin_key()
@@ -116,7 +118,7 @@ class AccessControl:
             api_key, user_id = self._tokens.check(key, now_ms)
             return Caller(api_key.id, USER_SCOPES, user_id, source_of(address, "", source_key))
         api_key = self._keyring.check(key, now_ms)
-        if wait_s := self._quotas.call(api_key, now_ms / 1000):
+        if wait_s := self._quotas.call(api_key, self._now_ms() / 1000):
             message = f"the API key {api_key.id} asks for more than its quota allows"
             raise Denied(429, "quota", message, wait_s)
         source = source_of(address, api_key.id, source_key)

@@ -64,7 +64,7 @@ class ServingMetrics:
         for labelled, labels in all_labels:
             for label in labels:
                 labelled.labels(label)
-        self._now_ms = service.now_ms
+        self._now_ms = service.timer_ms
         # Of the newest requests: ms of answered lists, and 1 for a failed or degraded one.
         self._answers, self._failed, self._degraded = (RecentDelays() for _ in range(3))
         self._answered = 0
@@ -173,14 +173,14 @@ def _gauges(service: Service) -> dict[str, ReadGauge]:
         "spans_dropped": ("Trace spans dropped for lack of room or a receiver, since the start",
                           lambda: traces.tracer.dropped if traces else 0),
         "click_to_session_p95_ms": ("From an acknowledged view to the session that contains it",
-                                    lambda: fresh.to_session.percentile(0.95, service.now_ms())),
+                                    lambda: fresh.to_session.percentile(0.95, service.timer_ms())),
         "click_to_served_p95_ms": ("From an acknowledged view to the model that learned from it",
-                                   lambda: fresh.to_served.percentile(0.95, service.now_ms())),
+                                   lambda: fresh.to_served.percentile(0.95, service.timer_ms())),
         "view_to_acknowledged_p95_ms": (
             "From a view's own time to its acknowledgement: how long its client held it",
-            lambda: fresh.view_to_acknowledged.percentile(0.95, service.now_ms())),
+            lambda: fresh.view_to_acknowledged.percentile(0.95, service.timer_ms())),
         "view_to_served_p95_ms": ("From a view's own time to the model that learned from it",
-                                  lambda: fresh.view_to_served.percentile(0.95, service.now_ms())),
+                                  lambda: fresh.view_to_served.percentile(0.95, service.timer_ms())),
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from recsys.clock import timer_of
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
 from recsys.events.event_types import Engagement, Event, Item, Preference, Rejected, User, parse
@@ -81,7 +82,7 @@ class WriteApi:
         self._schema, self._with_lists = schema, with_lists
         self._partitions, self._writer, self._sessions = config.log.partitions, writer, sessions
         self._traces, self._is_full = traces, is_full
-        self._freshness, self._now_ms = freshness, now_ms
+        self._freshness, self._now_ms, self._timer_ms = freshness, now_ms, timer_of(now_ms)
         self._validator = validator
         self._committing: dict[str, asyncio.Future[None]] = {}  # by dedupe key: done once it ended
         self._following: asyncio.Task[None] | None = None
@@ -101,11 +102,11 @@ class WriteApi:
         offsets = await self._commit_events(batch, foreign)
         if self._traces:
             self._traces.engaged(batch.engagements, batch.records, offsets, began_ns)
-        now_ms = self._now_ms()
+        now_ms, timer_ms = self._now_ms(), self._timer_ms()
         for event in batch.engagements:
             if event.kind == "view":
                 view = event.request_id, event.item_id
-                self._freshness.acknowledged(*view, now_ms, event.time_ms)
+                self._freshness.acknowledged(*view, timer_ms, timer_ms - now_ms + event.time_ms)
         if batch.engagements and self._following is None:
             follow = self._follow_to_session(batch.engagements[-1].user_id, offsets[-1])
             self._following = asyncio.create_task(follow)
@@ -164,7 +165,7 @@ class WriteApi:
                 blob = await self._sessions.get(user_id)
                 passed_ms = (time.perf_counter() - began_s) * 1000
                 if blob is not None and offset_of(blob) > offset:
-                    self._freshness.to_session.add(passed_ms, self._now_ms())
+                    self._freshness.to_session.add(passed_ms, self._timer_ms())
                     return
         except (StoreUnavailable, msgspec.MsgspecError):
             pass  # nothing to measure: answers list "session" in ``degraded``

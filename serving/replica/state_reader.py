@@ -20,7 +20,7 @@ from experiments.promotion.lifecycle import CandidateState, Lifecycle
 from experiments.statistics.revision import running
 from parameter_server.publish.deltas import StepDelta
 from recsys.app.set_loops import SetsInUse
-from recsys.clock import is_due
+from recsys.clock import is_due, timer_of
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError
@@ -106,7 +106,8 @@ class StateReader:
         for policy in self.policies.bases.values():
             check_weights(policy, schema.labels)
             check_rules(policy, schema.names("item", CATEGORICAL))
-        self._log, self.replica, self._config, self._now_ms = log, replica, config, now_ms
+        self._log, self.replica, self._config = log, replica, config
+        self._now_ms = timer_of(now_ms)
         self._first = first or replica.features
         self._set = SetsInUse(self._first).name(replica.features)
         self.line = LineReader(log, Path(config.state) / "snapshots", list(replica.rows))

@@ -13,6 +13,7 @@ from ray import serve
 
 from recsys.config.system_config import Config
 from recsys.observability.log_lines import keep_newest, log_in_worker
+from recsys.process.clock_file import clock_of
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
 from recsys.process.process_priority import STARTING, STARTS
@@ -39,7 +40,9 @@ class RetrievalDeployment:
         labels = {"shard": shard, "replica": name}
         log_in_worker("serve", state, f"retrieval-{shard}-{name}", log_format, labels)
         shards = decoded.serve.retrieval_shards
-        self.service = RetrievalService(decoded, open_log(decoded), shard, shards)
+        self.service = RetrievalService(
+            decoded, open_log(decoded), shard, shards, clock_of(decoded)
+        )
         await self.service.start()
         await self.service.follower.caught_up(CATCH_UP_S)
         await asyncio.to_thread(tune_for_latency)

@@ -10,7 +10,6 @@ from typing import Final
 
 import msgspec
 
-from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
@@ -46,9 +45,8 @@ class RetrievalService:
     """Answers the requests of one shard. ``start``, ``search`` and ``stop`` belong to one event loop."""
 
     def __init__(
-        self, config: Config, log: Log, shard: int, shards: int,
-        now_ms: Callable[[], int] = wall_ms,
-    ) -> None:  # fmt: skip
+        self, config: Config, log: Log, shard: int, shards: int, now_ms: Callable[[], int]
+    ) -> None:
         self.log = log
         self.shard = RetrievalShard(feature_set(config), config, shard, shards)
         self.reader = ShardReader(log, self.shard, config, now_ms, self._wake)

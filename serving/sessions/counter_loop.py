@@ -18,7 +18,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from recsys.app.set_loops import SetLoops, qualified
-from recsys.clock import is_due, wall_ms
+from recsys.clock import is_due, machine_ms
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, CovisitConfig
 from recsys.events.event_types import Engagement, Impression, User, Verdict
@@ -65,7 +65,8 @@ class _Snapshot(msgspec.Struct):
 
 class CounterLoop:
     """Folds ``events`` into item counters, ``folds`` by partition. ``state``: keeps its snapshots; None: it
-    takes none. ``name``: of the feature set, if it isn't the first (recsys/app/set_loops.py).
+    takes none. ``now_ms``: when to publish and save. ``name``: of the feature set, if it isn't the first
+    (recsys/app/set_loops.py).
 
     Raises LogLost if the snapshot belongs to another log. An unreadable snapshot is skipped, in favour of the
     one before it or of what the log still holds.
@@ -78,7 +79,7 @@ class CounterLoop:
 
     def __init__(
         self, log: Log, features: FeatureSet, state: PartState | None = None,
-        now_ms: Callable[[], int] = wall_ms, bounds: BoundsConfig | None = None,
+        now_ms: Callable[[], int] = machine_ms, bounds: BoundsConfig | None = None,
         covisits: CovisitConfig | None = None, name: str = "", share: Share = WHOLE,
     ) -> None:  # fmt: skip
         self._log, self._features, self._now_ms = log, features, now_ms

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from recsys.app.set_loops import SetLoops, qualified
-from recsys.clock import is_due, wall_ms
+from recsys.clock import is_due, machine_ns, timer_of
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
 from recsys.events.event_types import Engagement, Event, Impression, Preference, User
@@ -25,6 +25,7 @@ from recsys.features.session import Session
 from recsys.log.protocol import Log, LogLost, LogUnavailable
 from recsys.observability.recent_delays import RecentDelays
 from recsys.observability.tracer import Tracer, open_tracer
+from recsys.process.clock_file import clock_of
 from recsys.process.log_consumer import Consumer, decoded
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
@@ -53,15 +54,14 @@ class SessionLoop:
     """Folds ``events`` into sessions, one batch a turn."""
 
     def __init__(
-        self, log: Log, store: FoldStore, features: FeatureSet, seen: int = 500,
-        now_ms: Callable[[], int] = wall_ms, tracer: Tracer | None = None, name: str = "",
-        share: Share = WHOLE,
+        self, log: Log, store: FoldStore, features: FeatureSet, now_ms: Callable[[], int], seen: int = 500,
+        tracer: Tracer | None = None, name: str = "", share: Share = WHOLE,
     ) -> None:  # fmt: skip
         """``name``: of the feature set, if it isn't the first (recsys/app/set_loops.py)."""
         self._log, self._store, self._features = log, store, features
         self._name = qualified(NAME, name)
         self._tracer = tracer
-        self._seen, self._now_ms = seen, now_ms
+        self._seen, self._now_ms, self._timer_ms = seen, now_ms, timer_of(now_ms)
         self.events = EventReader(log, features, share)
         self.delays = RecentDelays()  # from a view's own time to the write of its session
         self.rows_evicted = 0  # counter rows of viewers
@@ -83,7 +83,7 @@ class SessionLoop:
         if self._stale:
             self._resume()
         self._stale = True
-        began_ns = time.time_ns() if self._tracer else 0
+        began_ns = machine_ns() if self._tracer else 0
         before = sum(self.events.offsets) + self._control.offsets[0]
         batch = self.events.read(limit)
         erasures = self._read_control()
@@ -95,7 +95,7 @@ class SessionLoop:
             self._commit(*self._fold(batch, erasures))
             self._measure(batch)
             if self._tracer:
-                folded(self._tracer, [entry.event for entry in batch], began_ns, time.time_ns())
+                folded(self._tracer, [entry.event for entry in batch], began_ns, machine_ns())
         self._hold()
         self._stale = False
         return moved
@@ -195,7 +195,7 @@ class SessionLoop:
 
     def _hold(self) -> None:
         """Has the log keep the records after the position."""
-        now_ms = self._now_ms()
+        now_ms = self._timer_ms()
         due = is_due(now_ms, self._held_ms + _HOLD_EVERY_MS, _HOLD_EVERY_MS)
         if due and self._position is not None:
             self._held_ms = now_ms
@@ -213,14 +213,14 @@ def run(
 ) -> None:
     """Runs the part until it is asked to stop; waits while the store or the log is away. ``whole``: adds to
     the log what it has lost, for sets that are new."""
-    log = whole(open_log(config))
+    log, clock = whole(open_log(config)), clock_of(config)
     partitions = log.partitions(EVENTS)
     stores: dict[str, RedisFoldStore] = {}
     tracer = open_tracer(config, NAME)
 
     def make(name: str, features: FeatureSet) -> SessionLoop:
         stores[name], seen = fold_store(config, name, share, partitions), config.sessions.seen
-        return SessionLoop(log, stores[name], features, seen, tracer=tracer, name=name, share=share)
+        return SessionLoop(log, stores[name], features, clock, seen, tracer, name, share)
 
     loops: SetLoops[SessionLoop] | None = None
     beat = stop.heartbeat
@@ -236,7 +236,7 @@ def run(
                 beat.add("failed_turns")
                 _LOG.warning("turn failed, trying again", extra={"error": str(error)})
                 if loops is not None:
-                    beat.replace_gauges(_DELAY, loops.oldest.delays.p95(_DELAY, wall_ms()))
+                    beat.replace_gauges(_DELAY, loops.oldest.delays.p95(_DELAY, clock()))
                 stop.wait(0.3, starting)
                 continue
             loops.report(beat)
@@ -251,7 +251,7 @@ def run(
                 beat.gauge("repeats", loop.events.repeats)
                 beat.gauge("rows_evicted", loop.rows_evicted)
                 beat.gauge("unreadable", loop.events.unreadable + loop.unreadable)
-            beat.replace_gauges(_DELAY, loop.delays.p95(_DELAY, wall_ms()))
+            beat.replace_gauges(_DELAY, loop.delays.p95(_DELAY, clock()))
             if tracer:
                 tracer.count(beat)
             if not moved:

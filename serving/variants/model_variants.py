@@ -19,6 +19,7 @@ from typing import Final
 
 from experiments.promotion.lifecycle import CandidateState, is_in_canary
 from parameter_server.storage import snapshots
+from recsys.clock import timer_of
 from recsys.config.system_config import Config
 from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
@@ -100,7 +101,7 @@ class ModelVariants:
 
     def is_servable(self, variant: ModelVariant) -> bool:
         """Whether a variant may answer now: it is ready, and its line doesn't lag behind."""
-        return variant.ready and not variant.reader.stale(self._now_ms())
+        return variant.ready and not variant.reader.stale(timer_of(self._now_ms)())
 
     @property
     def all(self) -> list[ModelVariant]:

@@ -15,6 +15,7 @@ import pytest
 
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.rpc.shard_actor import actor_name
+from recsys.clock import machine_ms
 from recsys.config.system_config import TrainerConfig
 from recsys.events.records import DELTAS, Delta, unpack
 from recsys.features import feature_set_file as feature_sets
@@ -28,7 +29,7 @@ from tests.support.training.small_feed import FEATURES, append_examples, example
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.lines.line import MAIN, spec_of
-from training.steps.sequencer_loop import SequencerLoop, wall_ms
+from training.steps.sequencer_loop import SequencerLoop
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -49,7 +50,7 @@ class System:
         feature_sets.write_feature_set(self.config, FEATURES)
         self.log = open_log(self.config)
         create_topics(self.log, self.config)
-        self.sequencer = SequencerLoop(self.log, self.config, FEATURES, wall_ms)
+        self.sequencer = SequencerLoop(self.log, self.config, FEATURES, machine_ms)
         self.made = 0
         model = build_model(FEATURES, self.config.model)
         self.client = LocalClient.fresh(spec_of(self.config), model.read_dense())

@@ -127,7 +127,7 @@ def alone(log: Log, config: Config) -> tuple[dict[str, bytes], list[list[bytes]]
         records = read_range(log, EVENTS, partition, 0, log.end(EVENTS, partition))
         copy.append(EVENTS, [Append(partition, r.key, r.value) for r in records])
     features, sessions = feature_set(config), MemorySessions()
-    loop = SessionLoop(copy, sessions, features, config.sessions.seen)
+    loop = SessionLoop(copy, sessions, features, lambda: 0, config.sessions.seen)
     joiner = JoinerLoop(copy, config, features, lambda: 0)
     while loop.turn() + joiner.turn():
         pass

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from parameter_server.shard.gradient_rejections import describe_rejections
-from recsys.clock import is_due
+from recsys.clock import is_due, timer_of
 from recsys.events.control_records import Control
 from recsys.events.event_types import Item, decode
 from recsys.events.records import (
@@ -42,11 +42,13 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class Inspector(RetryLoop):
-    """Judges the records of its topics; ``clock`` (milliseconds) decides when to save."""
+    """Judges the records of its topics; ``clock`` (milliseconds) decides what retention drops, and
+    when to save."""
 
     def __init__(self, log: Log, state: PartState, clock: Callable[[], int]) -> None:
         """Raises LogLost if ``state`` is of another log."""
         self._log, self._state, self._clock = log, state, clock
+        self._timer_ms = timer_of(clock)
         self._letters = DeadLetters(log, tuple(_JUDGES))
         self._saved: dict[str, dict[int, int]] = {}
         self._steps: dict[tuple[str, int], StepReader] = {}
@@ -64,7 +66,7 @@ class Inspector(RetryLoop):
         if not self.needs_restore and self.offsets != self._saved:
             self._saved = self.offsets
             self._state.save(self._log.id, self._saved, b"")
-        self._due_ms = self._clock() + _SAVE_EVERY_MS
+        self._due_ms = self._timer_ms() + _SAVE_EVERY_MS
 
     def _turn(self) -> int:
         moved = 0
@@ -79,12 +81,12 @@ class Inspector(RetryLoop):
             moved += 1
             self._judge_delta(record)
         self._letters.send()
-        if is_due(self._clock(), self._due_ms, _SAVE_EVERY_MS):
+        if is_due(self._timer_ms(), self._due_ms, _SAVE_EVERY_MS):
             # Else retention waits for the next append.
             dropped = sum(self._log.retain(t, self._clock()) for t in (EXAMPLES, DEAD_LETTERS))
             self.save()
             if dropped:  # maybe not all
-                self._due_ms = self._clock()
+                self._due_ms = self._timer_ms()
         return moved
 
     def _judge_delta(self, record: Record) -> None:
@@ -140,7 +142,7 @@ class Inspector(RetryLoop):
         for topic in (*_JUDGES, DELTAS):
             partitions, saved_at = range(self._log.partitions(topic)), self._saved.get(topic)
             self._consumers[topic] = Consumer(self._log, topic, partitions, saved_at)
-        self._due_ms = self._clock() + _SAVE_EVERY_MS
+        self._due_ms = self._timer_ms() + _SAVE_EVERY_MS
 
 
 def _item(value: bytes) -> None:

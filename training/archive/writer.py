@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.clock import is_due
+from recsys.clock import is_due, timer_of
 from recsys.events.event_types import decode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS, Example, non_example, unpack
 from recsys.log.compression import plain
@@ -84,7 +84,8 @@ class Archive(RetryLoop):
         self, log: Log, folder: Path, clock: Callable[[], int], share: Share = WHOLE
     ) -> None:
         """Raises LogLost if the folder contains the archive of another log."""
-        self._log, self._folder, self._clock, self._share = log, folder, clock, share
+        self._log, self._folder, self._share = log, folder, share
+        self._timer_ms = timer_of(clock)
         self._check_log()
         self._consumers: dict[str, Consumer] = {}
         self._time_ms: dict[tuple[str, int], int] = {}  # event time, by topic and partition
@@ -112,13 +113,13 @@ class Archive(RetryLoop):
             for partition, record in polled:
                 self._take(topic, partition, record)
                 moved += 1
-        if is_due(self._clock(), self._due_ms, _FLUSH_MS):
+        if is_due(self._timer_ms(), self._due_ms, _FLUSH_MS):
             self.flush()
         return moved
 
     def flush(self) -> None:
         """Writes all buffered records."""
-        self._due_ms = self._clock() + _FLUSH_MS
+        self._due_ms = self._timer_ms() + _FLUSH_MS
         written = {place: self._write(*place) for place in list(self._buffers)}
         for (topic, partition), offset in written.items():  # all files first: the log may be away
             hold_available(self._log, PART, topic, {partition: offset})
@@ -135,7 +136,7 @@ class Archive(RetryLoop):
     def _restore(self) -> None:
         """Resumes after the newest file of each partition, and cleans up after a kill."""
         self._buffers.clear()
-        self._due_ms = self._clock() + _FLUSH_MS
+        self._due_ms = self._timer_ms() + _FLUSH_MS
         for topic in TOPICS:
             newest = {file.partition: file for file in tidy(self._folder, topic, self._share)}
             for partition, file in newest.items():

@@ -16,12 +16,13 @@ from typing import Any, Final
 import experiments
 from experiments.statistics.readout import BROKEN, HARM
 from parameter_server.storage import snapshots
-from recsys.clock import is_due, wall_ms
+from recsys.clock import is_due, timer_of
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Decision, Erasure, Live, Reaction
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, LogLost, LogUnavailable, newest_first
+from recsys.process.clock_file import clock_of
 from recsys.process.log_consumer import UNREADABLE, Consumer, decoded
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
@@ -57,7 +58,7 @@ class Director:
     ) -> None:  # fmt: skip
         """``experiments``: YAML texts by file name, refused before anything is appended if unreadable; None:
         keep the experiments on the log. ``open_again``: opens the same log again, for slow work."""
-        self._log, self._clock = log, clock
+        self._log, self._clock, self._timer_ms = log, clock, timer_of(clock)
         features = feature_set(config)
         self.experiments = ExperimentController(log, config, features.schema.labels, experiments)
         self.promoter = Promoter(log, config, features, clock)
@@ -88,8 +89,8 @@ class Director:
             moved += 1 + self._fold()
         moved += self._publish_experiments() + self._promote() + self._unlearn()
         moved += self._watch_drift()
-        if is_due(self._clock(), self._due_ms, _KEEP_EVERY_MS):
-            self._due_ms = self._clock() + _KEEP_EVERY_MS
+        if is_due(self._timer_ms(), self._due_ms, _KEEP_EVERY_MS):
+            self._due_ms = self._timer_ms() + _KEEP_EVERY_MS
             self._keep()
         self._list_impact()
         return moved
@@ -115,7 +116,7 @@ class Director:
 
     def _note_end(self, control: Control) -> None:
         """Schedules the impact list of a line that no longer answers."""
-        states, due_ms = self.promoter.lifecycle.candidates, self._clock() + _LIST_AFTER_MS
+        states, due_ms = self.promoter.lifecycle.candidates, self._timer_ms() + _LIST_AFTER_MS
         if isinstance(control, Decision) and control.verdict == "rollback":
             state = states.get(control.line)
             if state is not None and not state.guards:  # a guard has answered no request
@@ -130,7 +131,7 @@ class Director:
     def _list_impact(self) -> None:
         """Lists the impact of an ended line, once its last answers are on the log; each once. That takes as
         long as the line had answered, so it runs in a thread if the log can be opened again."""
-        if not self._to_list or not is_due(self._clock(), self._to_list[0][0], _LIST_AFTER_MS):
+        if not self._to_list or not is_due(self._timer_ms(), self._to_list[0][0], _LIST_AFTER_MS):
             return
         if self._lister is not None and self._lister.is_alive():
             return
@@ -150,7 +151,7 @@ class Director:
     def _publish_experiments(self) -> int:
         """Appends new revisions of the experiments: by files, requests, or readouts."""
         moved, self.experiments.lost = 0, experiments_without_line(self.promoter.lifecycle)
-        while (revision := self.experiments.turn(self._clock())) is not None:
+        while (revision := self.experiments.turn(self._clock(), self._timer_ms())) is not None:
             append_control(self._log, revision)
             _LOG.info("experiments, revision %d: %s", revision.revision, revision.states)
             moved += 1 + self._fold()
@@ -176,7 +177,7 @@ class Director:
 
     def _watch_drift(self) -> int:
         """Appends drift records, and starts the offline job if a reaction asks for it."""
-        self._unsent += self.drift.turn(self._clock())
+        self._unsent += self.drift.turn(self._timer_ms())
         records = list(self._unsent)
         if records:
             append_control(self._log, *records)
@@ -268,7 +269,9 @@ def experiment_texts(folder: Path = CONFIGS) -> dict[str, str]:
 def run(config: Config, stop: Stop) -> None:
     """Runs the part until asked to stop."""
     with closing(open_log(config)) as log:
-        director = Director(log, config, wall_ms, experiment_texts(), lambda: open_log(config))
+        director = Director(
+            log, config, clock_of(config), experiment_texts(), lambda: open_log(config)
+        )
         beat = stop.heartbeat
         with closing(director.offline):
             while not stop.is_set():

@@ -22,6 +22,7 @@ from experiments.promotion.lifecycle import (
 )
 from experiments.promotion.promotion import Evidence, Hold, Promote, Rollback, Verdict, judge
 from parameter_server.storage import snapshots
+from recsys.clock import timer_of
 from recsys.config.system_config import Config
 from recsys.events.control_records import (
     TOO_LATE,
@@ -260,7 +261,7 @@ class Promoter:
         if not self._requests:
             return []
         request, now_ms = self._requests[0], self._clock()
-        if is_too_late(request, now_ms):
+        if is_too_late(request, timer_of(self._clock)()):
             return [_refusal(request, TOO_LATE, now_ms)]
         state = self.lifecycle.candidates.get(request.line)
         why = request.reason or "requested by an operator"

@@ -30,7 +30,6 @@ from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.table.kernels import warm
 from parameter_server.table.overlay_table import OverlayTable
-from recsys.clock import wall_ms
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, SCORES, STEPS, Delta, Scores, pack
@@ -38,6 +37,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogUnavailable
 from recsys.model.model import build_model
+from recsys.process.clock_file import clock_of
 from recsys.process.log_consumer import hold_available, readable
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
@@ -78,7 +78,7 @@ class ShadowLoop(RetryLoop):
 
     def __init__(
         self, log: Log, config: Config, features: FeatureSet,
-        clock: Callable[[], int] = wall_ms, spent: Callable[[], float] = time.thread_time,
+        clock: Callable[[], int], spent: Callable[[], float] = time.thread_time,
         share: Share = WHOLE,
     ) -> None:  # fmt: skip
         self._log, self._config, self._features, self._clock = log, config, features, clock
@@ -332,7 +332,7 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
     warm()
     with closing(open_log(config)) as log, ExitStack() as locks:
         locks.enter_context(leased(config.state, PART, share.partitions(log.partitions(EXAMPLES))))
-        loop = ShadowLoop(log, config, feature_set(config), share=share)
+        loop = ShadowLoop(log, config, feature_set(config), clock_of(config), share=share)
         beat, before = stop.heartbeat, dict(loop.counts)
         with_panels = share.first and config.drift.panel_examples
         panels = PanelThread(config, beat) if with_panels else None

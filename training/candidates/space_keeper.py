@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from parameter_server.storage import snapshots
-from recsys.clock import is_due
+from recsys.clock import is_due, timer_of
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, Step, unpack
 from recsys.log.protocol import Log, LogLost, read_range
 from recsys.process.disk_budget import SNAPSHOTS, Level
@@ -30,6 +30,7 @@ class SpaceKeeper:
 
     def __init__(self, log: Log, state: Path, clock: Callable[[], int]) -> None:
         self._log, self._state, self._clock = log, state, clock
+        self._timer_ms = timer_of(clock)
         self._space = SpaceReader(state)
         self._due_ms = 0
         self._named: list[str] = []
@@ -44,8 +45,8 @@ class SpaceKeeper:
 
     def turn(self, line: str, epoch: int, steps: Sequence[int]) -> None:
         """Trims what is due. ``steps``: of the complete snapshots of the live line, ascending."""
-        if is_due(self._clock(), self._due_ms, _TRIM_EVERY_MS):
-            self._due_ms = self._clock() + _TRIM_EVERY_MS
+        if is_due(self._timer_ms(), self._due_ms, _TRIM_EVERY_MS):
+            self._due_ms = self._timer_ms() + _TRIM_EVERY_MS
             end_dead_backup(self._log, self._state)
             trim_steps(self._log, self._state)
         space = self._space.read()

@@ -23,11 +23,11 @@ from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parameter_server.rpc.shard_actor import NAMESPACE, await_shards
-from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.records import DELTAS
 from recsys.log.protocol import LogLost, LogUnavailable
 from recsys.observability.log_lines import LogThrottle, redact
+from recsys.process.clock_file import clock_of
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop, read_beat, run_folder
 from recsys.process.process_priority import VARIABLE
@@ -51,7 +51,7 @@ def run(config: Config, stop: Stop) -> None:
         environment = {"env_vars": {VARIABLE: str(NICE)}}
         job = ray.job_config.JobConfig(metadata={"part": PART, "line": MAIN})
         ray.init(namespace=NAMESPACE, log_to_driver=False, runtime_env=environment, job_config=job)
-    log = open_log(config)
+    log, clock = open_log(config), clock_of(config)
     epoch = live_epoch(log)
     is_stopped, pause = partial(stop.is_set, starting=True), partial(stop.wait, 0.2, starting=True)
     if await_shards(spec_of(config, epoch=epoch), is_stopped, pause) is None:
@@ -69,7 +69,7 @@ def run(config: Config, stop: Stop) -> None:
     while not stop.wait(0 if is_ready else 0.05, starting=not is_ready):
         if fit.is_ended():
             raise RuntimeError(f"run {name} ended: {fit.reason or 'another driver has taken over'}")
-        moved = run_turn(lambda: progress.turn(wall_ms()), stop, _LOG)
+        moved = run_turn(lambda: progress.turn(clock()), stop, _LOG)
         if moved:
             if throttle.due("step", time.monotonic()):
                 _LOG.info("learned", extra={**progress.place, **progress.losses()})

@@ -20,7 +20,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from parameter_server.rpc.parameter_client import StaleWorker, WorkerId
 from parameter_server.rpc.shard_actor import await_shards, connect, node_address
 from parameter_server.rpc.shard_tls import open_tls
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms, machine_ns
 from recsys.config.system_config import Config
 from recsys.events.records import STEPS
 from recsys.features.feature_set_file import feature_set
@@ -55,7 +55,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     log_in_worker(PART, config.state, f"worker-{rank}", config.logging.format, {"worker": rank})
     try:
         generation, epoch = broadcast_from_rank_zero(
-            (run_files.next_generation(name, wall_ms()), _epoch_now(config, settings["epoch"]))
+            (run_files.next_generation(name, machine_ms()), _epoch_now(config, settings["epoch"]))
             if rank == 0
             else None
         )
@@ -68,7 +68,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     except Exception as error:
         if isinstance(error, StaleWorker) and not run_files.is_newest(name):
             return
-        run_files.failed(Failure(rank, f"{type(error).__name__}: {error}"[:500], wall_ms()))
+        run_files.failed(Failure(rank, f"{type(error).__name__}: {error}"[:500], machine_ms()))
         time.sleep(_PAUSE_S)
         raise
 
@@ -152,7 +152,7 @@ def _learn(
     """Learns until the line continues in another epoch, which is returned."""
     while True:
         following = None
-        began_ns = time.time_ns()
+        began_ns = machine_ns()
         LOG_CONTEXT.set({"line": MAIN, "epoch": epoch, "step": worker.step + 1})
         try:
             learned = worker.turn()
@@ -161,7 +161,7 @@ def _learn(
             if following is None:
                 raise
         if trace and learned:
-            trace.learned(worker.step, learned, began_ns, time.time_ns())
+            trace.learned(worker.step, learned, began_ns, machine_ns())
         if trace:
             trace.count(time.monotonic())
         if not learned:

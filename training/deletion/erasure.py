@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from experiments.promotion.lifecycle import Lifecycle
-from recsys.clock import is_due
+from recsys.clock import is_due, timer_of
 from recsys.events.control_records import Control, Erasure, Unlearning
 from recsys.events.event_types import Tick, decode, encode
 from recsys.events.hashing import Id, partition_of
@@ -83,7 +83,8 @@ class Eraser(RetryLoop):
         share: Share = WHOLE,
     ) -> None:  # fmt: skip
         """``archive``: its folder. Raises LogLost if ``state`` is of another log."""
-        self._log, self._archive, self._state, self._clock = log, archive, state, clock
+        self._log, self._archive, self._state = log, archive, state
+        self._timer_ms = timer_of(clock)
         self._share, self._count = share, log.partitions(EVENTS)
         # The offset of a partition is that in ``control`` up to which its users are in the file.
         self._files = ShareState(state, CONTROL, self._count, share)
@@ -117,7 +118,7 @@ class Eraser(RetryLoop):
             self._lifecycle.fold(message)
         self._fold()
         self._save()  # files of another number of workers, which name users, go
-        self._due_ms = self._clock()
+        self._due_ms = self._timer_ms()
 
     def _partition(self, request: PendingErasure) -> int:
         return partition_of(request.user_id, self._count)
@@ -132,9 +133,9 @@ class Eraser(RetryLoop):
 
     def _turn(self) -> int:
         moved = self._fold()
-        due = is_due(self._clock(), self._due_ms, EVERY_MS)
+        due = is_due(self._timer_ms(), self._due_ms, EVERY_MS)
         if due and (self._waiting or self._follows):
-            self._due_ms = self._clock() + EVERY_MS
+            self._due_ms = self._timer_ms() + EVERY_MS
             unlearning = self._lifecycle.unlearning_users()
             left = [r for r in self._waiting if not r.erased and str(r.user_id) not in unlearning]
             for partition in self._begins:
@@ -183,12 +184,12 @@ class Eraser(RetryLoop):
 
     def _scrub(self) -> bool:
         """Removes erased data from the log's files; False if that failed, and the next attempt repeats it."""
-        if not is_due(self._clock(), self._scrub_ms, self._scrub_every_ms):
+        if not is_due(self._timer_ms(), self._scrub_ms, self._scrub_every_ms):
             return False
         topics = (EVENTS, EXAMPLES, DEAD_LETTERS, CONTROL)
         if not all([self._log.scrub(topic) for topic in topics]):
             return False
-        self._scrub_ms = self._clock() + self._scrub_every_ms
+        self._scrub_ms = self._timer_ms() + self._scrub_every_ms
         return True
 
     def _advance(self, requests: Sequence[PendingErasure], partition: int) -> None:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from experiments.promotion.epoch_model import features_of, with_size
 from experiments.promotion.lifecycle import ASSIGNED, REFUSED, REPLAYED, REPLAYING, Lifecycle
 from parameter_server.storage import snapshots
+from recsys.clock import timer_of
 from recsys.config.system_config import Config
 from recsys.events.control_records import Unlearning
 from recsys.events.records import EXAMPLES, Forget, non_example
@@ -70,9 +71,9 @@ class LiveReplay:
         """Finds where to start; the snapshot found becomes the new epoch's, so that pruning spares it."""
         view = LogWithout(self._log, {**lifecycle.unlearned_users(), **request.users})
         if request.state == ASSIGNED:
-            if self._clock() < self._due_ms:
+            if timer_of(self._clock)() < self._due_ms:
                 return 0
-            self._due_ms = self._clock() + _LOOK_EVERY_MS
+            self._due_ms = timer_of(self._clock)() + _LOOK_EVERY_MS
             if not are_cut(self._log, request.users, lifecycle, request.parent_epoch):
                 return 0
             begins = dict.fromkeys(range(self._log.partitions(EXAMPLES)), 0)

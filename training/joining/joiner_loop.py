@@ -8,7 +8,6 @@ impression of the snapshot.
 """
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -18,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from recsys.clock import is_due, wall_ms
+from recsys.clock import is_due, machine_ms, machine_ns, timer_of
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Rejected, decode
 from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, non_example, pack
@@ -29,6 +28,7 @@ from recsys.log.compression import compressed
 from recsys.log.protocol import Append, JumpReader, Log, LogLost, Record, read_range
 from recsys.observability.recent_delays import RecentDelays
 from recsys.observability.tracer import open_tracer
+from recsys.process.clock_file import clock_of
 from recsys.process.latency_tuning import gc_paused
 from recsys.process.log_consumer import Consumer, DeadLetters, decoded, hold_available
 from recsys.process.open_log import open_log
@@ -73,8 +73,8 @@ class _Sequence(msgspec.Struct):
 
 class JoinerLoop(RetryLoop):
     """Runs the joiners of all partitions; ``state`` stores their snapshots, if any. ``clock`` (milliseconds)
-    decides when to save. ``again`` is another client of the log for reading impressions again: a Kafka client
-    is slow to jump."""
+    measures delays, and decides when to save. ``again`` is another client of the log for reading impressions
+    again: a Kafka client is slow to jump."""
 
     def __init__(
         self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int],
@@ -85,14 +85,14 @@ class JoinerLoop(RetryLoop):
         self._log, self._config, self._features = log, config, features
         self._again = again or log
         self._jumps = self._again if isinstance(self._again, JumpReader) else None
-        self._clock, count = clock, log.partitions(EVENTS)
+        self._clock, self._timer_ms, count = clock, timer_of(clock), log.partitions(EVENTS)
         self._partitions = share.partitions(count)
         self._folder = state.folder if state is not None else None  # of spilled rows
         self._state = ShareState(state, EVENTS, count, share) if state is not None else None
         self._letters = DeadLetters(log, (EVENTS,))
         self._spills: dict[int, Spill] = {}
         self._needed: dict[int, int] | None = None  # by the newest snapshot, if there is one
-        self._save_every_ms, self._due_ms = _SAVE_EVERY_MS, clock() + _SAVE_EVERY_MS
+        self._save_every_ms, self._due_ms = _SAVE_EVERY_MS, self._timer_ms() + _SAVE_EVERY_MS
         self.unreadable = 0
         self.skipped = 0  # events passed over, without a snapshot and without the log's beginning
         # Delay of the newest example, from the event that caused it.
@@ -129,12 +129,12 @@ class JoinerLoop(RetryLoop):
         """Takes a snapshot; the log then retains what resuming from the previous snapshot needs."""
         if self._state is None or self.needs_restore:
             return
-        started_ms = self._clock()
+        started_ms = self._timer_ms()
         self._state.save(self._log.id, self.offsets, self._pack)
         needed = self._needed_from()
         hold_available(self._log, PART, EVENTS, self._needed or needed)
         self._needed = needed
-        now_ms = self._clock()
+        now_ms = self._timer_ms()
         self._save_every_ms = max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
         self._due_ms = now_ms + self._save_every_ms
 
@@ -171,7 +171,7 @@ class JoinerLoop(RetryLoop):
             if self._trace:
                 self._trace.appended(offsets)
         self._letters.send()
-        if is_due(self._clock(), self._due_ms, self._save_every_ms):
+        if is_due(self._timer_ms(), self._due_ms, self._save_every_ms):
             self.save()
         return len(events)
 
@@ -341,7 +341,7 @@ class JoinerLoop(RetryLoop):
 def skip_events(log: Log, config: Config, features: FeatureSet, ends: Sequence[int]) -> bool:
     """Marks all events as joined, if those before ``ends`` are: what was imported is learned by the import.
     The system mustn't run."""
-    loop = JoinerLoop(log, config, features, wall_ms, PartState(config.state, PART))
+    loop = JoinerLoop(log, config, features, machine_ms, PartState(config.state, PART))
     joined = [offset for _, offset in sorted(loop.offsets.items())] == list(ends)
     if joined:
         loop.skip_to_end()
@@ -383,12 +383,13 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
         locks.enter_context(leased(config.state, PART, share.partitions(partitions)))
         state = PartState(config.state, PART)
         tracer = open_tracer(config, PART)
-        trace = JoinTrace(tracer, time.time_ns) if tracer else None
-        loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again, trace, share)
+        trace = JoinTrace(tracer, machine_ns) if tracer else None
+        clock = clock_of(config)
+        loop = JoinerLoop(log, config, feature_set(config), clock, state, again, trace, share)
         beat, reported = stop.heartbeat, loop.counts()
         while not stop.is_set():
             moved = run_turn(loop.turn, stop, _LOG)
-            beat.replace_gauges(_P95, loop.delays.p95(_P95, wall_ms()))
+            beat.replace_gauges(_P95, loop.delays.p95(_P95, clock()))
             if moved is None:
                 continue
             beat.add("events", moved)

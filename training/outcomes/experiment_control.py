@@ -70,9 +70,15 @@ class ExperimentController:
             self.newest = record
             self._requests.pop(record.answers, None)
 
-    def turn(self, now_ms: int) -> Experiments | None:
-        """Returns the next revision, if any; fold it, then call again."""
-        return self._check_files(now_ms) or self._grant(now_ms) or self._check_running(now_ms)
+    def turn(self, now_ms: int, timer_ms: int | None = None) -> Experiments | None:
+        """Returns the next revision, if any; fold it, then call again. ``timer_ms``: machine time, unless it
+        is the same."""
+        timer_ms = now_ms if timer_ms is None else timer_ms
+        return (
+            self._check_files(now_ms)
+            or self._grant(now_ms, timer_ms)
+            or self._check_running(now_ms, timer_ms)
+        )
 
     @property
     def running(self) -> list[Experiment]:
@@ -99,9 +105,9 @@ class ExperimentController:
             return None
         return None if new == current else self._revision(new, now_ms)
 
-    def _grant(self, now_ms: int) -> Experiments | None:
+    def _grant(self, now_ms: int, timer_ms: int) -> Experiments | None:
         for offset, request in self._requests.items():
-            if is_too_late(request, now_ms):
+            if is_too_late(request, timer_ms):
                 return self._revision(self.newest, now_ms, offset, TOO_LATE)
             try:
                 new = apply_request(self.newest, request, self._config, self._labels, now_ms)
@@ -110,14 +116,14 @@ class ExperimentController:
             return self._revision(new, now_ms, offset)
         return None
 
-    def _check_running(self, now_ms: int) -> Experiments | None:
+    def _check_running(self, now_ms: int, timer_ms: int) -> Experiments | None:
         states = self.newest.states
         if not any(current.state != STOPPED for current in states.values()):
             self._folds.clear()
             return None
-        due = is_due(now_ms, self._due_ms, READOUT_EVERY_MS)
+        due = is_due(timer_ms, self._due_ms, READOUT_EVERY_MS)
         if due:
-            self._due_ms = now_ms + READOUT_EVERY_MS
+            self._due_ms = timer_ms + READOUT_EVERY_MS
         changed = dict(states)
         readable, unreadable = self._experiments()
         for experiment in readable:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from experiments.promotion.epoch_model import config_at, features_at
 from parameter_server.shard.lanes import MAX_RATE
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms, machine_ns
 from recsys.config.system_config import Config
 from recsys.events.hashing import Id
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, Step, pack, unpack
@@ -27,6 +27,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.compression import plain
 from recsys.log.protocol import Append, Log, newest_first
 from recsys.observability.tracer import open_tracer
+from recsys.process.clock_file import clock_of
 from recsys.process.log_consumer import UNREADABLE, Consumer
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
@@ -75,8 +76,8 @@ class LinePosition(NamedTuple):
 
 
 class SequencerLoop(RetryLoop):
-    """Cuts the steps of one line. ``clock`` (milliseconds) is wall time live, event time in replay. ``live``:
-    follows the trainer, whose pace is on no record."""
+    """Cuts the steps of one line. ``clock`` (milliseconds) is machine time live, event time in replay.
+    ``live``: follows the trainer, whose pace is on no record."""
 
     def __init__(
         self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int],
@@ -267,9 +268,9 @@ def run(config: Config, stop: Stop) -> None:
     """Cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
     with closing(open_log(config)) as log:
         tracer = open_tracer(config, PART)
-        trace = SequenceTrace(tracer, time.time_ns) if tracer else None
-        loop = SequencerLoop(log, config, feature_set(config), wall_ms, trace=trace, live=True)
-        ticker = Ticker(log, wall_ms)
+        trace = SequenceTrace(tracer, machine_ns) if tracer else None
+        loop = SequencerLoop(log, config, feature_set(config), machine_ms, trace=trace, live=True)
+        ticker = Ticker(log, clock_of(config))
         beat, before = stop.heartbeat, loop.step
 
         def turn() -> int:

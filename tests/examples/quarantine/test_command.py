@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.events.event_types import Engagement, Verdict, decode, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS
@@ -28,7 +28,7 @@ def state(tmp_path: Path) -> Path:
     """A system whose log has 60 people, and two accounts that like one item again and again."""
     config, plan = launch_plan.resolve(config_in(tmp_path))
     launch_plan.write(config, plan)
-    now_ms = wall_ms() - 60_000
+    now_ms = machine_ms() - 60_000
     with closing(open_log(config)) as log:
         create_topics(log, config)
 

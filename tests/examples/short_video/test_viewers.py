@@ -117,8 +117,8 @@ class Clock:
     def __init__(self) -> None:
         self.now_s = T / 1000
 
-    def __call__(self) -> float:
-        return self.now_s
+    def __call__(self) -> int:
+        return round(1000 * self.now_s)
 
 
 def settle(sender: Sender, clock: Clock, turns: int) -> None:

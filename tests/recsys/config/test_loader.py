@@ -286,3 +286,54 @@ def test_settings_of_brokers_fit_together() -> None:
         "kafka://b:1", replication=3, min_insync=2, sasl="plain", user="me", password_file="/p"
     )
     LogConfig("kafka://b:1", tls=True, ca_file="/ca", cert_file="/c", key_file="/k", min_insync=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "start_ms", "speed"),
+    [
+        ("{start: 2020-01-01, speed: 100}", 1_577_836_800_000, 100.0),
+        ("{start: 2020-01-01T00:00:00Z}", 1_577_836_800_000, 1.0),
+        ("{start: 1577836800000, speed: 0.5}", 1_577_836_800_000, 0.5),
+        ("{speed: 2}", None, 2.0),
+        ("{}", None, 1.0),
+    ],
+)
+def test_a_clock_starts_at_iso_time_or_milliseconds(
+    tmp_path: Path, text: str, start_ms: int | None, speed: float
+) -> None:
+    file = tmp_path / "scaled.yaml"
+    file.write_text(f"clock: {text}")
+    clock = load(str(file)).clock
+    assert (clock.start_ms, clock.speed) == (start_ms, speed)
+    assert clock.is_machine is (text == "{}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{speed: 0}", "clock.speed is 0.0, expected above 0, at most 100000"),
+        ("{speed: -1}", "clock.speed is -1.0, expected above 0"),
+        ("{speed: .inf}", "clock.speed is inf, expected a finite number"),
+        ("{speed: .nan}", "clock.speed is nan, expected a finite number"),
+        ("{speed: 1.0e6}", "clock.speed is 1000000.0, expected above 0, at most 100000"),
+        ("{start: tomorrow}", "clock.start is 'tomorrow', expected ISO time or epoch milliseconds"),
+        ("{start: -5}", "clock.start is -5, expected ISO time"),
+        ("{start: 9000-01-01}", "clock.start is '9000-01-01', expected ISO time"),
+        ("{start: 2020-01-01T00:00+99:00}", "clock.start is"),
+    ],
+)
+def test_a_clock_that_cannot_run_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "scaled.yaml"
+    file.write_text(f"clock: {text}")
+    with pytest.raises(ConfigError) as error:
+        load(str(file))
+    assert message in str(error.value)
+
+
+def test_a_clock_of_several_nodes_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "scaled.yaml"
+    file.write_text(
+        "{nodes: 2, clock: {speed: 2}, log: {url: 'kafka://a:1'}, sessions: {url: 'redis://b:2'}}"
+    )
+    with pytest.raises(ConfigError, match="nodes is 2, but clock is start '', speed 2.0"):
+        load(str(file))

@@ -52,16 +52,16 @@ def test_asking_marks_ready_unless_starting():
 
 
 def test_rates_follow_the_counters():
-    now = [100.0]
-    heartbeat = Heartbeat("joiner", clock=lambda: now[0])
+    now_ms = [100_000]
+    heartbeat = Heartbeat("joiner", clock=lambda: now_ms[0])
     for _ in range(60):
-        now[0] += 1.0
+        now_ms[0] += 1_000
         heartbeat.add("events", 50)
         beat = heartbeat.now()
     assert beat.counters == {"events": 3000}
     assert beat.rates["events"] == pytest.approx(50, rel=1e-3)
     for _ in range(60):
-        now[0] += 1.0
+        now_ms[0] += 1_000
         beat = heartbeat.now()
     assert beat.rates["events"] == pytest.approx(0, abs=0.1)
 

@@ -123,8 +123,8 @@ def test_a_reader_that_meets_two_torn_slots_reads_again(path, monkeypatch):
         reads.append(data)
         return [] if len(reads) < 3 else slots(data)
 
-    slots = slot_file._slots
-    monkeypatch.setattr(slot_file, "_slots", torn)
+    slots = slot_file.slots_of
+    monkeypatch.setattr(slot_file, "slots_of", torn)
     assert read_slots(path) == b"content" and reads == [whole] * 3
 
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from typer.testing import CliRunner
 
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.process.open_log import create_topics, open_log
 from runtime.cli.main import app
 from runtime.jobs.key_requests import read_keys
@@ -53,14 +53,14 @@ def test_a_key_is_shown_once_works_and_is_revoked(state: Path) -> None:
     )
     text = made.stdout.strip()
     assert re.fullmatch(r"rk_[a-z0-9]{8}_[\w-]{43}", text), made.output
-    found = ring(state).check(text, wall_ms())
+    found = ring(state).check(text, machine_ms())
     assert (found.name, found.scopes, found.rate) == ("shop", ["attribute", "events"], 5.0)
     listed = json.loads(keys("list", "--json", "-", state=state).stdout)
     assert [(row["id"], row["state"]) for row in listed] == [(found.id, "valid")]
     assert text.split("_", 2)[2] not in keys("list", state=state).stdout
     assert f"{found.id} (shop) is revoked" in keys("revoke", "shop", state=state).stdout
     with pytest.raises(Denied, match="is revoked"):
-        ring(state).check(text, wall_ms())
+        ring(state).check(text, machine_ms())
     again = keys("revoke", "shop", state=state)
     assert again.exit_code == 2 and "no id or name of a valid key" in again.stderr
 

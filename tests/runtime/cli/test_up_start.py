@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
+from recsys.config.clock_config import ClockConfig
 from recsys.config.system_config import ParameterServerConfig
+from recsys.process.clock_file import clock_of
 from recsys.process.part_process import run_folder
 from runtime.cli import up
 from runtime.supervision.launch_plan import resolve
@@ -78,3 +81,26 @@ def test_a_plug_in_that_is_not_installed_is_refused(
     blind = replace(config, model=replace(config.model, ranker=f"{SEQUENCE}@1", features="ids"))
     assert up.start(blind) == 1
     assert "set model.features to ids+history or all" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_clock_is_made_before_parts_start_and_another_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(up, "_run", lambda config, *_: clock_of(config)())
+    config = config_in(tmp_path, clock=ClockConfig("2020-01-01", 100.0))
+    assert up.start(config) == 0
+    assert clock_of(config)() == config.clock.start_ms
+    monkeypatch.setattr(up, "_run", lambda *_: pytest.fail("a part would start"))
+    for clock in (ClockConfig(), ClockConfig("2020-01-01", 10.0)):
+        with pytest.raises(typer.Exit):
+            up.start(replace(config, clock=clock))
+        assert "expected start 1577836800000, speed 100.0" in capsys.readouterr().err
+
+
+def test_a_clock_in_a_ray_cluster_that_runs_already_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert up.start(config_in(tmp_path, clock=ClockConfig(speed=2.0))) == 1
+    assert "clock.speed is 2.0, expected 1, and no clock.start" in capsys.readouterr().err
+    assert not (tmp_path / "clock.json").exists()

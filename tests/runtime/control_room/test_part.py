@@ -201,7 +201,7 @@ def test_curves_go_on_though_the_clock_was_set_back(
     config, log = system
     room = ControlRoom(config, SystemWatch(config, log), Stop())
     for now_ms in (9_000_000, 9_001_000, 1_000_000, 1_001_000):
-        monkeypatch.setattr(control_room_part, "wall_ms", lambda now_ms=now_ms: now_ms)
+        monkeypatch.setattr(control_room_part, "machine_ms", lambda now_ms=now_ms: now_ms)
         room.beat()
     curve = next(points for points in msgspec.json.decode(room.curves()).values())
     assert [time_ms for time_ms, _ in curve] == [9_000_000, 1_000_000]

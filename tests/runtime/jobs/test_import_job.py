@@ -14,7 +14,7 @@ import pytest
 from parameter_server.storage import snapshots
 from recsys.app.app_file import read_app
 from recsys.app.data_files import read_data_files
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.loader import load
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Event, Item, decode, encode
@@ -80,7 +80,7 @@ def run(
     file = folder / "app.yaml"
     files = read_data_files(file)
     data = MappedFiles(read_app(file), files, [folder / name for name in names or files.names])
-    return Importer(read_app(file), _in(folder, config), log, learn, iter).run(data)
+    return Importer(read_app(file), _in(folder, config), log, machine_ms, learn, iter).run(data)
 
 
 def on_log(log: Log, topic: str) -> list[Event]:
@@ -241,7 +241,7 @@ def test_newer_rows_that_would_move_into_the_future_are_refused(
     first = run(folder, config, log)
     kept = (folder / "state/import/import.json").read_bytes()
     with (folder / "log.csv").open("a") as file:
-        file.write(f"1,1,5,{wall_ms() // 1000}\n")
+        file.write(f"1,1,5,{machine_ms() // 1000}\n")
     with pytest.raises(ValueError, match="days ahead, expected at most 1.*new state folder"):
         run(folder, config, log)
     assert len(ids(log)) == first["new"]

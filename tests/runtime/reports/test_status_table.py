@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from recsys.config.clock_config import ClockConfig
 from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config, ServeConfig, SessionConfig
 from runtime.reports.status_table import (
@@ -84,3 +85,15 @@ def test_durations():
         "1m01s",
         "2h05m",
     ]
+
+
+def test_event_time_is_shown_where_it_is_not_the_machines(tmp_path):
+    running = Running(supervisor=Identity(1, 0.0), config_digest="", started_ms=0, time_ms=0)
+    server = {"time_ms": 1_577_836_800_000}
+    status = Status(state=str(tmp_path), running=True, ready=True, server=server)
+    texts = [
+        " ".join(map(str, status_table(status, running, Config(clock=clock)).renderables))
+        for clock in (ClockConfig(), ClockConfig("2020-01-01", 100.0))
+    ]
+    assert "event time" not in texts[0]
+    assert "event time       2020-01-01 00:00:00+00:00, clock.speed 100" in texts[1]

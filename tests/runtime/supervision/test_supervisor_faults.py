@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.process.part_process import Beat
 from recsys.process.slot_file import SlotFile
 from recsys.process.space_file import read_space
@@ -139,7 +139,7 @@ class Machine:
             written = run_file.read(self.runner._config.state)
             assert written.time_ms == pytest.approx(1000 * (1e9 + self.now), abs=1500)
             assert written.ready and self.runner._supervisor.ready
-            assert read_space(self.runner._config.state, wall_ms()) is not None
+            assert read_space(self.runner._config.state, machine_ms()) is not None
             self.runner.stop()
 
         self.at += [(KILL_AT_S, lambda: self.die("fold")), (self.until_s + RECOVERY_S, judge)]

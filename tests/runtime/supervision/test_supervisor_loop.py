@@ -13,6 +13,8 @@ import msgspec
 import psutil
 import pytest
 
+from recsys.config.clock_config import ClockConfig
+from recsys.process.clock_file import clock_of, start_clock
 from recsys.process.part_process import read_beat
 from runtime.supervision import run_file, supervisor_loop
 from runtime.supervision.launch_plan import resolve
@@ -70,8 +72,8 @@ def make_runner(tmp_path, monkeypatch):
     fake = tmp_path / "fake.py"
     fake.write_text(FAKE)
 
-    def make(parts, show, state=tmp_path / "state"):
-        config, plan = resolve(config_in(state))
+    def make(parts, show, state=tmp_path / "state", config=None):
+        config, plan = resolve(config or config_in(state))
         monkeypatch.setattr(supervisor_loop, "table", lambda *_: parts)
         command = [sys.executable, str(fake)]
         monkeypatch.setattr(supervisor_loop, "part_command", lambda *words: [*command, *words])
@@ -398,3 +400,22 @@ def test_a_part_comes_back_while_the_disk_is_full(make_runner, small_disk):
     filler.close()
     assert len(seen) == 2 and not alive(seen[1].process)
     assert {part.state for part in run_file.read(small_disk).parts} == {"stopped"}
+
+
+def test_event_time_passes_from_ready_to_the_end(make_runner, tmp_path, monkeypatch):
+    config = config_in(tmp_path / "state", clock=ClockConfig("2020-01-01", 1e5))
+    start_clock(config)
+    clock, seen = clock_of(config), []
+
+    def show(running, changes):
+        seen.append((running.ready, clock() - config.clock.start_ms))
+        if seen[-1][1] > 0 and sum(ready for ready, _ in seen) > 3:
+            runner.stop()
+
+    runner = make_runner([Part("good", "")], show, config=config)
+    runner.run()
+    assert {passed_ms for ready, passed_ms in seen if not ready and passed_ms == 0} == {0}
+    ended_ms = clock()
+    assert ended_ms > config.clock.start_ms
+    time.sleep(0.01)
+    assert clock() == ended_ms

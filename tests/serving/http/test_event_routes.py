@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.features.session import REQUESTS
 from recsys.log.protocol import LogUnavailable
 from recsys.process.disk_budget import Level, Space
@@ -103,7 +103,7 @@ def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> 
 def test_without_disk_space_events_get_507_and_lists_go_on_without_being_logged(
     world: World,
 ) -> None:
-    space = Space(level=Level.FULL, time_ms=wall_ms())
+    space = Space(level=Level.FULL, time_ms=machine_ms())
     folder = run_folder(world.service.config.state)
     (folder / FILE).write_bytes(msgspec.json.encode(space))
 

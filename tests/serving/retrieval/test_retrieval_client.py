@@ -204,7 +204,7 @@ def test_shards_are_called_once_before_the_first_request_and_none_of_them_fails_
 
 
 def shards_over(log: MemoryLog, config: Config, count: int) -> list[RetrievalService]:
-    return [RetrievalService(config, log, n, count) for n in range(count)]
+    return [RetrievalService(config, log, n, count, lambda: 0) for n in range(count)]
 
 
 def test_a_shard_waits_for_a_version_that_is_to_come(tmp_path: Path) -> None:

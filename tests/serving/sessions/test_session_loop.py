@@ -188,7 +188,9 @@ def test_a_change_of_features_folds_all_again_and_an_erasure_reaches_both(
     new, log = fixture.sessions.of_set(wide.digest), fixture.log
 
     def make(name: str, features: FeatureSet) -> SessionLoop:
-        return SessionLoop(log, fixture.sessions.of_set(name), features, name=name)
+        return SessionLoop(
+            log, fixture.sessions.of_set(name), features, lambda: fixture.now_ms, name=name
+        )
 
     def say(stage: str) -> None:
         definition = Definition(

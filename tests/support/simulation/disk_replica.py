@@ -90,7 +90,7 @@ class DiskReplica:
     def folded_events(self, user_id: str) -> int:
         """Engagements that a user's session counts: repeats are dropped."""
         sessions, features = MemorySessions(), feature_set(self.config)
-        loop = SessionLoop(self.log, sessions, features)
+        loop = SessionLoop(self.log, sessions, features, lambda: 0)
         while loop.turn():
             pass
         return Session.unpack(sessions.blobs[user_id], features).events

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.harness.archived_log import archive_log
 from examples.feature_audit.archive_audit import items_of
 from examples.feature_audit.audit_source import AuditSource
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Item, Tick, encode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS
@@ -236,7 +236,7 @@ def test_the_part_reports_that_it_is_paused(tmp_path):
     log = open_log(config)
     create_topics(log, config)
     append_hour(log, 0)
-    space = Space(level=Level.LOW, time_ms=wall_ms())
+    space = Space(level=Level.LOW, time_ms=machine_ms())
     (run_folder(tmp_path) / FILE).write_bytes(msgspec.json.encode(space))
     stop = Stop(Heartbeat(PART))
     part = threading.Thread(target=run, args=(config, stop))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from parameter_server.storage.snapshots import complete_steps, write_part
-from recsys.clock import wall_ms
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Erasure, Experiments, ExperimentState, Live
 from recsys.events.records import CONTROL, pack, topics, unpack
@@ -109,7 +109,7 @@ def test_it_keeps_two_snapshots_while_disk_space_is_low(log, tmp_path):
     its = director(log, tmp_path, {})
     its.turn()
     assert complete_steps(tmp_path / "snapshots", "main", 0) == [1, 2, 3]
-    space = Space(level=Level.LOWER, time_ms=wall_ms())
+    space = Space(level=Level.LOWER, time_ms=machine_ms())
     (run_folder(tmp_path) / FILE).write_bytes(msgspec.json.encode(space))
     its = Director(log, replace(Config(), state=str(tmp_path)), lambda: 10_000, {})
     its.turn()

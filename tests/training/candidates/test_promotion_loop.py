@@ -216,7 +216,7 @@ def test_people_may_keep_the_last_word(tmp_path: Path) -> None:
             await run.show(10)
         assert run.lifecycle.candidates["cand-1"].stage == "shadow"
         assert case.opinion.startswith("waits for approval: log loss gained")
-        (row,) = CandidateView(run.system.log, run.config).turn()
+        (row,) = CandidateView(run.system.log, run.config, run.system._clock).turn()
         assert row["why"] == case.opinion, "who only looks is told the same"
         run.wish("approve", "cand-1")
         assert await until(run, "cand-1", "canary", "live")

@@ -413,6 +413,6 @@ def test_a_run_looks_through_the_keys_of_a_snapshot_once(
 
 def test_candidates_take_what_their_loop_is_told_that_it_spent(line: Line) -> None:
     spent = count(0, 0.5)
-    loop = ShadowLoop(line.log, line.config, FEATURES, spent=lambda: next(spent))
+    loop = ShadowLoop(line.log, line.config, FEATURES, lambda: 0, spent=lambda: next(spent))
     loop.turn()
     assert loop.cpu_s == 0.5

@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from recsys.clock import Clock as EventClock
+from recsys.clock import Pace
 from recsys.events.event_types import (
     Engagement,
     Event,
@@ -556,3 +558,16 @@ def test_busy_partitions_are_not_ticked() -> None:
             appended += 1
         ticker.turn()
     assert log.end(EVENTS, 0) == 1 + appended and log.end(EVENTS, 1) > 3
+
+
+def test_a_tick_a_second_carries_event_time_at_its_pace_and_none_while_it_is_held() -> None:
+    log, start_ms, machine = toy_log(), 1_577_836_800_000, Clock()
+    pace = Pace(machine_ns=0, event_ms=start_ms, speed=1_000.0, until_ns=10_000_000_000)
+    ticker = Ticker(log, EventClock(lambda: pace, lambda: machine.now_ms * 1_000_000))
+    log.append(EVENTS, [Append(0, b"", encode(Tick(time_ms=start_ms)))])
+    for now_ms in range(0, 30_001, 50):  # it is held after ten seconds
+        machine.now_ms = now_ms
+        ticker.turn()
+    times = [decode(r.value).time_ms - start_ms for r in log.read(EVENTS, 0, 0)]
+    assert 9 <= len(times) <= 12 and times == sorted(set(times))
+    assert 900_000 <= times[2] - times[1] <= 1_300_000 and times[-1] == 10_000_000
