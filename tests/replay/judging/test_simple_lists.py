@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.studies.quality.retrieval_baselines import HOUR_MS, ItemKnn, Popularity, SessionKnn
+from replay.judging.neighbour_lists import ItemKnn, SessionKnn
+from replay.judging.simple_lists import HOUR_MS, Popularity
 
 # (user, item, minutes after the one before)
 LOG = st.lists(
