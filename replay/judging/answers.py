@@ -48,7 +48,7 @@ class Answers:
         return {
             name: {"cases": len(self)}
             | {metric: mean[m][0] for m, metric in enumerate(METRICS)}
-            | {"intervals": {metric: mean[m][1:] for m, metric in enumerate(METRICS)}}
+            | {"intervals": {metric: [*mean[m][1:]] for m, metric in enumerate(METRICS)}}
             for name, all_means in means.items()
             for mean in [_as_deep(all_means, depths.get(name))]
         }

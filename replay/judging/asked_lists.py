@@ -116,7 +116,8 @@ class AskedLists:
 
 
 class Judge:
-    """Judges a recommender by the rows of a log: ``ask`` with its list before each row, then ``take``.
+    """Judges a recommender by the rows of a log: ``ask`` with its list before each row, then ``take``. The
+    list is of ten items or more; what more than ten are judged by is recall at 100 and 300.
 
     State: that of the lists and answers, and an index for each of a million items. Later ones are counted in
     ``items_beyond``: they are cases, but no simple list learns them.
@@ -126,7 +127,7 @@ class Judge:
         self._asked, self._limit = AskedLists(pause_s, repeats), items
         self._indices: dict[str, int] = {}
         self._due: tuple[str, int, list[str]] | None = None
-        self._depth = 0
+        self._depth = 10  # requested at least; a shorter list has no more
         self._counts: Counter[str] = Counter(seen=0, items_beyond=0)
 
     def ask(self, user_id: Id, time_ms: int, our_items: Sequence[Id] | None) -> None:
