@@ -174,10 +174,9 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
         rows += [("trained", text)]
     console.print(plain_table(("", ""), rows))
     if result.get("retrieval"):
-        from runtime.reports.retrieval_tables import question_lines  # imports torch
+        from runtime.reports.retrieval_tables import print_questions  # imports torch
 
-        for line in question_lines(result["retrieval"]):
-            console.print(line)
+        print_questions(console, result["retrieval"])
     if result["refused"]:
         console.print(f"rows that aren't used are in {refused}")
     console.print(f"recsys up --app {app} --state {os.path.relpath(state)}", soft_wrap=True)

@@ -20,7 +20,7 @@ from replay.replay_report import report_of, with_bar
 from replay.replay_run import Outputs, ReplayOptions, ReplayResult, config_for, replay_data
 from runtime.cli.common import ConfigOption, check_folders, exit_on, from_checkout
 from runtime.jobs.time_option import parse_time
-from runtime.reports.retrieval_tables import question_lines, retrieval_table
+from runtime.reports.retrieval_tables import print_questions, retrieval_table
 from runtime.reports.tables import plain_table
 
 _COLUMNS: Final = {
@@ -170,8 +170,7 @@ def _print(report: dict[str, Any], replayed: ReplayResult) -> None:
         console.print(report["against"])
     if "retrieval" in report:
         console.print(retrieval_table(report["retrieval"]))
-        for line in question_lines(report["retrieval"]):
-            console.print(line)
+        print_questions(console, report["retrieval"])
 
 
 def _cells(measured: dict[str, Any]) -> list[str]:

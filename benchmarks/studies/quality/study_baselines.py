@@ -34,7 +34,7 @@ from replay.predictions import build_report
 from replay.replay_report import judged_rows, with_bar
 from replay.replay_run import Outputs, Progress, ReplayOptions, config_for, replay_with
 from runtime.jobs.time_option import parse_time
-from runtime.reports.retrieval_tables import question_lines, retrieval_table
+from runtime.reports.retrieval_tables import print_questions, retrieval_table
 from runtime.reports.tables import plain_table
 
 _COLUMNS: Final = ("auc", "lists.auc", "lists.ndcg@10", "lists.mrr", "log_loss", "calibration")
@@ -152,8 +152,7 @@ def baselines(
     console.print(plain_table(("ranked by", *_COLUMNS), rows, title=title, right=_COLUMNS))
     if figures["retrieval"] is not None:
         console.print(retrieval_table(figures["retrieval"]))
-        for line in question_lines(figures["retrieval"]):
-            console.print(line)
+        print_questions(console, figures["retrieval"])
     return figures
 
 
