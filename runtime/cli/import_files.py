@@ -6,9 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
@@ -27,7 +25,7 @@ from replay.datasets.dataset import DataError
 from replay.datasets.mapped_files import MappedFiles
 from replay.datasets.table_rows import BadRow, Block, read_blocks
 from replay.predictions import write_report
-from runtime.cli.common import ConfigOption, StateOverride, exit_on, from_checkout
+from runtime.cli.common import ConfigOption, StateOverride, exit_on
 from runtime.cli.up import keep_definition, with_definition
 from runtime.reports.tables import plain_table
 from runtime.supervision import run_file
@@ -36,7 +34,6 @@ from runtime.supervision.run_file import AlreadyRuns, holder, lock
 Files = Annotated[list[Path], Argument(help="CSV, Parquet or JSON Lines files.")]
 _SAMPLE: Final = 200  # rows of each block that are looked at
 _SCRATCH: Final = "rows-"  # beginning of the names of scratch folders
-_PROBE: Final = "benchmarks.studies.quality.retrieval_recall:probe_for"
 
 
 def init(
@@ -143,8 +140,6 @@ def import_(
         log = stack.enter_context(closing(open_log(settings)))
         create_topics(log, settings)
         importer = Importer(definition, settings, log, clock, learn, with_bar)
-        if find_spec("benchmarks"):
-            importer = replace(importer, probe_for=from_checkout(_PROBE))
         result = importer.run(dataset, keep_times)
     if report is not None:
         write_report(report, result)
@@ -181,17 +176,9 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
         rows += [("trained", text)]
     console.print(plain_table(("", ""), rows))
     if result.get("retrieval"):
-        console.print(_quality(result["retrieval"]))
+        from runtime.reports.retrieval_tables import print_questions  # imports torch
+
+        print_questions(console, result["retrieval"])
     if result["refused"]:
         console.print(f"rows that aren't used are in {refused}")
     console.print(f"recsys up --app {app} --state {os.path.relpath(state)}", soft_wrap=True)
-
-
-def _quality(retrieval: dict[str, Any]) -> Any:
-    """Table of the first ten and hundred items beside simple lists, on items that viewers took next."""
-    names = ("recall@10", "recall@100", "ndcg@10")
-    measured = {"this system": retrieval["path"]["retrieved and ranked"]}
-    measured |= {k: v for k, v in retrieval["baselines"].items() if "seen too" not in k}
-    rows = [(name, *(f"{values[n]:.4f}" for n in names)) for name, values in measured.items()]
-    title = f"The next items of viewers: {retrieval['targets']:,} of the newest fifth"
-    return plain_table(("by", *names), rows, title=title, right=names)

@@ -14,14 +14,15 @@ from recsys.config.loader import load
 from recsys.config.system_config import Config, override
 from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.open_dataset import open_dataset
+from replay.judging.retrieval_recall import probe_for
 from replay.predictions import Predictions, read_predictions, write_report
 from replay.replay_report import report_of, with_bar
 from replay.replay_run import Outputs, ReplayOptions, ReplayResult, config_for, replay_data
 from runtime.cli.common import ConfigOption, check_folders, exit_on, from_checkout
 from runtime.jobs.time_option import parse_time
+from runtime.reports.retrieval_tables import print_questions, retrieval_table
 from runtime.reports.tables import plain_table
 
-_RETRIEVAL: Final = "benchmarks.studies.quality.retrieval_recall"
 _COLUMNS: Final = {
     "AUC": "auc", "by user": "grouped_auc", "in lists": "lists.auc", "nDCG": "lists.ndcg",
     "log loss": "log_loss", "calibration": "calibration",
@@ -75,8 +76,7 @@ def replay(
         )  # fmt: skip
         check_folders(report, predictions)
         baseline = None if against is None else _read_baseline(against, dataset.labels[0])
-        probe = from_checkout(f"{_RETRIEVAL}:probe_for") if retrieval else lambda *_: None
-        outputs = Outputs(predictions, probe(dataset, options, retrieval))
+        outputs = Outputs(predictions, probe_for(dataset, options, retrieval))
         replayed = _run(dataset, options, settings, outputs)
     metrics = report_of(data, dataset, options, replayed, baseline)
     if report is not None:
@@ -169,7 +169,8 @@ def _print(report: dict[str, Any], replayed: ReplayResult) -> None:
     if "against" in report:
         console.print(report["against"])
     if "retrieval" in report:
-        console.print(from_checkout(f"{_RETRIEVAL}:retrieval_table")(report["retrieval"]))
+        console.print(retrieval_table(report["retrieval"]))
+        print_questions(console, report["retrieval"])
 
 
 def _cells(measured: dict[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ from recsys.log.protocol import Append, Log, read_range
 from recsys.process.part_process import write_atomically
 from replay.datasets.mapped_files import MappedFiles
 from replay.direct_loop import DirectLoop
+from replay.judging.retrieval_recall import probe_for
 from replay.player import Player
 from replay.replay_run import Outputs, Progress, ReplayOptions, on_event_clock, replay_with
 from serving.sessions import counter_loop, session_loop
@@ -38,7 +39,7 @@ from training.lines.control import append_live_record, live_epoch
 from training.lines.line import MAIN
 
 BATCH: Final = 5_000  # events that are appended together
-JUDGED: Final = 500  # engagements at which retrieval is measured
+JUDGED: Final = 500  # engagements at which retrieval is measured, for each question
 _JUDGED_SHARE: Final = 0.2  # of the learned rows, the newest
 _WARM: Final = 4  # times as many rows before the learned ones are folded into sessions and counters
 _DAY_MS: Final = 86_400_000
@@ -139,7 +140,7 @@ def events_after(log: Log, topic: str, offsets: Sequence[int]) -> Iterator[Event
 @dataclass(frozen=True)
 class Importer:
     """Imports into the ``log`` of a system that doesn't run. ``clock``: event time in ms. ``learn``: newest
-    rows to train from; ``probe_for`` makes the measurement of retrieval."""
+    rows to train from."""
 
     app: App
     config: Config
@@ -147,7 +148,6 @@ class Importer:
     clock: Callable[[], int]
     learn: int
     progress: Progress
-    probe_for: Callable[..., Any] = lambda *_: None
 
     def run(self, dataset: MappedFiles, keep_times: bool = False) -> dict[str, Any]:
         """Writes and trains; returns the report. Raises ValueError before it writes anything."""
@@ -254,10 +254,8 @@ class Importer:
         config = on_event_clock(dataset, options, self.config)  # that of the app already
         features = self.app.feature_set(config.model.features)
         loop = DirectLoop(features, config)
-        wanted = dataset.kinds[dataset.labels[0]] * len(judged) / len(times)
-        probe = self.probe_for(dataset, options, min(1.0, JUDGED / max(1.0, wanted)))
         player = Player(features, config, loop)
-        outputs = Outputs(probe=probe)
+        outputs = Outputs(probe=probe_for(dataset, options, cases=JUDGED))
         replayed = replay_with(player, dataset, options, self.progress, loop.digest, outputs)
         self._make_live(loop, replayed.steps)
         return {"steps": replayed.steps, "learned": len(learned), "retrieval": replayed.retrieval}

@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.studies.quality.retrieval_baselines import Floats, Indices
+from replay.judging.bounded_state import Floats, Indices
 
 SEQUENCE_MODELS: Final = ("SASRec", "GRU4Rec")
 _FIELDS: Final = {

@@ -1,7 +1,7 @@
 """`recsys study baselines DATA`: our system beside simple and common recommenders, on the same rows.
 
 It replays our system once. Beside it online linear learners and nightly trees score the same requests, and
-simple lists name the items that a viewer engages with next (retrieval_recall.py).
+simple lists name the items that a viewer engages with next (replay/judging).
 """
 
 import importlib.util
@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.harness.commands import study_command
-from benchmarks.studies.quality.retrieval_baselines import Baseline
-from benchmarks.studies.quality.retrieval_recall import probe_for, retrieval_table
 from benchmarks.studies.quality.sequence_baselines import SEQUENCE_MODELS, SequenceModel
 from benchmarks.studies.quality.study_linear import Linear, linear_learners
 from benchmarks.studies.quality.study_quality import LoopBeside, PlayerBeside
@@ -29,13 +27,16 @@ from recsys.model.prediction_metrics import days
 from replay.datasets.app_dataset import feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.datasets.open_dataset import open_dataset
+from replay.judging.answers import OURS
+from replay.judging.retrieval_recall import probe_for
+from replay.judging.simple_lists import SimpleList
 from replay.predictions import build_report
 from replay.replay_report import judged_rows, with_bar
 from replay.replay_run import Outputs, Progress, ReplayOptions, config_for, replay_with
 from runtime.jobs.time_option import parse_time
+from runtime.reports.retrieval_tables import print_questions, retrieval_table
 from runtime.reports.tables import plain_table
 
-OURS: Final = "this system"
 _COLUMNS: Final = ("auc", "lists.auc", "lists.ndcg@10", "lists.mrr", "log_loss", "calibration")
 _ROWS: Final = 1_000_000  # newest examples that trees are grown from
 _AT_LEAST: Final = 1_000
@@ -91,7 +92,7 @@ def measure_baselines(
     config_name: str = "laptop",
     share: float = 1.0,
     progress: Progress = iter,
-    others: Sequence[Baseline] = (),
+    others: Sequence[SimpleList] = (),
 ) -> dict[str, Any]:
     """Metrics of the judged rows by learner, and of retrieval by source and list. ``others``: further
     lists."""
@@ -101,7 +102,7 @@ def measure_baselines(
     loop = LoopBeside(features, config)
     loop.others = learners
     player = PlayerBeside(features, config, loop, others=learners)
-    outputs = Outputs(probe=probe_for(dataset, options, share, others))
+    outputs = Outputs(probe=probe_for(dataset, options, share, others=others))
     replayed = replay_with(player, dataset, options, progress, loop.digest, outputs)
     predictions, label = replayed.predictions, dataset.labels[0]
     truth = predictions.labels[label]
@@ -151,6 +152,7 @@ def baselines(
     console.print(plain_table(("ranked by", *_COLUMNS), rows, title=title, right=_COLUMNS))
     if figures["retrieval"] is not None:
         console.print(retrieval_table(figures["retrieval"]))
+        print_questions(console, figures["retrieval"])
     return figures
 
 

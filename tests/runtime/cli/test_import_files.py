@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,37 @@ def test_import_reports_and_names_refused_rows(folder: Path) -> None:
     rows = list(csv.DictReader((folder / "refused.csv").open()))
     assert [(row["line"], row["value"]) for row in rows] == [("203", "2"), ("202", "good")]
     assert (folder / "state/app.yaml").read_text() == (folder / "app.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_import_says_how_it_compares_with_simple_lists(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from the wheel, which has no benchmarks: each user takes the items in one order, in visits of five,
+    of which the last is judged."""
+    monkeypatch.setitem(sys.modules, "benchmarks", None)
+    rows = [
+        f"u{user},i{n * 7 % 25},{START_S + n // 5 * 86_400 + n * 60 + user}"
+        for n in range(25) for user in range(60)
+    ]  # fmt: skip
+    (folder / "clicks.csv").write_text("\n".join(["userId,itemId,timestamp", *rows]))
+    recsys("init", "clicks.csv", "items.jsonl")
+    definition = (folder / "app.yaml").read_text().replace("repeats: true", "repeats: false")
+    (folder / "app.yaml").write_text(definition)
+    result = recsys("import", "--state", "state", "--report", "report.json")
+    assert result.exit_code == 0, result.output
+    questions = json.loads((folder / "report.json").read_text())["retrieval"]["questions"]
+    assert [questions[q]["cases"] for q in ("next", "first", "new")] == [240, 60, 0]
+    assert questions["next"]["ours"]["hit@10"] > 0.5
+    assert questions["next"]["lists"]["transitions"]["hit@10"] > 0.98  # a visit has a first user
+    assert "The next item of a visit: 240 cases" in result.output
+    assert "The first item of the next visit: 60 cases" in result.output
+    best_first = result.output.partition("The next item of a visit")[2].split("recall@100")[1]
+    assert best_first.index("transitions") < best_first.index("popularity, 1 h")
+    assert re.search(
+        r"the next item of a visit: (level with|behind|ahead of) .+ by .+, 240 cases", result.output
+    )
+    assert "new viewers: 0 cases" in result.output
 
 
 @pytest.mark.slow

@@ -292,19 +292,23 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
 def test_a_log_of_clicks_alone_is_replayed(tmp_path: Path) -> None:
     folder, report = tmp_path / "clicks", tmp_path / "r.json"
     folder.mkdir()
-    rows = [f"engagement,{START_MS + n * MINUTE_MS},u{n % 5},v{n % 7},click" for n in range(60)]
+    clicks = [(n, f"u{n % 5}", f"v{n // 5 * 7 % 30}") for n in range(150)]  # each item once a user
+    rows = [
+        f"engagement,{START_MS + n * MINUTE_MS},{user},{item},click" for n, user, item in clicks
+    ]
     (folder / "events.csv").write_text("\n".join(["type,time_ms,user_id,item_id,kind", *rows]))
     (folder / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\n")
-    result = run(folder, "--report", report, "--retrieval", 1)
+    judged_ms = START_MS + 75 * MINUTE_MS
+    result = run(folder, "--report", report, "--retrieval", 1, "--judge-from", judged_ms)
     assert result.exit_code == 0, result.output
     found = json.loads(report.read_text())
-    assert found["retrieval"]["targets"] == 30
-    assert found["retrieval"]["path"]["retrieved and ranked"].keys() > {
-        "recall@10",
-        "ndcg@10",
-        "mrr",
-    }
-    assert "popularity, 24 h" in result.output
+    assert found["retrieval"]["targets"] == 75
+    assert found["retrieval"]["path"]["retrieved and ranked"].keys() > {"hit@10", "ndcg@10", "mrr"}
+    measured = found["retrieval"]["questions"]["next"]
+    assert measured["cases"] == 75 and measured["lists"]["transitions"]["hit@10"] > 0.7
+    assert "retrieved and ranked" in result.output and "popularity, 24 h" in result.output
+    assert "the next item of a visit: " in result.output
+    assert "the first item of the next visit: –, 0 cases" in result.output
 
 
 @pytest.mark.services

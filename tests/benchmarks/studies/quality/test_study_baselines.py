@@ -6,10 +6,11 @@ from typer.testing import CliRunner
 
 from benchmarks.studies.quality import study_baselines
 from benchmarks.studies.quality.simulated_world_log import WorldLog
-from benchmarks.studies.quality.study_baselines import OURS, NightlyTrees, measure_baselines
+from benchmarks.studies.quality.study_baselines import NightlyTrees, measure_baselines
 from benchmarks.study import study
 from recsys.events.event_types import FeatureBlock
 from recsys.features.feature_set import RequestFeatures
+from replay.judging.answers import OURS
 from replay.replay_run import ReplayOptions
 
 

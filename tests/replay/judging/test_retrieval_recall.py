@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.studies.quality.retrieval_recall import (
-    RetrievalRecall,
-    Targets,
-    probe_for,
-    rank_metrics,
-    rank_of,
-)
 from recsys.app.app_file import read_app
 from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.open_dataset import open_dataset
 from replay.direct_loop import DirectLoop
+from replay.judging.answers import OURS, case_metrics, rank_of
+from replay.judging.asked_lists import AskedLists
+from replay.judging.questions import FIRST, NEW, NEXT, Visits
+from replay.judging.retrieval_recall import RetrievalRecall, probe_for
+from replay.judging.targets import Targets
 from replay.player import Player
 from replay.replay_run import Outputs, ReplayOptions, config_for, replay_data
 
@@ -73,8 +73,8 @@ def test_a_query_is_due_before_the_list_or_without_one_before_the_click(tmp_path
         clicked(82, "v6", user="w"),
     )  # fmt: skip
     dataset = open_dataset(folder)
-    targets = Targets(dataset, ReplayOptions(judge_from_ms=0), 1.0)
-    due = [(event.time_ms, targets.take(event)) for event in dataset.events()]
+    targets = Targets(dataset, ReplayOptions(judge_from_ms=0))
+    due = [(event.time_ms, targets.take(event, NEXT)) for event in dataset.events()]
     assert [pair for pair in due if pair[1]] == [
         (10, ["v2", "v3"]), (30, ["v4"]), (40, ["v4"]), (50, ["v5"]),
         (60, ["v7"]), (70, ["v6"]), (82, ["v6"]),
@@ -88,8 +88,8 @@ def test_without_lists_each_click_of_a_visit_is_judged(tmp_path: Path) -> None:
         clicked(22, "v2", "visit"),
     )  # fmt: skip
     dataset = open_dataset(folder)
-    targets = Targets(dataset, ReplayOptions(judge_from_ms=0), 1.0)
-    due = [(event.time_ms, targets.take(event)) for event in dataset.events()]
+    targets = Targets(dataset, ReplayOptions(judge_from_ms=0))
+    due = [(event.time_ms, targets.take(event, NEXT)) for event in dataset.events()]
     assert [pair for pair in due if pair[1]] == [(20, ["v2"]), (21, ["v3"]), (22, ["v2"])]
 
 
@@ -108,7 +108,7 @@ def test_a_share_is_a_sample_by_hash(tmp_path: Path) -> None:
     kept = []
     for _ in range(2):
         targets = Targets(dataset, ReplayOptions(judge_from_ms=0), 0.3)
-        kept.append([event.time_ms for event in dataset.events() if targets.take(event)])
+        kept.append([event.time_ms for event in dataset.events() if targets.take(event, NEXT)])
     assert kept[0] == kept[1] and 250 < len(kept[0]) < 350
 
 
@@ -137,7 +137,13 @@ def test_no_query_knows_its_own_engagement(tmp_path: Path) -> None:
     features = FeatureSet(dataset.schema, "all", config.sessions.history)
     player = Player(features, config, DirectLoop(features, config))
     targets = Targets(dataset, ReplayOptions(judge_from_ms=0), 1.0)
-    recall = RetrievalRecall(player, targets, [watcher])
+    lists = AskedLists(60.0, False, [watcher])
+    recall = RetrievalRecall(player, targets, lists)
+    noted: list[tuple[str, dict[str, int]]] = []
+    for question, answers in lists.answers.by_question.items():
+        answers.add = lambda user, row, ranks, q=question: noted.append(  # type: ignore[method-assign]
+            (q, {name: rank for name, rank in ranks.items() if name != OURS})
+        )
     asked: list[tuple[int, list[int], list[int]]] = []
     recommend = player.pipeline.recommend
 
@@ -155,29 +161,88 @@ def test_no_query_knows_its_own_engagement(tmp_path: Path) -> None:
     assert first == (10, [], []) and second[0] == 30
     assert keys[2] in second[1] and keys[4] not in second[1]
     assert watcher.calls == [("scores", "u", 10), ("learn", "u", 2, 20), ("scores", "u", 30)]
-    found = recall.report()
-    assert found["targets"] == 2 and found["seen_before"] == 0
+    figures = recall.report()
+    assert figures["targets"] == 2 and figures["seen_before"] == 0
     # Of the second query v1 and v2 were seen, so v4 is the third of those left.
-    assert found["baselines"]["watcher"]["mrr"] == pytest.approx((1 / 3 + 1 / 3) / 2, abs=1e-4)
-    assert found["baselines"]["watcher, seen too"]["mrr"] == pytest.approx(
-        (1 / 3 + 1 / 5) / 2, abs=1e-4
-    )
+    assert noted == [(NEW, {"watcher": 3}), (NEXT, {"watcher": 3})]
 
 
 def test_a_log_of_clicks_alone_has_the_whole_report(tmp_path: Path) -> None:
-    clicks = [clicked(n * 60_000, f"v{n * n % 7}", user=f"u{n % 4}") for n in range(1, 200)]
-    found = report_of(write(tmp_path, *clicks, clicked(200 * 60_000, "new")))
-    assert found["targets"] == 100 and found["not_published"] == 1
+    """Each user clicks each item once; the clicks of a user are ten minutes apart, two hours after ten."""
+    clicks = [
+        clicked(1 + (10 * n + 120 * (n // 10)) * 60_000 + user, f"v{(n * 7 + user) % 30}", user=f"u{user}")
+        for n in range(20) for user in range(40)
+    ]  # fmt: skip
+    report = report_of(
+        write(tmp_path, *clicks, clicked(DAY_MS - 1, "new", user="u0")), judge_from_ms=0
+    )
+    assert report["targets"] == 801 and report["not_published"] == 1
+    assert report["seen_before"] == 0
     for group, names in (
-        ("sources", {"popular", "vector", "similar"}),
-        ("path", {"union", "retrieved and ranked"}),
-        ("baselines", {"popularity, 1 h", "item-kNN", "session-kNN, pause 24 h"}),
-    ):
-        assert names <= found[group].keys()
-    assert found["path"]["union"].keys() == {"recall@10", "recall@100", "recall@300"}
-    # All but one were clicked before by the same user: no source names these again.
-    assert found["seen_before"] == 99 and found["path"]["union"]["recall@300"] == 0.0
-    assert found["baselines"]["popularity, 24 h, seen too"]["recall@10"] == 0.99
+        ("sources", {"popular", "vector", "similar"}), ("path", {"union", "retrieved and ranked"}),
+    ):  # fmt: skip
+        assert names <= report[group].keys()
+        assert {figures["cases"] for figures in report[group].values()} == {801}
+    assert not {"ndcg@10", "mrr"} & report["path"]["union"].keys()
+    assert report["path"]["union"]["recall@300"] > 0.9
+    questions = report["questions"]
+    cases = {question: questions[question]["cases"] for question in questions}
+    assert cases == {NEXT: 40 * 18, FIRST: 41, NEW: 40}
+    assert questions[FIRST]["ours"]["hit@10"] is None and questions[FIRST]["verdict"] == {
+        "verdict": None, "cases": 41,
+    }  # fmt: skip
+    measured = questions[NEXT]
+    assert {"popularity, 1 h", "popularity, 30 d", "transitions", "item-kNN", "EASE"} <= measured[
+        "lists"
+    ].keys()
+    low, high = measured["lists"]["transitions"]["intervals"]["hit@10"]
+    assert low <= measured["lists"]["transitions"]["hit@10"] <= high
+    assert measured["lists"]["transitions"]["hit@10"] > 0.8  # item 7 places on follows each
+
+
+def test_an_item_that_the_viewer_had_is_not_asked_unless_items_repeat(tmp_path: Path) -> None:
+    clicks = [clicked(1 + n * 60_000, f"v{n % 7}", user="u") for n in range(80)]
+    folder = write(tmp_path, *clicks)
+    report = report_of(folder, judge_from_ms=0)
+    assert report["targets"] == 7 and report["seen_before"] == 73
+    (folder / "app.yaml").write_text("shown: clicks\nevents: {click: positive}\nrepeats: true\n")
+    dataset = open_dataset(folder, read_app(folder / "app.yaml"))
+    probe = probe_for(dataset, ReplayOptions(judge_from_ms=0))
+    report = replay_data(dataset, OPTIONS, outputs=Outputs(probe=probe)).retrieval or {}
+    assert report["targets"] == 80 and report["seen_before"] == 0
+    assert report["questions"][NEXT]["lists"]["transitions"]["hit@10"] == pytest.approx(
+        72 / 79, abs=1e-4
+    )
+
+
+def test_the_items_of_a_basket_are_due_together(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path, clicked(10, "v1"), clicked(20, "v2"), clicked(20, "v3", user="w"),
+        clicked(20, "v4"), clicked(20, "v2"), clicked(30, "v5"),
+    )  # fmt: skip
+    dataset = open_dataset(folder)
+    targets = Targets(dataset, ReplayOptions(judge_from_ms=0))
+    due = [targets.take(event, NEXT) for event in dataset.events()]
+    assert [items for items in due if items] == [["v1"], ["v2", "v4"], ["v3"], ["v5"]]
+
+
+def test_each_question_has_as_many_cases_as_wished(tmp_path: Path) -> None:
+    """600 users: a first click, nine more in the visit, one a day later, and that again."""
+    times = [n * 60_000 for n in range(10)] + [DAY_MS, DAY_MS]
+    items = [*range(10), 10, 3]
+    clicks = [
+        clicked(1 + time_ms, f"v{items[n]}", user=f"u{user}")
+        for n, time_ms in enumerate(times) for user in range(600)
+    ]  # fmt: skip
+    dataset = open_dataset(write(tmp_path, *clicks))
+    visits, drawn = Visits(), Counter[str]()
+    targets = Targets(dataset, ReplayOptions(judge_from_ms=0), cases=300)
+    for event in dataset.events():
+        if isinstance(event, Engagement):
+            question = visits.take(str(event.user_id), event.time_ms)
+            drawn[question] += len(targets.take(event, question))
+    assert 250 < drawn[NEXT] < 350 and 250 < drawn[NEW] < 350
+    assert 500 < drawn[FIRST] < 700  # half of them repeat an item: not counted as cases
 
 
 def test_a_measured_replay_of_clicks_draws_the_same_lists(tmp_path: Path) -> None:
@@ -227,14 +292,11 @@ def test_a_rank_is_the_place_in_the_sorted_list(scores: list[float], target: int
     assert rank_of(np.arange(len(scores)), np.array(scores), target) == slow
 
 
-@given(st.lists(st.integers(0, 12), max_size=30))
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=30))
 def test_metrics_of_one_wanted_item_are_those_of_its_rank(ranks: list[int]) -> None:
-    fast = rank_metrics(ranks, (1, 10))
-    for name, value in {
-        "recall@1": [rank == 1 for rank in ranks],
-        "recall@10": [0 < rank <= 10 for rank in ranks],
-        "ndcg@10": [1 / math.log2(rank + 1) if 0 < rank <= 10 else 0.0 for rank in ranks],
-        "mrr": [1 / rank if rank else 0.0 for rank in ranks],
-    }.items():
-        mean = np.mean(value) if ranks else float("nan")
-        assert fast[name] == pytest.approx(mean, nan_ok=True)
+    slow = [
+        [0 < r <= 10, 0 < r <= 100, 0 < r <= 300, 1 / math.log2(r + 1) if 0 < r <= 10 else 0.0,
+         1 / r if r else 0.0]
+        for r in ranks
+    ]  # fmt: skip
+    assert case_metrics(ranks) == pytest.approx(np.array(slow, float))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.studies.quality.retrieval_baselines import HOUR_MS, ItemKnn, Popularity, SessionKnn
+from replay.judging.neighbour_lists import ItemKnn, SessionKnn
+from replay.judging.simple_lists import HOUR_MS, Popularity, Transitions
 
 # (user, item, minutes after the one before)
 LOG = st.lists(
@@ -91,3 +92,63 @@ def test_a_pause_begins_a_session():
     for user, item, hour in (("b", 1, 0), ("b", 7, 23), ("c", 1, 0), ("c", 8, 25), ("a", 1, 26)):
         near.learn(user, item, hour * HOUR_MS)
     assert set(best(near, "a", 27 * HOUR_MS)) == {1, 7}
+
+
+def test_transitions_count_what_a_user_takes_next():
+    chain = Transitions()
+    for user, items in (("a", (1, 2, 3)), ("b", (1, 2)), ("c", (1, 4)), ("d", (1,))):
+        for item in items:
+            chain.learn(user, item, 0)
+    assert best(chain, "d", 0) == {2: 2.0, 4: 1.0} and best(chain, "b", 0) == {3: 1.0}
+    assert best(chain, "a", 0) == best(chain, "nobody", 0) == {}
+
+
+@given(LOG)
+def test_sessions_are_as_near_as_by_their_definition(log):
+    """Against sets of the sessions' items, of all other sessions."""
+    near, sessions, own = SessionKnn(0.5), [], {}
+    for user, item, now_ms in timed(log):
+        near.learn(user, item, now_ms)
+        number, last_ms = own.get(user, (None, 0))
+        if number is None or now_ms - last_ms > 1_800_000:
+            number = len(sessions)
+            sessions.append([])
+        sessions[number] = [*(i for i in sessions[number] if i != item), item]
+        own[user] = number, now_ms
+    slow = defaultdict(float)
+    if "a" in own:
+        newest = sessions[own["a"][0]][::-1]
+        weights = {item: 1 - n / len(newest) for n, item in enumerate(newest)}
+        for number, items in enumerate(sessions):
+            for item in items if number != own["a"][0] else ():
+                slow[item] += sum(weights.get(i, 0) for i in items)
+    assert best(near, "a", 0) == pytest.approx({i: s for i, s in slow.items() if s})
+
+
+def test_the_oldest_sessions_are_forgotten():
+    near = SessionKnn(0.5, sessions=4)
+    near.learn("old", 1, 0)
+    near.learn("old", 7, 0)
+    for n in range(3):
+        near.learn(f"u{n}", 1, n)
+        near.learn(f"u{n}", 2 + n, n)
+    assert set(best(near, "u2", 3)) == {1, 2, 3, 7}
+    near.learn("new", 1, 4)
+    assert set(best(near, "new", 5)) == {1, 2, 3, 4}
+    assert best(near, "old", 5) == {} and near._of_item.keys() == {1, 2, 3, 4}
+    near.learn("old", 9, 6)  # begins anew
+    near.learn("old", 1, 7)
+    assert set(best(near, "old", 8)) == {1, 3, 4}
+
+
+def test_state_stays_within_its_bounds():
+    sessions = SessionKnn(0.5, sessions=50)
+    for n in range(3_000):
+        sessions.learn(f"u{n % 700}", n % 900, n * HOUR_MS)
+    assert len(sessions._rows) == len(sessions._owners) == 50 and len(sessions._own) <= 50
+    assert sum(map(len, sessions._of_item.values())) == 50
+
+
+def test_names_say_the_half_life():
+    names = [Popularity(hours).name for hours in (1, 24, 168, 720)]
+    assert names == [f"popularity, {time}" for time in ("1 h", "24 h", "7 d", "30 d")]

@@ -1,0 +1,178 @@
+"""Recall of retrieval in a replay: is an item that a viewer engages with next among the candidates?
+
+For each judged engagement with the first label a query is made as of the impression that served the item
+(the newest one, where it names none), or without one as of just before the engagement: over the whole
+catalogue, with the viewer's session of then. Judged are each source by itself, the union as it is ranked, and
+the whole path; by question (see ``questions``) the path beside simple lists, on the same rows.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from experiments.assignment.policy import Policies
+from recsys.arrays.bitmap import Bitmap
+from recsys.events.event_types import Engagement, Event, Impression, Item, User
+from recsys.events.hashing import Id
+from recsys.features.feature_set import Declared
+from replay.datasets.app_dataset import OfApp
+from replay.datasets.dataset import Dataset
+from replay.judging.answers import Answers, rank_of
+from replay.judging.asked_lists import AskedLists, simple_lists
+from replay.judging.bounded_state import Indices
+from replay.judging.questions import pause_of
+from replay.judging.simple_lists import SimpleList
+from replay.judging.targets import Targets
+from replay.player import Player
+from replay.replay_run import Probe, ReplayOptions
+from serving.admission.deadline import shorten_candidates
+from serving.query import Query
+from serving.request import Request
+from serving.retrieval.filters import allowed_items
+from serving.retrieval.retrieval_plan import VECTOR
+
+KS: Final = (10, 100, 300)
+UNION: Final = "union"
+PATH: Final = "retrieved and ranked"
+
+
+class RetrievalRecall:
+    """Ranks of the judged items. ``before`` must get each event of the replay before the player."""
+
+    def __init__(
+        self, player: Player, targets: Targets, lists: AskedLists, past: Iterable[Event] = ()
+    ) -> None:
+        self._player, self._targets, self._lists = player, targets, lists
+        self._past = iter(past)  # learned by the lists once the catalogue is there
+        self._label = player.features.schema.labels[0]
+        self._policies = Policies(player.config.policy)
+        self._groups: dict[str, Answers] = defaultdict(Answers)
+        self._counts: Counter[str] = Counter()
+        self._shares: Counter[str] = Counter()
+        self._new: Engagement | None = None  # played, but not learned by the lists
+
+    def before(self, event: Event) -> None:
+        if not isinstance(event, Item | User):
+            for old in self._past:
+                self._learn(old)
+        if self._new is not None:
+            self._learn(self._new)
+            self._new = None
+        if not isinstance(event, Impression | Engagement):
+            return
+        question = self._lists.question(str(event.user_id), event.time_ms)
+        if items := self._targets.take(event, question):
+            self._player.advance(event.time_ms)
+            self._measure(event, items)
+        self._new = event if isinstance(event, Engagement) else None
+
+    def report(self) -> dict[str, Any]:
+        """Figures by group and name, and by question. ``hits``: share of the union's hits that each source
+        has."""
+        hits = self._counts["union"] or 1
+        groups = {group: answers.figures() for group, answers in self._groups.items()}
+        for metric in ("ndcg@10", "mrr"):  # the union has no order
+            figures = groups.get("path", {}).get(UNION, {})
+            figures.pop(metric, None)
+            figures.get("intervals", {}).pop(metric, None)
+        return {
+            "targets": self._counts["targets"],
+            "from_ms": self._targets.from_ms,
+            "not_published": self._counts["not published"],
+            "seen_before": self._counts["seen"],
+            **groups,
+            "hits": {name: round(count / hits, 4) for name, count in self._shares.most_common()},
+            "questions": self._lists.answers.report(),
+        }
+
+    def _learn(self, event: Event) -> None:
+        if not isinstance(event, Engagement):
+            return
+        index = self._player.replica.catalogue.index_of(event.item_id)
+        if index is None:
+            return
+        if event.kind == self._label:
+            self._lists.learn(str(event.user_id), index, event.time_ms)
+        else:
+            self._lists.see(str(event.user_id), index)
+
+    def _measure(self, event: Impression | Engagement, items: Sequence[Id]) -> None:
+        player, catalogue = self._player, self._player.replica.catalogue
+        user_id, now_ms = str(event.user_id), event.time_ms
+        session, found = player.session(event.user_id), map(catalogue.index_of, items)
+        indices = [-1 if index is None else index for index in found]
+        asked = [i for i in indices if self._lists.is_asked(user_id, i, now_ms)]
+        seen = set(session.seen)
+        wanted = [i for i in asked if i < 0 or int(catalogue.keys[i][0]) not in seen]
+        self._counts["seen"] += len(items) - len(wanted)
+        self._counts["targets"] += len(wanted)
+        self._counts["not published"] += sum(target < 0 for target in wanted)
+        if not wanted:
+            return
+        player.sync_popularity()
+        context = event.context if isinstance(event, Impression) else {}
+        query = Query(
+            Request(event.user_id, surface=event.surface, context=context, by_score=True),
+            session,
+            self._policies.resolve(event.user_id),
+            now_ms,
+            event.request_id or f"{event.user_id}-{now_ms}",
+        )
+        allowed, _ = allowed_items(player.replica, query)
+        ranks = self._measure_system(query, allowed, wanted)
+        self._lists.ask(user_id, now_ms, wanted, ranks, allowed)
+
+    def _measure_system(self, query: Query, allowed: Bitmap, wanted: Sequence[int]) -> list[int]:
+        """Adds the ranks of the wanted items in sources, union and path; returns the last."""
+        pipeline, replica = self._player.pipeline, self._player.replica
+        candidates = pipeline.recommend(query).candidates
+        assert candidates is not None, "made here, not read"
+        places: dict[str, dict[int, int]] = {}  # ranks of items, by source
+        for name in query.policy.config.sources:
+            retrieved: Iterable[int] = ()
+            if name != VECTOR or replica.step:
+                viewer = candidates.features
+                retrieved = pipeline.retrieval.collect(query, viewer, allowed, {name: KS[-1]})[0]
+            places[name] = {item: rank for rank, item in enumerate(retrieved, 1)}
+        shortened = {k: shorten_candidates(candidates.sources, k) for k in KS}
+        order = candidates.final_N + np.where(candidates.open_N, 0.0, -np.inf)
+        indices: Indices = np.array(candidates.indices, np.int64)
+        path, user_id = (
+            [rank_of(indices, order, target) for target in wanted],
+            str(query.request.user_id),
+        )
+        for target, rank in zip(wanted, path, strict=True):
+            ranks = {name: own.get(target, 0) for name, own in places.items()}
+            self._groups["sources"].add(user_id, self._lists.rows, ranks)
+            within = min((k for k in KS if target in shortened[k]), default=0)
+            self._groups["path"].add(user_id, self._lists.rows, {UNION: within, PATH: rank})
+            self._shares.update(candidates.sources.get(target, ()))
+            self._counts["union"] += target in candidates.sources
+        return path
+
+
+def probe_for(
+    dataset: Dataset, options: ReplayOptions, share: float = 1.0, cases: int | None = None,
+    others: Sequence[SimpleList] = (),
+) -> Callable[[Player], Probe] | None:  # fmt: skip
+    """The measurement of a share of the judged engagements, about ``cases`` of each question at most, beside
+    simple lists and others; None for a share of 0."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"--retrieval is {share}, expected a share of the engagements from 0 to 1")
+    if not share:
+        return None
+    app = dataset.app if isinstance(dataset, OfApp) else None
+    repeats, pause_s = (
+        app is not None and app.repeats,
+        pause_of(app.features if app else Declared()),
+    )
+    targets = Targets(dataset, options, share, cases, pause_s, repeats)
+    past = dataset.warmup() if options.warm_up else ()
+
+    def probe(player: Player) -> Probe:
+        lists = AskedLists(pause_s, repeats, [*simple_lists(), *others])
+        return RetrievalRecall(player, targets, lists, past)
+
+    return probe

@@ -1,0 +1,80 @@
+"""Tables of a judgement: retrieval by source, and this system beside simple lists by question."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from replay.judging.answers import HIT, OURS
+from replay.judging.questions import FIRST, NEW, NEXT, QUESTIONS
+from runtime.reports.tables import plain_table
+
+_BY_SOURCE: Final = (HIT, "recall@100", "recall@300", "ndcg@10")
+_BY_QUESTION: Final = (HIT, "recall@100", "ndcg@10")
+
+
+def retrieval_table(retrieval: Mapping[str, Any]) -> Table:
+    """Figures of each source, the union and the whole path, over all questions."""
+    rows = [
+        (name, *(_figure(measured, metric) for metric in _BY_SOURCE))
+        for group in ("sources", "path")
+        for name, measured in retrieval.get(group, {}).items()
+    ]
+    title = f"Retrieval of {retrieval['targets']:,} engaged items"
+    return plain_table(("retrieved by", *_BY_SOURCE), rows, title=title, right=_BY_SOURCE)
+
+
+def print_questions(console: Console, retrieval: Mapping[str, Any]) -> None:
+    """Prints a table for each question, best lists first, and how this system compares."""
+    questions = retrieval["questions"]
+    for question in (NEXT, FIRST):
+        if measured := questions[question]["ours"]:
+            console.print(_question_table(question, measured, questions[question]["lists"]))
+    lines = [
+        *(_sentence(each, questions[each]) for each in (NEXT, FIRST)),
+        _new_viewers(questions[NEW]),
+    ]
+    if count := retrieval["seen_before"]:
+        lines.append(f"not asked: {count:,} items that the viewer had seen")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _question_table(question: str, ours: Mapping[str, Any], lists: Mapping[str, Any]) -> Table:
+    measured = {OURS: ours, **lists}  # of equal ones this system first
+    best_first = sorted(measured, key=lambda name: -(measured[name][HIT] or 0.0))
+    rows = [
+        (name, *(_figure(measured[name], metric) for metric in _BY_QUESTION)) for name in best_first
+    ]
+    title = f"{QUESTIONS[question].capitalize()}: {ours['cases']:,} cases"
+    return plain_table(("by", *_BY_QUESTION), rows, title=title, right=_BY_QUESTION)
+
+
+def _sentence(question: str, measured: Mapping[str, Any]) -> str:
+    name, cases = QUESTIONS[question], f"{measured['cases']:,} cases"
+    verdict = measured["verdict"]
+    if verdict["verdict"] is None:
+        return f"{name}: –, {cases}"
+    by = f"{verdict['difference']:+.3f}{_half_width(*verdict['interval'])} in {verdict['metric']}"
+    return f"{name}: {verdict['verdict']} {verdict['best']} by {by}, {cases}"
+
+
+def _new_viewers(measured: Mapping[str, Any]) -> str:
+    line = f"{QUESTIONS[NEW]}: {measured['cases']:,} cases"
+    if measured["verdict"]["verdict"] is None:
+        return line
+    best = measured["verdict"]["best"]
+    ours, other = (_figure(x, HIT) for x in (measured["ours"], measured["lists"][best]))
+    return f"{line}, {HIT} {ours}, {best} {other}"
+
+
+def _figure(measured: Mapping[str, Any], metric: str) -> str:
+    """A figure with half the width of its interval."""
+    if measured.get(metric) is None:
+        return "–"
+    return f"{measured[metric]:.3f}{_half_width(*measured['intervals'][metric])}"
+
+
+def _half_width(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ±{(high - low) / 2:.3f}"
