@@ -101,8 +101,8 @@ class RetrievalRecall:
     def _measure(self, event: Impression | Engagement, items: Sequence[Id]) -> None:
         player, catalogue = self._player, self._player.replica.catalogue
         user_id, now_ms = str(event.user_id), event.time_ms
-        session, found = player.session(event.user_id), map(catalogue.index_of, items)
-        indices = [-1 if index is None else index for index in found]
+        session = player.session(event.user_id)
+        indices = [-1 if (i := catalogue.index_of(item)) is None else i for item in items]
         asked = [i for i in indices if self._lists.is_asked(user_id, i, now_ms)]
         seen = set(session.seen)
         wanted = [i for i in asked if i < 0 or int(catalogue.keys[i][0]) not in seen]
