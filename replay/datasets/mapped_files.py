@@ -66,7 +66,8 @@ class _Unusable(ValueError):
 
 class MappedFiles(OfApp):
     """Events of tables; see ``Dataset``. ``shift_ms`` is added to every time. Of the rows from ``learned_ms``
-    on ``events`` are made, of those from ``warm_ms`` on before them ``warmup``."""
+    on ``events`` are made, of those from ``warm_ms`` on before them ``warmup``. What comes from ``ends_ms`` on
+    is as if the tables didn't have it."""
 
     def __init__(
         self, app: App, files: DataFiles, paths: Sequence[Path], *, now_ms: int = MAX_TIME_MS,
@@ -86,11 +87,13 @@ class MappedFiles(OfApp):
         self._met: dict[str, tuple[Id, int]] = {}  # items of interactions, with the first time
         self._listed: set[str] = set()  # items of tables
         self.repeats = self.unlisted = self.shift_ms = self.warm_ms = self.learned_ms = 0
+        self.ends_ms = MAX_TIME_MS
 
-    @cached_property
+    @property
     def times_ms(self) -> NDArray[np.int64]:
         """Unshifted times of all usable interactions, ascending. Reads the tables when first asked for."""
-        return self._scan[1].times
+        times = self._scan[1].times
+        return times[: np.searchsorted(times, self.ends_ms)]
 
     @property
     def out_of_order(self) -> int:
@@ -101,7 +104,7 @@ class MappedFiles(OfApp):
         self.repeats = 0
         shift = self.shift_ms
         first = self.learned_ms if from_ms is None else from_ms - shift
-        last = MAX_TIME_MS if until_ms is None else until_ms - shift
+        last = self.ends_ms if until_ms is None else min(self.ends_ms, until_ms - shift)
         state, rows = self._scan
         merged = heapq.merge(state.read(0, last), rows.read(first, last), key=itemgetter(0))
         yield from self._decoded(merged)

@@ -120,11 +120,14 @@ class Judge:
     list is of ten items or more; what more than ten are judged by is recall at 100 and 300.
 
     State: that of the lists and answers, and an index for each of a million items. Later ones are counted in
-    ``items_beyond``: they are cases, but no simple list learns them.
+    ``items_beyond``: they are cases, but no simple list learns them. ``lists``: as of ``AskedLists``.
     """
 
-    def __init__(self, pause_s: float, repeats: bool, items: int = _ITEMS) -> None:
-        self._asked, self._limit = AskedLists(pause_s, repeats), items
+    def __init__(
+        self, pause_s: float, repeats: bool, items: int = _ITEMS,
+        lists: Sequence[SimpleList] | None = None,
+    ) -> None:  # fmt: skip
+        self._asked, self._limit = AskedLists(pause_s, repeats, lists), items
         self._indices: dict[str, int] = {}
         self._due: tuple[str, int, list[str]] | None = None
         self._depth = 10  # requested at least; a shorter list has no more

@@ -35,6 +35,7 @@ _HELP = {
     "experiment": "Lists, checks, starts, stops and reports experiments.",
     "forget": "Deletes a user; --unlearn also retrains without them.",
     "data": "Downloads data sets.",
+    "rehearse": "Runs a whole system on the later rows of an app's files, over HTTP.",
     "replay": "Replays a data set in event time: scores each example, then learns from it.",
     "offline": "Trains a candidate from the archive or a data set.",
     "study": "Measures the value of freshness and other design choices.",

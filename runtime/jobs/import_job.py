@@ -140,7 +140,7 @@ def events_after(log: Log, topic: str, offsets: Sequence[int]) -> Iterator[Event
 @dataclass(frozen=True)
 class Importer:
     """Imports into the ``log`` of a system that doesn't run. ``clock``: event time in ms. ``learn``: newest
-    rows to train from."""
+    rows to train from. ``on_trained`` gets the player that has trained."""
 
     app: App
     config: Config
@@ -148,6 +148,7 @@ class Importer:
     clock: Callable[[], int]
     learn: int
     progress: Progress
+    on_trained: Callable[[Player], None] = lambda player: None
 
     def run(self, dataset: MappedFiles, keep_times: bool = False) -> dict[str, Any]:
         """Writes and trains; returns the report. Raises ValueError before it writes anything."""
@@ -258,6 +259,7 @@ class Importer:
         outputs = Outputs(probe=probe_for(dataset, options, cases=JUDGED))
         replayed = replay_with(player, dataset, options, self.progress, loop.digest, outputs)
         self._make_live(loop, replayed.steps)
+        self.on_trained(player)
         return {"steps": replayed.steps, "learned": len(learned), "retrieval": replayed.retrieval}
 
     def _make_live(self, loop: DirectLoop, step: int) -> None:

@@ -10,6 +10,7 @@ from replay.judging.answers import HIT, OURS
 from replay.judging.questions import FIRST, NEW, NEXT, QUESTIONS
 from runtime.reports.tables import plain_table
 
+REPLAY: Final = "replay of the same rows"
 _BY_SOURCE: Final = (HIT, "recall@100", "recall@300", "ndcg@10")
 _BY_QUESTION: Final = (HIT, "recall@100", "ndcg@10")
 
@@ -23,6 +24,26 @@ def retrieval_table(retrieval: Mapping[str, Any]) -> Table:
     ]
     title = f"Retrieval of {retrieval['targets']:,} engaged items"
     return plain_table(("retrieved by", *_BY_SOURCE), rows, title=title, right=_BY_SOURCE)
+
+
+def print_rehearsal(console: Console, report: Mapping[str, Any]) -> None:
+    """Prints the figures of a rehearsal, those of the replay of its rows among them, and how it went."""
+    questions = {
+        name: measured
+        | {"lists": measured["lists"] | _replayed(report["replay"]["questions"][name])}
+        for name, measured in report["questions"].items()
+    }
+    print_questions(console, {"questions": questions, "seen_before": report["seen"]})
+    live, speed, took_s = report["live"], report["speed"], report["seconds"]["all"]
+    console.print(
+        f"{live['rows']:,} rows in {took_s:,.0f} s, {live['rows in a list']:,} of them in a list that was served; "
+        f"event time passed {speed['reached']:,.0f} times as fast as the machine's (at most {speed['most']:,.0f})",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
+
+
+def _replayed(measured: Mapping[str, Any]) -> dict[str, Any]:
+    return {} if measured["ours"] is None else {REPLAY: measured["ours"]}
 
 
 def print_questions(console: Console, retrieval: Mapping[str, Any]) -> None:
