@@ -1,11 +1,10 @@
 """Builds the list that a click chose from, where an app logs no lists.
 
 It holds the clicked item; a sample of the candidates that retrieval had for the viewer, which are negatives
-as the ranker meets them when it answers; and one living item of the whole catalogue, without which items
-that retrieval didn't have would occur only as clicked ones. Draws are hashes of the request id. A replay builds
-lists for a log's clicks, a replica for those that it takes. A click in a served list names both, since it is a
-choice from that list, too.
-"""
+as the ranker meets them when it answers; and one living item of the whole catalogue, without which items that
+retrieval didn't have would occur only as clicked ones. Draws are hashes of the request id. A replay builds
+lists for a log's clicks, a replica for those that it takes. A click in a served list names both, since it is
+a choice from that list, too."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable

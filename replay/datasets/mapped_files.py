@@ -66,8 +66,8 @@ class _Unusable(ValueError):
 
 class MappedFiles(OfApp):
     """Events of tables; see ``Dataset``. ``shift_ms`` is added to every time. Of the rows from ``learned_ms``
-    on ``events`` are made, of those from ``warm_ms`` on before them ``warmup``. What comes from ``ends_ms`` on
-    is as if the tables didn't have it."""
+    on ``events`` are made, of those from ``warm_ms`` on before them ``warmup``. What comes from ``ends_ms``
+    on is as if the tables didn't have it."""
 
     def __init__(
         self, app: App, files: DataFiles, paths: Sequence[Path], *, now_ms: int = MAX_TIME_MS,

@@ -1,9 +1,8 @@
 """Viewers of a log: before each row its user asks a system for a list; then the row is sent.
 
-Judged are the rows of one kind. A row of a list that the log has is sent in that list, which the system is asked
-to rank. Another row is sent in the list that was asked for, if that holds its item, else alone. A row of another
-kind goes with the row before it of the same user and item. Pure: the system is handed in.
-"""
+Judged are the rows of one kind. A row of a list that the log has is sent in that list, which the system is
+asked to rank. Another row is sent in the list that was asked for, if that holds its item, else alone. A row
+of another kind goes with the row before it of the same user and item. Pure: the system is handed in."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -53,8 +52,8 @@ class Judged(Protocol):
 
 
 class LogViewers:
-    """Plays events in the order of time. ``label``: the kind of engagement that is judged. ``read``: lists per
-    row that are asked for besides, and only read. ``counts``: rows, lists, and rows sent in a list."""
+    """Plays events in the order of time. ``label``: the kind of engagement that is judged. ``read``: lists
+    per row that are asked for besides, and only read. ``counts``: rows, lists, and rows sent in a list."""
 
     def __init__(
         self, system: System, judge: Judged, label: str, read: float = 0.0,

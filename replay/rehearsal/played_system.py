@@ -1,4 +1,5 @@
-"""A replay in the place of a running system: the lists that it would serve, and rows played as a data set's."""
+"""A replay in the place of a running system: the lists that it would serve, and rows played as a data
+set's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

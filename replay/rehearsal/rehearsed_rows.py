@@ -18,8 +18,8 @@ END_MS: Final = MAX_TIME_MS
 
 @dataclass(frozen=True)
 class RehearsalOptions:
-    """``from_ms``: time of the first row that is rehearsed. ``rows``: most of them. ``read``: lists a row that
-    are only read. ``speed``: most event time by the machine's."""
+    """``from_ms``: time of the first row that is rehearsed. ``rows``: most of them. ``read``: lists a row
+    that are only read. ``speed``: most event time by the machine's."""
 
     from_ms: int
     rows: int

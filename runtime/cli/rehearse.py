@@ -37,8 +37,8 @@ def rehearse(
     report: Annotated[Path, Option(help="JSON file for the report.")] = Path("rehearsal.json"),
     page: Annotated[Path, Option(help="Page with the curves.")] = Path("rehearsal.html"),
 ) -> None:
-    """Imports the rows before a time, starts all parts, and has the viewers of the later rows ask for lists over
-    HTTP and send their rows; compares with a replay and with simple lists."""
+    """Imports the rows before a time, starts all parts, and has the viewers of the later rows ask for lists
+    over HTTP and send their rows; compares with a replay and with simple lists."""
     from replay.datasets.mapped_files import MappedFiles
     from replay.predictions import write_report
     from replay.rehearsal.rehearsed_rows import RehearsalOptions

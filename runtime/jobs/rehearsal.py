@@ -1,9 +1,9 @@
 """Rehearses an app on its own log: a whole system over HTTP, at the log's time, many times as fast.
 
-The rows before a time are imported. Then all parts run, and the viewers of the later rows ask for lists and send
-their rows. The clock waits for the system: at the time of each row until it is sent, and for a viewer's session
-before the viewer's next list. Afterwards a replay plays the same rows, and simple lists are asked for them, too.
-"""
+The rows before a time are imported. Then all parts run, and the viewers of the later rows ask for lists and
+send their rows. The clock waits for the system: at the time of each row until it is sent, and for a viewer's
+session before the viewer's next list. Afterwards a replay plays the same rows, and simple lists are asked for
+them, too."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -63,8 +63,8 @@ def first_row_ms(dataset: MappedFiles, rows: int, from_: str | None) -> int:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A rehearsal in a new state folder, with the definition kept in it. ``up`` starts a configuration's system,
-    ``down`` ends it."""
+    """A rehearsal in a new state folder, with the definition kept in it. ``up`` starts a configuration's
+    system, ``down`` ends it."""
 
     app: App
     config: Config

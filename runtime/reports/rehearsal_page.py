@@ -1,4 +1,5 @@
-"""The page of a rehearsal: hits among the first ten by thousands of rows, for both questions. Self-contained."""
+"""The page of a rehearsal: hits among the first ten by thousands of rows, for both questions.
+Self-contained."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,8 +16,8 @@ _WIDTH, _HEIGHT, _LEFT, _BELOW = 720, 280, 44, 28
 _STYLE: Final = """
 main { max-width: 900px; padding-top: 24px; }
 h1 { font-size: clamp(24px, 4vw, 36px); letter-spacing: -.03em; margin-bottom: 6px; }
-section { background: var(--panel); border: 1px solid var(--edge); border-radius: 18px; padding: 20px; margin-top: 20px;
-  box-shadow: var(--shade); }
+section { background: var(--panel); border: 1px solid var(--edge); border-radius: 18px;
+  padding: 20px; margin-top: 20px; box-shadow: var(--shade); }
 h2 { font-size: 17px; margin-bottom: 10px; }
 p { color: var(--soft); }
 svg { width: 100%; height: auto; overflow: visible; }
@@ -25,7 +26,8 @@ svg .grid { stroke: var(--edge); }
 table { border-collapse: collapse; width: 100%; margin-top: 12px; font-size: 14px; }
 th, td { text-align: right; padding: 4px 0 4px 12px; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td i { display: inline-block; width: 18px; height: 3px; border-radius: 2px; margin-right: 8px; vertical-align: middle; }
+td i { display: inline-block; width: 18px; height: 3px; border-radius: 2px; margin-right: 8px;
+  vertical-align: middle; }
 tr.ours { font-weight: 700; }
 """
 

@@ -263,8 +263,8 @@ class Joiner:
         return self.influence.has_room(engaged, kind)
 
     def _engage(self, engagement: Engagement, out: list[Joined]) -> None:
-        """Joins an engagement with its list, or without a request id with the newest that isn't later, but for
-        clock differences; and with its ``choice``, alone where no other list served the item."""
+        """Joins an engagement with its list, or without a request id with the newest that isn't later, but
+        for clock differences; and with its ``choice``, alone where no other list served the item."""
         request_id, choice = engagement.request_id, engagement.choice or ""
         place = self._place(request_id, engagement) if request_id else self._newest(engagement)
         candidates = self._place(choice, engagement) if choice else None
