@@ -56,7 +56,7 @@ _NAMES = {"machine_ms", "machine_ns"}
 
 def readings(path: str, source: str) -> list[str]:
     """Places of a module that read the time and aren't in the table."""
-    found = list[str]()
+    places = list[str]()
     for node in ast.walk(ast.parse(source)):
         names = set[str]()
         if isinstance(node, ast.Attribute):
@@ -70,18 +70,18 @@ def readings(path: str, source: str) -> list[str]:
             imported = {alias.name for alias in node.names}
             names = {f"{module}.{name}" for name in imported if (module, name) in _READS}
             names |= set() if path in MACHINE_TIME else imported & _NAMES
-        found += [f"{path}:{node.lineno} reads {name}" for name in sorted(names)]
-    return found
+        places += [f"{path}:{node.lineno} reads {name}" for name in sorted(names)]
+    return places
 
 
 def test_nothing_but_the_clock_reads_the_time() -> None:
-    found = list[str]()
+    places = list[str]()
     for folder in FOLDERS:
         for file in sorted((ROOT / folder).rglob("*.py")):
             path = file.relative_to(ROOT).as_posix()
             if path != CLOCK:
-                found += readings(path, file.read_text())
-    assert not found, "hand in a clock (recsys/clock.py):\n" + "\n".join(found)
+                places += readings(path, file.read_text())
+    assert not places, "hand in a clock (recsys/clock.py):\n" + "\n".join(places)
 
 
 def test_every_module_in_the_table_reads_the_machines_clock() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from recsys.clock import machine_ms
+from recsys.clock import machine_ms, timer_of
 from recsys.log import protocol
 from recsys.log.protocol import Append, LogDamaged, LogUnavailable, Record
 from recsys.log.record_crc import intact_records, is_intact, record_crc
@@ -35,7 +35,7 @@ class SqliteLog(SqliteFiles):
     ) -> None:  # fmt: skip
         sync = {"process": "NORMAL", "power": "FULL"}[durability]
         super().__init__(Path(folder), sync, patience_s)
-        self._clock = clock
+        self._clock, self._timer_ms = clock, timer_of(clock)
         self._retained_ms: dict[str, int] = {}
 
     # --- records ---
@@ -254,10 +254,11 @@ class SqliteLog(SqliteFiles):
 
     def _tidy(self, topic: str, now_ms: int) -> None:
         """Applies retention from time to time (continuously while it drops), and bounds the WAL."""
+        timer_ms = now_ms if self._timer_ms is self._clock else self._timer_ms()
         with contextlib.suppress(LogUnavailable):  # this append succeeded; the next one will raise
-            if abs(now_ms - self._retained_ms.get(topic, 0)) >= RETAIN_EVERY_MS:
+            if abs(timer_ms - self._retained_ms.get(topic, 0)) >= RETAIN_EVERY_MS:
                 dropped = self.retain(topic, now_ms)
-                self._retained_ms[topic] = 0 if self.shrink(topic) or dropped else now_ms
+                self._retained_ms[topic] = 0 if self.shrink(topic) or dropped else timer_ms
             self.bound_wal(topic)
 
     def _bounds(self, connection: Connection, topic: str, partition: int) -> tuple[int, int, int]:

@@ -308,13 +308,15 @@ class SessionOut(BaseModel):
 
 
 class StatusOut(BaseModel):
-    """Freshness of this replica. ``age_ms``: age of the newest example of the newest step. ``answers``: lists
-    answered since the start; their times and shares are those of the last 30 s, null without any."""
+    """Freshness of this replica. ``time_ms``: event time now. ``age_ms``: age of the newest example of the
+    newest step. ``answers``: lists answered since the start; their times and shares are those of the last
+    30 s, null without any."""
 
     version: VersionOut
     features: dict[str, str]
     canary: dict[str, Any] | None
     arms: dict[str, dict[str, Any]]
+    time_ms: int
     age_ms: int | None
     items: int
     ready: bool

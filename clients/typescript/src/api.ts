@@ -169,6 +169,7 @@ export interface Session {
 
 export interface Status {
   version: { line: string; epoch: number; step: number };
+  time_ms: number;
   age_ms: number | null;
   items: number;
   ready: boolean;

@@ -5,6 +5,8 @@ import sqlite3
 
 import pytest
 
+from recsys.clock import Clock as EventClock
+from recsys.clock import Pace
 from recsys.log.protocol import Append, LogUnavailable, Topic
 from recsys.log.sqlite_files import FREE_SHARE, PAGE_BYTES, VACUUM_PAGES
 from recsys.log.sqlite_log import SqliteLog
@@ -129,3 +131,18 @@ def test_a_busy_file_is_shrunk_later(log, tmp_path):
             log.trim("t", 0, 490)
     log.trim("t", 0, 490)
     assert size_of(log) < ROOM
+
+
+def test_retention_goes_by_event_time_and_is_applied_each_second_of_the_machine(
+    tmp_path, monkeypatch
+):
+    machine_ms, applied = [0], []
+    pace = Pace(machine_ns=0, event_ms=0, speed=3600, until_ns=2**62)  # an hour a second
+    event_clock = EventClock(lambda: pace, lambda: machine_ms[0] * 1_000_000)
+    log = SqliteLog(tmp_path, clock=event_clock)
+    log.create(Topic("t", 1, retention_ms=3 * 3_600_000))
+    retain = log.retain
+    monkeypatch.setattr(log, "retain", lambda *given: applied.append(given) or retain(*given))
+    for machine_ms[0] in range(0, 5_000, 100):
+        log.append("t", [Append(0, b"", b"x")])
+    assert 4 <= len(applied) < 25 and 0 < log.begin("t", 0) < 25

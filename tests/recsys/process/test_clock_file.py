@@ -94,6 +94,26 @@ def test_after_a_kill_event_time_goes_on_at_the_end_of_the_lease(machine: Machin
     assert machine.start()() == reached_ms
 
 
+def test_a_system_that_starts_again_at_once_waits_until_its_parts_are_ready(
+    machine: Machine,
+) -> None:
+    machine.start()
+    machine.keeper.extend()
+    machine.now_s += 1
+    clock = machine.start()
+    machine.now_s += 1
+    assert clock() == START_MS + 100_000
+
+
+def test_a_clock_set_back_lengthens_no_lease(machine: Machine) -> None:
+    machine.start()
+    machine.keeper.extend()
+    machine.now_s -= 3600
+    machine.keeper.change(100)
+    machine.now_s += 3600
+    assert clock_read_anew(machine) == START_MS + int(LEASE_S * 100_000)
+
+
 def test_a_driver_changes_the_pace_while_parts_run(machine: Machine) -> None:
     clock = machine.start()
     machine.keeper.extend(1_000)
@@ -111,8 +131,14 @@ def test_a_driver_changes_the_pace_while_parts_run(machine: Machine) -> None:
     machine.keeper.change(10, limit_ms=START_MS)  # is over: it holds the clock
     machine.now_s += 5
     assert clock() == START_MS + 2_105_000
+    assert clock_read_anew(machine) == START_MS + 2_105_000
     with pytest.raises(ValueError, match="speed is -1, expected a finite number of 0 or more"):
         machine.keeper.change(-1)
+
+
+def clock_read_anew(machine: Machine) -> int:
+    """Event time in a process that starts now."""
+    return Clock(MappedPace(Path(machine.config.state) / FILE), machine.now_ns)()
 
 
 def test_a_start_ends_the_pace_of_a_driver(machine: Machine) -> None:

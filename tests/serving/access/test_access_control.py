@@ -5,12 +5,14 @@ from typing import Any
 import jwt
 import pytest
 
+from recsys.clock import Clock, Pace
 from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config
+from recsys.events.control_records import ApiKey
 from serving.access.access_control import AccessControl, Credentials
 from serving.access.access_layer import refusal
 from serving.access.caller import Denied
-from serving.access.keyring import Keyring
+from serving.access.keyring import Keyring, digest_of_secret, text_of
 from serving.access.quotas import Quotas
 
 CONFIG = Config(access=AccessConfig(mode="keys"))
@@ -67,3 +69,29 @@ def test_a_key_is_read_from_the_header_that_counts_first(headers: dict[str, str]
     pairs = [(name.encode(), value.encode()) for name, value in sent.items()]
     origin = headers.get("origin", "")
     assert Credentials.of({"headers": pairs}) == ("feed.example", origin, "cross-site", key)
+
+
+def test_keys_expire_by_the_machines_time_and_quotas_go_by_event_time() -> None:
+    machine_s, day_s = 1_700_000_000, 86_400
+    pace = Pace(machine_ns=machine_s * 10**9, event_ms=0, speed=day_s, until_ns=2**62)
+    now_s, keyring = [machine_s], Keyring()
+    secret, until_ms = "s" * 43, (machine_s + 10) * 1000
+    digest = digest_of_secret(secret)
+    keyring.fold(
+        ApiKey(id="abcd1234", digest=digest, scopes=["recommend"], daily=1, until_ms=until_ms)
+    )
+    keyring.complete = True
+    caller = AccessControl(
+        CONFIG, keyring, Quotas(CONFIG), lambda: "admin", lambda: ("source",),
+        Clock(lambda: pace, lambda: now_s[0] * 10**9),
+    )  # fmt: skip
+    key = text_of("abcd1234", secret)
+    for now_s[0] in range(machine_s, machine_s + 10):  # a day a second
+        caller.admit(call(key))
+        with pytest.raises(Denied) as quota:
+            caller.admit(call(key))
+        assert quota.value.status == 429
+    now_s[0] += 1
+    with pytest.raises(Denied) as over:
+        caller.admit(call(key))
+    assert over.value.status == 401

@@ -237,3 +237,15 @@ def test_one_that_cannot_be_judged_is_stopped(toy: ToyTrial, monkeypatch: Any) -
     (said,) = runs.turn()
     assert said.states["mine"].why == "broken: can't be judged: sums don't fit"
     assert runs.turn() == []
+
+
+def test_an_operator_waits_by_the_machines_time(toy: ToyTrial) -> None:
+    """At a thousand times its pace, event time goes on by hours while somebody waits."""
+    runs = started(toy)
+    asked_ms = 1_700_000_000_000
+    runs.ask(what="stop", name="mine", time_ms=asked_ms)
+    runs._fold()
+    late = runs.trials.turn(toy.now_ms, asked_ms + REQUEST_MS + 1)
+    assert late is not None and "too late" in late.refused
+    answer = runs.trials.turn(toy.now_ms + 1000 * REQUEST_MS, asked_ms + 1_000)
+    assert answer is not None and answer.states["mine"].state == "stopped"
