@@ -29,7 +29,8 @@ class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
     ``arrived``: by label, the share of its engagements that arrive before such an example is emitted, in (0,
     1]; empty: all. In a correction, 0 if the example was weighted for it already. ``sampling_rate``:
     of examples without an engagement. ``sampled_out``: this one was left out and an engagement came later;
-    its ``previous`` were never learned (training/continual/open_labels.py).
+    its ``previous`` were never learned (training/continual/open_labels.py). ``measured``: it counts in
+    experiments, and isn't learned: the click in its list is, in the list of candidates that it chose from.
     """
 
     partition: int
@@ -42,6 +43,7 @@ class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
     arrived: list[float] = []
     sampling_rate: float = msgspec.field(default=1.0, name="kept")
     sampled_out: bool = False
+    measured: bool | msgspec.UnsetType = msgspec.UNSET
     served_by: str = ""  # line/epoch; examples of one that was rolled back are not learned
     features: FeatureBlock | None = None  # of this item: N = 1
 

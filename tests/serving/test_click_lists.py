@@ -325,9 +325,12 @@ def test_a_click_in_a_served_list_is_learned_with_it_and_with_candidates(tmp_pat
             name: [(str(e.item_id), *e.labels) for e in shop.examples() if e.request_id == name]
             for name in (served.request_id, candidates.request_id)
         }
-        own = [(i, *((1.0, 1.0) if i == ids[2] else (0.0, 0.0))) for i in ids]
-        others = [(str(i.item_id), 0.0, 0.0) for i in candidates.items[1:]]
+        own, others = (
+            [(i, *((1.0, 1.0) if i == ids[2] else (0.0, 0.0))) for i in some]
+            for some in (ids, [str(shown.item_id) for shown in candidates.items])
+        )
         assert labelled == {served.request_id: own, candidates.request_id: others}
+        assert {e.request_id for e in shop.examples() if e.measured} == {served.request_id}
         assert candidates.items[0].item_id == ids[2] and len(others) >= 5
 
     run(tmp_path, scenario)

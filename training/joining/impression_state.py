@@ -7,18 +7,17 @@ from recsys.events.event_types import Engagement, Impression
 NEVER = -1  # in ``learned``: no example was emitted yet
 SHOWN, SAMPLED_OUT, BY_WINDOW, AFTER = 1, 2, 4, 8  # marks
 LATE_SHIFT = 4  # above the marks: labels that were expected to come late, shifted by so many bits
-# Marks: the bounds of influence were asked about the item; they forbid to learn from it; it is learned in the
-# list that served it.
-JUDGED, BOUNDED, ELSEWHERE = 1 << 60, 1 << 61, 1 << 62
+# Marks: the bounds of influence were asked about the item; they forbid to learn from it.
+JUDGED, BOUNDED = 1 << 60, 1 << 61
 
 
 class ImpressionState(msgspec.Struct, array_like=True, gc=False):
     """Engagements with an impression's items, in lists by rank. ``labels``: bit *l* is label *l*;
     ``learned``: the labels of the newest example, ``NEVER`` before the first. ``marks``: ``SHOWN``;
     ``SAMPLED_OUT``: sampling dropped the first example; ``BY_WINDOW``: the window ended it; ``AFTER``: its
-    engagement came after the window; ``JUDGED``, ``BOUNDED``: what the bounds of influence decided;
-    ``ELSEWHERE``: the clicked item of candidates that belong to a served list; and, above these, the labels
-    expected late. ``confirmed``: whether the list was on screen as a whole."""
+    engagement came after the window; ``JUDGED``, ``BOUNDED``: what the bounds of influence decided; and,
+    above these, the labels expected late. ``confirmed``: whether the list was on screen as a whole.
+    ``choices``: lists of candidates that clicked items are learned in, by rank."""
 
     offset: int
     time_ms: int
@@ -31,6 +30,7 @@ class ImpressionState(msgspec.Struct, array_like=True, gc=False):
     closed: bool = False  # whether its window is over
     encoded: bytes = b""
     confirmed: bool = False
+    choices: dict[int, str] = {}
 
 
 class StateHead(msgspec.Struct, array_like=True):

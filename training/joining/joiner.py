@@ -8,9 +8,9 @@ corrections until the horizon, and are counted as late after it.
 
 ``shown_by`` is that of the schema. With ``view`` an item is shown once an engagement names it. With
 ``impression`` an engagement shows the whole list, as does an impression that is ``shown``. With ``click`` a
-label does, so that nothing is learned from a list that was only read. A click may have a second list, its
-``choice`` of candidates; the clicked item is learned once, in the list that served it. Items that were served
-but never shown are counted and are no negatives.
+label does, so that nothing comes of a list that was only read. A click has a second list then, its ``choice``
+of candidates, in which it is learned as one without a served list would be; the examples of the list that
+served it are ``measured`` alone. Items that were served but never shown are counted and are no negatives.
 
 A ``User`` with ``removed`` deletes the pending state of that user and emits a ``Forget`` in its place.
 
@@ -56,7 +56,6 @@ from training.joining.impression_state import (
     AFTER,
     BOUNDED,
     BY_WINDOW,
-    ELSEWHERE,
     JUDGED,
     LATE_SHIFT,
     NEVER,
@@ -263,22 +262,27 @@ class Joiner:
         return self.influence.has_room(engaged, kind)
 
     def _engage(self, engagement: Engagement, out: list[Joined]) -> None:
-        """Joins an engagement with its list, or without a request id with the newest that isn't later, but
-        for clock differences; and with its ``choice``, alone where no other list served the item."""
-        request_id, choice = engagement.request_id, engagement.choice or ""
+        """Joins an engagement with its list, or without a request id with the newest that isn't later, but for
+        clock differences. Where it has a list of candidates, it is learned in that one."""
+        request_id = engagement.request_id
         place = self._place(request_id, engagement) if request_id else self._newest(engagement)
+        known = "" if place is None else place.state.choices.get(place.rank, "")
+        choice = engagement.choice or known
         candidates = self._place(choice, engagement) if choice else None
         if place is None and candidates is None:
             fault = "late" if request_id in self._expired else "unmatched"
             self.counts[fault if request_id else "unattributed"] += 1
             return
         self.counts["attributed"] += not request_id and place is not None
-        if not self._engage_at(place or candidates, engagement, out):  # type: ignore[arg-type]  # one is there
-            return
-        if place is not None and candidates is not None:
-            candidates.state.marks[candidates.rank] |= ELSEWHERE
-            self._confirm(candidates.state)
-            self._show_late(candidates, out)
+        if place is not None:
+            if candidates is not None:
+                place.state.choices[place.rank] = choice
+            if not self._engage_at(place, engagement, out):
+                return
+        if candidates is not None:
+            if place is not None:  # the bounds were asked there
+                candidates.state.marks[candidates.rank] |= JUDGED
+            self._engage_at(candidates, engagement, out)
 
     def _newest(self, engagement: Engagement) -> _Place | None:
         """Place of an engagement that names no list, in one that was served."""
@@ -355,7 +359,7 @@ class Joiner:
         if opened is not None:
             return
         for index, mark in enumerate(state.marks):
-            is_due = mark & SHOWN and not mark & (BOUNDED | ELSEWHERE)
+            is_due = mark & SHOWN and not mark & BOUNDED
             if is_due and state.learned[index] == NEVER:
                 if self._is_example(request_id, state, index, AFTER):
                     impression = self._impression_at(place)
@@ -366,7 +370,7 @@ class Joiner:
         opened = self.impressions.open[request_id]
         state = opened.state
         for index, mark in enumerate(state.marks):
-            if mark & (BOUNDED | ELSEWHERE):
+            if mark & BOUNDED:
                 continue
             if not mark & SHOWN:
                 self.counts["never_shown"] += 1
@@ -401,6 +405,8 @@ class Joiner:
     def _is_example(self, request_id: str, state: ImpressionState, index: int, way: int) -> bool:
         """Records an item's labels; False if sampling drops its first example, which ended in a ``way``."""
         labels, learned, mark = state.labels[index], state.learned[index], state.marks[index]
+        if state.choices:  # measured alone
+            return True
         if learned != NEVER:
             if not mark & AFTER:
                 by_window = 1 if mark & BY_WINDOW else 0
@@ -434,7 +440,7 @@ class Joiner:
         if impression is None:
             self.counts["lost"] += 1
             return
-        served, block = impression.items[index], impression.features
+        served, block = impression.items[index], None if state.choices else impression.features
         self.counts["corrections" if correction else "examples"] += 1
         example = Example(
             partition=self.partition, offset=state.offset, index=index, sequence=self.sequence,
@@ -446,7 +452,7 @@ class Joiner:
             served_by=served_by(impression.stamp), predicted=item_predictions(impression, index),
             features=item_block(block, index, len(impression.items)) if block else None,
             arrived=self._arrived(mark, again), sampling_rate=self.config.negatives,
-            sampled_out=sampled_out,
+            sampled_out=sampled_out, measured=True if state.choices else msgspec.UNSET,
         )  # fmt: skip
         out.append(example)
 

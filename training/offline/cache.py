@@ -130,6 +130,8 @@ class CacheWriter:
         examples = self._check.read(examples)
         all_fit = self._check.all_fit(examples)
         for example, time in zip(examples, time_ms, strict=True):
+            if example.measured:
+                continue
             if not all_fit and (reason := self._check.reason(example)):
                 self._leave_out(example, reason)
             elif example.correction:

@@ -237,13 +237,16 @@ def _read_lane(
 def _read_all(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> LaneExamples:
     """Decodes a lane at once; record by record if one is invalid, which is rare."""
     with suppress(*UNREADABLE):
-        examples = check.read(unpack_all([record.value for _, record in records], check.kind))
+        read = unpack_all([record.value for _, record in records], check.kind)
+        examples = check.read([example for example in read if not example.measured])
         if check.all_fit(examples):
             return LaneExamples(list(examples))
     lane = LaneExamples()
     for partition, record in records:
         try:
             (example,) = check.read([unpack(record.value, check.kind)])
+            if example.measured:
+                continue
             reason = check.reason(example)
         except UNREADABLE as error:
             reason = f"not an example: {error}"

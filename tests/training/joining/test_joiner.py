@@ -146,14 +146,38 @@ def test_with_clicks_a_served_list_that_was_only_read_is_not_learned() -> None:
     assert fed(its, SHOWN, engagement(SHOWN, 1, "click", 10), END) == []  # click is no label here
 
 
-def test_a_click_in_a_served_list_is_a_choice_from_it_and_from_candidates() -> None:
+def test_a_click_in_a_served_list_is_learned_in_its_candidates_and_measured_in_the_list() -> None:
     candidates, click = choosing(engagement(SHOWN, 1, "like", 10))
+    alone = fed(joiner("click"), candidates, structs.replace(click, request_id=""), END)
     its = joiner("click")
     examples = fed(its, SHOWN, candidates, click, END)
-    labelled = [(e.request_id, str(e.item_id), e.labels[1]) for e in examples]
-    own = [(SHOWN.request_id, str(i.item_id), float(n == 1)) for n, i in enumerate(SHOWN.items)]
-    assert sorted(labelled) == sorted([*own, (candidates.request_id, "v9", 0.0)])
+    learned = [e for e in examples if not e.measured]
+    assert [(e.item_id, e.labels, e.features, e.arrived) for e in learned] == [
+        (e.item_id, e.labels, e.features, e.arrived) for e in alone
+    ]
+    measured = [e for e in examples if e.measured]
+    assert [e.labels[1] for e in measured] == [0.0, 1.0, 0.0]
+    assert {(e.request_id, e.features) for e in measured} == {(SHOWN.request_id, None)}
     assert its.counts["never_shown"] == its.counts["unmatched"] == 0
+    later = its.feed(9, engagement(SHOWN, 1, "long_view", 90_000))  # it names the served list alone
+    assert [(e.request_id, e.labels) for e in later] == [
+        (SHOWN.request_id, [1.0, 1.0]), (candidates.request_id, [1.0, 1.0])
+    ]  # fmt: skip
+
+
+def test_a_second_click_in_a_list_is_learned_in_candidates_of_its_own() -> None:
+    candidates, click = choosing(engagement(SHOWN, 1, "like", 10))
+    more, other = choosing(engagement(SHOWN, 2, "like", 20))
+    more.request_id = other.choice = f"{CLICK_LIST}2"
+    examples = fed(joiner("click"), SHOWN, candidates, click, more, other, END)
+    labels = {
+        e.request_id: [x.labels[1] for x in examples if x.request_id == e.request_id]
+        for e in examples
+    }
+    assert labels == {
+        SHOWN.request_id: [0.0, 1.0, 1.0], candidates.request_id: [1.0, 0.0],
+        more.request_id: [1.0, 0.0],
+    }  # fmt: skip
 
 
 def test_a_click_whose_list_is_gone_is_a_choice_from_candidates_alone() -> None:
@@ -168,7 +192,7 @@ def test_a_click_that_names_no_list_is_joined_with_the_served_one_that_has_its_i
     candidates, click = choosing(structs.replace(engagement(SHOWN, 1, "like", 10), request_id=""))
     its = joiner("click")
     examples = fed(its, SHOWN, candidates, click, END)
-    assert len(examples) == 4 and its.counts["attributed"] == 1
+    assert len(examples) == 5 and its.counts["attributed"] == 1
 
 
 def test_of_a_click_beyond_the_bounds_nothing_is_learned() -> None:
