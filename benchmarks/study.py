@@ -18,11 +18,12 @@ from benchmarks.studies.quality.study_baselines import baselines
 from benchmarks.studies.quality.study_coldstart import coldstart
 from benchmarks.studies.quality.study_freshness import freshness
 from benchmarks.studies.quality.study_quality import quality
+from benchmarks.studies.quality.study_reading import reading
 
 study = typer.Typer(add_completion=False, no_args_is_help=True)
 for command in (
     freshness, quality, baselines, coldstart, promotion, broken, forgetting, drift, student, arms,
-    experiments, counterfactual, interleaving, poisoning, reaction, compression,
+    experiments, counterfactual, interleaving, poisoning, reaction, compression, reading,
 ):  # fmt: skip
     study.command()(command)
 

@@ -123,8 +123,8 @@ class ClickLists:
         return next((name for name in requests if name.startswith(CLICK_LIST)), "")
 
     def _query(self, click: Engagement, session: Session, now_ms: int) -> Query:
-        """The request that the list answers. Its id is derived from the click: a repeat has the same list, and
-        so has the click in whatever list it was made."""
+        """The request that the list answers. Its id is derived from the click: a repeat has the same list,
+        and so has the click in whatever list it was made."""
         about = "", click.user_id, click.time_ms, click.item_id, click.kind
         request_id = ":".join(map(str, about))
         request = Request(click.user_id, 1, click.surface)

@@ -21,7 +21,7 @@ from recsys.features.covisits import Visits
 from recsys.features.feature_kernels import crossed
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences, ReadLists
-from recsys.features.operator_state import OperatorState
+from recsys.features.operator_state import VIEWERS, OperatorState
 from recsys.features.operators import value_kinds
 from recsys.features.running_rates import CONTEXT, PROFILE
 from recsys.features.session import PLAIN_LIST
@@ -54,6 +54,8 @@ class ItemCounters:
         self.segment_by_request: OrderedDict[str, int] = OrderedDict()
         self._changed, self._tracks_changes = set[int](), tracks_changes
         self._kinds = features.engagement_kinds
+        self.segments = OrderedDict[int, int]()  # of viewers, by the key of their ids
+        self._viewers = VIEWERS // tables
         self._has_lists = features.schema.shown_by == "impression"
         self.operators = OperatorState(features, tables=tables)
         self._tracks = bool(features.tracked or features.distinct)
@@ -102,6 +104,7 @@ class ItemCounters:
             self.forget(user.user_id, partition)
         else:
             self.operators.user(user)
+            self._remember_segment(user)
 
     def forget(self, user_id: Id, partition: int = 0) -> None:
         """Drops the account of a forgotten user."""
@@ -110,6 +113,18 @@ class ItemCounters:
         self.readings[partition].forget(user_id)
         self.visits.forget(user_id)
         self.operators.forget(user_id)
+        self.segments.pop(key_of("user", user_id), None)
+
+    def _remember_segment(self, user: User) -> None:
+        """Remembers the segment of a viewer whose clicks may come without a list."""
+        if self.features.schema.shown_by != "click":
+            return
+        key, profile = key_of("user", user.user_id), self.features.profile_keys(user.fields)
+        self.segments.pop(key, None)
+        if profile and user.fields.get("profiling") is not False:
+            self.segments[key] = profile[0]
+            if len(self.segments) > self._viewers:
+                self.segments.popitem(last=False)
 
     def verdict(
         self, verdict: Verdict, before: Iterable[Event], keys_of: KeysOf, partition: int = 0
@@ -175,15 +190,25 @@ class ItemCounters:
         added = self.features.amounts(engagement)
         if self.features.schema.shows(kind):
             added[0] += 1.0
-        context = self.context_by_request.get(engagement.request_id, 0)
-        segment = self.segment_by_request.get(engagement.request_id, 0)
-        lefts = self.operators.lefts(engagement.request_id)
+        context, segment, lefts = self._about(engagement)
         added = np.float32(sign) * added
         self._add(keys_I, context, segment, added, engagement.time_ms, lefts, sign)
         if self._tracks:
             halves = {"": GLOBAL, CONTEXT: context, PROFILE: segment} | lefts
             fold = self.operators.engagement if sign > 0 else self.operators.withdraw
             self.mark_changed(fold(engagement, keys_I, halves, self.counters))
+
+    def _about(self, engagement: Engagement) -> tuple[int, int, dict[str, int]]:
+        """Context, segment and other halves of an engagement: of its request; of a click without a list those
+        that a list of its own would have."""
+        request_id, user_id = engagement.request_id, engagement.user_id
+        if request_id or self.features.schema.shown_by != "click":
+            context = self.context_by_request.get(request_id, 0)
+            segment = self.segment_by_request.get(request_id, 0)
+            return context, segment, self.operators.lefts(request_id)
+        context = self.features.context_keys(engagement.surface, {})[0]
+        segment = self.segments.get(key_of("user", user_id), 0)
+        return context, segment, self.operators.lefts(request_id, user_id)
 
     def _profile(self, impression: Impression) -> int:
         """The first key of the viewer's profile as served; 0 without a profile."""

@@ -2,7 +2,7 @@
 viewer's last contacts with entities, by which different viewers are counted. All of it is bounded."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -69,11 +69,15 @@ class OperatorState:
             self._lefts.popitem(last=False)
             self.evicted["requests"] += 1
 
-    def lefts(self, request_id: str) -> dict[str, int]:
-        """The other halves of a request's entities that are present, by name."""
+    def lefts(self, request_id: str, user_id: Id | None = None) -> dict[str, int]:
+        """The other halves of a request's entities that are present, by name; of an engagement that names no
+        list, those of its viewer, if given."""
         if not self.features.lefts:
             return {}
-        keys = self._lefts.get(request_id, ())
+        keys: Sequence[int] = self._lefts.get(request_id, ())
+        if user_id is not None:
+            viewer = self._viewers.get(key_of("user", user_id), [])
+            keys = self.features.left_keys(viewer, {})
         return {name: key for name, key in zip(self.features.lefts, keys, strict=False) if key}
 
     def engagement(

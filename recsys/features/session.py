@@ -198,14 +198,20 @@ class Session:
             self._show(engagement.request_id, items_NI, now_ms)
         if kind == SEEN and kind not in self.features.schema.kinds:
             return
-        context = next((c for r, c in reversed(self.requests) if r == engagement.request_id), 0)
+        # A click without a list is as one whose own list was made for it.
+        is_lone = not engagement.request_id and self.features.schema.shown_by == "click"
+        if is_lone:
+            context = self.features.context_keys(engagement.surface, {})[0]
+        else:
+            requests = reversed(self.requests)
+            context = next((c for r, c in requests if r == engagement.request_id), 0)
         is_plain = engagement.request_id.startswith(PLAIN_LIST)  # may be older than ``REQUESTS``
         if is_plain or context == PLAIN or self.plain:
             self._see(int(keys_I[0]))
             if kind == "hide":
                 self.hidden.append(int(keys_I[0]))
             return
-        halves = self._halves(engagement.request_id, context)
+        halves = self._halves(engagement.request_id, context, is_lone)
         own_keys = self._own_keys(halves)
         if self.features.schema.shows(kind):
             self._count(keys_I, own_keys, self.features.shown, now_ms)
@@ -305,10 +311,14 @@ class Session:
         if item not in self.seen:
             self.seen.append(item)
 
-    def _halves(self, request_id: str, context: int) -> dict[str, int]:
-        """Other halves of the viewer's entities in a request, by name; that of all under ""."""
+    def _halves(self, request_id: str, context: int, is_lone: bool = False) -> dict[str, int]:
+        """Other halves of the viewer's entities in a request, by name; that of all under "". ``is_lone``: of
+        an engagement without one."""
         halves = {"": USER, CONTEXT: context}
-        if self.features.lefts:
+        if is_lone and self.features.lefts:
+            lefts: Iterable[int] = self.features.left_keys(self.fields, {})
+            halves |= dict(zip(self.features.lefts, lefts, strict=False))
+        elif self.features.lefts:
             lefts = next((keys for r, keys in reversed(self.lefts) if r == request_id), ())
             halves |= dict(zip(self.features.lefts, lefts, strict=False))
         return halves
@@ -337,9 +347,10 @@ class Session:
 
     def _enter(self, request_id: str, keys_I: Keys, now_ms: int, kind: str) -> Entry | None:
         """The history entry of an item in a request, a new one if need be; None if neither one exists nor the
-        kind of engagement (empty: shown) makes one."""
-        item = int(keys_I[0])
-        for entry in reversed(self.history):
+        kind of engagement (empty: shown) makes one. Without a request each click is one of its own."""
+        item, schema = int(keys_I[0]), self.features.schema
+        is_new = not request_id and schema.shown_by == "click" and kind == schema.labels[0]
+        for entry in reversed(() if is_new else self.history):
             if entry.request_id == request_id and entry.keys[0] == item:
                 return entry
         history_of = self.features.declared.history_of

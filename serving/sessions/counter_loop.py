@@ -61,6 +61,7 @@ class _Snapshot(msgspec.Struct):
     operators: bytes = b""
     lists: bytes = b""
     readings: dict[int, bytes] = {}
+    viewers: list[tuple[int, int]] = []
 
 
 class CounterLoop:
@@ -220,6 +221,7 @@ class CounterLoop:
             CovisitRows() if self.states is None else self.states.covisits.export(),
             list(fold.visits.users.items()), list(fold.credits.requests.items()), fold.operators.pack(),
             fold.lists.pack(), {p: bounds.pack() for p, bounds in fold.readings.items()},
+            list(fold.segments.items()),
         )  # fmt: skip
         return msgspec.msgpack.encode(snapshot)
 
@@ -259,6 +261,7 @@ class CounterLoop:
         fold.operators.restore(snapshot.operators)
         fold.lists.restore(snapshot.lists)
         fold.readings.restore(snapshot.readings.items())
+        fold.segments.update(snapshot.viewers)
 
 
 def quarantined_users(folder: str, log_id: str) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from benchmarks.harness.local_system import LocalSystem, small_config
@@ -15,10 +16,11 @@ from parameter_server.shard.shard import digest_of_shards
 from recsys.app.app_file import read_app
 from recsys.app.data_files import read_data_files
 from recsys.config.system_config import Config
-from recsys.events.event_types import Engagement, Event, Item
+from recsys.events.event_types import Engagement, Event, Item, User
 from recsys.events.hashing import uniform
 from recsys.events.records import EXAMPLES, Example, unpack
 from recsys.features.feature_set_file import write_feature_set
+from recsys.features.session import Session
 from recsys.log.protocol import Log
 from recsys.process.open_log import create_topics, open_log
 from replay.datasets.mapped_files import MappedFiles
@@ -32,13 +34,14 @@ from training.joining.joiner import Joined
 
 APP = """
 events: {click: positive, purchase: {label: positive, weight: 5}}
-fields: {item: {category: category}}
+fields: {item: {category: category}, user: {region: category}}
 shown: clicks
 window: 5s
 features: {rates: [all, user, item, category, user×category], near: true, list: [item]}
 files:
   interactions: {files: [clicks.csv], user: u, item: i, time: t, unit: ms, kind: k}
   items: {files: [items.csv], id: i, fields: {category: category}}
+  users: {files: [users.csv], id: n, fields: {region: region}}
 """
 START_MS, ITEMS = 1_790_000_000_000, 40
 
@@ -57,6 +60,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "clicks.csv").write_text("\n".join(rows))
     items = "".join(f"v{n},c{n % 5}\n" for n in range(ITEMS))
     (tmp_path / "items.csv").write_text("i,category\n" + items)
+    (tmp_path / "users.csv").write_text(
+        "n,region\n" + "".join(f"u{n},r{n % 3}\n" for n in range(7))
+    )
     return tmp_path
 
 
@@ -123,7 +129,8 @@ def replayed(tables: Tables) -> tuple[list[bytes], str]:
     return sorted(loop.examples), loop.digest()
 
 
-def imported(tables: Tables) -> str:
+def imported(tables: Tables) -> Player:
+    """The player that has trained."""
     players = list[Player]()
     with closing(open_log(tables.config)) as log:
         create_topics(log, tables.config)
@@ -137,9 +144,9 @@ def imported(tables: Tables) -> str:
             players.append,
         )
         importer.run(tables.dataset, keep_times=True)
-    loop: Any = players[0].loop
-    loop.advance(players[0].now_ms)
-    return str(loop.digest())
+    (player,) = players
+    player.loop.advance(player.now_ms)
+    return player
 
 
 async def sent(tables: Tables, reads: int, in_lists: bool = False) -> tuple[list[bytes], str]:
@@ -149,7 +156,11 @@ async def sent(tables: Tables, reads: int, in_lists: bool = False) -> tuple[list
     system = LocalSystem(tables.config)
     events = tables.events()
     system.publish([event for event in events if isinstance(event, Item)])
+    for event in events:
+        if isinstance(event, User):
+            system.profile(event)
     await system.start()
+    system.turn()
     for event in events:
         if not isinstance(event, Engagement):
             continue
@@ -175,7 +186,8 @@ def test_clicks_are_learned_alike_by_import_by_replay_and_through_the_api(folder
     for reads in (0, 2):
         live = asyncio.run(sent(Tables(folder, f"live {reads}"), reads))
         assert live == (examples, digest)
-    assert len(examples) > 1_000 and imported(Tables(folder, "imported")) == digest
+    trained: Any = imported(Tables(folder, "imported")).loop
+    assert len(examples) > 1_000 and trained.digest() == digest
 
 
 @pytest.mark.slow
@@ -184,3 +196,34 @@ def test_a_click_in_a_served_list_is_learned_as_one_without_a_list(folder: Path)
     examples, _ = replayed(Tables(folder, "replayed", 65_536))
     in_lists, _ = asyncio.run(sent(Tables(folder, "in lists", 65_536), 2, in_lists=True))
     assert in_lists == examples
+
+
+def test_sessions_and_counters_of_imported_rows_are_those_that_the_model_was_trained_with(
+    folder: Path,
+) -> None:
+    tables = Tables(folder, "imported")
+    player = imported(tables)
+    write_feature_set(tables.config, tables.features)
+    system = LocalSystem(tables.config)
+    system.now_ms = START_MS + 10_000_000
+    system.fold.turn()
+    system.counters.turn()
+    own, other = system.counters.oldest.fold.counters, player.item_counters.counters
+    keys = sorted(set(own.export()[0].tolist()) | set(other.export()[0].tolist()))
+    read = [each.read(np.array(keys), system.now_ms) for each in (own, other)]
+    np.testing.assert_allclose(*read, rtol=1e-5)  # sums depend on the order of partitions
+    assert len(keys) > 150
+    seen = tables.config.sessions.seen
+    for n in range(9):
+        blob = asyncio.run(system.sessions.get(f"u{n}"))
+        assert blob is not None
+        session, trained = Session.unpack(blob, tables.features, seen), player.session(f"u{n}")
+        for a, b in zip(
+            session.read_history(system.now_ms), trained.read_history(system.now_ms), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+        assert session.seen == trained.seen and len(session.history) == 20
+        assert [*map(list, map(np.ndarray.tolist, session.counters.export()))] == [
+            *map(list, map(np.ndarray.tolist, trained.counters.export()))
+        ]
+    system.close()

@@ -262,8 +262,8 @@ class Joiner:
         return self.influence.has_room(engaged, kind)
 
     def _engage(self, engagement: Engagement, out: list[Joined]) -> None:
-        """Joins an engagement with its list, or without a request id with the newest that isn't later, but for
-        clock differences. Where it has a list of candidates, it is learned in that one."""
+        """Joins an engagement with its list, or without a request id with the newest that isn't later, but
+        for clock differences. Where it has a list of candidates, it is learned in that one."""
         request_id = engagement.request_id
         place = self._place(request_id, engagement) if request_id else self._newest(engagement)
         known = "" if place is None else place.state.choices.get(place.rank, "")

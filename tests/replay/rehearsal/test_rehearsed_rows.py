@@ -1,4 +1,5 @@
-"""Rows of tables that a rehearsal plays, to a replay in the place of a running system, and their judgement."""
+"""Rows of tables that a rehearsal plays, to a replay in the place of a running system, and their
+judgement."""
 
 from dataclasses import replace
 from pathlib import Path
