@@ -44,7 +44,7 @@ STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_bits.py plant
 # The longest first.
 IN_PAIRS := tests/live/test_example_pages.py tests/live/test_feed_page.py tests/runtime/cli/test_up.py \
 	tests/examples/ratings/test_ten_minutes.py \
-	$(addprefix tests/live/test_,continual.py workers.py tracker.py kafka_log.py control_page.py haproxy_live.py page_access.py) \
+	$(addprefix tests/live/test_,rehearse.py continual.py workers.py tracker.py kafka_log.py control_page.py haproxy_live.py page_access.py) \
 	tests/recsys/log/test_kafka_connection.py tests/recsys/log/test_protocol.py \
 	tests/serving/sessions/test_cluster_store.py tests/serving/sessions/test_session_store.py \
 	tests/benchmarks/answers/test_bench_serve.py tests/benchmarks/harness/test_broker_loop.py \
