@@ -21,7 +21,7 @@ from recsys.app.set_loops import SetLoops, qualified
 from recsys.clock import is_due, wall_ms
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, CovisitConfig
-from recsys.events.event_types import Engagement, Impression, User, Verdict
+from recsys.events.event_types import Engagement, Impression, User, Verdict, Withdrawal
 from recsys.events.records import EVENTS, ITEM_COUNTS, CovisitRows, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
@@ -181,6 +181,9 @@ class CounterLoop:
             elif isinstance(event, Verdict):
                 past = self.events.of_user(event.user_id, partition, offset)
                 fold.verdict(event, past, self.events.keys_of, partition)
+            elif isinstance(event, Withdrawal):
+                past = self.events.of_user(event.user_id, partition, offset)
+                fold.withdraw(event, past, self.events.keys_of, partition)
             if offset < self._before.get(partition, 0):
                 fold.visits.take()  # sent before a restart
         for fold in set(self.folds.values()):
