@@ -32,9 +32,9 @@ def check_seen(names: Iterable[Named]) -> list[str]:
         kinds = sorted(name.seen)
         if not kinds:
             raise ValueError(
-                f"--without {name.text}: no event since that time is of it, so there is nothing to leave "
-                "out; name a user, the id of an API key (`recsys keys list`), a network such as 10.1.2.0/24, or "
-                "request ids, or an earlier time"
+                f"--without {name.text}: no event since that time is of it, nothing is left out; "
+                "name a user, an API key (`recsys keys list`), a network such as 10.1.2.0/24 or request ids, "
+                "or an earlier time"
             )
         if len(kinds) > 1:
             texts = " or ".join(f"{kind}:{name.text}" for kind in kinds)
