@@ -131,7 +131,7 @@ def _prepare(
     _check_lifecycle(lifecycle)
     _check_start(log, config, features, lifecycle, rewind_ms)
     scope = RewindScope(read_names(without, log, Path(config.state)), rewind_ms)
-    is_complete = _read_events(log, scope)
+    is_complete = read_events(log, scope)
     if without and not is_complete:
         raise Refused(
             f"the log no longer has all events since {iso(rewind_ms)} (log.retention_hours is "
@@ -172,7 +172,7 @@ def _check_start(
         raise Refused(f"the line can't return to {iso(rewind_ms)}: {error}{oldest}") from error
 
 
-def _read_events(log: Log, scope: RewindScope) -> bool:
+def read_events(log: Log, scope: RewindScope) -> bool:
     """Hands the scope the events of the log since its time; returns whether the log has all of them."""
     is_complete = True
     for partition in range(log.partitions(EVENTS)):
