@@ -1,4 +1,4 @@
-"""A system in one process that unlearns or rewinds while it runs, and what a line without some examples is."""
+"""A system in one process that unlearns or rewinds while it runs, and its line without some examples."""
 
 from collections.abc import Callable
 from pathlib import Path
