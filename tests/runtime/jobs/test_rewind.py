@@ -31,14 +31,6 @@ from runtime.supervision.processes import identify
 from serving.access.caller import source_of
 from serving.access.key_files import SOURCE_KEY
 from tests.support.plan_config import FREE
-from tests.support.training.rewind_line import (
-    BATCH,
-    BATCH_MS,
-    examples_of,
-    fill,
-    follow,
-    without_examples,
-)
 from tests.support.training.small_feed import (
     FEATURES,
     PARTITIONS,
@@ -46,7 +38,15 @@ from tests.support.training.small_feed import (
     append_events,
     toy_config,
 )
-from tests.support.training.unlearn_line import learn
+from tests.support.training.unlearn_line import (
+    BATCH,
+    BATCH_MS,
+    examples_of,
+    fill,
+    follow,
+    learn,
+    without_examples,
+)
 from training.deletion.log_without import LogWithout
 from training.deletion.rewind_scope import ServedList
 from training.deletion.unlearn import Replay
