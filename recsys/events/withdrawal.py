@@ -1,4 +1,4 @@
-"""Which events and examples a withdrawal names, and which of a user's events still count. Pure."""
+"""Matches events and examples with withdrawals, and tells which of a user's events still count. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final

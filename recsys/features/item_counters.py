@@ -144,7 +144,7 @@ class ItemCounters:
                 self.mark_changed(self.operators.contact(event, keys_I, halves, self.counters))
 
     def _counted(self, before: Iterable[Event], partition: int) -> Iterator[tuple[Event, int]]:
-        """Those of a user's events that have counted and still do, with the newest time up to each."""
+        """Yields the events of a user that have counted and still do, with the newest time up to each."""
         influence, taken = self.influences[partition], set[tuple[Id, str]]()
         for event, moment_ms, counts in counted(before):
             if isinstance(event, Engagement):

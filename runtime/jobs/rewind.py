@@ -126,7 +126,7 @@ def request_rewind(log: Log, scope: RewindScope, now_ms: int, name: str = "") ->
 def _prepare(
     log: Log, config: Config, features: FeatureSet, rewind_ms: int, without: Sequence[str]
 ) -> tuple[RewindScope, list[str]]:
-    """What the rewind leaves out, and lines about it. Raises Refused or ValueError."""
+    """Reads the scope of the rewind; returns it with lines about it. Raises Refused or ValueError."""
     lifecycle = lifecycle_of(log)
     _check_lifecycle(lifecycle)
     _check_start(log, config, features, lifecycle, rewind_ms)

@@ -1,4 +1,4 @@
-"""Reads what ``recsys rewind --without`` names: users, API keys, networks, requests."""
+"""Reads the texts of ``recsys rewind --without``: users, API keys, networks, requests."""
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network

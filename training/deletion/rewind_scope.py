@@ -1,4 +1,4 @@
-"""What a rewind leaves out: events since a time, by user, source or request; and the answers given since.
+"""Scope of a rewind: events since a time, by user, source or request; and the answers given since.
 
 Pure: it takes the events of one partition after the other, each in order. A source is the hash of an API key
 or network, which engagements carry, and lists that were asked for with a key.
@@ -75,7 +75,7 @@ class ServedList(msgspec.Struct, frozen=True):
 
 @dataclass
 class Named:
-    """What a text of an operator may name. ``sources``: kind (account or network) by hash. ``seen``: by kind,
+    """Meanings of a text of an operator. ``sources``: kind (account or network) by hash. ``seen``: by kind,
     how many events it named; ``requests_seen``: of its requests."""
 
     text: str
@@ -136,7 +136,7 @@ class RewindScope:
             self.answers.append(ServedList(*about, stamp.line, stamp.epoch, stamp.step, items))
 
     def _add(self, event: LoggedList | LoggedEngagement, item_id: str | None) -> None:
-        """Adds what names an event. ``item_id``: of an engagement; None: a list."""
+        """Adds an event, if it is named. ``item_id``: of an engagement; None: a list."""
         user, request_id = str(event.user_id), event.request_id
         if self._everything is not None:
             self._everything.seen[EVERYTHING] += 1

@@ -107,14 +107,14 @@ def fill(
 
 def examples_of(log: Log) -> list[Example]:
     """All examples that the log has."""
-    found = []
+    examples = []
     for partition in range(log.partitions(EXAMPLES)):
         for record in log.read(EXAMPLES, partition, 0, 100_000):
             try:
-                found.append(unpack(record.value, Example))
+                examples.append(unpack(record.value, Example))
             except UNREADABLE:
                 continue
-    return found
+    return examples
 
 
 def without_examples(log: Log, is_left_out: Callable[[Example], bool]) -> MemoryLog:

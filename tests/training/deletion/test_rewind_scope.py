@@ -1,4 +1,4 @@
-"""What texts of an operator name among the events since a time."""
+"""The scope of a rewind: events since a time that texts of an operator name."""
 
 import msgspec
 
