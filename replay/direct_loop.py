@@ -12,7 +12,7 @@ from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, JoinConfig
-from recsys.events.event_types import Engagement, Event, Impression, User, Verdict
+from recsys.events.event_types import Engagement, Event, Impression, User, Verdict, Withdrawal
 from recsys.events.field_schema import Schema
 from recsys.events.hashing import partition_of
 from recsys.events.records import EXAMPLES, STEPS, Delta, Step, pack, topics
@@ -51,7 +51,7 @@ class Joiners(list[Joiner]):
 
     def feed(self, event: Event) -> list[Joined]:
         """Examples that the joiner of the event's partition makes of it; none for other kinds of event."""
-        if not isinstance(event, Impression | Engagement | Verdict | User):
+        if not isinstance(event, Impression | Engagement | Verdict | Withdrawal | User):
             return []
         partition = partition_of(event.user_id, len(self))
         offset = self._offsets[partition]

@@ -7,7 +7,7 @@ from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event
 from recsys.events.field_schema import Schema
-from recsys.events.records import Example, Forget
+from recsys.events.records import Example
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
@@ -35,7 +35,7 @@ class JoinLoop:
     def append(self, event: Event) -> None:
         """Feeds an event to the joiner of its partition."""
         for example in self.joiners.feed(event):
-            if isinstance(example, Forget):
+            if not isinstance(example, Example):
                 continue  # what was learned before stays; with the user goes what is still open
             self._now_ms = max(self._now_ms, example.closed_ms)
             self._waiting.append(example)

@@ -25,6 +25,7 @@ from recsys.events.event_types import (
     Item,
     User,
     Verdict,
+    Withdrawal,
     dedupe_key,
     is_folded,
 )
@@ -181,10 +182,13 @@ class CountersAsOf:
             self._fold.engagement(event, keys_of(event.item_id), partition)
         elif isinstance(event, User):
             self._fold.user(event, partition)
-        elif isinstance(event, Verdict):
+        elif isinstance(event, Verdict | Withdrawal):
             user, reader = str(event.user_id), EventReader(self._events_of(partition))
             before = (e for _, e in reader.until(offset) if str(getattr(e, "user_id", "")) == user)
-            self._fold.verdict(event, before, keys_of, partition)
+            if isinstance(event, Verdict):
+                self._fold.verdict(event, before, keys_of, partition)
+            else:
+                self._fold.withdraw(event, before, keys_of, partition)
 
 
 class Recomputer:

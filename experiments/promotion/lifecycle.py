@@ -13,7 +13,7 @@ A line trained by an arm of an experiment answers that arm and is never judged:
 
 arm ──► ended: the experiment is over, or history was replaced
 
-A request to unlearn users:
+A request to unlearn users, or to rewind:
 
 asked ──► assigned (an epoch) ──► replaying ──► replayed ──► done: its epoch is live, what it replaced removed
               └──────────────────────┴──► refused           (assigned again if another epoch becomes live)
@@ -115,7 +115,7 @@ class Lifecycle:
 
     @property
     def unlearning(self) -> Unlearning | None:
-        """The oldest request to unlearn users that isn't over: one at a time."""
+        """The oldest request to unlearn or rewind that isn't over: one at a time."""
         pending = (u for u in self.unlearnings.values() if u.state not in (DONE, REFUSED))
         return next(pending, None)
 
@@ -124,10 +124,9 @@ class Lifecycle:
         pending = [u.users for u in self.unlearnings.values() if u.state not in (DONE, REFUSED)]
         return {user for users in pending for user in users}
 
-    def unlearned_users(self) -> dict[str, int]:
-        """Users that a replay has unlearned, with the offsets of their removals, as far as they are named."""
-        over = [u.users for u in self.unlearnings.values() if u.state == DONE]
-        return {user: offset for users in over for user, offset in users.items()}
+    def unlearned_requests(self) -> list[Unlearning]:
+        """Requests that are done, with their users as far as they are named."""
+        return [request for request in self.unlearnings.values() if request.state == DONE]
 
     @property
     def canary(self) -> CandidateState | None:

@@ -179,10 +179,11 @@ class Unlearning(msgspec.Struct, frozen=True, kw_only=True, tag="unlearning"):
     of an ``id`` wins; only the first names the users.
 
     ``users``: by id (as text), the offset of the removal among their events, up to which nothing stays.
+    ``rewind_ms``: if set, the line returns to that time instead and learns again what came after it, but for
+    the examples that the ``Withdrawal`` at each user's offset names; without users, all of it.
     ``state``: experiments/promotion/lifecycle.py. ``epoch``: of the line without them; it repeats the history
     of ``parent_epoch`` from a snapshot of step ``base_step`` on, with a model of ``size``. ``first``: the
-    first step that may have learned from them; 0: none has. ``step``: the least step to reach, then that
-    reached.
+    first step that is learned again; 0: none is. ``step``: the least step to reach, then that reached.
     """
 
     id: str
@@ -196,6 +197,7 @@ class Unlearning(msgspec.Struct, frozen=True, kw_only=True, tag="unlearning"):
     size: ModelSize | None = None
     why: str = ""
     time_ms: int = 0
+    rewind_ms: int = 0
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):

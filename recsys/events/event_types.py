@@ -194,6 +194,17 @@ class Verdict(msgspec.Struct, tag="verdict", kw_only=True):
     why: str = ""
 
 
+class Withdrawal(msgspec.Struct, tag="withdrawal", kw_only=True):
+    """Takes back what a user's events before this one, from ``from_ms`` on, did to item counters and examples
+    (recsys/events/withdrawal.py). Written by the server only. ``requests``: items by request, none for the
+    whole list; under "" the items of engagements that name no request. Empty: all events of the user."""
+
+    time_ms: int
+    user_id: Id
+    from_ms: int
+    requests: dict[str, list[str]] = {}
+
+
 class Preference(msgspec.Struct, tag="preference", kw_only=True):
     """A viewer's wish about all items with a value in a field: ``block``, ``mute``, ``less``, or ``none`` to
     take it back. ``field`` "item_id" means one item."""
@@ -213,8 +224,8 @@ class Tick(msgspec.Struct, tag="tick", kw_only=True, gc=False):
     time_ms: int
 
 
-Event = Item | User | Impression | Engagement | Verdict | Preference | Tick
-# Events that clients may send; the server writes impressions and verdicts.
+Event = Item | User | Impression | Engagement | Verdict | Withdrawal | Preference | Tick
+# Events that clients may send; the server writes impressions, verdicts and withdrawals.
 ClientEvent = Item | User | Engagement | Preference
 
 TYPES: Final = ("item", "user", "impression", "engagement", "verdict", "preference", "tick")

@@ -88,6 +88,19 @@ class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
     closed_ms: int
 
 
+class Withdrawn(msgspec.Struct, frozen=True, kw_only=True, tag="withdrawn"):
+    """Marks the end of a user's examples that a ``Withdrawal`` names, whose position among ``events`` is
+    (partition, offset): a replay leaves them out (training/deletion/log_without.py)."""
+
+    partition: int
+    offset: int
+    sequence: int  # as those of examples
+    user_id: Id
+    closed_ms: int
+    from_ms: int
+    requests: dict[str, list[str]] = {}
+
+
 class Range(msgspec.Struct, frozen=True):
     """Offsets [start, stop) of one partition of ``examples``."""
 
@@ -297,8 +310,8 @@ def _decoder(kind: type[R]) -> "msgspec.msgpack.Decoder[R]":
     return decoder
 
 
-def non_example(value: bytes) -> ErasedExample | Forget | None:
-    """Reads an ``ErasedExample`` or ``Forget``; None for examples and unreadable records."""
+def non_example(value: bytes) -> ErasedExample | Forget | Withdrawn | None:
+    """Reads a record that stands in the place of an example; None for examples and unreadable records."""
     try:
         return _non_example_decoder.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -307,8 +320,8 @@ def non_example(value: bytes) -> ErasedExample | Forget | None:
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type, "msgspec.msgpack.Decoder[Any]"] = {}
-_non_example_decoder: "msgspec.msgpack.Decoder[ErasedExample | Forget]" = msgspec.msgpack.Decoder(
-    ErasedExample | Forget
+_non_example_decoder: "msgspec.msgpack.Decoder[ErasedExample | Forget | Withdrawn]" = (
+    msgspec.msgpack.Decoder(ErasedExample | Forget | Withdrawn)
 )
 
 

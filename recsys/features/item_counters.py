@@ -6,7 +6,7 @@ quarantined user don't count, nor does what exceeds the bounds of influence (rec
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import CovisitConfig
-from recsys.events.event_types import SEEN, Engagement, Event, Impression, User, Verdict
+from recsys.events.event_types import (
+    SEEN,
+    Engagement,
+    Event,
+    Impression,
+    User,
+    Verdict,
+    Withdrawal,
+)
 from recsys.events.hashing import Id, key_of
+from recsys.events.withdrawal import counted, withdraws_event
 from recsys.features.counters import amounts
 from recsys.features.covisits import Visits
 from recsys.features.feature_kernels import crossed
@@ -96,6 +105,7 @@ class ItemCounters:
         if engagement.kind not in self._kinds:
             return
         if self.influences[partition].counts(engagement):
+            self._visit(engagement, keys_I, 1)
             self._count(engagement, keys_I, 1.0)
 
     def user(self, user: User, partition: int = 0) -> None:
@@ -136,26 +146,51 @@ class ItemCounters:
             if not verdict.quarantined:
                 self.quarantined.discard(user)
             return
-        influence, taken, held = self.influences[partition], set[tuple[Id, str]](), False
+        withdrawal = Withdrawal(time_ms=verdict.time_ms, user_id=verdict.user_id, from_ms=0)
+        self.withdraw(withdrawal, before, keys_of, partition)
+        self.quarantined.add(user)
+
+    def withdraw(
+        self, withdrawal: Withdrawal, before: Iterable[Event], keys_of: KeysOf, partition: int = 0
+    ) -> None:
+        """Takes back what the events that a withdrawal names counted. ``before``: the user's events up to it
+        that are left, in order and each once. Visits and contacts are counted anew from the others."""
+        user, stays = withdrawal.user_id, list[Engagement]()
         self.visits.forget(user)  # so that the same pairs are taken back
-        for event in before:
-            if isinstance(event, Verdict):
-                held = event.quarantined
-            elif held:
-                continue
-            elif isinstance(event, Impression):
+        for event, moment_ms in self._counted(before, partition):
+            goes = withdraws_event(withdrawal, event, moment_ms)
+            if isinstance(event, Engagement):
+                self._visit(event, keys_of(event.item_id), -1)
+                if goes:
+                    self._count(event, keys_of(event.item_id), -1.0)
+                else:
+                    stays.append(event)
+            elif goes and isinstance(event, Impression):
                 if (items_NI := self.lists.withdraw(event.request_id)) is not None:
                     self._count_shown(event.request_id, items_NI, event.time_ms, -1.0)
-            elif isinstance(event, Engagement) and event.attributed and event.kind in self._kinds:
+        self.visits.forget(user)
+        self.mark_changed(self.operators.take_back(user, self.counters))
+        for event in stays:
+            keys_I = keys_of(event.item_id)
+            self._visit(event, keys_I, 1)
+            if self._tracks:
+                halves = self._halves(event)
+                self.mark_changed(self.operators.contact(event, keys_I, halves, self.counters))
+
+    def _counted(self, before: Iterable[Event], partition: int) -> Iterator[tuple[Event, int]]:
+        """Yields the events of a user that have counted and still do, with the newest time up to each."""
+        influence, taken = self.influences[partition], set[tuple[Id, str]]()
+        for event, moment_ms, counts in counted(before):
+            if isinstance(event, Engagement):
+                if not event.attributed or event.kind not in self._kinds:
+                    continue
                 if influence.bounds_event(event):
                     use = (event.item_id, event.kind)
                     if use in taken or not influence.counted(event):
                         continue
                     taken.add(use)
-                self._count(event, keys_of(event.item_id), -1.0)
-        self.quarantined.add(user)
-        self.visits.forget(user)
-        self.mark_changed(self.operators.take_back(user, self.counters))
+            if counts:
+                yield event, moment_ms
 
     def take_changed(self) -> list[int]:
         """The keys changed since the last call, to be published on `item_state`."""
@@ -177,11 +212,14 @@ class ItemCounters:
         for keys_I in items_NI:
             self._add(keys_I, context, segment, shown, now_ms, lefts, sign)
 
+    def _visit(self, engagement: Engagement, keys_I: Keys, sign: int) -> None:
+        is_plain = engagement.request_id.startswith(PLAIN_LIST)  # of a viewer without a history
+        if engagement.kind == self.features.main_labels[0] and not is_plain:
+            self.visits.add(engagement.user_id, int(keys_I[0]), engagement.time_ms, sign)
+
     def _count(self, engagement: Engagement, keys_I: Keys, sign: float) -> None:
         kind = engagement.kind
         if kind == self.features.main_labels[0]:
-            if not engagement.request_id.startswith(PLAIN_LIST):  # of a viewer without a history
-                self.visits.add(engagement.user_id, int(keys_I[0]), engagement.time_ms, int(sign))
             for keys, part in self.credits.of(engagement.request_id, int(keys_I[0])):
                 label = np.float32(part) * amounts(self.features.kinds, kind)
                 added = np.float32(sign) * (self.features.shown + label)
@@ -209,6 +247,11 @@ class ItemCounters:
         context = self.features.context_keys(engagement.surface, {})[0]
         segment = self.segments.get(key_of("user", user_id), 0)
         return context, segment, self.operators.lefts(request_id, user_id)
+
+    def _halves(self, engagement: Engagement) -> dict[str, int]:
+        """The other halves of an engagement's entities, by name; under "" that of all."""
+        context, segment, lefts = self._about(engagement)
+        return {"": GLOBAL, CONTEXT: context, PROFILE: segment} | lefts
 
     def _profile(self, impression: Impression) -> int:
         """The first key of the viewer's profile as served; 0 without a profile."""

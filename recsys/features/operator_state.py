@@ -91,6 +91,13 @@ class OperatorState:
             counters.touch(keys, now_ms, bounded(event.value))
             changed += keys.tolist()
         self.touched.update(changed)
+        return changed + self.contact(event, keys_I, lefts, counters)
+
+    def contact(
+        self, event: Engagement, keys_I: Keys, lefts: Mapping[str, int], counters: CounterTable
+    ) -> list[int]:
+        """Counts new contacts. Arguments and result as ``engagement``."""
+        changed, now_ms = list[int](), event.time_ms
         for column, entity in self.features.distinct.get((event.kind, False), ()):
             keys, user = entity.of(keys_I, lefts), key_of("user", event.user_id)
             counters.add_distinct(keys, column, self._touch(user, column, keys, now_ms), now_ms)

@@ -18,6 +18,7 @@ from recsys.log.sqlite_files import INSERT, Connection, SqliteFiles
 from recsys.log.sqlite_mark import Wakeup
 
 SLICE: Final = 2_000  # records dropped per transaction: appends wait a few ms
+_KEYS_AT_ONCE: Final = 10_000  # of a search: SQLite takes 32,766 parameters
 RETAIN_EVERY_MS: Final = 1_000
 
 
@@ -169,12 +170,14 @@ class SqliteLog(SqliteFiles):
     def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
         connection = self.connection(topic)
         protocol.check_partition(topic, partition, connection.partitions)
-        marks = ", ".join("?" * len(keys))
-        query = (
-            f"SELECT offset FROM records WHERE partition = ? AND offset < ? AND key IN ({marks}) "
-            "ORDER BY offset"
-        )
-        return [offset for (offset,) in self._query(connection, query, partition, before, *keys)]
+        offsets, left = list[int](), list(keys)
+        for start in range(0, len(left), _KEYS_AT_ONCE):
+            some = left[start : start + _KEYS_AT_ONCE]
+            marks = ", ".join("?" * len(some))
+            query = f"SELECT offset FROM records WHERE partition = ? AND offset < ? AND key IN ({marks})"
+            rows = self._query(connection, query, partition, before, *some)
+            offsets += [offset for (offset,) in rows]
+        return sorted(offsets)
 
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         protocol.check_partition(topic, partition, self.partitions(topic))

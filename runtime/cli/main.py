@@ -32,6 +32,7 @@ _HELP = {
     "merge": "Merges an offline candidate with the live model.",
     "approve": "Approves a candidate for promotion.",
     "rollback": "Rolls back a canary or the newest promotion.",
+    "rewind": "Returns the live model to a time, and learns again without what did harm.",
     "experiment": "Lists, checks, starts, stops and reports experiments.",
     "forget": "Deletes a user; --unlearn also retrains without them.",
     "data": "Downloads data sets.",

@@ -82,26 +82,31 @@ def is_running(config: Config) -> bool:
 
 def await_unlearned(log: Log, name: str, config: Config) -> str:
     """Waits until an unlearning is over, or live; returns the line about it. Raises Refused."""
-    control = ControlReader(log)
-    while not (result := _result(control, name)):
-        if not is_running(config):
-            return "the system ended meanwhile: unlearning goes on once it runs again"
-        log.wait(CONTROL, _POLL_S)
-    return result
-
-
-def _result(control: ControlReader, name: str) -> str:
-    """The line about an unlearning that is over, or live; empty before. Raises Refused."""
-    control.turn()
-    request = control.lifecycle.unlearnings[name]
+    request = await_request(log, name, config)
+    if request is None:
+        return "the system ended meanwhile: unlearning goes on once it runs again"
     if request.state == REFUSED:
         raise Refused(f"they will be deleted, but can't be unlearned: {request.why}")
-    if request.epoch and request.epoch in {live.epoch for live in control.lifecycle.lives}:
-        return (
-            f"unlearned: steps {request.base_step + 1} to {request.step} were replayed beside the live model "
-            f"and are epoch {request.epoch} now, {request.why}"
-        )
-    return _UNCHANGED if request.state == DONE else ""
+    if request.step == 0:
+        return _UNCHANGED
+    return (
+        f"unlearned: steps {request.base_step + 1} to {request.step} were replayed beside the live model "
+        f"and are epoch {request.epoch} now, {request.why}"
+    )
+
+
+def await_request(log: Log, name: str, config: Config) -> Unlearning | None:
+    """Waits until a request is over, or live, and returns its newest record; None if the system ended."""
+    control = ControlReader(log)
+    while True:
+        control.turn()
+        request, lives = control.lifecycle.unlearnings[name], control.lifecycle.lives
+        is_live = request.epoch and request.epoch in {live.epoch for live in lives}
+        if is_live or request.state in (DONE, REFUSED):
+            return request
+        if not is_running(config):
+            return None
+        log.wait(CONTROL, _POLL_S)
 
 
 def _delete_on_log(users: Sequence[str], config: Config, unlearn: bool) -> list[str]:

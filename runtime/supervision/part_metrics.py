@@ -91,6 +91,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("unproven", COUNTER, "Engagements whose sender proved nothing: not joined"),
         ("bounded", COUNTER, "Items of a list not learned: beyond the bounds of influence"),
         ("quarantined", COUNTER, "Events of users in quarantine: not joined"),
+        ("withdrawn", COUNTER, "Pending items that a rewind named: not learned"),
         ("never_shown", COUNTER, "Items served but never shown"),
         ("repeats", COUNTER, "Duplicate events"),
         ("lost", COUNTER, "Examples whose impression was missing from the log"),

@@ -21,7 +21,8 @@ from recsys.app.set_loops import SetLoops, qualified
 from recsys.clock import is_due, machine_ms
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, CovisitConfig
-from recsys.events.event_types import Engagement, Impression, User, Verdict
+from recsys.events.event_types import Engagement, Event, Impression, User, Verdict, Withdrawal
+from recsys.events.hashing import Id
 from recsys.events.records import EVENTS, ITEM_COUNTS, CovisitRows, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
@@ -32,7 +33,7 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.part_snapshot import PartState, Saved, ShareState
 from recsys.process.worker_share import WHOLE, Share, leased
-from serving.sessions.event_reader import EventReader
+from serving.sessions.event_reader import EventReader, FoldEvent
 from serving.sessions.item_states import ItemStates, kept_below, newest_offsets, state_of, states_of
 
 NAME: Final = "counters"
@@ -174,7 +175,9 @@ class CounterLoop:
 
     def _read(self, limit: int) -> int:
         before = sum(self.offsets)
-        for partition, offset, event in self.events.read(limit):
+        events = self.events.read(limit)
+        pasts = self._pasts(events)
+        for partition, offset, event in events:
             fold = self.folds[partition]
             if isinstance(event, Impression):
                 fold.impression(event, self.events.shown_keys(event), partition)
@@ -182,9 +185,13 @@ class CounterLoop:
                 fold.engagement(event, self.events.keys_of(event.item_id), partition)
             elif isinstance(event, User):
                 fold.user(event, partition)
-            elif isinstance(event, Verdict):
-                past = self.events.of_user(event.user_id, partition, offset)
-                fold.verdict(event, past, self.events.keys_of, partition)
+            elif isinstance(event, Verdict | Withdrawal):
+                own = pasts[partition][str(event.user_id)]
+                past = [earlier for at, earlier in own if at < offset]
+                if isinstance(event, Verdict):
+                    fold.verdict(event, past, self.events.keys_of, partition)
+                else:
+                    fold.withdraw(event, past, self.events.keys_of, partition)
             if offset < self._before.get(partition, 0):
                 fold.visits.take()  # sent before a restart
         for fold in set(self.folds.values()):
@@ -193,6 +200,15 @@ class CounterLoop:
             if self.states is not None and len(dropped):
                 self.states.dropped = np.append(self.states.dropped, dropped)
         return sum(self.offsets) - before
+
+    def _pasts(self, events: Sequence[FoldEvent]) -> dict[int, dict[str, list[tuple[int, Event]]]]:
+        """By partition and user, all events of those who have a verdict or a withdrawal among these."""
+        users: dict[int, set[Id]] = {}
+        for partition, _, event in events:
+            if isinstance(event, Verdict | Withdrawal):
+                users.setdefault(partition, set()).add(event.user_id)
+        ends = self.events.offsets
+        return {p: self.events.of_users(ids, p, ends[p]) for p, ids in users.items()}
 
     def _send(self, partition: int) -> None:
         """Appends the changes of a partition, and how far it is. They are all counters if it began anew."""

@@ -5,7 +5,7 @@ recognised by id among the newest events of their partition, also across a resta
 position are read again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from recsys.events import event_types
@@ -92,13 +92,21 @@ class EventReader:
                 self.offsets[partition] = records[-1].offset + 1
         return events
 
-    def of_user(self, user_id: Id, partition: int, before: int) -> Iterator[Event]:
-        """A user's events before an offset that the log has, each once, in order."""
-        recent, key = RecentIds(REMEMBERED), str(user_id).encode()
-        for record in records_of_keys(self._log, EVENTS, partition, [key], before):
+    def of_users(
+        self, user_ids: Iterable[Id], partition: int, before: int
+    ) -> dict[str, list[tuple[int, Event]]]:
+        """The events of users before an offset that the log has, by user, each once with its offset, in
+        order: one search of the partition for all of them."""
+        keys = {str(user_id).encode() for user_id in user_ids}
+        events: dict[str, list[tuple[int, Event]]] = {key.decode(): [] for key in keys}
+        recent = {key: RecentIds(REMEMBERED) for key in keys}
+        for record in records_of_keys(self._log, EVENTS, partition, keys, before):
             event = self._decode(record.value)
-            if event is not None and event_types.is_folded(event) and recent.add(dedupe_key(event)):
-                yield event
+            if event is None or not event_types.is_folded(event):
+                continue
+            if recent[record.key].add(dedupe_key(event)):
+                events[record.key.decode()].append((record.offset, event))
+        return events
 
     def keys_of(self, item_id: Id) -> Keys:
         """Keys of an item (I,); of its id alone if it was never published."""

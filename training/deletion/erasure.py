@@ -32,6 +32,7 @@ from recsys.events.records import (
     ErasedExample,
     Example,
     Forget,
+    Withdrawn,
     non_example,
     pack,
     unpack,
@@ -337,7 +338,7 @@ def erased_record(topic: str, befores: Mapping[bytes, int], record: Record) -> R
             time_ms = 0
         # Event time moves as before.
         return Record(record.offset, b"", encode(Tick(time_ms=time_ms)))
-    message: Example | Forget | ErasedExample | None = non_example(record.value)
+    message: Example | Forget | ErasedExample | Withdrawn | None = non_example(record.value)
     try:
         message = message or unpack(record.value, Example)
     except UNREADABLE:
@@ -345,5 +346,10 @@ def erased_record(topic: str, befores: Mapping[bytes, int], record: Record) -> R
     # An offset above ``before`` belongs to a user who came back.
     if isinstance(message, ErasedExample) or message.offset > before:
         return None
+    return tombstone_of(record, message)
+
+
+def tombstone_of(record: Record, message: Example | Forget | Withdrawn) -> Record:
+    """The replacement of a record of ``examples``, which doesn't name its user."""
     tombstone = ErasedExample(sequence=message.sequence, closed_ms=message.closed_ms)
     return Record(record.offset, b"", pack(tombstone))

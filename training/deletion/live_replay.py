@@ -14,19 +14,19 @@ from parameter_server.storage import snapshots
 from recsys.clock import timer_of
 from recsys.config.system_config import Config
 from recsys.events.control_records import Unlearning
-from recsys.events.records import EXAMPLES, Forget, non_example
+from recsys.events.records import EXAMPLES
 from recsys.features.feature_set import FeatureSet
-from recsys.log.protocol import Log, LogLost, records_of_keys
+from recsys.log.protocol import Log, LogLost
 from recsys.process.log_consumer import hold_available
 from training.deletion.live_unlearning import append_progress
-from training.deletion.log_without import LogWithout, Users, keys_by_partition
+from training.deletion.log_without import LogWithout, Users, end_marks
 from training.deletion.unlearn import Replay, find_start
 from training.lines.line import MAIN
 from training.steps.lineage import CAUGHT_UP, Lineage, ancestors, newest_step, starts_after
 from training.steps.sequencer_loop import last_position
 
 HOLDER: Final = "unlearning"
-_LOOK_EVERY_MS: Final = 1_000  # for the ends of the users' examples
+_LOOK_EVERY_MS: Final = 1_000  # for the ends of the examples that are left out
 _SAVE_EVERY: Final = 5_000  # steps, after which a killed replay goes on from there
 _LOG: Final = logging.getLogger(__name__)
 
@@ -69,17 +69,18 @@ class LiveReplay:
 
     def _begin(self, request: Unlearning, lifecycle: Lifecycle) -> int:
         """Finds where to start; the snapshot found becomes the new epoch's, so that pruning spares it."""
-        view = LogWithout(self._log, {**lifecycle.unlearned_users(), **request.users})
         if request.state == ASSIGNED:
             if timer_of(self._clock)() < self._due_ms:
                 return 0
             self._due_ms = timer_of(self._clock)() + _LOOK_EVERY_MS
             if not are_cut(self._log, request.users, lifecycle, request.parent_epoch):
                 return 0
+        view = LogWithout(self._log, [*lifecycle.unlearned_requests(), request])
+        if request.state == ASSIGNED:
             begins = dict.fromkeys(range(self._log.partitions(EXAMPLES)), 0)
             self._holds = True
             hold_available(self._log, HOLDER, EXAMPLES, begins)  # nothing is erased meanwhile
-            start = find_start(view, self._config, self._features, lifecycle, request.users)
+            start = find_start(view, self._config, self._features, lifecycle, request)
             if start is None:
                 return self._report(request, REPLAYED)
             if start.snapshot is not None:
@@ -120,19 +121,14 @@ class LiveReplay:
 
 
 def are_cut(log: Log, users: Users, lifecycle: Lifecycle, epoch: int) -> bool:
-    """Whether steps hold all examples of the users: the joiner has passed their removals, which its
-    ``Forget``s tell, and the sequencer these."""
-    ends = dict[int, int]()
-    for partition, keys in keys_by_partition(log, users).items():
-        missing = set(keys)
-        records = records_of_keys(log, EXAMPLES, partition, keys, log.end(EXAMPLES, partition))
-        for record in records:
-            message = non_example(record.value)
-            if isinstance(message, Forget) and message.offset == users[str(message.user_id)]:
-                missing.discard(record.key)
-                ends[partition] = max(record.offset + 1, ends.get(partition, 0))
-        if missing:
-            return False
+    """Whether steps hold all examples that are left out: the joiner has passed the users' removals or
+    withdrawals, which its marks tell, and the sequencer these."""
+    ends, missing = dict[int, int](), set(users)
+    for partition, record, _ in end_marks(log, users):
+        missing.discard(record.key.decode())
+        ends[partition] = max(record.offset + 1, ends.get(partition, 0))
+    if missing:
+        return False
     lived = ancestors(lifecycle.lives, epoch)
     offsets = last_position(log, MAIN, epoch, log.partitions(EXAMPLES), lived).offsets
     return all(offsets.get(partition, 0) >= end for partition, end in ends.items())

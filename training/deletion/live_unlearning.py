@@ -1,14 +1,16 @@
-"""Unlearns users while the system runs: a replay beside the live line, swapped in like a promotion.
+"""Unlearns users or rewinds while the system runs: a replay beside the live line, then swapped in.
 
 The request is a record of ``control``. The director assigns an epoch; the shadow part replays the history
-without the users until it has nearly caught up, and writes the epoch's first snapshot; the director moves the
-live pointer; the sequencer writes the remaining steps again, and the workers go on. These hold no example of
-the users, since the replay waits for the joiner's ``Forget``, which follows their last one. Once the epoch
-publishes, the director removes what was replaced. Each state is on the log: whoever was killed goes on. This
-module is the director's side, without a model; the shadow's is live_replay.py.
+without what the request leaves out until it has nearly caught up, and writes the epoch's first snapshot; the
+director moves the live pointer; the sequencer writes the remaining steps again, and the workers go on. These
+hold no example that is left out, since the replay waits for the joiner's marks (``Forget``, ``Withdrawn``),
+which follow the last one of each user. Once the epoch publishes, the director removes what was replaced. Each
+state is on the log: whoever was killed goes on. This module is the director's side, without a model; the
+shadow's is live_replay.py.
 """
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -20,7 +22,6 @@ from recsys.events.control_records import Unlearning
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Log, newest_first
 from recsys.process.log_consumer import decoded
-from training.deletion.log_without import Users
 from training.deletion.removal import erase_examples, remove_ended_lines, remove_replaced
 from training.lines.control import append_control, append_live_record
 from training.lines.line import MAIN
@@ -49,7 +50,7 @@ class UnlearningDirector:
             return 0
         snapshots.sync_snapshot(self._state / "snapshots", MAIN, request.epoch, request.step)
         append_live_record(
-            self._log, MAIN, request.epoch, reason_of(request.users), self._clock(), request.step,
+            self._log, MAIN, request.epoch, reason_of(request), self._clock(), request.step,
             live.epoch, request.size,
         )  # fmt: skip
         return 1
@@ -69,7 +70,7 @@ class UnlearningDirector:
         return self._close(request)
 
     def _close(self, request: Unlearning) -> int:
-        erase_examples(self._log, str(self._state), request.users)
+        erase_examples(self._log, str(self._state), request)
         return append_progress(self._log, request, DONE, self._clock())
 
 
@@ -81,9 +82,14 @@ def append_progress(
     return len(append_control(log, progress))
 
 
-def reason_of(users: Users) -> str:
+def reason_of(request: Unlearning) -> str:
     """Reason of the live record."""
-    return "a user was unlearned" if len(users) == 1 else f"{len(users)} users were unlearned"
+    count = len(request.users)
+    if request.rewind_ms:
+        without = f" without events of {count} users" if count else ""
+        moment = datetime.fromtimestamp(request.rewind_ms / 1000, UTC).isoformat(" ", "seconds")
+        return f"rewound to {moment}{without}"
+    return "a user was unlearned" if count == 1 else f"{count} users were unlearned"
 
 
 def first_delta(log: Log, epoch: int) -> int | None:

@@ -1,23 +1,37 @@
-"""The log as if some users had no examples."""
+"""The log as if some examples had never been: those of unlearned users, and those that withdrawals name."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from recsys.events.control_records import Unlearning
 from recsys.events.hashing import partition_of
-from recsys.events.records import EXAMPLES, non_example
+from recsys.events.records import EXAMPLES, Example, Forget, Withdrawn, non_example, unpack
+from recsys.events.withdrawal import withdraws_example
 from recsys.log.protocol import Log, Record, records_of_keys
-from training.deletion.erasure import erased_record
+from recsys.process.log_consumer import UNREADABLE
+from training.deletion.erasure import erased_record, tombstone_of
 
-Users = Mapping[str, int]  # by id as text: the offset of the removal among their events
+Users = Mapping[
+    str, int
+]  # by id as text: the offset of the removal or withdrawal among their events
 
 
 class LogWithout:
-    """A log in which the examples of some users are tombstones, otherwise unchanged."""
+    """A log in which the examples that some requests leave out are tombstones, otherwise unchanged. Those of
+    withdrawals are known from the joiner's marks on ``examples``: make it once these are there."""
 
-    def __init__(self, log: Log, users: Users) -> None:
+    def __init__(self, log: Log, requests: Iterable[Unlearning]) -> None:
         self._log = log
-        self._before = {user.encode(): offset for user, offset in users.items()}
+        self._before = dict[bytes, int]()
+        self._marks = defaultdict[bytes, list[tuple[int, Withdrawn]]](list)
+        for request in requests:
+            if not request.rewind_ms:
+                self._before |= {user.encode(): offset for user, offset in request.users.items()}
+                continue
+            for _, record, mark in end_marks(log, request.users):
+                if isinstance(mark, Withdrawn):
+                    self._marks[record.key].append((record.offset, mark))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
@@ -26,25 +40,49 @@ class LogWithout:
         records = self._log.read(topic, partition, offset, limit)
         if topic != EXAMPLES:
             return records
-        return [self._erased(record) or record for record in records]
+        return [self._tombstone(record) or record for record in records]
 
     def places(self, partition: int, users: Users) -> list[int]:
-        """The offsets of examples of the users, ascending."""
-        own = self._own(partition, users)
-        return [record.offset for record in own if non_example(record.value) is None]
+        """The offsets of examples of the users that are left out, ascending."""
+        own = self._left_out(partition, users)
+        return [record.offset for record, _ in own if non_example(record.value) is None]
 
-    def changed(self, partition: int, users: Users) -> list[int]:
-        """The offsets of all changed records: ``places``, and those of records that aren't examples."""
-        return [record.offset for record in self._own(partition, users)]
+    def tombstones(self, partition: int, users: Users) -> list[Record]:
+        """The records that replace those of the users: ``places``, and ``Forget``s."""
+        return [tombstone for _, tombstone in self._left_out(partition, users)]
 
-    def _own(self, partition: int, users: Users) -> list[Record]:
+    def _left_out(self, partition: int, users: Users) -> Iterator[tuple[Record, Record]]:
         keys = keys_by_partition(self._log, users).get(partition, [])
         end = self._log.end(EXAMPLES, partition)
-        records = records_of_keys(self._log, EXAMPLES, partition, keys, end)
-        return [record for record in records if self._erased(record) is not None]
+        for record in records_of_keys(self._log, EXAMPLES, partition, keys, end):
+            if (tombstone := self._tombstone(record)) is not None:
+                yield record, tombstone
 
-    def _erased(self, record: Record) -> Record | None:
-        return erased_record(EXAMPLES, self._before, record)
+    def _tombstone(self, record: Record) -> Record | None:
+        if record.key in self._before:
+            erased = erased_record(EXAMPLES, self._before, record)
+            if erased is not None:
+                return erased
+        marks = [mark for end, mark in self._marks.get(record.key, ()) if record.offset < end]
+        if not marks:
+            return None
+        try:
+            example = unpack(record.value, Example)
+        except UNREADABLE:  # a mark, or unreadable
+            return None
+        is_left_out = any(withdraws_example(mark, example) for mark in marks)
+        return tombstone_of(record, example) if is_left_out else None
+
+
+def end_marks(log: Log, users: Users) -> Iterator[tuple[int, Record, Forget | Withdrawn]]:
+    """The joiner's marks of the users' removals or withdrawals, each with its partition and record."""
+    for partition, keys in keys_by_partition(log, users).items():
+        end = log.end(EXAMPLES, partition)
+        for record in records_of_keys(log, EXAMPLES, partition, keys, end):
+            message = non_example(record.value)
+            if isinstance(message, Forget | Withdrawn):
+                if message.offset == users[record.key.decode()]:
+                    yield partition, record, message
 
 
 def keys_by_partition(log: Log, users: Users) -> dict[int, list[bytes]]:

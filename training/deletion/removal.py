@@ -1,15 +1,16 @@
-"""Removes what a replay without some users has replaced: snapshots, write-ahead files, lines beside the live
-one, and at last the users' examples."""
+"""Removes what a replay without some examples has replaced: snapshots, write-ahead files, lines beside the
+live one, and at last the examples."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.promotion.lifecycle import DONE, Lifecycle
 from parameter_server.storage import snapshots
+from recsys.events.control_records import Unlearning
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log
-from training.deletion.erasure import changes_records, erase_records
-from training.deletion.log_without import LogWithout, Users, keys_by_partition
+from training.deletion.erasure import changes_records
+from training.deletion.log_without import LogWithout, keys_by_partition
 from training.deletion.tombstones import UnlearnedPlaces
 from training.lines.line import MAIN
 
@@ -44,13 +45,14 @@ def remove_ended_lines(state: Path, lifecycle: Lifecycle) -> None:
             snapshots.remove(state / "snapshots", standing.line)
 
 
-def erase_examples(log: Log, state: str, users: Users) -> bool:
-    """Erases the users' examples, once no line learns them again; False if the log can't be changed."""
+def erase_examples(log: Log, state: str, request: Unlearning) -> bool:
+    """Erases the examples that a request leaves out, once no line learns them again; False if the log can't
+    be changed."""
     if not changes_records(log):
         return False
-    view, unlearned = LogWithout(log, users), UnlearnedPlaces(log, state)
-    for partition, keys in keys_by_partition(log, users).items():
-        unlearned.note(partition, view.changed(partition, users))
-        befores = {key: users[key.decode()] for key in keys}
-        erase_records(log, EXAMPLES, partition, befores, log.end(EXAMPLES, partition))
+    view, unlearned = LogWithout(log, [request]), UnlearnedPlaces(log, state)
+    for partition in keys_by_partition(log, request.users):
+        tombstones = view.tombstones(partition, request.users)
+        unlearned.note(partition, [record.offset for record in tombstones])
+        log.replace(EXAMPLES, partition, tombstones)
     return True

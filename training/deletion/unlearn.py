@@ -1,13 +1,15 @@
-"""Unlearns users exactly: replays history without their examples, as the line's next epoch.
+"""Unlearns users exactly, or rewinds: replays history without some examples, as the line's next epoch.
 
-Records, offsets and lanes stay; the users' examples become tombstones. So the weights are, bit for bit, those
-of a line that never saw them. The users' influence on item counters, as they were served, isn't undone. A
+Records, offsets and lanes stay; the examples become tombstones. So the weights are, bit for bit, those of a
+line that never saw them. The users' influence on item counters, as they were served, isn't undone. A
 running system does the same beside its live line (training/deletion/live_unlearning.py).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from experiments.promotion.epoch_model import features_of, with_size
 from experiments.promotion.lifecycle import DONE, Lifecycle
@@ -49,17 +51,18 @@ class Unlearned(NamedTuple):
 
 
 def unlearn(
-    log: Log, config: Config, features: FeatureSet, users: Users, time_ms: int
+    log: Log, config: Config, features: FeatureSet, users: Users, time_ms: int, rewind_ms: int = 0
 ) -> Unlearned | None:
     """Replays the live line of a stopped system without examples of the users' events up to their removals,
     from before the first step that may contain one, and makes the result the live epoch; None if no step can
-    have learned one. Raises CantUnlearn if that is too far back, and changes nothing then. May be repeated
-    after a kill: the examples are erased last."""
+    have learned one. With ``rewind_ms`` as ``Unlearning`` says. Raises CantUnlearn if that is too far back,
+    and changes nothing then. May be repeated after a kill: the examples are erased last."""
     control = ControlReader(log)
     control.turn()
     lifecycle, state = control.lifecycle, Path(config.state)
-    view = LogWithout(log, {**lifecycle.unlearned_users(), **users})
-    start = find_start(view, config, features, lifecycle, users)
+    request = Unlearning(id="", users=dict(users), rewind_ms=rewind_ms, time_ms=time_ms)
+    view = LogWithout(log, [*lifecycle.unlearned_requests(), request])
+    start = find_start(view, config, features, lifecycle, request)
     if start is None:
         return None
     examples = sum(len(view.places(p, users)) for p in range(log.partitions(EXAMPLES)))
@@ -70,23 +73,26 @@ def unlearn(
             raise CantUnlearn(f"the replay ended after step {replay.step}: its next can't be read")
     before, epoch = start.history.epoch, start.next_epoch
     replay.write(state / "snapshots", epoch)
-    reason = reason_of(users)
+    reason = reason_of(request)
     append_live_record(log, MAIN, epoch, reason, time_ms, replay.step, before, start.size)
     control.turn()
     remove_replaced(state, lifecycle, [(epoch, start.first)])
     remove_ended_lines(state, lifecycle)
     log.trim(DELTAS, 0, log.end(DELTAS, 0))  # of the replaced history
-    if not erase_examples(log, config.state, users):  # a later replay leaves them out again
-        done = Unlearning(
-            id=f"epoch-{epoch}", state=DONE, users=dict(users), epoch=epoch, first=start.first
-        )
+    # If the examples stay on the log, a later replay leaves them out again.
+    if not erase_examples(log, config.state, request) or rewind_ms:
+        done = msgspec.structs.replace(
+            request, id=f"epoch-{epoch}", state=DONE, epoch=epoch, parent_epoch=before,
+            base_step=start.base_step, first=start.first, step=replay.step, size=start.size,
+            why=f"SHA-256 {replay.digest()}",
+        )  # fmt: skip
         append_control(log, done)
     other = replay.other_config
     return Unlearned(epoch, start.base_step, replay.step, examples, other, replay.digest())
 
 
 class Start(NamedTuple):
-    """The beginning of a replay. ``first``: the first step that may have learned from the users.
+    """The beginning of a replay. ``first``: the first step that is learned again.
     ``snapshot``: from before it, None: initial values. ``size``: of its model."""
 
     first: int
@@ -101,39 +107,73 @@ class Start(NamedTuple):
 
 
 def find_start(
-    view: LogWithout, config: Config, features: FeatureSet, lifecycle: Lifecycle, users: Users
+    view: LogWithout,
+    config: Config,
+    features: FeatureSet,
+    lifecycle: Lifecycle,
+    request: Unlearning,
 ) -> Start | None:
-    """Finds the start of the replay without ``users``; None if no step can have learned from them. Raises
+    """Finds the start of the replay of a request; None if no step has learned what it leaves out. Raises
     CantUnlearn."""
     log: Any = view
     folder, unlearned = Path(config.state), UnlearnedPlaces(log, config.state)
-    wanted = {}
-    for partition, keys in keys_by_partition(log, users).items():
+    wanted, users = {}, request.users
+    for partition, keys in keys_by_partition(log, {} if request.rewind_ms else users).items():
         own = min(view.places(partition, users), default=None)
         noted = unlearned.noted(partition)
         wanted[partition] = free_until(log, folder / "archive", partition, keys, own, noted)
-    history = UserHistory.read(log, MAIN, lifecycle.lives, wanted, unlearned.others())
+    others, rewind_ms = unlearned.others(), request.rewind_ms
+    history = UserHistory.read(log, MAIN, lifecycle.lives, wanted, others, rewind_ms)
     first = history.first_step()
     if first is None:
+        return None
+    if (
+        rewind_ms
+        and users
+        and not any(view.places(p, users) for p in range(log.partitions(EXAMPLES)))
+    ):
         return None
     snapshot = _snapshot_before(folder / "snapshots", history, first)
     size = lifecycle.size(MAIN, 0 if snapshot is None else snapshot.epoch)
     used = (history.newest_epoch, *snapshots.epochs(folder / "snapshots", MAIN), history.epoch)
     start = Start(first, snapshot, size, history, 1 + max(used))
     features = features_of(features, size)
-    _check(log, with_size(config, size), features, history, start.base_step)
+    _check(log, with_size(config, size), features, history, start.base_step, rewind_ms)
     return start
 
 
-def _snapshot_before(folder: Path, history: UserHistory, first: int) -> snapshots.Snapshot | None:
-    """The newest sound snapshot before step ``first`` from which learning may continue; None: start anew."""
-    candidates = [
+def oldest_rewind_ms(
+    view: LogWithout, config: Config, features: FeatureSet, lifecycle: Lifecycle
+) -> int | None:
+    """The oldest time that the line can return to by its snapshots; None if there is none."""
+    log: Any = view
+    others = UnlearnedPlaces(log, config.state).others()
+    history = UserHistory.read(log, MAIN, lifecycle.lives, {}, others)
+    for step, epoch in _versions_before(Path(config.state) / "snapshots", history, history.last):
+        size = lifecycle.size(MAIN, epoch)
+        own = features_of(features, size)
+        try:
+            _check(log, with_size(config, size), own, history, step, rewind_ms=1)
+            return next(history.records(log, step)).time_ms
+        except CantUnlearn:
+            continue
+    return None
+
+
+def _versions_before(folder: Path, history: UserHistory, first: int) -> list[tuple[int, int]]:
+    """(step, epoch) of snapshots before step ``first`` from which learning may continue, ascending."""
+    versions = [
         (step, epoch)
         for epoch in history.firsts
         for step in snapshots.complete_steps(folder, history.line, epoch)
         if history.fixed_step() <= step < min(first, history.replaced_from(epoch))
     ]
-    for step, epoch in sorted(candidates, reverse=True):
+    return sorted(versions)
+
+
+def _snapshot_before(folder: Path, history: UserHistory, first: int) -> snapshots.Snapshot | None:
+    """The newest sound snapshot before step ``first`` from which learning may continue; None: start anew."""
+    for step, epoch in reversed(_versions_before(folder, history, first)):
         snapshot = snapshots.latest(folder, history.line, epoch, step).snapshot
         if snapshot is not None:
             return snapshot
@@ -141,7 +181,12 @@ def _snapshot_before(folder: Path, history: UserHistory, first: int) -> snapshot
 
 
 def _check(
-    log: Any, config: Config, features: FeatureSet, history: UserHistory, base_step: int
+    log: Any,
+    config: Config,
+    features: FeatureSet,
+    history: UserHistory,
+    base_step: int,
+    rewind_ms: int,
 ) -> None:
     """Raises CantUnlearn if the steps after ``base_step`` can't be learned again: their lanes or features
     differ from the current ones, or the log no longer has their examples."""
@@ -159,6 +204,13 @@ def _check(
                 _check_features(log, part, features)
     begins = {p: log.begin(EXAMPLES, p) for p in starts}
     gone = {p: begin for p, begin in begins.items() if starts[p] < begin}
+    if gone and rewind_ms:
+        raise CantUnlearn(
+            f"the newest snapshot from before that time is of step {base_step}, and the log no longer has "
+            f"all examples after it (by partition, it begins at {gone}): name a later time, of which a "
+            "snapshot is kept. For the next time keep more snapshots (step.snapshots_kept) and a longer log "
+            "(log.retention_hours)"
+        )
     if gone:
         raise CantUnlearn(
             "the newest snapshot that is sure to be from before the user's first example is of step "

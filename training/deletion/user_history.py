@@ -1,6 +1,6 @@
-"""The steps in a line's history, and the first of them that may contain an example of certain users. An
-epoch's steps replace those of earlier epochs from its first step on; epochs that never were live or were
-rolled back don't count."""
+"""The steps in a line's history, and the first of them that may contain an example of certain users, or that
+has one of a certain time. An epoch's steps replace those of earlier epochs from its first step on; epochs
+that never were live or were rolled back don't count."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class CantUnlearn(ValueError):
 @dataclass
 class UserHistory:
     """``lives``: the line's live records. ``firsts``: the first step of the live epoch and its ancestors.
-    ``touching``: for each of them, the first step with an offset at or after the wanted ones. ``fixed``:
+    ``touching``: for each of them, the first step that is wanted. ``fixed``:
     (epoch, step) that no replay may repeat."""
 
     line: str
@@ -37,9 +37,11 @@ class UserHistory:
         lives: Sequence[Live],
         wanted: Mapping[int, int],
         fixed: Mapping[int, int],
+        rewind_ms: int = 0,
     ) -> "UserHistory":
         """Reads all step records. ``wanted``: by partition, the offset from which on an example may be the
-        users'. ``fixed``: by partition, the last offset that must not be learned again."""
+        users'. ``fixed``: by partition, the last offset that must not be learned again. ``rewind_ms``: from
+        which time on all steps are wanted; 0: by ``wanted`` alone."""
         bases = Lineage(log, line, lives).bases
         firsts = {epoch: step + 1 for epoch, step in bases.items()}
         history = UserHistory(line, lives, firsts)
@@ -52,6 +54,8 @@ class UserHistory:
                 continue
             if step.epoch == history.epoch:
                 history.last = max(history.last, step.step)
+            if 0 < rewind_ms <= step.time_ms:
+                history.touching.setdefault(step.epoch, step.step)
             for part in step.ranges:
                 if part.partition in wanted and wanted[part.partition] < part.stop:
                     history.touching.setdefault(step.epoch, step.step)
@@ -69,7 +73,7 @@ class UserHistory:
         return min((s for e, s in self.firsts.items() if e > epoch), default=self.last + 1)
 
     def first_step(self) -> int | None:
-        """The first step of the history with an example that may be the users'; None if there is none."""
+        """The first step of the history that is wanted; None if there is none."""
         steps = [s for e, s in self.touching.items() if s < self.replaced_from(e)]
         return min(steps, default=None)
 

@@ -17,8 +17,9 @@ A ``User`` with ``removed`` deletes the pending state of that user and emits a `
 An example carries ``arrived``, the share of each label that comes by then (training/joining/delay.py).
 Nothing is learned from a quarantined user, nor from an item whose engagements exceed the bounds of influence
 (recsys/features/influence.py); items of a list that nobody engaged with are bounded in the same way, apart
-from engagements. A ``Verdict`` that quarantines a user acts as a removal: it deletes the
-pending state, and its ``Forget`` deletes the user's rows.
+from engagements. A ``Verdict`` that quarantines a user acts as a removal: it deletes the pending state, and
+its ``Forget`` deletes the user's rows. A ``Withdrawal`` forbids to learn from what is pending of it, and
+emits its mark.
 
 Examples without engagements are sampled; a sampled-out one that gets an engagement later is emitted then, and
 marked. An engagement without a request id is attributed to the newest impression with an open window that
@@ -44,11 +45,13 @@ from recsys.events.event_types import (
     Impression,
     User,
     Verdict,
+    Withdrawal,
     dedupe_key,
     dedupe_prefix,
 )
 from recsys.events.hashing import Id, key_of
-from recsys.events.records import CLICK_LIST, Example, Forget, served_by
+from recsys.events.records import CLICK_LIST, Example, Forget, Withdrawn, served_by
+from recsys.events.withdrawal import NO_REQUEST, withdraws_item
 from recsys.features.feature_set import item_block, item_predictions
 from recsys.features.influence import Influence, kind_bit
 from training.joining.delay import DelayState, LabelDelays
@@ -77,7 +80,7 @@ from training.joining.sampling import is_kept
 from training.joining.spill import Spill
 
 Recall = Callable[[int], Impression | None]
-Joined = Example | Forget
+Joined = Example | Forget | Withdrawn
 _RECENT: Final = 100_000  # events whose ids are remembered to detect repeats
 _LOOKED: Final = 200  # newest open requests of a user that are candidates for attribution
 _EXPIRED: Final = 20_000  # impressions remembered after their horizon
@@ -125,7 +128,7 @@ class Joiner:
         self.counts = {"examples": 0, "corrections": 0, "late": 0, "unmatched": 0, "never_shown": 0,
                        "repeats": 0, "lost": 0, "sampled_out": 0, "attributed": 0,
                        "unattributed": 0, "unproven": 0, "bounded": 0,
-                       "quarantined": 0}  # fmt: skip
+                       "quarantined": 0, "withdrawn": 0}  # fmt: skip
         self.influence = influence or Influence()
         self._readings, self._shown_by = self.influence.like(), shown_by
         self.quarantined: set[str] = set()
@@ -151,6 +154,8 @@ class Joiner:
         self._move(event.time_ms, out)
         if isinstance(event, Verdict):
             self._judge(offset, event, out)
+        elif isinstance(event, Withdrawal):
+            out.append(self._withdraw(offset, event))
         elif isinstance(event, Engagement | Impression) and str(event.user_id) in self.quarantined:
             self.counts["quarantined"] += 1
         elif isinstance(event, Engagement):
@@ -247,6 +252,31 @@ class Joiner:
             out.append(self._forget(offset, verdict.user_id))
         else:
             self.quarantined.discard(str(verdict.user_id))
+
+    def _withdraw(self, offset: int, withdrawal: Withdrawal) -> Withdrawn:
+        """Forbids to learn from the items that a withdrawal names and that are pending, as bounds do."""
+        pending, requests, user_id = self.impressions, withdrawal.requests, str(withdrawal.user_id)
+        is_named = requests and NO_REQUEST not in requests
+        for request_id in requests if is_named else pending.requests_of(user_id):
+            pending.load(request_id)
+            opened, packed = pending.open.get(request_id), pending.closed.get(request_id)
+            if opened is None and packed is None:
+                continue
+            state = opened.state if opened is not None else decode_state(packed or b"")
+            if state.user_id != user_id:
+                continue
+            for index, item_id in enumerate(state.item_ids):
+                if withdraws_item(requests, request_id, item_id):
+                    self.counts["withdrawn"] += not state.marks[index] & BOUNDED
+                    state.marks[index] |= JUDGED | BOUNDED
+            if opened is None:
+                pending.update(request_id, state)
+        self.sequence += 1
+        return Withdrawn(
+            partition=self.partition, offset=offset, sequence=self.sequence,
+            user_id=withdrawal.user_id, closed_ms=self.watermark_ms, from_ms=withdrawal.from_ms,
+            requests=requests,
+        )  # fmt: skip
 
     def _is_bounded(self, state: ImpressionState, index: int, engagement: Engagement) -> bool:
         """Whether an item isn't learned from, as its first engagement decides."""

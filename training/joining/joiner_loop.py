@@ -20,7 +20,15 @@ import msgspec
 from recsys.clock import is_due, machine_ms, machine_ns, timer_of
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Rejected, decode
-from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, non_example, pack
+from recsys.events.records import (
+    EVENTS,
+    EXAMPLES,
+    ErasedExample,
+    Example,
+    Forget,
+    non_example,
+    pack,
+)
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.features.influence import Influence
@@ -356,7 +364,7 @@ def has_erased_examples(log: Log, partition: int) -> bool:
     begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
     for record in read_range(log, EXAMPLES, partition, begin, end):
         erased = non_example(record.value)
-        if isinstance(erased, ErasedExample) or (erased is not None and may_be_half):
+        if isinstance(erased, ErasedExample) or (isinstance(erased, Forget) and may_be_half):
             return True
     return False
 

@@ -119,6 +119,11 @@ class PendingImpressions:
             self._spill.forget(user_id)
             self.next_ms = self._spill.next_ms()
 
+    def requests_of(self, user_id: str) -> list[str]:
+        """Ids of a user's impressions, and perhaps of some that were dropped meanwhile."""
+        spilled = self._spill.of_user(user_id) if self._spill is not None else []
+        return list(dict.fromkeys([*self._user_index().get(user_id, ()), *spilled]))
+
     def _user_index(self) -> dict[str, list[str]]:
         """The index of users, built where there is none."""
         index = self._ids_of_user

@@ -113,6 +113,13 @@ class Spill:
         """The lowest offset."""
         return self._least("offset")
 
+    def of_user(self, user_id: str) -> list[str]:
+        """Ids of a user's rows."""
+        if not self._count:
+            return []
+        query = f"SELECT id FROM held WHERE user_id = ? AND {_PRESENT} ORDER BY id"
+        return [id_ for (id_,) in self._do().execute(query, (user_id,))]
+
     def forget(self, user_id: str) -> None:
         """Removes a user's rows."""
         if self._db is None:

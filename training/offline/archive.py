@@ -15,7 +15,6 @@ from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -25,12 +24,13 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import UNREADABLE
 from training.archive.files import ArchiveFile, files_of, hour_of
+from training.archive.left_out import COLUMNS, LeftOut
 from training.candidates.registry import iso
 from training.offline.cache import Cache, CacheWriter
 from training.offline.examples import OfflineExample
 
 HOUR_MS: Final = 3_600_000
-_COLUMNS: Final = ["partition", "offset", "time_ms", "type", "value", "user_id"]
+_COLUMNS: Final = ["partition", "offset", "type", "value", *COLUMNS]
 _ALLOW: Final = "or give --allow-gaps to learn without"
 _TRIES: Final = 3
 P = ParamSpec("P")
@@ -107,13 +107,13 @@ def cache_archive(
     if gaps and not allow_gaps:
         more = f" (and {len(gaps) - 1} more)" if len(gaps) > 1 else ""
         raise MissingExamples(f"{gaps[0]}{more}")
-    forgotten = _forgotten(files)
+    left_out = LeftOut.read(files, _table)
     writer = CacheWriter(folder, features, dense_width, horizon_ms, asked.until_ms, log)
     progress = {file.partition: _Progress(next=file.first) for file in reversed(files)}
     by_hour = sorted(files, key=lambda file: hour_of(file.path))
     for hour, hour_files in groupby(by_hour, key=lambda file: hour_of(file.path)):
         if asked.has_hour(hour):
-            about = (asked, forgotten, writer.counts)
+            about = (asked, left_out, writer.counts)
             parts = [_read(file, hour, progress[file.partition], *about) for file in hour_files]
             _write_in_time(parts, writer)
         elif hour * HOUR_MS < asked.until_ms:  # before the range: not to be learned later either
@@ -124,14 +124,14 @@ def cache_archive(
         asked.from_ms,
         (archive / "log_id").read_text(),
         {partition: state.next for partition, state in sorted(progress.items())},
-        sorted({key_of("user", user) for _, user in forgotten}),
+        sorted({key_of("user", user) for _, user in left_out.forgotten}),
         gaps,
     )
 
 
 @_retrying_merged_files
 def fingerprint(archive: Path, asked: Range) -> str:
-    """Digest of a range's offsets and of the users to be forgotten. Neither merging files changes it, nor
+    """Digest of a range's offsets and of the marks of what is left out. Neither merging files changes it, nor
     what is written after the range to its last hour."""
     files = files_of(archive, EXAMPLES)
     spans: list[list[int]] = []
@@ -146,8 +146,8 @@ def fingerprint(archive: Path, asked: Range) -> str:
         else:
             spans.append([file.partition, file.first, last])
         before = file.partition, file.last
-    forgotten = sorted((*user, offset) for user, offset in _forgotten(files).items())
-    return digest_of(repr((archive.resolve().as_posix(), asked, spans, forgotten)))
+    marks = LeftOut.read(files, _table).marks()
+    return digest_of(repr((archive.resolve().as_posix(), asked, spans, marks)))
 
 
 def gaps_of(archive: Path, files: Sequence[ArchiveFile], asked: Range) -> list[str]:
@@ -230,19 +230,9 @@ def _last_ms(file: ArchiveFile) -> int:
     return int(times.max()) if len(times) else hour_of(file.path) * HOUR_MS
 
 
-def _forgotten(files: Sequence[ArchiveFile]) -> dict[tuple[int, str], int]:
-    """By (partition, user), the offset before which nothing of the user may be learned."""
-    forgotten: dict[tuple[int, str], int] = {}
-    for file in files:
-        table = _table(file.path, ["offset", "type", "user_id"])
-        for row in table.filter(pc.equal(table["type"], "forget")).to_pylist():
-            forgotten[file.partition, str(row["user_id"])] = int(row["offset"])
-    return forgotten
-
-
 def _read(
     file: ArchiveFile, hour: int, progress: _Progress, asked: Range,
-    forgotten: dict[tuple[int, str], int], counts: Counter[str],
+    left_out: LeftOut, counts: Counter[str],
 ) -> _Rows:  # fmt: skip
     """The examples of a file that are in the range."""
     if progress.over:
@@ -260,11 +250,10 @@ def _read(
     kinds = np.array(table.column("type").to_pylist(), object)[start:stop]
     counts.update({str(kind): int((kinds == kind).sum()) for kind in set(kinds) - {"example"}})
     at = start + np.flatnonzero(kinds == "example")
-    if forgotten:
-        users = table.column("user_id").take(pa.array(at)).to_pylist()
-        ends = [forgotten.get((file.partition, str(user)), -1) for user in users]
-        counts["of_forgotten"] += int((offsets[at] < ends).sum())
-        at = at[offsets[at] >= ends]
+    learnable = left_out.learnable(file.partition, offsets[at], table.take(pa.array(at)))
+    if not learnable.all():
+        counts["left_out"] += int((~learnable).sum())
+        at = at[learnable]
     values = table.column("value").take(pa.array(at)).to_pylist()
     examples, readable = _decoded(values)
     counts["unreadable"] += len(values) - len(examples)

@@ -18,7 +18,7 @@ from benchmarks.studies.quality.judged_days import judged_from_ms
 from benchmarks.studies.quality.study_linear import Linear, linear_learners
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression
-from recsys.events.records import Example, Forget
+from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.model.prediction_metrics import auc
 from replay.datasets.dataset import Dataset
@@ -28,6 +28,7 @@ from replay.player import Player
 from replay.predictions import Predictions, compare
 from replay.replay_report import judged_rows, slices_of, with_bar
 from replay.replay_run import Progress, ReplayOptions, ReplayResult, config_for, replay_with
+from training.joining.joiner import Joined
 
 WHOLE: Final = "all"
 
@@ -60,7 +61,7 @@ class LoopBeside(DirectLoop):
 
     others: Sequence[Linear] = ()
 
-    def _arrive(self, examples: Iterable[Example | Forget], now_ms: int) -> None:
+    def _arrive(self, examples: Iterable[Joined], now_ms: int) -> None:
         arrived = list(examples)
         for example in arrived:
             if isinstance(example, Example) and example.features and not example.correction:

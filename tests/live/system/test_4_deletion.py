@@ -99,7 +99,11 @@ def digest_without(system: LiveSystem, removed: dict[str, int], step: int) -> st
         control.turn()
         lives = control.lifecycle.lives
         line = Replay(
-            LogWithout(log, removed), system.config, feature_set(system.config), lives, None
+            LogWithout(log, [Unlearning(id="", users=removed)]),
+            system.config,
+            feature_set(system.config),
+            lives,
+            None,
         )
         while line.step < step:
             line.turn(step)

@@ -19,6 +19,7 @@ from recsys.events.event_types import (
     RequestInputs,
     User,
     Verdict,
+    Withdrawal,
     encode,
     parse,
 )
@@ -376,6 +377,31 @@ def test_a_newest_event_of_a_quarantined_viewer_is_none_until_the_next() -> None
     fold.engagement(event(0, 1.0), keys_I)
     fold.verdict(verdict, [event(0, 1.0)], lambda _: keys_I)
     assert (fold.counters.export(fold.take_changed())[2] == -1).sum() > 0
+
+
+def test_a_withdrawal_leaves_the_contacts_of_what_stays() -> None:
+    def click(item: str, request_id: str, hours: int) -> Engagement:
+        about: dict[str, Any] = {"user_id": "u", "item_id": item, "kind": "click"}
+        return Engagement(time_ms=START_MS + hours * HOUR_MS, request_id=request_id, **about)
+
+    def keys_of(item_id: object) -> Any:
+        return FEATURES.item_keys(str(item_id), {"brand": "b"})
+
+    past = [click("v", "r1", 1), click("v", "r2", 2), click("w", "r2", 3)]
+    fold, expected = ItemCounters(FEATURES), ItemCounters(FEATURES)
+    for number, event in enumerate(past):
+        fold.engagement(event, keys_of(event.item_id))
+        if number == 0:
+            expected.engagement(event, keys_of(event.item_id))
+    named = Withdrawal(time_ms=START_MS, user_id="u", from_ms=START_MS, requests={"r2": []})
+    fold.withdraw(named, past, keys_of)
+    keys, column = fold.counters.export()[0], FEATURES.kinds.index("distinct(click.user)")
+    left, right = (
+        one.counters.read(keys, START_MS + 4 * HOUR_MS).reshape(len(keys), 2, -1)[..., column]
+        for one in (fold, expected)
+    )
+    np.testing.assert_allclose(left, right, atol=1e-6)
+    assert right.max() > 0.8 and len(fold.operators) == len(expected.operators) > 0
 
 
 def test_newest_events_and_different_members_do_not_depend_on_the_order_of_viewers() -> None:

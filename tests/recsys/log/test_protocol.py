@@ -376,6 +376,8 @@ def test_records_are_found_by_their_keys(log: Log, topic: str) -> None:
     assert found == [offsets[n] for n in range(32) if n % 5 in (1, 4)]
     assert log.keyed(topic, 1, {b"k1"}, 1 << 60)[-1] == offsets[36]
     assert log.keyed(topic, 2, {b"k1"}, 1 << 60) == []
+    many = [b"k4", *(b"no %d" % n for n in range(40_000)), b"k1"]
+    assert log.keyed(topic, 1, many, offsets[32]) == found
 
 
 def test_a_record_is_replaced_in_its_place_or_the_log_says_that_it_cannot(

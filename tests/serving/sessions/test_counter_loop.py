@@ -16,6 +16,7 @@ from recsys.events.event_types import (
     ServedItem,
     User,
     Verdict,
+    Withdrawal,
     decode,
     encode,
 )
@@ -412,6 +413,29 @@ def keyed(log: MemoryLog, *events: Event) -> None:
 def pushed(number: int, user: str, kind: str, source: int) -> Engagement:
     _, event = watched(number, 0, kind)
     return msgspec.structs.replace(event, user_id=user, source=source)
+
+
+def test_withdrawals_take_back_what_each_names_of_what_came_before_it(
+    log: MemoryLog, clock: Clock
+) -> None:
+    loop = CounterLoop(log, FEATURES, None, clock)
+    users = ("farm", "fan", "guest")
+    likes = [pushed(n, user, "like", n) for n, user in enumerate(users)]
+    keyed(log, *likes)
+    named = {"farm": {}, "fan": {likes[1].request_id: ["v0"]}, "guest": {"another": []}}
+    keyed(
+        log,
+        *(
+            Withdrawal(time_ms=NOW_MS + 1_000, user_id=user, from_ms=1, requests=named[user])
+            for user in users
+        ),
+        msgspec.structs.replace(pushed(9, "farm", "like", 9), item_id="v1"),  # after it
+    )
+    turn_all(loop)
+    column = FEATURES.kinds.index("like")
+    rows = np.array([key_of("item", "v0"), key_of("item", "v1")])
+    counts = loop.fold.counters.read(rows, NOW_MS + 200).reshape(2, 2, -1)[:, 0, column]
+    np.testing.assert_allclose(counts, [1, 1], atol=1e-3)
 
 
 def test_a_verdict_takes_back_a_users_counts_and_survives_a_restart(

@@ -1,25 +1,31 @@
-"""A log with users to unlearn, and a line that learns it with shards in the test."""
+"""A log with users to unlearn or to rewind, and a line that learns it with shards in the test."""
 
 from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from parameter_server.rpc.parameter_client import part_of
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from recsys.config.system_config import Config
-from recsys.events.event_types import Event
-from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS
+from recsys.events.event_types import Engagement, Event, Impression, Stamp
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, unpack
 from recsys.log.protocol import Append, Log, MemoryLog
 from recsys.model.model import build_model
+from recsys.process.log_consumer import UNREADABLE
 from tests.support.parameter_server.durable_client import DurableClient
 from tests.support.training.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_log
 from training.continual.learner import Learner
 from training.continual.worker import Worker
-from training.deletion.erasure import erased_record
+from training.deletion.erasure import erased_record, tombstone_of
 from training.lines.control import live_epoch
 from training.lines.line import spec_of
 from training.steps.drain import drain
 from training.steps.sequencer_loop import last_position
+
+BATCH = 8  # requests joined and cut together
+BATCH_MS = 200_000  # between batches, so that the windows of one are over before the next
 
 
 class Shards(DurableClient):
@@ -77,3 +83,61 @@ def never_seen(log: Log, *users: str) -> MemoryLog:
                 records = [erased_record(topic, befores, record) or record for record in records]
             other.append(topic, [Append(partition, key, value) for _, key, value in records])
     return other
+
+
+def stamped(event: Event, number: int, source_of: Callable[[Event], int | None]) -> Event:
+    """An event of a batch as the server logs it: lists with a stamp, engagements with a source."""
+    event = msgspec.structs.replace(event, time_ms=event.time_ms + number * BATCH_MS)
+    if isinstance(event, Impression):
+        return msgspec.structs.replace(event, stamp=Stamp(line="main", epoch=0, step=1))
+    if isinstance(event, Engagement) and (source := source_of(event)) is not None:
+        return msgspec.structs.replace(event, source=source)
+    return event
+
+
+def fill(
+    log: Log, config: Config, source_of: Callable[[Event], int | None], requests: int = 40
+) -> None:
+    """Appends requests in batches; each is joined and cut before the next."""
+    for first in range(0, requests, BATCH):
+        events = feed(BATCH, first)
+        append_events(log, [stamped(event, first // BATCH, source_of) for event in events])
+        drain(log, config, FEATURES)
+
+
+def examples_of(log: Log) -> list[Example]:
+    """All examples that the log has."""
+    examples = []
+    for partition in range(log.partitions(EXAMPLES)):
+        for record in log.read(EXAMPLES, partition, 0, 100_000):
+            try:
+                examples.append(unpack(record.value, Example))
+            except UNREADABLE:
+                continue
+    return examples
+
+
+def without_examples(log: Log, is_left_out: Callable[[Example], bool]) -> MemoryLog:
+    """The same log, on which some examples have been empty places from the beginning."""
+    other = toy_log()
+    for topic in (EVENTS, EXAMPLES, STEPS):
+        for partition in range(log.partitions(topic)):
+            for record in log.read(topic, partition, 0, 100_000):
+                if topic == EXAMPLES:
+                    try:
+                        example = unpack(record.value, Example)
+                    except UNREADABLE:
+                        pass
+                    else:
+                        record = tombstone_of(record, example) if is_left_out(example) else record
+                other.append(topic, [Append(partition, record.key, record.value)])
+    return other
+
+
+def follow(copy: Log, log: Log) -> Log:
+    """Appends to a copy what the log has got since."""
+    for topic in (EVENTS, EXAMPLES, STEPS):
+        for partition in range(log.partitions(topic)):
+            for record in log.read(topic, partition, copy.end(topic, partition), 100_000):
+                copy.append(topic, [Append(partition, record.key, record.value)])
+    return copy

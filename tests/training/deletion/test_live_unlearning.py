@@ -8,10 +8,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
-from examples.quarantine.sentinel_loop import append_verdicts
-from parameter_server.rpc.parameter_client import LocalClient
-from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
 from recsys.events.control_records import Decision, Unlearning
 from recsys.events.hashing import partition_of
@@ -28,101 +24,14 @@ from recsys.events.records import (
     topics,
     unpack,
 )
-from recsys.log.protocol import Append, Log, MemoryLog, Record
-from recsys.model.model import build_model
+from recsys.log.protocol import Append, Log, MemoryLog
 from recsys.process.log_consumer import decoded, readable
-from runtime.jobs.user_deletion import request_deletion
-from training.candidates.director import Director
-from training.candidates.shadow_loop import ShadowLoop
-from training.continual.learner import Learner
-from training.continual.worker import Worker
+from tests.support.training.unlearning_run import Killed, started
 from training.deletion import live_replay, live_unlearning, unlearn
-from training.deletion.erasure import erased_record
-from training.lines.line import MAIN, spec_of
-from training.steps.lineage import Lineage
+from training.lines.line import MAIN
 
 pytestmark = pytest.mark.slow
 USERS = ("u3", "u5")
-
-
-class Killed(BaseException):
-    """Ends what runs, like a signal: nothing catches it."""
-
-
-class UnlearningRun(PromotionRun):
-    """A running system that keeps what erasure overwrites, to compare with."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(config_of(folder))
-        log = self.system.log
-        self.originals: dict[tuple[int, int], Record] = {}
-        replace = log.replace
-
-        def recording_replace(topic: str, partition: int, records: list[Record]) -> int:
-            for record in records if topic == EXAMPLES else ():
-                original = log.read(topic, partition, record.offset, 1)[0]
-                self.originals.setdefault((partition, record.offset), original)
-            return replace(topic, partition, records)
-
-        log.replace = recording_replace  # type: ignore[method-assign,assignment]
-
-    async def ask(self, *users: str, name: str = "first") -> dict[str, int]:
-        return request_deletion(self.system.log, users, self.system.now_ms, name)
-
-    async def hold(self, *users: str) -> dict[str, int]:
-        """Holds users and asks to unlearn them, as `recsys quarantine hold --unlearn` does."""
-        log, now_ms = self.system.log, self.system.now_ms
-        offsets = append_verdicts(log, users, True, "", now_ms)
-        record = Unlearning(id="held", users=offsets, time_ms=now_ms)
-        log.append(CONTROL, [Append(0, b"", pack(record))])
-        return offsets
-
-    @property
-    def request(self) -> Unlearning:
-        return list(self.lifecycle.unlearnings.values())[-1]
-
-    async def show_until_over(self) -> None:
-        """Shows lists until the request is over; kills end director and shadow, which start again."""
-        for _ in range(150):
-            try:
-                await self.show(1)
-            except Killed:
-                system = self.system
-                system.director = Director(system.log, self.config, system._clock)
-                system.shadow = ShadowLoop(system.log, self.config, system.features, system._clock)
-                system.turn()
-            if self.lifecycle.unlearning is None:
-                return
-        raise AssertionError(f"not over: {self.request}")
-
-    def digest(self) -> str:
-        return digest_of_shards(self.system.shards.shards)
-
-    def digest_without(self, users: dict[str, int]) -> str:
-        """The digest of a line that learned all steps from the first, and never saw the users."""
-        log = self.never_seen(users)
-        client = LocalClient.fresh(spec_of(self.config), (model := self._model()).read_dense())
-        lineage = Lineage(self.system.log, MAIN, self.lifecycle.lives)
-        worker = Worker(0, 1, log, client, Learner(model), self.config, reader=lineage)
-        while worker.step < self.system.worker.step:
-            worker.turn()
-        return digest_of_shards(client.shards)
-
-    def _model(self) -> Any:
-        return build_model(self.system.features, self.config.model)
-
-    def never_seen(self, users: dict[str, int]) -> Log:
-        """The examples as they were joined, but for the users', which are empty places."""
-        other, log = MemoryLog(), self.system.log
-        for topic in topics(log.partitions(EXAMPLES)):
-            other.create(topic)
-        keys = {user.encode(): offset for user, offset in users.items()}
-        for partition in range(log.partitions(EXAMPLES)):
-            for record in log.read(EXAMPLES, partition, 0, 100_000):
-                record = self.originals.get((partition, record.offset), record)
-                record = erased_record(EXAMPLES, keys, record) or record
-                other.append(EXAMPLES, [Append(partition, record.key, record.value)])
-        return other
 
 
 @pytest.fixture(autouse=True)
@@ -130,13 +39,6 @@ def in_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unlearn, "_TURN", 5)
     monkeypatch.setattr(live_replay, "CAUGHT_UP", 3)
     monkeypatch.setattr(live_replay, "_SAVE_EVERY", 10)
-
-
-async def started(folder: Path, lists: int = 60) -> UnlearningRun:
-    run = UnlearningRun(folder)
-    await run.start()
-    await run.show(lists)
-    return run
 
 
 def examples_of(log: Log, user: str, before: int) -> int:

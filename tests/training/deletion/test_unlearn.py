@@ -176,7 +176,7 @@ def test_killed_anywhere_it_is_done_again(
         "pointer": "training.deletion.unlearn.append_live_record",
         "removal": "training.deletion.unlearn.remove_replaced",
         "deltas": "training.deletion.removal.changes_records",
-        "examples": "training.deletion.removal.erase_records",
+        "examples": "training.deletion.removal.UnlearnedPlaces.note",
         "end": "training.deletion.unlearn.digest_of_shards",
     }
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.events.hashing import key_of
-from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, Forget, pack
+from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, Forget, Withdrawn, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append
 from tests.support.training.archived_examples import (
@@ -182,6 +182,28 @@ def test_who_asked_to_be_forgotten_is_not_learned_however_late_they_asked(tmp_pa
     assert its.about.forgotten == [key_of("user", user)]
     whole = cache(archive, until=2 * COUNT)
     assert whole.about.counts["erased"] == whole.about.counts["unreadable"] == 1
+
+
+def test_what_was_withdrawn_is_not_learned(tmp_path: Path) -> None:
+    user, plain = at(4).user_id, archived(tmp_path / "plain")
+    mine = [n for n in range(COUNT) if at(n).user_id == user and n % PARTITIONS == 1]
+    since_ms, named = at(mine[1]).closed_ms, at(mine[3])
+    for name, requests, gone in (
+        ("all", {}, mine[1:]),
+        ("one", {named.request_id: [str(named.item_id)]}, mine[3:4]),
+        ("other", {named.request_id: ["v77"]}, []),
+    ):
+        mark = Withdrawn(
+            partition=1, offset=9, sequence=81, user_id=user, from_ms=since_ms,
+            closed_ms=START_MS + COUNT * MINUTE_MS, requests=requests,
+        )  # fmt: skip
+        archive = archived(tmp_path / name, [Append(1, b"u", pack(mark))])
+        learnable = cache(archive)
+        assert learned(learnable) == ids(*(n for n in range(COUNT) if n not in gone))
+        assert learnable.about.counts.get("left_out", 0) == len(gone)
+        assert learnable.about.forgotten == []
+        span = Range(START_MS + 40 * MINUTE_MS)
+        assert fingerprint(archive, span) != fingerprint(plain, span)
 
 
 def remove_day(archive: Path) -> None:
