@@ -10,6 +10,7 @@ from rich.console import Console
 from typer import Argument, Option
 
 from recsys.app.data_files import read_data_files
+from recsys.client import ApiError
 from recsys.config.system_config import Config
 from recsys.log.protocol import LogLost, LogUnavailable
 from runtime.cli.common import ConfigOption, StateOverride, check_folders, exit_on
@@ -47,7 +48,7 @@ def rehearse(
     from runtime.reports.retrieval_tables import print_rehearsal
 
     with ExitStack() as stack:
-        stack.enter_context(exit_on(OSError, ValueError, LogLost, LogUnavailable))
+        stack.enter_context(exit_on(OSError, ValueError, LogLost, LogUnavailable, ApiError))
         check_folders(report, page)
         if state is None:
             own = TemporaryDirectory(prefix=_OWN, ignore_cleanup_errors=True)
