@@ -152,7 +152,7 @@ def test_item_counters_no_longer_have_what_was_withdrawn(tmp_path: Path) -> None
         system = run.system
         since_ms = system.now_ms
         await run.show(40)
-        fold = system.counters.fold
+        fold = system.counters.oldest.fold
         keys = sorted(fold.counters.export()[0].tolist())
         before = fold.counters.export(keys)[1].copy()
         ask(run, since_ms, Named("everything", everything=True))
