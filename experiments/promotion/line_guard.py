@@ -9,7 +9,7 @@ list have the item, beside those of each simple list as of that moment. Memory i
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ WINDOWS: Final = 2  # in a row
 LEAST_EXAMPLES: Final = 5_000  # learned without a positive one …
 LEAST_ENGAGEMENTS: Final = 50  # … while this many engagements came
 POPULARITY, TRANSITIONS = "popularity", "transitions"
+BEHIND, NO_POSITIVE = "behind", "no_positive"
 _ALPHA: Final = 0.005  # of each of the two bounds of a 99 % interval
 _HALF_LIFE_MS: Final = 3_600_000
 _USERS: Final = 100_000  # whose newest list and newest engagement are known
@@ -37,9 +38,11 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class LineFault:
-    """The live line must not go on. ``since_ms``: event time at which it was still well. ``was_well``: whether
-    it has been well before, so that there is something to return to."""
+    """The live line must not go on. ``kind``: behind, or no_positive. ``since_ms``: event time up to which it
+    is not known to be at fault. ``was_well``: whether it was seen well before, so that there is something to
+    return to."""
 
+    kind: str
     reason: str
     since_ms: int
     was_well: bool
@@ -52,8 +55,11 @@ class LineGuard:
     def __init__(self) -> None:
         self._now_ms = 0
         self._lists = _Newest[str, _List](_USERS)
-        self._simple = {POPULARITY: _Popularity(), TRANSITIONS: _Transitions()}
-        self._window = _Window(self._simple)
+        self._simple: dict[str, _SimpleList] = {
+            POPULARITY: _Popularity(),
+            TRANSITIONS: _Transitions(),
+        }
+        self._window = _Window(list(self._simple))
         self._behind: list[_Result] = []  # newest windows in a row
         self._was_well = False
         self._examples = self._engagements = 0  # since the last positive example was learned
@@ -99,7 +105,7 @@ class LineGuard:
     def restart(self) -> None:
         """Forgets what was judged: another epoch is live. The simple lists go on."""
         self._lists = _Newest(_USERS)
-        self._window, self._behind, self._was_well = _Window(self._simple), [], False
+        self._window, self._behind, self._was_well = _Window(list(self._simple)), [], False
         self._examples = self._engagements = 0
         self._positive_ms = self._learned_ms = None
 
@@ -107,7 +113,7 @@ class LineGuard:
         """Decides at the end of a window."""
         if not self._window.is_over(now_ms):
             return None
-        result, self._window = self._window.result(), _Window(self._simple)
+        result, self._window = self._window.result(), _Window(list(self._simple))
         if not result.is_behind:
             self._behind, self._was_well = [], True
             return None
@@ -125,7 +131,7 @@ class LineGuard:
             "ours": result.ours, result.simple: result.theirs, "gained": gained.mean,
             "low": gained.low, "high": gained.high, "cases": float(result.cases),
         }  # fmt: skip
-        return LineFault(reason, first.since_ms, self._was_well, evidence)
+        return LineFault(BEHIND, reason, first.since_ms, self._was_well, evidence)
 
     def _judge_learning(self) -> LineFault | None:
         examples, engagements = self._examples, self._engagements
@@ -134,11 +140,9 @@ class LineGuard:
         was_well = self._positive_ms is not None
         since_ms = self._positive_ms if self._positive_ms is not None else self._learned_ms or 0
         self._examples = self._engagements = 0
-        reason = (
-            f"it learned {examples} examples without a positive one while {engagements} engagements came"
-        )
+        reason = f"it learned {examples} examples without a positive one while {engagements} engagements came"
         evidence = {"examples": float(examples), "engagements": float(engagements)}
-        return LineFault(reason, since_ms, was_well, evidence)
+        return LineFault(NO_POSITIVE, reason, since_ms, was_well, evidence)
 
 
 @dataclass
@@ -169,7 +173,7 @@ class _Result:
 class _Window:
     """Cases of a time. The interval holds at any number of cases, since a window may be extended."""
 
-    def __init__(self, simple: Sequence[str] | dict[str, "_Popularity | _Transitions"]) -> None:
+    def __init__(self, simple: Sequence[str]) -> None:
         self._gained = {name: ClusteredMean(_ALPHA, LEAST_CASES, LEAST_USERS) for name in simple}
         self._hits = Counter[str]()
         self._users = set[int]()
@@ -211,6 +215,14 @@ class _Newest(Generic[K, V]):
         self._values.move_to_end(key)
         if len(self._values) > self._most:
             self._values.popitem(last=False)
+
+
+class _SimpleList(Protocol):
+    """The top ten of a simple list, which learns from engagements one by one."""
+
+    def top(self, user: str) -> set[str]: ...
+
+    def learn(self, user: str, item: str, now_ms: int) -> None: ...
 
 
 class _Popularity:

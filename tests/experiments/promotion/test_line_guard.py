@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from experiments.promotion.line_guard import LEAST_EXAMPLES, WINDOW_MS, LineGuard, LineFault
+from experiments.promotion.line_guard import LEAST_EXAMPLES, WINDOW_MS, LineFault, LineGuard
 
 ITEMS = 200
 EVERY_MS = 3_000
