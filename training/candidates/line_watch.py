@@ -59,7 +59,7 @@ class _Engagement(msgspec.Struct, tag="engagement", tag_field="type", gc=False):
 
 
 class LineWatch:
-    """``turn`` returns the records to append. ``holds``: by kind, on ``control``; ``hold``: the newest."""
+    """``turn`` returns the records to append. ``holds``: by kind, on ``control``."""
 
     def __init__(
         self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]
@@ -73,14 +73,12 @@ class LineWatch:
         control.turn()
         self._learned = LearnedSteps(log, control, MAIN, control.live_epoch(MAIN))
         self.holds = Counter[str]()
-        self.hold: LineHold | None = None
         self.lost = 0  # times that retention passed the watch
 
     def fold(self, record: Control) -> None:
         """Folds a record of ``control``."""
         if isinstance(record, LineHold):
             self.holds[record.kind] += 1
-            self.hold = record
 
     def turn(self, promoter: Promoter) -> list[Control]:
         """Reads new events and steps; decides."""
@@ -130,7 +128,8 @@ class LineWatch:
         is_moving = any(state.stage == TAKING_BACK for state in lifecycle.active)
         if is_moving or lifecycle.canary is not None or lifecycle.unlearning is not None:
             return False
-        return self.hold is None or self._clock() - self.hold.time_ms >= PAUSE_MS
+        hold = lifecycle.hold
+        return hold is None or self._clock() - hold.time_ms >= PAUSE_MS
 
     def _held(self, fault: LineFault, live: Live, promoter: Promoter) -> list[Control]:
         """The hold, with the record that lets another line serve if there is one."""

@@ -34,14 +34,14 @@ def holds(
     guard: LineGuard | None = None, start_ms: int = 10**12, seed: int = 1,
 ) -> list[LineFault]:  # fmt: skip
     """Viewers take items by their popularity, which our lists know or don't."""
-    draw, guard, held = np.random.default_rng(seed), guard or LineGuard(), list[LineFault | None]()
+    draw, guard, faults = np.random.default_rng(seed), guard or LineGuard(), list[LineFault | None]()
     for n in range(int(windows * WINDOW_MS / EVERY_MS)):
         now_ms, user = start_ms + n * EVERY_MS, f"u{draw.integers(users)}"
         wanted = int(draw.choice(ITEMS, p=SHARES))
         guard.serve(user, lists(draw, wanted), now_ms)
         if draw.random() < engages:
-            held.append(guard.engage(user, wanted, now_ms + late_ms))
-    return [hold for hold in held if hold is not None]
+            faults.append(guard.engage(user, wanted, now_ms + late_ms))
+    return [fault for fault in faults if fault is not None]
 
 
 def test_a_line_by_chance_is_behind_from_the_first_of_two_windows_on() -> None:

@@ -123,6 +123,7 @@ class Watched:
         records = self.watch.turn(lines)  # type: ignore[arg-type]
         for record in records:
             self.watch.fold(record)
+            lines.lifecycle.fold(record)
         return records
 
 
@@ -177,10 +178,11 @@ def test_a_line_that_was_never_well_has_nothing_to_return_to_but_is_reported() -
     assert hold.action == "" and watched.watch.holds == {NO_POSITIVE: 1}
 
 
-def test_the_next_hold_waits_six_hours_also_after_a_restart() -> None:
+def test_the_next_hold_waits_six_hours() -> None:
     watched, lines = Watched(FAULT), Lines(Live(line="main", epoch=1))
     watched.append(engagement())
     assert len(watched.turn(lines)) == 2
+    lines.lifecycle.unlearnings.clear()  # the rewind is over
     for later_ms, records in ((PAUSE_MS - 1, 0), (1, 2)):
         watched.now_ms += later_ms
         watched.append(engagement())
