@@ -34,7 +34,11 @@ def holds(
     guard: LineGuard | None = None, start_ms: int = 10**12, seed: int = 1,
 ) -> list[LineFault]:  # fmt: skip
     """Viewers take items by their popularity, which our lists know or don't."""
-    draw, guard, faults = np.random.default_rng(seed), guard or LineGuard(), list[LineFault | None]()
+    draw, guard, faults = (
+        np.random.default_rng(seed),
+        guard or LineGuard(),
+        list[LineFault | None](),
+    )
     for n in range(int(windows * WINDOW_MS / EVERY_MS)):
         now_ms, user = start_ms + n * EVERY_MS, f"u{draw.integers(users)}"
         wanted = int(draw.choice(ITEMS, p=SHARES))

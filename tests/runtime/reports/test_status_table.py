@@ -108,7 +108,12 @@ def test_event_time_is_shown_where_it_is_not_the_machines(tmp_path):
 def test_a_held_line_is_shown_with_its_reason_and_what_serves(tmp_path, action, effect):
     running = Running(supervisor=Identity(1, 0.0), config_digest="", started_ms=0, time_ms=0)
     hold = LineHold(
-        line="main", epoch=3, kind="behind", reason="popularity hits more", action=action, since_ms=0
+        line="main",
+        epoch=3,
+        kind="behind",
+        reason="popularity hits more",
+        action=action,
+        since_ms=0,
     )
     status = Status(state=str(tmp_path), running=True, ready=True, hold=hold)
     lines = map(str, status_table(status, running, Config(state=str(tmp_path))).renderables)
