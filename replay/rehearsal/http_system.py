@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from recsys.client import ApiError, Client, Recommendations
@@ -20,13 +20,14 @@ _BUSY_S, _AGAIN_S = 60.0, 0.1  # how long a request is tried again, and the paus
 
 class HttpSystem:
     """A running system over HTTP, asked for lists of ``n`` items. ``clock``: its event time in ms, which
-    ``keeper`` paces."""
+    ``keeper`` paces. ``kinds``: of engagements that enter a history; none: all do."""
 
     def __init__(
-        self, client: Client, keeper: ClockKeeper, clock: Callable[[], int], speed: float, n: int
-    ) -> None:
+        self, client: Client, keeper: ClockKeeper, clock: Callable[[], int], speed: float, n: int,
+        kinds: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self._client, self._keeper, self._clock, self._speed = client, keeper, clock, speed
-        self._n = n
+        self._n, self._kinds = n, kinds
         self._sent: dict[str, tuple[float, int, str]] = {}  # newest engagement of a user
         self.counts = Counter(refused=0, unsettled=0, degraded=0, busy=0)
         self.waited_s = 0.0  # for the clock, which had to pass
@@ -60,6 +61,8 @@ class HttpSystem:
     def send(self, events: Sequence[Engagement]) -> None:
         self._note(self._client.send_events(events))
         for event in events:
+            if self._kinds and event.kind not in self._kinds:
+                continue
             newest = time.monotonic(), event.time_ms, str(event.item_id)
             self._sent[str(event.user_id)] = newest
 

@@ -112,7 +112,8 @@ class Rehearsal:
                 while not client.health() and time.monotonic() < until_s:
                     time.sleep(0.2)
                 began_s, began_ms = time.monotonic(), clock()
-                system = HttpSystem(client, keeper, clock, self.options.speed, LIST)
+                kinds, speed = self.app.features.history_of, self.options.speed
+                system = HttpSystem(client, keeper, clock, speed, LIST, kinds)
                 counts = self._play(system, asked, self.options.read)
                 took_s = time.monotonic() - began_s
                 passed_s = (clock() - began_ms) / 1000

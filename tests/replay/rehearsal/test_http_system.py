@@ -46,12 +46,12 @@ class FakeKeeper:
 def system(client: FakeClient) -> HttpSystem:
     keeper = FakeKeeper()
     return HttpSystem(
-        cast(Client, client), cast(ClockKeeper, keeper), lambda: keeper.now_ms, 1e6, 10
+        cast(Client, client), cast(ClockKeeper, keeper), lambda: keeper.now_ms, 1e6, 10, ["click"]
     )
 
 
-def did(item: str) -> Engagement:
-    return Engagement(time_ms=T, request_id="", user_id="u", item_id=item, kind="click")
+def did(item: str, kind: str = "click") -> Engagement:
+    return Engagement(time_ms=T, request_id="", user_id="u", item_id=item, kind=kind)
 
 
 def test_a_busy_system_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +72,7 @@ def test_a_list_waits_for_the_session_of_its_viewer() -> None:
     asked.send([did("v1")])
     asked.recommend("other", "feed", {})
     assert client.sessions == 0
+    asked.send([did("v1", "rate")])  # no entry of the history
     asked.recommend("u", "feed", {})
     assert (client.sessions, asked.counts["unsettled"]) == (3, 0)
 
