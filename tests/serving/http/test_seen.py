@@ -1,5 +1,4 @@
-"""What confirms a list over HTTP: the event `seen`, with ``shown: list`` alone, and with ``rendered`` an API key
-that asks for it."""
+"""What confirms a list over HTTP: `seen`, with ``shown: list`` alone, and with ``rendered`` a request by a key."""
 
 from dataclasses import replace
 from pathlib import Path
