@@ -218,7 +218,9 @@ class Client:
 
     def seen(self, answer: Recommendations, user_id: Id, surface: str = "feed") -> Receipt:
         """Confirms that a list was on the user's screen, so that it counts as shown with ``shown: list``. An
-        engagement with one of its items confirms it, too."""
+        engagement with one of its items confirms it, too. An empty list sends nothing."""
+        if not answer.items:
+            return Receipt(0, [])
         return self.engage(answer, user_id, answer.items[0].item_id, SEEN, surface=surface)
 
     def set_preference(self, user_id: Id, field: str, value: Id, wish: str) -> Receipt:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from recsys.client import ATTEMPTS, BATCH, ApiError, AsyncClient, Client
@@ -260,6 +261,30 @@ def test_engage_names_the_request_that_showed_the_item() -> None:
     wanted = {"type": "engagement", "request_id": "r9", "user_id": "u1", "item_id": "v12", "kind": "view",
               "watch_ms": 5200, "time_ms": NOW_MS}  # fmt: skip
     assert {name: event[name] for name in wanted} == wanted
+
+
+def test_seen_names_the_list_by_its_first_item_and_an_empty_list_by_nothing() -> None:
+    server = Server()
+    client = server.client()
+    answer = client.recommend("u1")
+    assert client.seen(answer, "u1", surface="front").accepted == 1
+    (event,) = server.bodies()[1]["events"]
+    wanted = {"request_id": "r9", "user_id": "u1", "item_id": "v12", "kind": "seen", "surface": "front"}
+    assert {name: event[name] for name in wanted} == wanted
+    assert client.seen(msgspec.structs.replace(answer, items=[]), "u1").accepted == 0
+    assert len(server.requests) == 2
+
+
+def test_the_async_client_sends_seen_with_the_token_of_its_list() -> None:
+    server = Server(httpx.Response(200, json=ANSWER | {"token": "t9"}))
+
+    async def scenario() -> int:
+        async with AsyncClient(server.client()) as client:
+            return (await client.seen(await client.recommend("u1"), "u1")).accepted
+
+    assert asyncio.run(scenario()) == 1
+    (event,) = server.bodies()[1]["events"]
+    assert (event["kind"], event["token"]) == ("seen", "t9")
 
 
 def test_health_is_a_plain_answer() -> None:

@@ -125,6 +125,8 @@ export class Tracker {
     this.#look(this.#observer.takeRecords());
     this.#observer.unobserve(element);
     this.#leave(element);
+    const target = this.#targets.get(element);
+    if (target !== undefined) this.#unseen.delete(target);
     this.#targets.delete(element);
   }
 
