@@ -1,5 +1,5 @@
-"""What confirms a list over HTTP: the event `seen`, with ``shown: list`` alone, and with ``rendered`` an API key
-that asks for it."""
+"""Confirmation of a list over HTTP: the event `seen`, with ``shown: list`` alone, and with ``rendered`` an API
+key that asks for it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_only_an_app_whose_lists_are_shown_as_a_whole_takes_seen(
         answer = (await w.client.post("/v1/events", json={"events": [event]})).json()
         assert answer["results"][0]["status"] == "rejected"
         error = answer["results"][0]["error"]
-        assert (error["field"], error["value"]) == ("kind", '"seen"')
+        assert (error["field"], error["value"]) == ("kind", "'seen'")
         assert "click" in error["expected"] and "seen" not in error["expected"]
 
     run(world_of(tmp_path, f"shown: {shown}"), scenario)
@@ -100,7 +100,9 @@ def test_lists_of_a_key_are_shown_at_once_where_the_app_renders_them(
         lists = [e for e in w.events() if isinstance(e, Impression)]
         assert len(lists) == len(requests) == 8
         shown = {(requests[e.request_id], e.shown) for e in lists}
-        by_key = {("key", True), ("admin", True)} if rendered else {("key", UNSET), ("admin", UNSET)}
+        by_key = (
+            {("key", True), ("admin", True)} if rendered else {("key", UNSET), ("admin", UNSET)}
+        )
         assert shown == {("nobody", UNSET), ("user", UNSET)} | by_key
         sources = {requests[e.request_id]: e.source for e in lists}
         has_source = {caller for caller, source in sources.items() if isinstance(source, int)}
