@@ -1,5 +1,4 @@
-"""Confirmation of a list over HTTP: the event `seen`, with ``shown: list`` alone, and with ``rendered`` an API
-key that asks for it."""
+"""Confirmation of a list over HTTP: by `seen` with ``shown: list``, and by a key with ``rendered``."""
 
 from dataclasses import replace
 from pathlib import Path
