@@ -124,11 +124,11 @@ class LineGuard:
         gained = result.gained
         reason = (
             f"its first ten items hit {result.ours:.1%} of what viewers took, those of {result.simple} "
-            f"{result.theirs:.1%}: {gained.text} in {result.cases} cases of the last of {WINDOWS} windows in "
+            f"{result.simple_hits:.1%}: {gained.text} in {result.cases} cases of the last of {WINDOWS} windows in "
             f"a row, allowed -{MARGIN}"
         )
         evidence = {
-            "ours": result.ours, result.simple: result.theirs, "gained": gained.mean,
+            "ours": result.ours, result.simple: result.simple_hits, "gained": gained.mean,
             "low": gained.low, "high": gained.high, "cases": float(result.cases),
         }  # fmt: skip
         return LineFault(BEHIND, reason, first.since_ms, self._was_well, evidence)
@@ -162,7 +162,7 @@ class _Result:
     cases: int
     simple: str
     ours: float
-    theirs: float
+    simple_hits: float
     gained: AnytimeEstimate
 
     @property
@@ -243,8 +243,8 @@ class _Popularity:
         if len(self._top) > TOP:
             del self._top[min(self._top, key=self._top.__getitem__)]
         if len(self._levels) > _ITEMS:  # the lower half is dropped
-            kept = sorted(self._levels, key=self._levels.__getitem__)[_ITEMS // 2 :]
-            self._levels = {item: self._levels[item] for item in kept}
+            higher = sorted(self._levels, key=self._levels.__getitem__)[_ITEMS // 2 :]
+            self._levels = {item: self._levels[item] for item in higher}
 
 
 class _Transitions:
