@@ -124,8 +124,8 @@ class LineGuard:
         gained = result.gained
         reason = (
             f"its first ten items hit {result.ours:.1%} of what viewers took, those of {result.simple} "
-            f"{result.simple_hits:.1%}: {gained.text} in {result.cases} cases of the last of {WINDOWS} windows "
-            f"in a row, allowed -{MARGIN}"
+            f"{result.simple_hits:.1%}: {gained.text} in {result.cases} cases of the last of {WINDOWS} "
+            f"windows in a row, allowed -{MARGIN}"
         )
         evidence = {
             "ours": result.ours, result.simple: result.simple_hits, "gained": gained.mean,
