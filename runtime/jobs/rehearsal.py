@@ -36,10 +36,14 @@ _READY_S: Final = 60.0
 
 def config_of(settings: Config, from_ms: int, speed: float) -> Config:
     """The configuration of a system that begins at the first row."""
+    ports = free_ports()
+    serve = replace(
+        settings.serve, port=next(ports), dashboard=False, dashboard_port=next(ports)
+    )  # fmt: skip
     return replace(
         settings,
         clock=ClockConfig(start=str(from_ms), speed=speed),
-        serve=replace(settings.serve, port=next(free_ports()), dashboard=False),
+        serve=serve,
         step=replace(settings.step, snapshot_s=0),  # one would be due at each step, by event time
     )
 

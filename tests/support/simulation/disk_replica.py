@@ -12,6 +12,7 @@ import httpx
 import uvicorn
 
 from benchmarks.harness.memory_sessions import MemorySessions
+from recsys.clock import machine_ms
 from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Item, decode, encode
@@ -104,5 +105,7 @@ class DiskReplica:
 
 def serve(folder: Path, port: int, origin: str) -> None:
     config = config_of(folder, origin)
-    app = build_app(Service(config, open_log(config), MemorySessions()), lambda: "the admin key")
+    app = build_app(
+        Service(config, open_log(config), MemorySessions(), machine_ms), lambda: "the admin key"
+    )
     uvicorn.run(app, port=port, log_level="warning")
