@@ -22,7 +22,7 @@ PEM = PRIVATE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublic
 
 
 def world_of(folder: Path, definition: str) -> World:
-    """A system of an app, without the clicks' lists of a running trainer."""
+    """A service of an app, by the text of its definition."""
     app = app_of(definition)
     config = app.config(replace(Config(), state=str(folder)))
     write_feature_set(config, app.feature_set())
@@ -45,7 +45,7 @@ def test_only_an_app_whose_lists_are_shown_as_a_whole_takes_seen(
         answer = (await w.client.post("/v1/events", json={"events": [event]})).json()
         assert answer["results"][0]["status"] == "rejected"
         error = answer["results"][0]["error"]
-        assert (error["field"], error["value"]) == ("kind", '"seen"')
+        assert (error["field"], error["value"]) == ("kind", "'seen'")
         assert "click" in error["expected"] and "seen" not in error["expected"]
 
     run(world_of(tmp_path, f"shown: {shown}"), scenario)
