@@ -28,6 +28,7 @@ from recsys.events.control_records import (
     Control,
     Decision,
     Definition,
+    LineHold,
     Live,
     ModelSize,
     Unlearning,
@@ -79,6 +80,7 @@ class Lifecycle:
     rolled_back: list[str] = field(default_factory=list)  # lines, in order
     unlearnings: dict[str, Unlearning] = field(default_factory=dict)  # the newest by id
     definition: Definition | None = None  # the newest that the system took up
+    hold: LineHold | None = None  # the newest
 
     def fold(self, record: Control) -> bool:
         """Adds a record; returns whether anything changed about lines."""
@@ -99,6 +101,8 @@ class Lifecycle:
                 self.unlearnings[record.id] = msgspec.structs.replace(record, users=users)
             elif isinstance(record, Definition):
                 self.definition = record
+            elif isinstance(record, LineHold):
+                self.hold = record
             return False
         return True
 

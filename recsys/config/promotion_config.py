@@ -46,6 +46,9 @@ class PromotionConfig(Section):
     guard_engagement_margin: float = bounded(0.1, 0)
     # Tolerated distance of its predicted / observed from 1.
     guard_calibration: float = bounded(0.5, 0)
+    # Whether a live line goes back by itself where its lists are behind simple ones, or it learns no positive
+    # example (experiments/promotion/line_guard.py).
+    line_guard: bool = True
     # Sanity gates (experiments/promotion/gates.py), relative to live.
     score_shift: float = bounded(1.0, 0)  # difference of mean logits of the items that live served
     score_spread: float = bounded(3.0, 1)  # ratio of the spreads of logits, or its inverse

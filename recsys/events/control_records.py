@@ -1,11 +1,12 @@
 """Records of the topic `control`: live pointer, candidates, decisions, operator requests, experiments,
-erasures, unlearning, alarms, API keys."""
+erasures, unlearning, holds of the live line, alarms, API keys."""
 
 from typing import Annotated, Final
 
 import msgspec
 
 from recsys.events.hashing import Id
+from recsys.events.records import Range
 
 
 class ModelSize(msgspec.Struct, frozen=True):
@@ -180,7 +181,8 @@ class Unlearning(msgspec.Struct, frozen=True, kw_only=True, tag="unlearning"):
 
     ``users``: by id (as text), the offset of the removal among their events, up to which nothing stays.
     ``rewind_ms``: if set, the line returns to that time instead and learns again what came after it, but for
-    the examples that the ``Withdrawal`` at each user's offset names; without users, all of it.
+    the examples that the ``Withdrawal`` at each user's offset names, and those in ``left_out``; without
+    either, all of it.
     ``state``: experiments/promotion/lifecycle.py. ``epoch``: of the line without them; it repeats the history
     of ``parent_epoch`` from a snapshot of step ``base_step`` on, with a model of ``size``. ``first``: the
     first step that is learned again; 0: none is. ``step``: the least step to reach, then that reached.
@@ -198,6 +200,23 @@ class Unlearning(msgspec.Struct, frozen=True, kw_only=True, tag="unlearning"):
     why: str = ""
     time_ms: int = 0
     rewind_ms: int = 0
+    left_out: list[Range] = []
+
+
+class LineHold(msgspec.Struct, frozen=True, kw_only=True, tag="line_hold"):
+    """The live line was at fault, by its lists or what it learned (experiments/promotion/line_guard.py).
+    Appended by the director only. ``kind``: behind or no_positive. ``since_ms``: event time up to which it
+    wasn't. ``action``: rollback, rewind, or empty: nothing can serve in its place.
+    """
+
+    line: str
+    epoch: int
+    kind: str
+    reason: str
+    action: str = ""
+    since_ms: int = 0
+    evidence: dict[str, float] = {}
+    time_ms: int = 0
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
@@ -261,5 +280,5 @@ class LogClock(msgspec.Struct, frozen=True, kw_only=True, tag="clock"):
 
 Control = (
     Live | Experiments | ExperimentRequest | Erasure | Unlearning | Candidate | Definition | Decision
-    | OperatorRequest | Alarm | Reaction | ApiKey | LogClock
+    | OperatorRequest | LineHold | Alarm | Reaction | ApiKey | LogClock
 )  # fmt: skip

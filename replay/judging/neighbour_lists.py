@@ -87,10 +87,13 @@ class SessionKnn:
         weights = np.zeros(max(int(rows.max(initial=0)), *newest) + 2)  # the last is of no item: -1
         weights[newest] = 1 - np.arange(len(newest)) / len(newest)
         similar = weights[rows].sum(1)
-        nearest = np.argsort(similar, kind="stable")[-_NEIGHBOURS:]  # of equal ones the newest
-        rows, similar = rows[nearest], similar[nearest]
-        sums = np.bincount(rows.ravel() + 1, np.repeat(similar, _HISTORY))[1:].astype(np.float64)
-        items = np.flatnonzero(sums)
+        nearest = np.argsort(similar, kind="stable")[: -_NEIGHBOURS - 1 : -1]  # of equal the newest
+        rows, similar = rows[nearest].ravel(), np.repeat(similar[nearest], _HISTORY)
+        sums = np.bincount(rows + 1, similar, 1)[1:].astype(np.float64)
+        items, first = np.unique(rows, return_index=True)
+        items = items[np.argsort(first)]  # of equal sums the item of the nearest session first
+        items = items[items >= 0]
+        items = items[sums[items] > 0]
         return items, sums[items]
 
     def _begin(self, user_id: str) -> int:

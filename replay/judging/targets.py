@@ -109,7 +109,8 @@ class Targets:
         return [item for key, item in due.items() if uniform(_SALT, key) < share]
 
     def _scan(self, events: Iterable[Event], unnamed: set[_Pair], pause_s: float) -> _Scan:
-        """Those in ``unnamed`` belong to the newest list with their item; where it is empty, it is filled."""
+        """Scans engagements. A pair in ``unnamed`` belongs to the newest list with its item; an empty one is
+        filled."""
         scan, newest, without = _Scan(pause_s), dict[_Pair, str](), set[_Pair]()
         for event in events:
             if isinstance(event, Impression):

@@ -2,31 +2,34 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
-from recsys.client import Client
+from recsys.client import ApiError, Client, Recommendations
 from recsys.events.event_types import Engagement, Item, User
 from recsys.events.hashing import Id
 from recsys.process.clock_file import ClockKeeper
 from replay.rehearsal.log_viewers import ServedList
 
+T = TypeVar("T")
 _SETTLED_S: Final = 2.0  # for which a list waits for its viewer's session
 _RECENT_S: Final = 1.0  # a session that was written so long ago needs no look
 _POLL_S: Final = 0.005
+_BUSY_S, _AGAIN_S = 60.0, 0.1  # how long a request is tried again, and the pause before it is
 
 
 class HttpSystem:
     """A running system over HTTP, asked for lists of ``n`` items. ``clock``: its event time in ms, which
-    ``keeper`` paces."""
+    ``keeper`` paces. ``kinds``: of engagements that enter a history; none: all do."""
 
     def __init__(
-        self, client: Client, keeper: ClockKeeper, clock: Callable[[], int], speed: float, n: int
-    ) -> None:
+        self, client: Client, keeper: ClockKeeper, clock: Callable[[], int], speed: float, n: int,
+        kinds: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self._client, self._keeper, self._clock, self._speed = client, keeper, clock, speed
-        self._n = n
+        self._n, self._kinds = n, kinds
         self._sent: dict[str, tuple[float, int, str]] = {}  # newest engagement of a user
-        self.counts = Counter(refused=0, unsettled=0, degraded=0)
+        self.counts = Counter(refused=0, unsettled=0, degraded=0, busy=0)
         self.waited_s = 0.0  # for the clock, which had to pass
 
     def wait(self, time_ms: int) -> None:
@@ -45,18 +48,21 @@ class HttpSystem:
     def recommend(self, user_id: Id, surface: str, context: Mapping[str, Any]) -> ServedList:
         self._settle(str(user_id))
         return self._served(
-            self._client.recommend(user_id, self._n, surface=surface, context=context)
+            lambda: self._client.recommend(user_id, self._n, surface=surface, context=context)
         )
 
     def rank(
         self, user_id: Id, item_ids: Sequence[Id], surface: str, context: Mapping[str, Any]
     ) -> ServedList:
-        answer = self._client.rank(user_id, item_ids, surface=surface, context=context)
-        return self._served(answer)
+        return self._served(
+            lambda: self._client.rank(user_id, item_ids, surface=surface, context=context)
+        )
 
     def send(self, events: Sequence[Engagement]) -> None:
         self._note(self._client.send_events(events))
         for event in events:
+            if self._kinds and event.kind not in self._kinds:
+                continue
             newest = time.monotonic(), event.time_ms, str(event.item_id)
             self._sent[str(event.user_id)] = newest
 
@@ -67,13 +73,26 @@ class HttpSystem:
             return
         until_s = time.monotonic() + _SETTLED_S
         while time.monotonic() < until_s:
-            recent = self._client.session(user_id)["recent"]
+            recent = self._insist(lambda: self._client.session(user_id))["recent"]
             if any(r["time_ms"] >= time_ms or str(r["item_id"]) == item_id for r in recent):
                 return
             time.sleep(_POLL_S)
         self.counts["unsettled"] += 1
 
-    def _served(self, answer: Any) -> ServedList:
+    def _insist(self, ask: Callable[[], T]) -> T:
+        """Asks again while the system is busy, for which the clock waits."""
+        until_s = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                return ask()
+            except ApiError as error:
+                if not error.passing or time.monotonic() > until_s:
+                    raise
+                self.counts["busy"] += 1
+                time.sleep(_AGAIN_S)
+
+    def _served(self, ask: Callable[[], Recommendations]) -> ServedList:
+        answer = self._insist(ask)
         self.counts["degraded"] += bool(answer.degraded)
         return ServedList(answer.request_id, tuple(str(item.item_id) for item in answer.items))
 

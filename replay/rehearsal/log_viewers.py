@@ -45,7 +45,7 @@ class System(Protocol):
 
 
 class Judged(Protocol):
-    """What judges the lists; see ``replay.judging.asked_lists.Judge``."""
+    """Judge of the lists; see ``replay.judging.asked_lists.Judge``."""
 
     def ask(self, user_id: Id, time_ms: int, our_items: Sequence[Id] | None) -> None: ...
     def take(self, user_id: Id, item_id: Id, time_ms: int) -> None: ...

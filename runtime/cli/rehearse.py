@@ -10,7 +10,7 @@ from rich.console import Console
 from typer import Argument, Option
 
 from recsys.app.data_files import read_data_files
-from recsys.clock import machine_ms
+from recsys.client import ApiError
 from recsys.config.system_config import Config
 from recsys.log.protocol import LogLost, LogUnavailable
 from runtime.cli.common import ConfigOption, StateOverride, check_folders, exit_on
@@ -48,7 +48,7 @@ def rehearse(
     from runtime.reports.retrieval_tables import print_rehearsal
 
     with ExitStack() as stack:
-        stack.enter_context(exit_on(OSError, ValueError, LogLost, LogUnavailable))
+        stack.enter_context(exit_on(OSError, ValueError, LogLost, LogUnavailable, ApiError))
         check_folders(report, page)
         if state is None:
             own = TemporaryDirectory(prefix=_OWN, ignore_cleanup_errors=True)
@@ -60,7 +60,7 @@ def rehearse(
         tables = read_data_files(app)
         paths = files or [app.parent / name for name in tables.names]
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="rows-")))
-        dataset = MappedFiles(definition, tables, paths, now_ms=machine_ms(), scratch=scratch)
+        dataset = MappedFiles(definition, tables, paths, scratch=scratch)
         from_ms = first_row_ms(dataset, rows, from_)
         options = RehearsalOptions(from_ms, rows, speed, read)
         settings = config_of(settings, from_ms, speed)

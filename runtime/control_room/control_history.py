@@ -14,6 +14,7 @@ from recsys.events.control_records import (
     Control,
     Decision,
     Experiments,
+    LineHold,
     Live,
     OperatorRequest,
     Reaction,
@@ -26,7 +27,7 @@ from runtime.reports.experiment_summary import starts_in
 MAX_RECORDS: Final = 40  # of each kind
 _MAX_LETTERS: Final = 8
 _MAX_READ: Final = 4 * _MAX_LETTERS  # some can be unreadable
-_DECISIONS: Final = (Live, Candidate, Decision, OperatorRequest)
+_DECISIONS: Final = (Live, Candidate, Decision, LineHold, OperatorRequest)
 
 
 class ControlHistory:

@@ -49,8 +49,10 @@ def first_row_ms(dataset: MappedFiles, rows: int, from_: str | None) -> int:
     it."""
     times = dataset.times_ms
     first_ms, last_ms = int(times[0]), int(times[-1])
-    if from_ is None:  # the newest fifth at the most
-        from_ms = int(times[-max(1, min(rows, len(times) // 5))])
+    if from_ is None:  # the newest fifth at the most; other rows are shown items, or of other kinds
+        share = dataset.kinds[dataset.labels[0]] / len(times)
+        newest = min(rows / max(share, 1 / len(times)), len(times) / 5)
+        from_ms = int(times[-max(1, int(newest))])
     else:
         from_ms = parse_time_ms(from_)
     if not first_ms < from_ms <= last_ms:
@@ -112,7 +114,8 @@ class Rehearsal:
                 while not client.health() and time.monotonic() < until_s:
                     time.sleep(0.2)
                 began_s, began_ms = time.monotonic(), clock()
-                system = HttpSystem(client, keeper, clock, self.options.speed, LIST)
+                kinds, speed = self.app.features.history_of, self.options.speed
+                system = HttpSystem(client, keeper, clock, speed, LIST, kinds)
                 counts = self._play(system, asked, self.options.read)
                 took_s = time.monotonic() - began_s
                 passed_s = (clock() - began_ms) / 1000

@@ -87,7 +87,7 @@ def await_unlearned(log: Log, name: str, config: Config) -> str:
         return "the system ended meanwhile: unlearning goes on once it runs again"
     if request.state == REFUSED:
         raise Refused(f"they will be deleted, but can't be unlearned: {request.why}")
-    if request.step == 0:
+    if request.state == DONE and not request.first:
         return _UNCHANGED
     return (
         f"unlearned: steps {request.base_step + 1} to {request.step} were replayed beside the live model "

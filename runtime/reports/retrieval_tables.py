@@ -36,7 +36,7 @@ def print_rehearsal(console: Console, report: Mapping[str, Any]) -> None:
     print_questions(console, {"questions": questions, "seen_before": report["seen"]})
     live, speed, took_s = report["live"], report["speed"], report["seconds"]["all"]
     console.print(
-        f"{live['rows']:,} rows in {took_s:,.0f} s, {live['rows in a list']:,} of them in a served list; event "
+        f"{live['rows']:,} rows in {took_s:,.0f} s, {live['rows in a list']:,} in a served list; event "
         f"time passed {speed['reached']:,.0f} times as fast as the machine's (at most {speed['most']:,.0f})",
         soft_wrap=True, highlight=False,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from recsys.clock import machine_ms
 from recsys.config.system_config import Config
+from recsys.events.control_records import LineHold
 from recsys.observability.log_lines import redact
 from recsys.process.disk_budget import GB, LOG, Level, Space
 from recsys.process.part_process import read_beat
@@ -59,6 +60,8 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
         facts.append(("disk", _disk(status.space)))
     if status.change:
         facts.append(("features", status.change))
+    if status.hold is not None:
+        facts.append(("line held", _hold(status.hold)))
     facts += [("drift", text) for part in status.parts if (text := _drift(part.gauges))]
     lines = [Text(f"{name:<16} {value}") for name, value in facts]
     if status.space is not None and status.space.level:
@@ -191,6 +194,13 @@ def format_duration(milliseconds: int) -> str:
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02d}s"
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def _hold(hold: LineHold) -> str:
+    effects = {"rollback": "what it replaced serves", "rewind": "its state of that time serves"}
+    effect = effects.get(hold.action, "it goes on: nothing better can serve")
+    since = datetime.fromtimestamp(hold.since_ms / 1000, UTC).isoformat(" ", "seconds")
+    return f"{hold.line}/{hold.epoch} since {since}: {hold.reason}; {effect}"
 
 
 def _drift(gauges: dict[str, float]) -> str:

@@ -140,6 +140,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("rate", GAUGE, "Learning rate multiplier after a drift alarm"),
         ("publish_every", GAUGE, "Steps per published delta"),
         ("offline_runs", GAUGE, "1 while drift.offline_command runs"),
+        ("line_holds", GAUGE, "Holds of a live line by the guard of its lists, in total", "reason"),
         ("scores_unread", GAUGE, "Malformed score records, since the part started"),
         ("experiments_broken", GAUGE, "Experiments stopped because they were broken, in total"),
         ("experiments_harmed", GAUGE, "Experiments stopped by a guardrail, in total"),

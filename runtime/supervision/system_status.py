@@ -13,6 +13,7 @@ import psutil
 from experiments.promotion.feature_change import progress
 from recsys.clock import machine_ms
 from recsys.config.system_config import Config
+from recsys.events.control_records import LineHold
 from recsys.events.records import DEAD_LETTERS, STEPS, Step, unpack
 from recsys.log.protocol import Log, LogUnavailable, RangeReader, newest_first
 from recsys.process.clock_file import clock_of
@@ -90,6 +91,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     load: float | None = None  # of the machine per core, over the last minute
     memory_free_bytes: int | None = None
     change: str = ""  # how far the newest change of features is; empty without one
+    hold: LineHold | None = None  # the newest of the live line
     holders: list[str] = []  # folds that keep topics beyond their share of the disk from shrinking
     exposed: list[str] = []  # ports open beyond loopback, as part:host:port
     parts: list[PartStatus] = []
@@ -108,8 +110,12 @@ def gather(state: Path, with_change: bool = True) -> Status:
     with closing(log) if log else nullcontext():
         server = server_status(config) if up else {}
         status = observe_system(state, running, up, log, log, server)
-        change = _change(log) if log and with_change else ""
-        return msgspec.structs.replace(status, change=change)
+        if log is None or not with_change:
+            return status
+        with suppress(LogUnavailable, KeyError):
+            lifecycle = lifecycle_of(log)
+            return msgspec.structs.replace(status, change=progress(lifecycle), hold=lifecycle.hold)
+        return status
 
 
 def observe_system(
@@ -130,12 +136,6 @@ def observe_system(
     return msgspec.structs.replace(
         status, space=space, holders=named, load=load / cores, memory_free_bytes=memory
     )
-
-
-def _change(log: Log) -> str:
-    with suppress(LogUnavailable, KeyError):
-        return progress(lifecycle_of(log))
-    return ""
 
 
 def _open_existing(config: Config) -> Log | None:

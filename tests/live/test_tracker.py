@@ -139,6 +139,22 @@ def test_a_hidden_page_ends_the_view_at_once_and_begins_another_when_it_is_back(
     assert first["watch_ms"] >= 300 and 100 <= second["watch_ms"] < longest_ms
 
 
+def test_a_list_is_reported_once_it_is_visible_in_a_page_that_is_too(
+    browser: Browser, site: TrackerSite
+) -> None:
+    open_page(browser, site, options='{"reports": "lists"}')
+    browser.run(HIDE_PAGE, "hidden")
+    show_cell(browser, "height: 200px")
+    assert received(browser, site) == []
+    browser.run(HIDE_PAGE, "visible")
+    (seen,) = received(browser, site)
+    assert (seen["kind"], seen["request_id"], seen["token"]) == ("seen", "r1", "t1")
+    assert seen["item_id"] == "v1" and "watch_ms" not in seen
+    show_cell(browser, "height: 200px", "v2")  # of the same list
+    browser.run("feed.replaceChildren(); return shownFor(0)")
+    assert received(browser, site) == [seen]
+
+
 def test_a_close_sends_the_view_of_what_is_visible_and_the_likes_that_wait(
     browser: Browser, site: TrackerSite
 ) -> None:

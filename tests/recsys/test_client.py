@@ -269,7 +269,13 @@ def test_seen_names_the_list_by_its_first_item_and_an_empty_list_by_nothing() ->
     answer = client.recommend("u1")
     assert client.seen(answer, "u1", surface="front").accepted == 1
     (event,) = server.bodies()[1]["events"]
-    wanted = {"request_id": "r9", "user_id": "u1", "item_id": "v12", "kind": "seen", "surface": "front"}
+    wanted = {
+        "request_id": "r9",
+        "user_id": "u1",
+        "item_id": "v12",
+        "kind": "seen",
+        "surface": "front",
+    }
     assert {name: event[name] for name in wanted} == wanted
     assert client.seen(msgspec.structs.replace(answer, items=[]), "u1").accepted == 0
     assert len(server.requests) == 2

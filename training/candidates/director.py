@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import experiments
+from experiments.promotion.line_guard import BEHIND, NO_POSITIVE
 from experiments.statistics.readout import BROKEN, HARM
 from parameter_server.storage import snapshots
 from recsys.clock import is_due, timer_of
@@ -27,6 +28,7 @@ from recsys.process.log_consumer import UNREADABLE, Consumer, decoded
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
 from training.candidates import rollback_impact
+from training.candidates.line_watch import LineWatch
 from training.candidates.promoter import Promoter
 from training.candidates.space_keeper import SpaceKeeper
 from training.deletion.live_unlearning import UnlearningDirector
@@ -63,6 +65,7 @@ class Director:
         self.experiments = ExperimentController(log, config, features.schema.labels, experiments)
         self.promoter = Promoter(log, config, features, clock)
         self.unlearning = UnlearningDirector(log, config, clock)
+        self.line_watch = LineWatch(log, config, features, clock)
         self.drift = DriftWatch(log, config, features)
         self.offline = OfflineCommand(config.drift.offline_command)
         self._unsent: list[Control] = []  # drift records that aren't appended yet
@@ -107,6 +110,7 @@ class Director:
             if isinstance(control, Erasure) and control.user_id != "":
                 self._forgotten.add(str(control.user_id))
             self.promoter.fold(control)
+            self.line_watch.fold(control)
             self.experiments.fold(record.offset, control)
             if isinstance(control, Live):
                 self.live = control
@@ -158,12 +162,13 @@ class Director:
         return moved
 
     def _promote(self) -> int:
-        """Appends decisions on candidates and arms' lines before any part acts on them."""
+        """Appends decisions on lines before any part acts on them."""
         lifecycle, refused = self.promoter.lifecycle, self.promoter.refused
         decided = [
             *self.promoter.turn(),
             *arm_line_records(self.experiments.running, lifecycle, refused, self._clock()),
         ]
+        decided += [] if decided else self.line_watch.turn(self.promoter)
         for record in decided:
             append_control(self._log, record)
             _LOG.info("decided: %s", record, extra=_search_fields(record))
@@ -295,6 +300,8 @@ def report(director: Director, beat: Heartbeat) -> None:
     beat.gauge("experiments_broken", experiments.stopped_for(BROKEN))
     beat.gauge("experiments_harmed", experiments.stopped_for(HARM))
     beat.gauge("snapshots_removed", director.removed)
+    for kind in (BEHIND, NO_POSITIVE):
+        beat.gauge(f"line_holds.{kind}", director.line_watch.holds[kind])
     beat.gauge("scores_unread", director.promoter.unread)
     if director.oldest is not None:
         beat.gauge("oldest_snapshot", director.oldest)

@@ -227,6 +227,10 @@ class Promoter:
             return []
         return self._promote(state, verdict)
 
+    def rollback_to_guard(self, state: CandidateState, why: str) -> Decision:
+        """The decision by which a guard takes live back, for a reason from elsewhere."""
+        return self._decision(state, Rollback(why, self.evidence(state)))
+
     def _promote(self, state: CandidateState, verdict: Promote) -> list[Control]:
         evidence, canary = self.collected[state.line], self.lifecycle.canary
         behind = newest_step(self._log, MAIN, self._epoch) - evidence.step

@@ -9,7 +9,7 @@ state is on the log: whoever was killed goes on. This module is the director's s
 shadow's is live_replay.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,14 +18,15 @@ import msgspec
 from experiments.promotion.lifecycle import ASKED, ASSIGNED, DONE, REPLAYED, Lifecycle
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
-from recsys.events.control_records import Unlearning
-from recsys.events.records import DELTAS
+from recsys.events.control_records import Live, Unlearning
+from recsys.events.records import DELTAS, STEPS, Range, Step
 from recsys.log.protocol import Log, newest_first
 from recsys.process.log_consumer import decoded
 from training.deletion.removal import erase_examples, remove_ended_lines, remove_replaced
 from training.lines.control import append_control, append_live_record
 from training.lines.line import MAIN
 from training.steps.delta_reader import DeltaVersion
+from training.steps.lineage import ancestors
 
 
 class UnlearningDirector:
@@ -87,9 +88,24 @@ def reason_of(request: Unlearning) -> str:
     count = len(request.users)
     if request.rewind_ms:
         without = f" without events of {count} users" if count else ""
+        without = " without what came after it" if request.left_out else without
         moment = datetime.fromtimestamp(request.rewind_ms / 1000, UTC).isoformat(" ", "seconds")
         return f"rewound to {moment}{without}"
     return "a user was unlearned" if count == 1 else f"{count} users were unlearned"
+
+
+def ranges_since(log: Log, lives: Sequence[Live], since_ms: int) -> list[Range]:
+    """Examples of the live line's steps since a time, at most one range of each partition."""
+    lived, ranges = ancestors(lives, lives[-1].epoch), dict[int, Range]()
+    for _, step in decoded(newest_first(log, STEPS, 0), Step):
+        if step.line != MAIN or step.epoch not in lived:
+            continue
+        if step.time_ms < since_ms:
+            break
+        for part in step.ranges:
+            stop = max(part.stop, ranges.get(part.partition, part).stop)
+            ranges[part.partition] = Range(part.partition, part.start, stop)
+    return [ranges[partition] for partition in sorted(ranges)]
 
 
 def first_delta(log: Log, epoch: int) -> int | None:

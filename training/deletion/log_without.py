@@ -25,10 +25,13 @@ class LogWithout:
         self._log = log
         self._before = dict[bytes, int]()
         self._marks = defaultdict[bytes, list[tuple[int, Withdrawn]]](list)
+        self._ranges = defaultdict[int, list[range]](list)
         for request in requests:
             if not request.rewind_ms:
                 self._before |= {user.encode(): offset for user, offset in request.users.items()}
                 continue
+            for part in request.left_out:
+                self._ranges[part.partition].append(range(part.start, part.stop))
             for _, record, mark in end_marks(log, request.users):
                 if isinstance(mark, Withdrawn):
                     self._marks[record.key].append((record.offset, mark))
@@ -40,7 +43,11 @@ class LogWithout:
         records = self._log.read(topic, partition, offset, limit)
         if topic != EXAMPLES:
             return records
-        return [self._tombstone(record) or record for record in records]
+        ranges = self._ranges.get(partition, ())
+        return [
+            self._tombstone(record, any(record.offset in among for among in ranges)) or record
+            for record in records
+        ]
 
     def places(self, partition: int, users: Users) -> list[int]:
         """The offsets of examples of the users that are left out, ascending."""
@@ -58,19 +65,20 @@ class LogWithout:
             if (tombstone := self._tombstone(record)) is not None:
                 yield record, tombstone
 
-    def _tombstone(self, record: Record) -> Record | None:
+    def _tombstone(self, record: Record, is_left_out: bool = False) -> Record | None:
+        """The record's tombstone, if it is left out: by its range, its user's removal or a mark."""
         if record.key in self._before:
             erased = erased_record(EXAMPLES, self._before, record)
             if erased is not None:
                 return erased
         marks = [mark for end, mark in self._marks.get(record.key, ()) if record.offset < end]
-        if not marks:
+        if not marks and not is_left_out:
             return None
         try:
             example = unpack(record.value, Example)
         except UNREADABLE:  # a mark, or unreadable
             return None
-        is_left_out = any(withdraws_example(mark, example) for mark in marks)
+        is_left_out = is_left_out or any(withdraws_example(mark, example) for mark in marks)
         return tombstone_of(record, example) if is_left_out else None
 
 

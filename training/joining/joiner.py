@@ -296,8 +296,8 @@ class Joiner:
         for clock differences. Where it has a list of candidates, it is learned in that one."""
         request_id = engagement.request_id
         place = self._place(request_id, engagement) if request_id else self._newest(engagement)
-        known = "" if place is None else place.state.choices.get(place.rank, "")
-        choice = engagement.choice or known
+        before = "" if place is None else place.state.choices.get(place.rank, "")
+        choice = engagement.choice or before
         candidates = self._place(choice, engagement) if choice else None
         if place is None and candidates is None:
             fault = "late" if request_id in self._expired else "unmatched"

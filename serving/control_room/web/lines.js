@@ -37,6 +37,7 @@ function headline(record) {
   if (record.type === "live") return ["good", `${record.line} ${record.epoch} is live${record.candidate ? `: ${record.candidate}` : ""}`];
   if (record.type === "candidate") return ["plain", `${record.line} was proposed`];
   if (record.type === "wish") return ["plain", `an operator requested: ${record.what} ${record.line}`];
+  if (record.type === "line_hold") return ["bad", `${record.line} ${record.epoch} is held: ${record.action || "nothing can serve in its place"}`];
   const tone = { promote: "good", rollback: "bad" }[record.said] ?? "plain";
   return [tone, `${record.said} ${record.line}${record.to ? ` to ${record.to}` : ""}${record.final ? ", for good" : ""}`];
 }

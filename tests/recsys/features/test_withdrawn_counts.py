@@ -97,7 +97,7 @@ def test_nothing_is_taken_back_twice() -> None:
 
 def test_a_whole_list_takes_back_its_impression_and_an_item_of_it_does_not() -> None:
     late = shown("r9", 1, 2)
-    late.time_ms = SINCE_MS
+    late.time_ms, late.shown = SINCE_MS, True
     for requests, left in (({"r9": []}, 0.0), ({"r9": ["v1"]}, 2.0)):
         counters = fold([late], ALL_SHOWN)
         counters.withdraw(

@@ -80,6 +80,15 @@ def test_sessions_that_share_the_newest_items_count_most():
     assert best(near, "nobody", 0) == {}
 
 
+def test_of_equal_items_that_of_the_newer_session_is_first():
+    near = SessionKnn(0.5)
+    for user, items in (("b", (1, 4)), ("c", (1, 9)), ("d", (1, 2)), ("a", (1,))):
+        for item in items:
+            near.learn(user, item, 0)
+    items, scores = near.scores("a", 1)
+    assert items.tolist() == [1, 2, 9, 4] and scores.tolist() == [3, 1, 1, 1]
+
+
 def test_a_pause_begins_a_session():
     near = SessionKnn(0.5)
     for user, items in (("b", (1, 7)), ("c", (2, 8))):

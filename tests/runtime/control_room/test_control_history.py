@@ -9,6 +9,7 @@ from recsys.events.control_records import (
     Erasure,
     Experiments,
     ExperimentState,
+    LineHold,
     Live,
     Reaction,
 )
@@ -127,3 +128,11 @@ def test_dead_letters_say_where_and_why_and_not_what() -> None:
     )
     found = newest_dead_letters(log)
     assert found[0]["topic"] == "items" and len(found) == 8
+
+
+def test_a_hold_of_the_line_is_among_the_decisions_with_its_reason() -> None:
+    hold = LineHold(line="main", epoch=1, kind="behind", reason="popularity hits more")
+    history = ControlHistory(log_with(Live(line="main", epoch=1), hold))
+    history.turn()
+    first = history.panel()["decisions"][0]
+    assert (first["type"], first["reason"]) == ("line_hold", "popularity hits more")

@@ -7,6 +7,7 @@ import pytest
 from recsys.config.clock_config import ClockConfig
 from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config, ServeConfig, SessionConfig
+from recsys.events.control_records import LineHold
 from runtime.reports.status_table import (
     addresses,
     exposure_warning,
@@ -97,3 +98,25 @@ def test_event_time_is_shown_where_it_is_not_the_machines(tmp_path):
     ]
     assert "event time" not in texts[0]
     assert "event time       2020-01-01 00:00:00+00:00, clock.speed 100" in texts[1]
+
+
+@pytest.mark.parametrize(
+    "action, effect",
+    [("rewind", "its state of that time serves"), ("rollback", "what it replaced serves"),
+     ("", "it goes on: nothing better can serve")],
+)  # fmt: skip
+def test_a_held_line_is_shown_with_its_reason_and_what_serves(tmp_path, action, effect):
+    running = Running(supervisor=Identity(1, 0.0), config_digest="", started_ms=0, time_ms=0)
+    hold = LineHold(
+        line="main",
+        epoch=3,
+        kind="behind",
+        reason="popularity hits more",
+        action=action,
+        since_ms=0,
+    )
+    status = Status(state=str(tmp_path), running=True, ready=True, hold=hold)
+    lines = map(str, status_table(status, running, Config(state=str(tmp_path))).renderables)
+    (line,) = [line for line in lines if line.startswith("line held")]
+    since = "main/3 since 1970-01-01 00:00:00+00:00"
+    assert line.split(maxsplit=2)[2] == f"{since}: popularity hits more; {effect}"

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from recsys.app.app_file import app_of
-from recsys.events.control_records import ALONE, Definition, Live
+from recsys.events.control_records import ALONE, Definition, LineHold, Live
 from recsys.events.records import CONTROL, STEPS, Step, pack
 from recsys.features.feature_set import set_text
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog, Record, Topic
@@ -94,6 +94,8 @@ def test_a_scrape_reads_nothing_of_control_which_only_grows(tmp_path, monkeypatc
     change = Definition(digest="d" * 12, stage=ALONE, app=text, time_ms=1, reads=features,
                         logged=features, before=features)  # fmt: skip
     append_control(log, *(Live(line="main", epoch=epoch) for epoch in range(50)), change)
+    hold = LineHold(line="main", epoch=49, kind="behind", reason="popularity hits more")
+    append_control(log, hold)
     monkeypatch.setattr(system_status, "open_log", lambda config: log)
     launch_plan.write(*launch_plan.resolve(config))
     (tmp_path / "log").mkdir()
@@ -104,7 +106,8 @@ def test_a_scrape_reads_nothing_of_control_which_only_grows(tmp_path, monkeypatc
         scraped = metrics.text(tmp_path)
         assert (b"recsys_dead_letters 0.0" in scraped) and log.read_of_control == 0
     assert gather(tmp_path).change == "definition dddddddd: logged, no candidate yet"
-    assert log.read_of_control == 51
+    assert log.read_of_control == 52
+    assert gather(tmp_path).hold == hold
     log.away = True
     assert gather(tmp_path).change == ""
 

@@ -1,5 +1,4 @@
-"""What confirms a list over HTTP: the event `seen`, with ``shown: list`` alone, and with ``rendered`` an API key
-that asks for it."""
+"""Confirmation of a list over HTTP: by `seen` with ``shown: list``, and by a key with ``rendered``."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +99,9 @@ def test_lists_of_a_key_are_shown_at_once_where_the_app_renders_them(
         lists = [e for e in w.events() if isinstance(e, Impression)]
         assert len(lists) == len(requests) == 8
         shown = {(requests[e.request_id], e.shown) for e in lists}
-        by_key = {("key", True), ("admin", True)} if rendered else {("key", UNSET), ("admin", UNSET)}
+        by_key = (
+            {("key", True), ("admin", True)} if rendered else {("key", UNSET), ("admin", UNSET)}
+        )
         assert shown == {("nobody", UNSET), ("user", UNSET)} | by_key
         sources = {requests[e.request_id]: e.source for e in lists}
         has_source = {caller for caller, source in sources.items() if isinstance(source, int)}

@@ -114,7 +114,9 @@ def test_an_attributed_engagement_is_stored_as_before() -> None:
     event = did("r", 1, "like")
     stored = msgspec.msgpack.decode(encode(event))
     assert not {"proof", "source", "token"} & stored.keys()
-    sent = msgspec.structs.replace(event, token="abc", choice="clicked:1")  # its sender may claim none
+    sent = msgspec.structs.replace(
+        event, token="abc", choice="clicked:1"
+    )  # its sender may claim none
     assert encode(with_proof(sent, msgspec.UNSET, msgspec.UNSET)) == encode(event)
     assert event_id_of(sent) == event_id_of(event) == event_id_of(with_proof(event, UNPROVEN, 3))
     assert dedupe_key(sent) == dedupe_key(event)

@@ -29,8 +29,8 @@ class Killed(BaseException):
 class UnlearningRun(PromotionRun):
     """A running system that keeps what erasure overwrites, to compare with."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(config_of(folder))
+    def __init__(self, folder: Path, **rules: Any) -> None:
+        super().__init__(config_of(folder, **rules))
         log = self.system.log
         self.originals: dict[tuple[int, int], Record] = {}
         replace = log.replace
@@ -117,8 +117,8 @@ class UnlearningRun(PromotionRun):
         return other
 
 
-async def started(folder: Path, lists: int = 60) -> UnlearningRun:
-    run = UnlearningRun(folder)
+async def started(folder: Path, lists: int = 60, **rules: Any) -> UnlearningRun:
+    run = UnlearningRun(folder, **rules)
     await run.start()
     await run.show(lists)
     return run

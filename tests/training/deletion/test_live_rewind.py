@@ -12,7 +12,7 @@ from recsys.process.log_consumer import decoded
 from runtime.jobs.rewind import read_events, request_rewind
 from tests.support.training.unlearning_run import Killed, UnlearningRun, started
 from training.deletion import live_replay, live_unlearning, unlearn
-from training.deletion.rewind_scope import Named, RewindScope
+from training.deletion.rewind_scope import LoggedList, Named, RewindScope
 from training.lines.line import MAIN
 
 pytestmark = pytest.mark.slow
@@ -133,10 +133,9 @@ def test_a_request_of_which_nothing_was_learned_costs_no_replay(tmp_path: Path) 
         run = await started(tmp_path, 30)
         since_ms = run.system.now_ms
         await run.show(5)
-        unseen = "nothing"
         steps = run.system.log.end(STEPS, 0)
-        scope = RewindScope([user("u3")], since_ms)
-        scope._items["u3"][unseen] = None  # a list that nobody looked at
+        scope = RewindScope([Named("r", requests=frozenset(["r"]))], since_ms)
+        scope.take([LoggedList(since_ms, "r", "u3", [])])  # nobody looked at it
         request_rewind(run.system.log, scope, run.system.now_ms, "first")
         await run.show_until_over()
         assert (run.request.state, run.request.first) == ("done", 0)
@@ -152,7 +151,7 @@ def test_item_counters_no_longer_have_what_was_withdrawn(tmp_path: Path) -> None
         system = run.system
         since_ms = system.now_ms
         await run.show(40)
-        fold = system.counters.fold
+        fold = system.counters.oldest.fold
         keys = sorted(fold.counters.export()[0].tolist())
         before = fold.counters.export(keys)[1].copy()
         ask(run, since_ms, Named("everything", everything=True))
