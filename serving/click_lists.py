@@ -62,11 +62,8 @@ class ClickLists:
         )
 
     def needs_list(self, event: Engagement) -> bool:
-        """Whether an engagement is learned with a list of its own: one that names no list, or that may be the
-        first with an item of its list."""
-        labels = self._pipeline.replica.features.schema.labels
-        is_first = not event.request_id or event.kind == labels[0]
-        return event.attributed and is_first and event.kind in labels
+        """Whether an engagement is learned with a list of candidates."""
+        return event.attributed and event.kind in self._pipeline.replica.features.schema.labels
 
     def leave_out(self, click: Engagement, why: str) -> tuple[Event, ...]:
         """A click without a list, counted."""
@@ -91,8 +88,9 @@ class ClickLists:
         is_served = bool(click.request_id) or (
             guessed and not all(request_id.startswith(CLICK_LIST) for request_id in requests)
         )
-        if is_served and click.kind != session.features.schema.labels[0]:
-            return (click,)
+        if is_served and self._lists.get((str(click.user_id), str(click.item_id))):
+            if click.kind != session.features.schema.labels[0]:
+                return (click,)  # the joiner has the candidates of the click before it
         query = self._query(click, session, now_ms)
         named = _logged_id(query.request_id)
         if is_served:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import CovisitConfig
 from recsys.events.event_types import (
-    SEEN,
     Engagement,
     Event,
     Impression,
@@ -99,12 +98,10 @@ class ItemCounters:
         event, since each has bounds of its own."""
         if not engagement.attributed or str(engagement.user_id) in self.quarantined:
             return
+        counts = engagement.kind in self._kinds and self.influences[partition].counts(engagement)
         if self._has_lists:
-            engaged = 0 if engagement.kind == SEEN else int(keys_I[0])
-            self._show(engagement, partition, engaged)
-        if engagement.kind not in self._kinds:
-            return
-        if self.influences[partition].counts(engagement):
+            self._show(engagement, partition, int(keys_I[0]) if counts else 0)
+        if counts:
             self._visit(engagement, keys_I, 1)
             self._count(engagement, keys_I, 1.0)
 

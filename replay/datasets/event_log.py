@@ -120,7 +120,7 @@ class EventLog:
             expected = f"expected {error.expected}, found {error.value}"
             raise DataError(file, expected, line=line, field=error.field) from error
         if isinstance(event, Impression):
-            event.shown = self._settings.all_shown
+            event.shown = self._settings.all_shown or msgspec.UNSET
             if "surface" not in value:
                 event.surface = str(event.context.get("surface", event.surface))
         return event

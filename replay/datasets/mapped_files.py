@@ -214,7 +214,7 @@ class MappedFiles(OfApp):
             events = [
                 Impression(
                     time_ms=now_ms, request_id=request_id, user_id=user_id,
-                    items=[ServedItem(item_id=item_id)], shown=self.app.shown == BY_LIST,
+                    items=[ServedItem(item_id=item_id)], shown=self.app.shown == BY_LIST or msgspec.UNSET,
                     context=self._fields("context", table.context, table, row, faults),
                 )
             ]  # fmt: skip

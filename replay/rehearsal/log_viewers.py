@@ -96,6 +96,8 @@ class LogViewers:
         self._before(shown.time_ms)
         served = self._recommend(shown, shown.context)
         ids = [item.item_id for item in shown.items[:_MOST]]
+        if not ids:
+            return
         ranked = self._system.rank(shown.user_id, ids, shown.surface, shown.context)
         _put(self._ranked, shown.request_id, (ranked.request_id, served))
         seen = Engagement(

@@ -50,7 +50,11 @@ def first_row_ms(dataset: MappedFiles, rows: int, from_: str | None) -> int:
     times = dataset.times_ms
     first_ms, last_ms = int(times[0]), int(times[-1])
     if from_ is None:  # the newest fifth at the most; other rows are shown items, or of other kinds
-        share = dataset.kinds[dataset.labels[0]] / len(times)
+        if not (labelled := dataset.kinds[dataset.labels[0]]):
+            raise ValueError(
+                f"no row is a {dataset.labels[0]}, expected some of the first label: correct the definition"
+            )
+        share = labelled / len(times)
         newest = min(rows / max(share, 1 / len(times)), len(times) / 5)
         from_ms = int(times[-max(1, int(newest))])
     else:
@@ -104,8 +108,8 @@ class Rehearsal:
         return None if retrieval is None else retrieval["questions"]
 
     def _live(self, asked: AskedRows) -> dict[str, Any]:
-        self.up(self.config)
         try:
+            self.up(self.config)
             key = (Path(self.config.state) / "run" / "admin.key").read_text().strip()
             keeper, clock = ClockKeeper(self.config.state), clock_of(self.config)
             url = f"http://127.0.0.1:{self.config.serve.port}"

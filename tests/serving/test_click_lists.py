@@ -240,7 +240,6 @@ def test_the_same_click_again_has_the_same_list(tmp_path: Path) -> None:
     "event",
     [
         {"kind": "look"},
-        {"request_id": "r1", "kind": "purchase"},
         {"time_ms": START_MS - 2 * 3_600_000, "why": OLD},
         {"item_id": "v999", "why": UNKNOWN},
         {"user_id": "plain", "why": PLAIN},

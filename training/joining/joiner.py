@@ -297,7 +297,7 @@ class Joiner:
         request_id = engagement.request_id
         place = self._place(request_id, engagement) if request_id else self._newest(engagement)
         before = "" if place is None else place.state.choices.get(place.rank, "")
-        choice = engagement.choice or before
+        choice = before or engagement.choice or ""
         candidates = self._place(choice, engagement) if choice else None
         if place is None and candidates is None:
             fault = "late" if request_id in self._expired else "unmatched"
@@ -339,7 +339,8 @@ class Joiner:
     def _engage_at(self, place: _Place, engagement: Engagement, out: list[Joined]) -> bool:
         """Notes an engagement with an item of a list; False if the bounds of influence leave it out."""
         request_id, index, state, opened = place
-        is_label, is_seen = engagement.kind in self._bits, engagement.kind == SEEN
+        is_label = engagement.kind in self._bits
+        is_seen = engagement.kind == SEEN and not is_label
         is_bounded = not is_seen and self._is_bounded(state, index, engagement)
         if is_label or self._shown_by != "click" and not is_seen:
             state.marks[index] |= SHOWN
@@ -388,12 +389,15 @@ class Joiner:
         request_id, _, state, opened = place
         if opened is not None:
             return
-        for index, mark in enumerate(state.marks):
-            is_due = mark & SHOWN and not mark & BOUNDED
-            if is_due and state.learned[index] == NEVER:
-                if self._is_example(request_id, state, index, AFTER):
-                    impression = self._impression_at(place)
-                    self._emit(state, index, impression, (self.watermark_ms, 0), out)
+        due = [
+            index
+            for index, mark in enumerate(state.marks)
+            if mark & SHOWN and not mark & BOUNDED and state.learned[index] == NEVER
+        ]
+        impression = self._impression_at(place) if due else None
+        for index in due:
+            if self._is_example(request_id, state, index, AFTER):
+                self._emit(state, index, impression, (self.watermark_ms, 0), out)
         self.impressions.update(request_id, state)
 
     def _close(self, request_id: str, due_ms: int, out: list[Joined]) -> None:
@@ -470,7 +474,8 @@ class Joiner:
         if impression is None:
             self.counts["lost"] += 1
             return
-        served, block = impression.items[index], None if state.choices else impression.features
+        is_measured = bool(state.choices)
+        served, block = impression.items[index], None if is_measured else impression.features
         self.counts["corrections" if correction else "examples"] += 1
         example = Example(
             partition=self.partition, offset=state.offset, index=index, sequence=self.sequence,
@@ -482,7 +487,7 @@ class Joiner:
             served_by=served_by(impression.stamp), predicted=item_predictions(impression, index),
             features=item_block(block, index, len(impression.items)) if block else None,
             arrived=self._arrived(mark, again), sampling_rate=self.config.negatives,
-            sampled_out=sampled_out, measured=True if state.choices else msgspec.UNSET,
+            sampled_out=sampled_out, measured=True if is_measured else msgspec.UNSET,
         )  # fmt: skip
         out.append(example)
 
