@@ -115,3 +115,28 @@ def test_a_page_works_without_storage_and_says_what_was_refused() -> None:
             assert not browser.run("return document.getElementById('bought').textContent")
     finally:
         stub.close()
+
+
+def test_a_slate_is_confirmed_once_the_page_is_in_the_foreground() -> None:
+    stub = ExampleStub("news")
+    hidden = "Object.defineProperty(document, 'hidden', { value: %s, configurable: true });"
+    try:
+        with Browser() as browser:
+            script = {"source": hidden % "true"}
+            browser.devtools("Page.addScriptToEvaluateOnNewDocument", script)
+            browser.open(stub.url)
+            wait(lambda: len(browser.run(ITEMS)) == 12, "the slate came")
+            browser.run("return new Promise((resolve) => setTimeout(resolve, 200))")
+            assert stub.events == []
+            browser.run(hidden % "false" + "document.dispatchEvent(new Event('visibilitychange'))")
+            wait(lambda: stub.events, "the slate was confirmed")
+            browser.run("document.dispatchEvent(new Event('visibilitychange'))")
+            browser.run(CLICK_FIRST)
+            wait(lambda: browser.run(REPORTED), "the click was reported")
+            seen, click = stub.events
+            assert (seen["kind"], click["kind"]) == ("seen", "click")
+            names = ("request_id", "token", "user_id", "surface")
+            assert [seen[name] for name in names] == [click[name] for name in names]
+            assert seen["request_id"] == "r12"
+    finally:
+        stub.close()

@@ -155,6 +155,18 @@ def test_a_list_is_reported_once_it_is_visible_in_a_page_that_is_too(
     assert received(browser, site) == [seen]
 
 
+def test_a_list_whose_item_leaves_a_hidden_page_is_not_reported(
+    browser: Browser, site: TrackerSite
+) -> None:
+    open_page(browser, site, options='{"reports": "lists"}')
+    browser.run(HIDE_PAGE, "hidden")
+    show_cell(browser, "height: 200px")
+    browser.run("tracker.unobserve(feed.firstChild)")
+    browser.run(HIDE_PAGE, "visible")
+    browser.run("return shownFor(100)")
+    assert received(browser, site) == []
+
+
 def test_a_close_sends_the_view_of_what_is_visible_and_the_likes_that_wait(
     browser: Browser, site: TrackerSite
 ) -> None:

@@ -21,7 +21,7 @@ PEM = PRIVATE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublic
 
 
 def world_of(folder: Path, definition: str) -> World:
-    """A system of an app, without the clicks' lists of a running trainer."""
+    """A service of an app, by the text of its definition."""
     app = app_of(definition)
     config = app.config(replace(Config(), state=str(folder)))
     write_feature_set(config, app.feature_set())
