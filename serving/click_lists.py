@@ -88,9 +88,8 @@ class ClickLists:
         is_served = bool(click.request_id) or (
             guessed and not all(request_id.startswith(CLICK_LIST) for request_id in requests)
         )
-        if is_served and self._lists.get((str(click.user_id), str(click.item_id))):
-            if click.kind != session.features.schema.labels[0]:
-                return (click,)  # the joiner has the candidates of the click before it
+        if is_served and self.list_before(click):
+            return (click,)  # the joiner has the candidates of the click before it
         query = self._query(click, session, now_ms)
         named = _logged_id(query.request_id)
         if is_served:

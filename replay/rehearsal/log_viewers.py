@@ -5,7 +5,7 @@ asked to rank. Another row is sent in the list that was asked for, if that holds
 of another kind goes with the row before it of the same user and item. Pure: the system is handed in."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from recsys.events.event_types import SEEN, Engagement, Event, Impression, Item, User
@@ -55,19 +55,14 @@ class LogViewers:
     """Plays events in the order of time. ``label``: the kind of engagement that is judged. ``read``: lists
     per row that are asked for besides, and only read. ``counts``: rows, lists, and rows sent in a list."""
 
-    def __init__(
-        self, system: System, judge: Judged, label: str, read: float = 0.0,
-        on_row: Callable[[int], None] = lambda time_ms: None,
-    ) -> None:  # fmt: skip
+    def __init__(self, system: System, judge: Judged, label: str, read: float = 0.0) -> None:
         self._system, self._judge, self._label, self._read = system, judge, label, read
-        self._on_row = on_row
         self._items: list[Item] = []
         self._users: list[User] = []
         # Lists of the log as the system ranked them, and as it would have recommended then.
         self._ranked = OrderedDict[str, tuple[str, ServedList]]()
-        self._rows = OrderedDict[
-            tuple[str, str], str
-        ]()  # request of the newest row of user and item
+        # Request of the newest row of user and item.
+        self._rows = OrderedDict[tuple[str, str], str]()
         self.counts = Counter[str]()
 
     def play(self, event: Event) -> None:
@@ -123,7 +118,6 @@ class LogViewers:
         self._system.send([row])
         self.counts["rows"] += 1
         self.counts["rows in a list"] += bool(request_id)
-        self._on_row(row.time_ms)
 
     def _before(self, time_ms: int) -> None:
         self.publish()

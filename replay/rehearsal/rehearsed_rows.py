@@ -1,7 +1,7 @@
 """The rows of a log that a rehearsal plays, and the judgement of the lists that were served before them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -63,11 +63,10 @@ def rows_of(dataset: MappedFiles, options: RehearsalOptions) -> Iterator[Event]:
 
 
 def play(
-    system: System, events: Iterable[Event], label: str, judge: Judged, read: float = 0.0,
-    on_row: Callable[[int], None] = lambda time_ms: None,
-) -> Counter[str]:  # fmt: skip
+    system: System, events: Iterable[Event], label: str, judge: Judged, read: float = 0.0
+) -> Counter[str]:
     """Plays events to a system; returns the counts of the viewers."""
-    viewers = LogViewers(system, judge, label, read, on_row)
+    viewers = LogViewers(system, judge, label, read)
     for event in events:
         viewers.play(event)
     return viewers.counts

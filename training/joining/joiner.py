@@ -398,7 +398,6 @@ class Joiner:
         for index in due:
             if self._is_example(request_id, state, index, AFTER):
                 self._emit(state, index, impression, (self.watermark_ms, 0), out)
-        self.impressions.update(request_id, state)
 
     def _close(self, request_id: str, due_ms: int, out: list[Joined]) -> None:
         opened = self.impressions.open[request_id]
