@@ -222,7 +222,7 @@ def test_a_ranking_that_wasnt_answered_keeps_its_id(world: World) -> None:
     async def scenario(w: World) -> None:
         recommend = w.service.recommend
 
-        async def away(*_: Any) -> Any:
+        async def away(*_: Any, **__: Any) -> Any:
             raise Unavailable("not now")
 
         w.service.recommend = away  # type: ignore[method-assign]
