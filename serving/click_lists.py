@@ -52,10 +52,11 @@ class ClickLists:
     def list_of(self, click: Engagement, session: Session) -> Impression:
         """The list from which the item was clicked; it precedes the click."""
         query = self._query(click, session, click.time_ms)
-        self._remember(click, query.request_id)
+        request_id = _logged_id(query.request_id)
+        self._remember(click, request_id)
         return Impression(
             time_ms=click.time_ms,
-            request_id=query.request_id,
+            request_id=request_id,
             user_id=click.user_id,
             items=[ServedItem(item_id=item_id) for item_id in self._items(click, query)],
             surface=click.surface,
@@ -148,5 +149,5 @@ class ClickLists:
 
 
 def _logged_id(request_id: str) -> str:
-    """Id of a list on the log of a running system: without the names that are in it."""
+    """Id of a list of candidates: without the names that are in it."""
     return CLICK_LIST + digest_of(request_id)

@@ -2,7 +2,7 @@
 
 An engagement with the first label counts for each source that had the item among its candidates for the
 viewer's list: as 1 under ``shown``, and under the label divided among these sources. ``ALL`` counts every
-engagement, ``UNION`` those with an item that any source had.
+engagement with a list, ``UNION`` those with an item that any source had.
 """
 
 from collections import OrderedDict
@@ -46,7 +46,7 @@ class SourceCredits:
 
     def of(self, request_id: str, item: int) -> Iterator[tuple[tuple[int, ...], float]]:
         """Keys to count an engagement for, with their part of the engagement."""
-        if request_id.startswith(CLICK_LIST):
+        if not request_id or request_id.startswith(CLICK_LIST):
             return  # no source was asked for a viewer's list
         names = self.requests.get(request_id, {}).get(item, [])
         yield (ALL, UNION) if names else (ALL,), 1.0

@@ -8,9 +8,9 @@ corrections until the horizon, and are counted as late after it.
 
 ``shown_by`` is that of the schema. With ``view`` an item is shown once an engagement names it. With
 ``impression`` an engagement shows the whole list, as does an impression that is ``shown``. With ``click`` a
-label does, so that nothing comes of a list that was only read. A click has a second list then, its ``choice``
-of candidates, in which it is learned as one without a served list would be; the examples of the list that
-served it are ``measured`` alone. Items that were served but never shown are counted and are no negatives.
+label does, so that nothing comes of a list that was only read. A click is learned in a list of candidates that
+was made for it, which a click in a served list names as its ``choice``; the examples of served lists are
+``measured`` alone. Items that were served but never shown are counted and are no negatives.
 
 A ``User`` with ``removed`` deletes the pending state of that user and emits a ``Forget`` in its place.
 
@@ -438,7 +438,7 @@ class Joiner:
     def _is_example(self, request_id: str, state: ImpressionState, index: int, way: int) -> bool:
         """Records an item's labels; False if sampling drops its first example, which ended in a ``way``."""
         labels, learned, mark = state.labels[index], state.learned[index], state.marks[index]
-        if state.choices:  # measured alone
+        if self._is_measured(request_id):
             return True
         if learned != NEVER:
             if not mark & AFTER:
@@ -473,7 +473,7 @@ class Joiner:
         if impression is None:
             self.counts["lost"] += 1
             return
-        is_measured = bool(state.choices)
+        is_measured = self._is_measured(impression.request_id)
         served, block = impression.items[index], None if is_measured else impression.features
         self.counts["corrections" if correction else "examples"] += 1
         example = Example(
@@ -498,6 +498,9 @@ class Joiner:
         if not mark & AFTER:
             late |= self._delays.late_labels(by_window)
         return [1.0 - label for label in self._labels(late)] if late else []
+
+    def _is_measured(self, request_id: str) -> bool:
+        return self._shown_by == "click" and not request_id.startswith(CLICK_LIST)
 
     def _labels(self, bits: int) -> list[float]:
         if bits not in self._lists:
