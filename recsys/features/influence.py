@@ -1,13 +1,12 @@
 """Bounds on the influence of one account, one network and new accounts on an item.
 
-An account's engagements with an item are one judgement, and so is an item that it was shown without engaging,
-which has bounds apart (``like``). It counts or not, as decided at its first engagement:
+An account's engagements with an item are one judgement, which counts or not, as decided at the first of them:
 by the account's room, by the share that the item has from its network or API key, and, for a new account, by
 how many established ones judged the item. A pure function of the events of one partition with a ``source``;
 events without one, as in data sets and old logs, always count.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Final, TypeVar
 
@@ -28,6 +27,7 @@ _JUDGED: Final = 20  # judgements of an established account
 _ESTABLISHED: Final = 200  # established accounts of a system before new ones are bounded
 _ACCOUNTS: Final = 50_000  # remembered accounts; also of items and of networks with an item
 _JUDGEMENTS: Final = 100_000
+UNREAD: Final = 24  # newest lists of a reader that may still be confirmed
 _DECIDED, _COUNTS = 1, 2  # bits of a judgement; then one for each kind
 _UNBOUNDED: Final = frozenset({"view", "long_view", "skip", "hide"})
 _BOUNDED_KINDS: Final = sum(1 << n for n, k in enumerate(ENGAGEMENT_KINDS) if k not in _UNBOUNDED)
@@ -43,6 +43,7 @@ class _Packed(msgspec.Struct, array_like=True):
     judgements: list[tuple[int, int]]
     total: int
     established: int
+    version: int = 0  # 1: networks by the key of the item
 
 
 class Influence:
@@ -99,6 +100,11 @@ class Influence:
             return True
         return (kinds & _BOUNDED_KINDS).bit_count() < self.bounds.kinds
 
+    def leaves_out(self, event: Engagement) -> bool:
+        """Whether the account's judgement about the item was made, and doesn't count."""
+        bits = self._judgements.get(_pair(event), 0) if self.bounds_event(event) else 0
+        return bool(bits & _DECIDED) and not bits & _COUNTS
+
     def counted(self, event: Engagement) -> bool:
         """Whether engagements of this kind, account and item counted, as far as is remembered."""
         if not self.bounds_event(event):
@@ -149,7 +155,7 @@ class Influence:
         """The state for a snapshot."""
         packed = _Packed(
             list(self._accounts.items()), list(self._items.items()), list(self._networks.items()),
-            list(self._sources.items()), list(self._judgements.items()), self._total, self._established,
+            list(self._sources.items()), list(self._judgements.items()), self._total, self._established, 1,
         )  # fmt: skip
         return _encoder.encode(packed)
 
@@ -158,10 +164,14 @@ class Influence:
         if not blob:
             return
         packed = _decoder.decode(blob)
-        self._accounts, self._items = OrderedDict(packed.accounts), OrderedDict(packed.items)
-        self._networks, self._sources = OrderedDict(packed.networks), OrderedDict(packed.sources)
-        self._judgements = OrderedDict(packed.judgements)
-        self._total, self._established = packed.total, packed.established
+        self._accounts, self._judgements = (
+            OrderedDict(packed.accounts),
+            OrderedDict(packed.judgements),
+        )
+        self._established = packed.established
+        if packed.version:  # else shares of networks begin anew
+            self._items, self._networks = OrderedDict(packed.items), OrderedDict(packed.networks)
+            self._sources, self._total = OrderedDict(packed.sources), packed.total
 
     def _account(self, event: Engagement | Impression) -> list[float]:
         key, now_ms, bounds = key_of("user", event.user_id), event.time_ms, self.bounds
@@ -176,46 +186,57 @@ class Influence:
 
 
 class _ReadList(msgspec.Struct, array_like=True, gc=False):
+    user: int  # key of its reader
     keys: bytes  # int64 (N, I)
     width: int  # I
     counts: bytes = b""  # bool (N,): items that count; empty until the list is confirmed
+    confirmed_ms: int = 0
+
+    @property
+    def items_NI(self) -> Keys:
+        return np.frombuffer(self.keys, np.int64).reshape(-1, self.width)
 
 
 class ReadLists:
-    """The newest ``most`` lists that are shown as a whole, by request. Each counts once it is confirmed, as
-    far as the bounds admit its reader."""
+    """The newest lists that are shown as a whole, by request: ``most_bytes`` of their items' keys, and of
+    those that nobody has confirmed the newest ``UNREAD`` of each reader. Each counts once it is confirmed, as
+    far as the bounds admit its reader. ``evicted``: lists that were dropped before."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._bytes, self.evicted = most_bytes, 0, 0
         self._lists = OrderedDict[str, _ReadList]()
+        self._unread = defaultdict[int, dict[str, None]](dict)  # by reader, oldest first
 
-    def add(self, request_id: str, items_NI: Keys) -> None:
+    def add(self, impression: Impression, items_NI: Keys) -> None:
         """Remembers a list by the keys of its items; that of a request which is known stays as it is."""
-        if request_id not in self._lists:
-            read = _ReadList(items_NI.tobytes(), items_NI.shape[1])
-            _put(self._lists, request_id, read, self._most)
+        if impression.request_id not in self._lists:
+            user = key_of("user", impression.user_id)
+            self._put(impression.request_id, _ReadList(user, items_NI.tobytes(), items_NI.shape[1]))
 
     def confirm(
         self, reader: Engagement | Impression, bounds: Influence, engaged: int = 0
     ) -> Keys | None:
-        """Keys of the items that count from now on (N, I); None if the list is unknown or confirmed already.
-        ``engaged``: key of an item that counts in any case."""
+        """Keys of the items that count from now on (N, I); None if the list is unknown or confirmed already,
+        another reader's, or without the item. ``engaged``: key of an item that counts in any case."""
         read = self._lists.get(reader.request_id)
-        if read is None or read.counts:
+        if read is None or read.counts or read.user != key_of("user", reader.user_id):
             return None
-        items_NI = np.frombuffer(read.keys, np.int64).reshape(-1, read.width)
+        items_NI = read.items_NI
         own = items_NI[:, 0].tolist()
+        if isinstance(reader, Engagement) and key_of("item", reader.item_id) not in own:
+            return None
         counts = [key == engaged or bounds.admits_item(reader, key) for key in own]
-        read.counts = bytes(counts)
+        read.counts, read.confirmed_ms = bytes(counts), reader.time_ms
+        self._is_read(reader.request_id, read)
         return items_NI if all(counts) else items_NI[np.array(counts, np.bool_)]
 
-    def withdraw(self, request_id: str) -> Keys | None:
-        """Keys of the items that count no longer (N, I); None if the list is unknown or wasn't confirmed."""
-        read = self._lists.pop(request_id, None)
+    def withdraw(self, request_id: str) -> tuple[Keys, int] | None:
+        """Keys of the items that count no longer (N, I), and when they were counted; None if the list is
+        unknown or wasn't confirmed."""
+        read = self._pop(request_id)
         if read is None or not read.counts:
             return None
-        items_NI = np.frombuffer(read.keys, np.int64).reshape(-1, read.width)
-        return items_NI[np.frombuffer(read.counts, np.bool_)]
+        return read.items_NI[np.frombuffer(read.counts, np.bool_)], read.confirmed_ms
 
     def pack(self) -> bytes:
         """The state for a snapshot."""
@@ -223,8 +244,36 @@ class ReadLists:
 
     def restore(self, packed: bytes) -> None:
         """Continues from a packed state; an empty one, as in older snapshots, changes nothing."""
-        if packed:
-            self._lists = OrderedDict(msgspec.msgpack.decode(packed, type=_PackedLists))
+        for request_id, read in msgspec.msgpack.decode(packed, type=_PackedLists) if packed else ():
+            self._put(request_id, read)
+
+    def _put(self, request_id: str, read: _ReadList) -> None:
+        self._lists[request_id] = read
+        self._bytes += len(read.keys)
+        if not read.counts:
+            unread = self._unread[read.user]
+            unread[request_id] = None
+            if len(unread) > UNREAD:
+                self._evict(next(iter(unread)))
+        while self._bytes > self._most and len(self._lists) > 1:
+            self._evict(next(iter(self._lists)))
+
+    def _evict(self, request_id: str) -> None:
+        self._pop(request_id)
+        self.evicted += 1
+
+    def _pop(self, request_id: str) -> _ReadList | None:
+        read = self._lists.pop(request_id, None)
+        if read is not None:
+            self._bytes -= len(read.keys)
+            self._is_read(request_id, read)
+        return read
+
+    def _is_read(self, request_id: str, read: _ReadList) -> None:
+        unread = self._unread.get(read.user, {})
+        unread.pop(request_id, None)
+        if not unread:
+            self._unread.pop(read.user, None)
 
 
 class Influences(dict[int, Influence]):

@@ -38,7 +38,7 @@ from recsys.features.source_credits import SourceCredits
 KeysOf = Callable[[Id], Keys]
 GLOBAL: Final = key_of("entity", "global")
 REQUESTS: Final = 200_000
-LISTS: Final = 50_000  # newest lists that may be confirmed as shown, or taken back
+LIST_BYTES: Final = 100_000_000  # of keys of the newest lists that may be confirmed, or taken back
 _CROSSES: Final = 20_000  # pairs whose crosses are kept: of a profile and an item most come once
 
 
@@ -54,7 +54,7 @@ class ItemCounters:
         self.credits, self._requests = SourceCredits(tables), REQUESTS // tables
         self.influences = Influences(bounds, partitions, features.schema.kinds)
         self.readings = Influences(bounds, partitions)  # of lists without an engagement
-        self.lists = ReadLists(LISTS // tables)
+        self.lists = ReadLists(LIST_BYTES // tables)
         self.quarantined: set[str] = set()
         self.counters = features.counter_table(1024)
         # Context, and segment of viewers with a profile, of the newest requests.
@@ -89,7 +89,7 @@ class ItemCounters:
         self.credits.remember(impression)
         self.operators.impression(impression)
         if self._has_lists and str(impression.user_id) not in self.quarantined:
-            self.lists.add(impression.request_id, items_NI)
+            self.lists.add(impression, items_NI)
             if impression.shown:
                 self._show(impression, partition)
 
@@ -98,8 +98,9 @@ class ItemCounters:
         event, since each has bounds of its own."""
         if not engagement.attributed or str(engagement.user_id) in self.quarantined:
             return
-        counts = engagement.kind in self._kinds and self.influences[partition].counts(engagement)
-        if self._has_lists:
+        influence = self.influences[partition]
+        counts = engagement.kind in self._kinds and influence.counts(engagement)
+        if self._has_lists and not influence.leaves_out(engagement):
             self._show(engagement, partition, int(keys_I[0]) if counts else 0)
         if counts:
             self._visit(engagement, keys_I, 1)
@@ -163,8 +164,8 @@ class ItemCounters:
                 else:
                     stays.append(event)
             elif goes and isinstance(event, Impression):
-                if (items_NI := self.lists.withdraw(event.request_id)) is not None:
-                    self._count_shown(event.request_id, items_NI, event.time_ms, -1.0)
+                if (taken := self.lists.withdraw(event.request_id)) is not None:
+                    self._count_shown(event.request_id, *taken, -1.0)
         self.visits.forget(user)
         self.mark_changed(self.operators.take_back(user, self.counters))
         for event in stays:

@@ -34,6 +34,7 @@ USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
 COUNTER_ROWS: Final = 400
 REQUESTS: Final = 24  # requests whose context is remembered for their engagements
 READ: Final = 6  # newest lists that may still be confirmed as shown
+READ_BYTES: Final = 20_000  # of their items' keys, but for the newest
 WISHES: Final = 500
 HIDDEN: Final = 500  # more where more seen items are remembered
 NOBODY: Final = ""  # user id of a session without a profile: it has no row of its own
@@ -170,7 +171,9 @@ class Session:
             self._show(request_id, items_NI, impression.time_ms)
             return
         self.read[request_id] = items_NI.tobytes()
-        if len(self.read) > READ:
+        while len(self.read) > 1 and (
+            len(self.read) > READ or sum(map(len, self.read.values())) > READ_BYTES
+        ):
             del self.read[next(iter(self.read))]
 
     def _show(self, request_id: str, items_NI: Keys, now_ms: int) -> None:
@@ -193,9 +196,11 @@ class Session:
             if engagement.proof == USER_PROVEN and kind == "hide":
                 self.hidden.append(int(keys_I[0]))
             return
-        if (read := self.read.pop(engagement.request_id, None)) is not None:
+        if (read := self.read.get(engagement.request_id)) is not None:
             items_NI = np.frombuffer(read, np.int64).reshape(-1, len(keys_I))
-            self._show(engagement.request_id, items_NI, now_ms)
+            if keys_I[0] in items_NI[:, 0]:
+                del self.read[engagement.request_id]
+                self._show(engagement.request_id, items_NI, now_ms)
         if kind == SEEN and kind not in self.features.schema.kinds:
             return
         # A click without a list is as one whose own list was made for it.

@@ -130,7 +130,8 @@ def _prepare(
     lifecycle = lifecycle_of(log)
     _check_lifecycle(lifecycle)
     _check_start(log, config, features, lifecycle, rewind_ms)
-    scope = RewindScope(read_names(without, log, Path(config.state)), rewind_ms)
+    names = read_names(without, log, Path(config.state))
+    scope = RewindScope(names, rewind_ms, features.schema.shown_by == "impression")
     is_complete = read_events(log, scope)
     if without and not is_complete:
         raise Refused(

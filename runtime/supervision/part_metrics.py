@@ -74,6 +74,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("requests_evicted", GAUGE, "Requests whose fields were evicted"),
         ("covisit_rows", GAUGE, "Items with co-visits"),
         ("covisit_rows_evicted", GAUGE, "Items whose co-visits were evicted, since the part started"),
+        ("unread_lists_evicted", GAUGE, "Lists that nobody had confirmed and were evicted, since the start"),
         ("covisit_users_forgotten", GAUGE, "Viewers whose newest items were evicted, since the part started"),
         ("quarantined", GAUGE, "Users in quarantine"),
         ("unreadable", GAUGE, "Records of item_counts that could not be decoded"),

@@ -169,6 +169,7 @@ class CounterLoop:
         held = sorted(user for fold in folds for user in fold.quarantined)
         beat.gauge("quarantined", len(held))
         beat.names("quarantined", held[:_NAMED])
+        beat.gauge("unread_lists_evicted", sum(fold.lists.evicted for fold in folds))
         beat.gauge("covisit_users_forgotten", sum(fold.visits.forgotten for fold in folds))
         if self.states is not None:
             self.states.report(beat)

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from recsys.events.event_types import Stamp, Withdrawal
+from recsys.events.event_types import SEEN, Stamp, Withdrawal
 from recsys.events.hashing import Id
 from recsys.events.records import CLICK_LIST
 from training.lines.line import MAIN
@@ -48,6 +48,7 @@ class LoggedEngagement(msgspec.Struct, tag="engagement", tag_field="type", gc=Fa
     request_id: str
     user_id: Id
     item_id: Id
+    kind: str = ""
     proof: int | UnsetType = UNSET
     source: int | UnsetType = UNSET
     choice: str | UnsetType = UNSET
@@ -89,11 +90,14 @@ class Named:
 
 
 class RewindScope:
-    """Collects the events since ``from_ms`` that are named, by user, and the live line's answers since."""
+    """Collects the events since ``from_ms`` that are named, by user, and the live line's answers since.
+    ``shows_lists``: whether an engagement confirms its list as shown."""
 
-    def __init__(self, names: Iterable[Named], from_ms: int) -> None:
+    def __init__(self, names: Iterable[Named], from_ms: int, shows_lists: bool = False) -> None:
         self.names, self.from_ms = list(names), from_ms
         self.answers = list[ServedList]()
+        self._shows_lists, self._shown = shows_lists, set[str]()  # confirmed lists
+        self._choices = dict[tuple[str, str], str]()  # candidates, by served list and item
         self._users = set[str]()  # whose events are all named
         # By user and request, the named items; None: the whole list.
         self._items = defaultdict[str, dict[str, set[str] | None]](dict)
@@ -107,15 +111,19 @@ class RewindScope:
         now_ms = 0
         for event in events:
             now_ms = max(now_ms, event.time_ms)  # clients may date an engagement back
-            if now_ms < self.from_ms:
-                continue
+            is_since = now_ms >= self.from_ms
             if isinstance(event, LoggedList):
-                self._add_answer(event)
-                self._add(event, None)
+                if is_since:
+                    self._add_answer(event)
+                    self._add(event, None)
             elif (
                 isinstance(event, LoggedEngagement) and event.proof is UNSET
             ):  # else it counts for nobody
-                self._add(event, str(event.item_id))
+                shows = self._shows(event)
+                if event.choice:
+                    self._choices[event.request_id, str(event.item_id)] = event.choice
+                if is_since and (shows or event.kind != SEEN):
+                    self._add(event, None if shows else str(event.item_id))
 
     @property
     def users(self) -> set[str]:
@@ -129,6 +137,12 @@ class RewindScope:
             items = {request: sorted(named or ()) for request, named in requests.items()}
             yield Withdrawal(time_ms=time_ms, user_id=user, from_ms=self.from_ms, requests=items)
 
+    def _shows(self, event: LoggedEngagement) -> bool:
+        """Whether an engagement is the first in its list, so that all items of the list count by it."""
+        is_first = self._shows_lists and event.request_id and event.request_id not in self._shown
+        self._shown.add(event.request_id)
+        return bool(is_first)
+
     def _add_answer(self, shown: LoggedList) -> None:
         stamp = shown.stamp
         if stamp is not None and stamp.line == MAIN and not shown.request_id.startswith(CLICK_LIST):
@@ -137,7 +151,7 @@ class RewindScope:
             self.answers.append(ServedList(*about, stamp.line, stamp.epoch, stamp.step, items))
 
     def _add(self, event: LoggedList | LoggedEngagement, item_id: str | None) -> None:
-        """Adds an event, if it is named. ``item_id``: of an engagement; None: a list."""
+        """Adds an event, if it is named. ``item_id``: of an engagement; None: a whole list."""
         user, request_id = str(event.user_id), event.request_id
         if self._everything is not None:
             self._everything.seen[EVERYTHING] += 1
@@ -163,6 +177,7 @@ class RewindScope:
         """Adds the list of candidates that a click is learned in; it is of that click alone."""
         if not isinstance(event, LoggedEngagement):
             return
-        for request_id in (event.request_id, event.choice or ""):
+        choice = self._choices.get((event.request_id, str(event.item_id)), "")
+        for request_id in (event.request_id, choice):
             if request_id.startswith(CLICK_LIST):
                 self._items[str(event.user_id)][request_id] = None

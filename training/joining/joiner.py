@@ -8,8 +8,8 @@ corrections until the horizon, and are counted as late after it.
 
 ``shown_by`` is that of the schema. With ``view`` an item is shown once an engagement names it. With
 ``impression`` an engagement shows the whole list, as does an impression that is ``shown``. With ``click`` a
-label does, so that nothing comes of a list that was only read. A click is learned in a list of candidates that
-was made for it, which a click in a served list names as its ``choice``; the examples of served lists are
+label does, so that nothing comes of a list that was only read. A click is learned in a list of candidates
+that was made for it, which a click in a served list names as its ``choice``; the examples of served lists are
 ``measured`` alone. Items that were served but never shown are counted and are no negatives.
 
 A ``User`` with ``removed`` deletes the pending state of that user and emits a ``Forget`` in its place.

@@ -127,11 +127,11 @@ class CacheWriter:
         """Takes examples and corrections in event time. Raises ValueError for another feature set."""
         first: list[TrainingExample] = []
         times: list[int] = []
-        examples = self._check.read(examples)
+        learned = [n for n, example in enumerate(examples) if not example.measured]
+        examples = self._check.read([examples[n] for n in learned])
         all_fit = self._check.all_fit(examples)
-        for example, time in zip(examples, time_ms, strict=True):
-            if example.measured:
-                continue
+        for n, example in zip(learned, examples, strict=True):
+            time = time_ms[n]
             if not all_fit and (reason := self._check.reason(example)):
                 self._leave_out(example, reason)
             elif example.correction:

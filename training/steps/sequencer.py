@@ -18,6 +18,7 @@ from recsys.events.records import Range, SampledView, Step
 LANE_EXAMPLES: Final = 64  # from so many on, a second worker gains more than another lane costs
 _FULL_EXAMPLES: Final = 64  # of a step that learns at the whole rate, when live
 _LEAST_RATE: Final = 0.5  # a single viewer's likes must show
+_MEASURED: Final = 8  # times as many examples as a step learns, with those that are measured alone
 SAMPLED_PER_S: Final = 256  # views that step records name, whatever the number of examples
 View = tuple[str, Id]  # request, item
 
@@ -44,8 +45,10 @@ class Sequencer:
         self.gathered = 1  # steps whose rows are published together, with the last of them
         self.rate = 1.0  # factor of the configured learning rates
         self.offsets = dict(offsets or {})  # where the next step begins, by partition
-        # Of each example: arrival, partition, offset, closed_ms, and the view that caused it, if one did.
-        self._waiting: deque[tuple[int, int, int, int, View | None]] = deque()
+        # Of each example: arrival, partition, offset, closed_ms, the view that caused it, if one did, and
+        # whether it is learned.
+        self._waiting: deque[tuple[int, int, int, int, View | None, bool]] = deque()
+        self._learned = 0  # of those that wait
         self._sampled_ms = 0  # time of the newest step
         self._more_views = 0.0  # views that may be sampled
 
@@ -54,10 +57,13 @@ class Sequencer:
         return len(self._waiting)
 
     def arrived(
-        self, partition: int, offset: int, closed_ms: int, now_ms: int, view: View | None = None
-    ) -> None:
-        """Takes the example at (partition, offset) of ``examples``, which arrived at ``now_ms``."""
-        self._waiting.append((now_ms, partition, offset, closed_ms, view))
+        self, partition: int, offset: int, closed_ms: int, now_ms: int, view: View | None = None,
+        learned: bool = True,
+    ) -> None:  # fmt: skip
+        """Takes the example at (partition, offset) of ``examples``, which arrived at ``now_ms``. One that
+        isn't ``learned`` stands in a step, and makes it no larger."""
+        self._waiting.append((now_ms, partition, offset, closed_ms, view, learned))
+        self._learned += learned
 
     def due_ms(self, now_ms: int, idle: bool = False) -> int | None:
         """Time until a step is due, 0 if it is: enough examples wait, the oldest has waited long enough, or
@@ -65,7 +71,9 @@ class Sequencer:
         if not self._waiting:
             return None
         config, waited_ms = self.config, now_ms - self._waiting[0][0]
-        if len(self._waiting) >= config.examples or waited_ms < 0:
+        if self._learned >= config.examples or len(self._waiting) >= _MEASURED * config.examples:
+            return 0
+        if waited_ms < 0:
             return 0
         wait_ms = min(config.soonest_ms, config.every_ms) if idle else config.every_ms
         return max(0, wait_ms - waited_ms)
@@ -74,18 +82,25 @@ class Sequencer:
         """The next step if it is due, else None."""
         if self.due_ms(now_ms, idle) != 0:
             return None
-        count = min(len(self._waiting), self.config.examples)
-        taken = [self._waiting.popleft() for _ in range(count)]
+        taken, learned = [], 0
+        while (
+            self._waiting
+            and learned < self.config.examples
+            and len(taken) < _MEASURED * self.config.examples
+        ):
+            taken.append(self._waiting.popleft())
+            learned += taken[-1][-1]
+        self._learned -= learned
         self.step += 1
-        share = min(1.0, count / _FULL_EXAMPLES) if self._live else 1.0
+        share = min(1.0, learned / _FULL_EXAMPLES) if self._live else 1.0
         return Step(
             line=self.line, epoch=self.epoch, step=self.step,
-            ranges=self._ranges((partition, offset) for _, partition, offset, *_ in taken), examples=count,
-            lanes=self.config.lanes, time_ms=max(closed_ms for *_, closed_ms, _ in taken),
+            ranges=self._ranges((p, offset) for _, p, offset, *_ in taken), examples=len(taken),
+            lanes=self.config.lanes, time_ms=max(closed_ms for *_, closed_ms, _, _ in taken),
             config=self.digest, defers_rows=self.step % self.gathered != 0,
             rate=self.rate * max(_LEAST_RATE, share**0.5),
-            filled=min(-(-count // LANE_EXAMPLES), self.config.lanes) if self._live else 0,
-            views=self._sample([(view, p, o) for _, p, o, _, view in taken if view], now_ms),
+            filled=max(1, min(-(-learned // LANE_EXAMPLES), self.config.lanes)) if self._live else 0,
+            views=self._sample([(view, p, o) for _, p, o, _, view, _ in taken if view], now_ms),
         )  # fmt: skip
 
     def _sample(self, views: list[tuple[View, int, int]], now_ms: int) -> list[SampledView]:

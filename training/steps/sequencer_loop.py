@@ -55,6 +55,7 @@ class _Example(msgspec.Struct):
     item_id: Id = ""
     view_ended_ms: int = 0
     correction: bool = False
+    measured: bool = False
 
     @property
     def view(self) -> View | None:
@@ -121,7 +122,8 @@ class SequencerLoop(RetryLoop):
             for partition, record in self._consumer.poll(_READ):
                 example = self._decode(record.value)
                 place = partition, record.offset
-                sequencer.arrived(*place, example.closed_ms, now_ms, example.view)
+                learned = not example.measured
+                sequencer.arrived(*place, example.closed_ms, now_ms, example.view, learned)
                 if self._trace:
                     self._trace.arrived(*place, example.request_id)
                 moved += 1

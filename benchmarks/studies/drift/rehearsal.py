@@ -143,9 +143,10 @@ class RehearsingSequencer(Sequencer):
         self._rehearsal = rehearsal
 
     def arrived(
-        self, partition: int, offset: int, closed_ms: int, now_ms: int, view: View | None = None
-    ) -> None:
-        super().arrived(partition, offset, closed_ms, now_ms, view)
+        self, partition: int, offset: int, closed_ms: int, now_ms: int, view: View | None = None,
+        learned: bool = True,
+    ) -> None:  # fmt: skip
+        super().arrived(partition, offset, closed_ms, now_ms, view, learned)
         self._rehearsal.arrived(partition, offset, closed_ms)
 
     def cut(self, now_ms: int, idle: bool = False) -> Step | None:

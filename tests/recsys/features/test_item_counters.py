@@ -7,10 +7,11 @@ import pytest
 from recsys.config.safety_config import BoundsConfig
 from recsys.events.event_types import SEEN, Engagement, Event, Impression, Item, Verdict
 from recsys.events.hashing import Id, cross, key_of
-from recsys.features import item_counters
+from recsys.features import influence, item_counters
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, Keys, read_block
+from recsys.features.influence import Influence, ReadLists
 from recsys.features.item_counters import GLOBAL, ItemCounters, segment_of
 from recsys.features.session import Session
 from tests.support.serving.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
@@ -98,6 +99,48 @@ def test_what_is_read_without_an_engagement_is_bounded_by_account() -> None:
     lists = [shown(f"r{n}", 1, 2) for n in range(5)]
     its.verdict(verdict(True), lists, by_id)  # no more than what counted
     assert (count(its, V1, "shown"), count(its, v2, "shown")) == (0.0, 1.0)
+
+
+def test_a_list_is_confirmed_by_its_reader_with_one_of_its_items_and_goes_as_it_came() -> None:
+    keys_NI = np.array([keys_of(n, ALL_SHOWN) for n in (1, 2)])
+    its = ItemCounters(ALL_SHOWN)
+    its.impression(shown("r1", 1, 2), keys_NI)
+    its.engagement(did("r1", 3, SEEN), keys_of(3, ALL_SHOWN))
+    its.engagement(msgspec.structs.replace(did("r1", 1, SEEN), user_id="other"), keys_NI[0])
+    assert len(its.counters) == 0
+    later = msgspec.structs.replace(did("r1", 1, SEEN), time_ms=NOW_MS + 50 * 3_600_000)
+    its.engagement(later, keys_NI[0])
+    its.verdict(verdict(True), [shown("r1", 1, 2)], by_id)  # at the time of the confirmation
+    assert not its.counters.export()[1].any()
+
+
+def test_an_engagement_that_the_bounds_leave_out_confirms_no_list() -> None:
+    its = ItemCounters(ALL_SHOWN, BoundsConfig(burst=1, daily=1))
+    for n in (1, 2):
+        its.impression(shown(f"r{n}", n), keys_of(n, ALL_SHOWN)[None])
+        its.engagement(did(f"r{n}", n, "like", source=7), keys_of(n, ALL_SHOWN))
+    assert (count(its, V1, "shown"), count(its, key_of("item", "v2"), "shown")) == (1.0, 0.0)
+
+
+def test_one_readers_lists_push_out_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(influence, "UNREAD", 3)
+    keys_NI = np.array([keys_of(n, ALL_SHOWN) for n in (1, 2)])
+    lists = ReadLists(6 * keys_NI.nbytes)
+    bounds = Influence()
+    other = msgspec.structs.replace(shown("other", 1, 2), user_id="other")
+    lists.add(other, keys_NI)
+    for n in range(9):
+        lists.add(shown(f"r{n}", 1, 2), keys_NI)
+    again = ReadLists(6 * keys_NI.nbytes)
+    again.restore(lists.pack())
+    for each in (lists, again):
+        confirmed = [n for n in range(9) if each.confirm(shown(f"r{n}", 1, 2), bounds) is not None]
+        assert confirmed == [6, 7, 8] and each.confirm(other, bounds) is not None
+    assert (lists.evicted, again.evicted) == (6, 0)
+    for n in range(9, 12):  # the confirmed ones take room, but none of the unread
+        lists.add(shown(f"r{n}", 1, 2), keys_NI)
+    assert lists.evicted == 7 and lists.withdraw("other") is None
+    assert all(lists.confirm(shown(f"r{n}", 1, 2), bounds) is not None for n in (9, 10, 11))
 
 
 def test_what_a_viewer_does_without_profiling_makes_no_visit() -> None:

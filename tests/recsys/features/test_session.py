@@ -162,6 +162,11 @@ def test_a_list_that_was_only_read_is_not_seen_until_it_is_confirmed() -> None:
     lists = [shown(f"r{n}", n) for n in range(READ + 1)]
     many = fold(session(ALL_SHOWN), *lists, did("r0", 0, SEEN), did("r1", 1, SEEN))
     assert list(many.seen) == [key_of("item", "v1")]  # the oldest is forgotten
+    assert not fold(
+        session(ALL_SHOWN), shown("r1", 1, 2), did("r1", 3, SEEN)
+    ).seen  # not of the list
+    long = fold(session(ALL_SHOWN), shown("r0", 1), shown("r1", *range(1_000)))
+    assert list(long.read) == ["r1"] and len(fold(long, shown("r2", 1)).read) == 1
 
 
 def test_where_the_client_says_what_was_seen_an_impression_shows_nothing() -> None:

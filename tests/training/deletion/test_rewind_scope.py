@@ -2,7 +2,7 @@
 
 import msgspec
 
-from recsys.events.event_types import Stamp
+from recsys.events.event_types import SEEN, Stamp
 from training.deletion.rewind_scope import (
     ListItem,
     LoggedEngagement,
@@ -21,8 +21,10 @@ def shown(request: str, user: str, time_ms: int = 2_000, **more: object) -> Logg
     return LoggedList(time_ms, request, user, items, **more)  # type: ignore[arg-type]
 
 
-def did(request: str, user: str, item: str, time_ms: int = 2_000, **more: int) -> LoggedEngagement:
-    return LoggedEngagement(time_ms, request, user, item, **more)
+def did(
+    request: str, user: str, item: str, time_ms: int = 2_000, **more: object
+) -> LoggedEngagement:
+    return LoggedEngagement(time_ms, request, user, item, **more)  # type: ignore[arg-type]
 
 
 def requests_of(scope: RewindScope) -> dict[str, dict[str, list[str]]]:
@@ -66,6 +68,25 @@ def test_an_engagement_that_counts_for_nobody_is_not_named() -> None:
     scope = RewindScope([Named("key", sources={5: "account"})], SINCE_MS)
     scope.take([did("r1", "u1", "a", source=5, proof=0)])
     assert not scope.users and not scope.names[0].seen
+
+
+def test_an_engagement_that_confirmed_its_list_names_the_whole_list() -> None:
+    for shows_lists in (True, False):
+        scope = RewindScope([Named("key", sources={5: "account"})], SINCE_MS, shows_lists)
+        scope.take([did("r1", "u1", "a", kind=SEEN, source=5), did("r1", "u1", "b", source=5)])
+        scope.take([did("r2", "u2", "a", source=6), did("r2", "u2", "b", kind=SEEN, source=5)])
+        scope.take([did("r3", "u3", "a", 999), did("r3", "u3", "b", source=5)])
+        first = {"u1": {"r1": []}} if shows_lists else {"u1": {"r1": ["b"]}}
+        assert requests_of(scope) == first | {"u3": {"r3": ["b"]}}
+
+
+def test_a_further_label_of_a_served_click_names_its_candidates() -> None:
+    scope = RewindScope([Named("key", sources={5: "account"})], SINCE_MS)
+    scope.take(
+        [did("r1", "u1", "a", choice="clicked:c1"), did("r1", "u1", "b", choice="clicked:c2")]
+    )
+    scope.take([did("r1", "u1", "a", source=5)])
+    assert requests_of(scope) == {"u1": {"r1": ["a"], "clicked:c1": []}}
 
 
 def test_everything_names_each_user() -> None:

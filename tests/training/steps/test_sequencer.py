@@ -48,6 +48,28 @@ def test_or_sooner_while_the_trainer_waits() -> None:
     assert step is not None and step.examples == 1
 
 
+def test_what_is_measured_alone_makes_a_step_no_larger_and_its_rate_no_higher() -> None:
+    steps = []
+    for measured in (0, 6):
+        cutter = Sequencer(CONFIG, line="main", epoch=0, digest="", live=True)
+        for offset in range(measured):
+            cutter.arrived(0, offset, 0, now_ms=0, learned=False)
+        for offset in range(measured, measured + 5):
+            cutter.arrived(0, offset, 0, now_ms=0)
+        steps.append(cutter.cut(1))
+        assert cutter.waiting == 1 and cutter.cut(1) is None
+    few, many = steps
+    assert few is not None and many is not None
+    assert (few.examples, many.examples) == (4, 10)
+    assert (few.rate, few.filled) == (many.rate, many.filled)
+    cutter = sequencer()
+    for offset in range(40):
+        cutter.arrived(0, offset, 0, now_ms=0, learned=False)
+    assert [step.examples for step in iter(lambda: cutter.cut(1), None) if step] == [32]
+    rest = cutter.cut(100)
+    assert rest is not None and rest.examples == 8 and cutter.waiting == 0
+
+
 def test_a_step_names_its_views() -> None:
     cutter = sequencer()
     for offset, view in enumerate([("r1", "7"), None, ("r1", 8)]):
