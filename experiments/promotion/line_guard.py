@@ -23,6 +23,8 @@ LEAST_CASES: Final = 200
 LEAST_USERS: Final = 50
 MARGIN: Final = 0.02  # tolerated loss of hits per case
 WINDOWS: Final = 2  # in a row
+DECLINE: Final = 0.8  # of the hits before, below which a line is worse than it was
+_PAST: Final = 8  # windows that say what it was
 LEAST_EXAMPLES: Final = 5_000  # learned without a positive one …
 LEAST_ENGAGEMENTS: Final = 50  # … while this many engagements came
 POPULARITY, TRANSITIONS = "popularity", "transitions"
@@ -39,8 +41,8 @@ V = TypeVar("V")
 @dataclass(frozen=True)
 class LineFault:
     """The live line must not go on. ``kind``: behind, or no_positive. ``since_ms``: event time up to which it
-    is not known to be at fault. ``was_well``: whether it was seen well before, so that there is something to
-    return to."""
+    is not known to be at fault. ``was_well``: whether it was better before, so that there is something to
+    return to; it wasn't where a fashion lifted a simple list above it."""
 
     kind: str
     reason: str
@@ -61,7 +63,7 @@ class LineGuard:
         }
         self._window = _Window(list(self._simple))
         self._behind: list[_Result] = []  # newest windows in a row
-        self._was_well = False
+        self._well: list[float] = []  # hits of the newest windows that weren't behind
         self._examples = self._engagements = 0  # since the last positive example was learned
         self._positive_ms: int | None = None  # event time of the last positive example
         self._learned_ms: int | None = None  # of the first one
@@ -105,7 +107,7 @@ class LineGuard:
     def restart(self) -> None:
         """Forgets what was judged: another epoch is live. The simple lists go on."""
         self._lists = _Newest(_USERS)
-        self._window, self._behind, self._was_well = _Window(list(self._simple)), [], False
+        self._window, self._behind, self._well = _Window(list(self._simple)), [], []
         self._examples = self._engagements = 0
         self._positive_ms = self._learned_ms = None
 
@@ -115,13 +117,15 @@ class LineGuard:
             return None
         result, self._window = self._window.result(), _Window(list(self._simple))
         if not result.is_behind:
-            self._behind, self._was_well = [], True
+            self._behind, self._well = [], [*self._well, result.ours][-_PAST:]
             return None
         self._behind = [*self._behind, result][-WINDOWS:]
         if len(self._behind) < WINDOWS:
             return None
         first, self._behind = self._behind[0], []
-        gained = result.gained
+        gained, was_well = result.gained, bool(self._well)
+        if was_well:
+            was_well = result.ours < DECLINE * sum(self._well) / len(self._well)
         reason = (
             f"its first ten items hit {result.ours:.1%} of what viewers took, those of {result.simple} "
             f"{result.simple_hits:.1%}: {gained.text} in {result.cases} cases of the last of {WINDOWS} "
@@ -131,7 +135,7 @@ class LineGuard:
             "ours": result.ours, result.simple: result.simple_hits, "gained": gained.mean,
             "low": gained.low, "high": gained.high, "cases": float(result.cases),
         }  # fmt: skip
-        return LineFault(BEHIND, reason, first.since_ms, self._was_well, evidence)
+        return LineFault(BEHIND, reason, first.since_ms, was_well, evidence)
 
     def _judge_learning(self) -> LineFault | None:
         examples, engagements = self._examples, self._engagements

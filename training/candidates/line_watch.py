@@ -48,6 +48,7 @@ class _List(msgspec.Struct, tag="impression", tag_field="type", gc=False):
     user_id: Id
     items: list[_Item]
     stamp: _Stamp | None = None
+    degraded: list[str] = []
 
 
 class _Engagement(msgspec.Struct, tag="engagement", tag_field="type", gc=False):
@@ -58,6 +59,11 @@ class _Engagement(msgspec.Struct, tag="engagement", tag_field="type", gc=False):
     proof: int | UnsetType = UNSET
 
 
+class _Verdict(msgspec.Struct, tag="verdict", tag_field="type", gc=False):
+    user_id: Id
+    quarantined: bool = True
+
+
 class LineWatch:
     """``turn`` returns the records to append. ``holds``: by kind, on ``control``."""
 
@@ -66,7 +72,7 @@ class LineWatch:
     ) -> None:
         self._log, self._clock = log, clock
         self._is_on, self._label = config.promotion.line_guard, features.schema.labels[0]
-        self._guard = LineGuard()
+        self._guard, self._quarantined = LineGuard(), set[str]()
         ends = {p: log.end(EVENTS, p) for p in range(log.partitions(EVENTS))}
         self._events = Consumer(log, EVENTS, list(ends), ends)
         control = ControlReader(log)
@@ -97,10 +103,17 @@ class LineWatch:
         first: LineFault | None = None
         try:
             records = self._events.drain()
-            for _, event in decoded(records, _List | _Engagement):
-                if isinstance(event, _List):
+            for _, event in decoded(records, _List | _Engagement | _Verdict):
+                user = str(event.user_id)
+                if isinstance(event, _Verdict):
+                    (self._quarantined.add if event.quarantined else self._quarantined.discard)(
+                        user
+                    )
+                elif user in self._quarantined:
+                    continue
+                elif isinstance(event, _List):
                     version = event.stamp and (event.stamp.line, event.stamp.epoch)
-                    is_own = version == (live.line, live.epoch)
+                    is_own = version == (live.line, live.epoch) and not event.degraded
                     if is_own and not event.request_id.startswith(CLICK_LIST):
                         items = [item.item_id for item in event.items]
                         self._guard.serve(event.user_id, items, event.time_ms)

@@ -63,6 +63,19 @@ def test_a_line_that_turns_bad_was_well_before() -> None:
     assert hold.was_well and bad_ms - WINDOW_MS < hold.since_ms < bad_ms + 2 * WINDOW_MS
 
 
+def test_a_line_that_is_as_good_as_before_has_nothing_to_return_to() -> None:
+    """A fashion lifts popularity above it."""
+    draw, guard, faults = np.random.default_rng(1), LineGuard(), list[LineFault | None]()
+    for n in range(int(6 * WINDOW_MS / EVERY_MS)):
+        now_ms, user = 10**12 + n * EVERY_MS, f"u{draw.integers(300)}"
+        is_fashion = n > 2.5 * WINDOW_MS / EVERY_MS
+        wanted = int(draw.integers(10) if is_fashion else 100 + draw.integers(ITEMS))
+        guard.serve(user, good(draw, wanted), now_ms)
+        faults.append(guard.engage(user, wanted, now_ms + 1_000))
+    hold, *_ = filter(None, faults)
+    assert hold.kind == "behind" and not hold.was_well
+
+
 def test_one_window_behind_is_no_reason() -> None:
     assert holds(by_chance, 1.9) == []
 

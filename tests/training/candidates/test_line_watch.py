@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from experiments.promotion.guard import GuardEvidence
@@ -13,7 +14,7 @@ from experiments.promotion.line_guard import NO_POSITIVE, LineFault
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Candidate, Control, Decision, LineHold, Live, Unlearning
-from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp
+from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, Verdict
 from recsys.events.records import CLICK_LIST, CONTROL, EVENTS, EXAMPLES, Example, record_of, topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import MemoryLog
@@ -145,6 +146,14 @@ def test_it_takes_lists_of_the_live_line_and_engagements_that_count() -> None:
     watched.append(*others, served(), *uncounted, engagement())
     assert watched.turn(Lines(Live(line="main", epoch=1))) == []
     assert watched.took == [("u", ["a", "b"], 4), ("u", "i", 5)]
+
+
+def test_it_takes_no_list_that_is_not_the_models_and_nothing_of_a_viewer_in_quarantine() -> None:
+    watched, lines = Watched(None), Lines(Live(line="main", epoch=1))
+    degraded = msgspec.structs.replace(served(), degraded=["rank"])
+    held, free = (Verdict(time_ms=4, user_id="u", quarantined=q) for q in (True, False))
+    watched.append(degraded, held, served(), engagement(), free, served("r2"))
+    assert watched.turn(lines) == [] and watched.took == [("u", ["a", "b"], 4)]
 
 
 def test_switched_off_it_reads_nothing() -> None:
