@@ -11,7 +11,7 @@ from runtime.reports.retrieval_tables import REPLAY
 from serving.control_room.room_app import WEB
 
 _COLOURS: Final = ("--glow", "--text", "--pink", "--amber", "--blue", "--violet")
-_LISTS: Final = 4  # simple lists with a curve: the best
+_LISTS: Final = 4  # simple lists with a curve: the best, by both questions
 _WIDTH, _HEIGHT, _LEFT, _BELOW = 720, 280, 44, 28
 _STYLE: Final = """
 main { max-width: 900px; padding-top: 24px; }
@@ -28,13 +28,19 @@ th, td { text-align: right; padding: 4px 0 4px 12px; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td i { display: inline-block; width: 18px; height: 3px; border-radius: 2px; margin-right: 8px;
   vertical-align: middle; }
+td:last-child { white-space: nowrap; }
 tr.ours { font-weight: 700; }
+@media (max-width: 600px) {
+  svg text { font-size: 22px; }
+  table { font-size: 13px; }
+}
 """
 
 
 def page_of(name: str, report: Mapping[str, Any]) -> str:
     """The page of an app's rehearsal, from its report."""
-    sections = "".join(_section(report, question) for question in (NEXT, FIRST))
+    colours = _colours(report)
+    sections = "".join(_section(report, question, colours) for question in (NEXT, FIRST))
     live, speed = report["live"], report["speed"]
     went = (
         f"{live['rows']:,} rows, event time {speed['reached']:,.0f} times as fast as the machine's "
@@ -49,14 +55,22 @@ def page_of(name: str, report: Mapping[str, Any]) -> str:
     )
 
 
-def _section(report: Mapping[str, Any], question: str) -> str:
+def _colours(report: Mapping[str, Any]) -> dict[str, str]:
+    """Colours of the curves, by name."""
+    lists = [report["questions"][question]["lists"] for question in (NEXT, FIRST)]
+    hits = {
+        name: sum(each[name][HIT] or 0.0 for each in lists if name in each) for name in lists[0]
+    }
+    best = sorted(hits, key=lambda name: -hits[name])[:_LISTS]
+    return dict(zip((OURS, REPLAY, *best), _COLOURS, strict=False))
+
+
+def _section(report: Mapping[str, Any], question: str, colours: Mapping[str, str]) -> str:
     measured, replayed = report["questions"][question], report["replay"]["questions"][question]
     heading = f"<h2>{escape(QUESTIONS[question].capitalize())}: {measured['cases']:,} cases</h2>"
     if measured["ours"] is None or measured["ours"][HIT] is None:
         return f"<section>{heading}<p>Too few for a figure.</p></section>"
     figures = {OURS: measured["ours"], REPLAY: replayed["ours"], **measured["lists"]}
-    best = sorted(measured["lists"], key=lambda each: -measured["lists"][each][HIT])
-    colours = dict(zip((OURS, REPLAY, *best[:_LISTS]), _COLOURS, strict=False))
     curves = {n: _curve(report["curves"][question], n) for n in colours if n != REPLAY}
     curves[REPLAY] = _curve(report["replay"]["curves"][question], OURS)
     return f"<section>{heading}{_chart(curves, colours)}{_table(figures, colours)}</section>"
