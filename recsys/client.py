@@ -24,7 +24,7 @@ from recsys.events.event_types import SEEN, ClientEvent, Engagement, Stamp
 from recsys.events.hashing import Id
 
 BATCH: Final = 500  # maximal events, items or users per request
-MAX_BYTES: Final = 900_000  # of them as JSON; the server takes 1 MB
+MAX_BYTES: Final = 400_000  # of them as JSON; the server takes 1 MB of at most 40,000 values
 ATTEMPTS: Final = 5
 FIRST_WAIT_S: Final = 0.2
 LONGEST_WAIT_S: Final = 5.0

@@ -23,6 +23,7 @@ from experiments.assignment.policy import LENGTH
 from recsys.events.event_types import Rejected
 from recsys.events.field_schema import check_fields
 from recsys.events.hashing import Id
+from recsys.events.rejection import show
 from serving import request as values
 from serving.access.access_layer import AccessLayer, caller_of, refusal
 from serving.access.audit import AuditTrail
@@ -379,12 +380,10 @@ _EXPECTED: Final = {
 def _detail(error: dict[str, Any]) -> FieldError:
     parts = (str(part) for part in error["loc"] if part != "body")
     field = ".".join(part for part in parts if not part.startswith("constrained-"))
-    value = repr(error.get("input"))
-    shown = value if len(value) <= 80 else value[:77] + "..."
     expected = _EXPECTED.get(error["type"], error["msg"])
     if error["type"] == "model_attributes_type" and not field:
         expected += ", sent with content-type: application/json"
-    return FieldError(field or "body", shown, expected)
+    return FieldError(field or "body", show(error.get("input")), expected)
 
 
 def _request_of(body: models.RecommendIn | models.RankIn, n: int) -> values.Request:

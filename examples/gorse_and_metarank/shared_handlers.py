@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
-import msgspec
 from fastapi import APIRouter, HTTPException, Request, Response
 
 from examples.gorse_and_metarank.unpersonalized import Unsupported
@@ -21,7 +20,7 @@ from recsys.log.protocol import LogUnavailable
 from serving import request as values
 from serving.access.caller import Caller
 from serving.http.serving_metrics import ServingMetrics
-from serving.http.strict_json import DECODE_ERRORS, StrictRoute, json_response
+from serving.http.strict_json import DECODE_ERRORS, StrictRoute, decode, json_response
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
 from serving.ingestion.write_api import OverQuota, Unavailable
 from serving.problem import problem
@@ -54,7 +53,7 @@ class SharedHandlers:
         """As ``body``; several values become a list. A body that isn't JSON is one rejected event."""
         body = await request.body()
         try:
-            return msgspec.json.decode(body)
+            return decode(body)
         except DECODE_ERRORS:
             with self.counting_rejected(1):
                 return parse_json_sequence(body, MAX_EVENTS)

@@ -7,13 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-import msgspec
-
 from recsys.config.system_config import Config
 from recsys.events.event_types import CONTROL_CHARACTER, MAX_ID_LENGTH, Rejected, parse
 from recsys.events.hashing import Id
 from recsys.events.rejection import MISSING, Unquoted
-from serving.http.strict_json import DECODE_ERRORS, VALUE
+from serving.http.strict_json import DECODE_ERRORS, VALUE, decode
 from serving.ingestion.event_validation import check_storable
 
 Raw = Mapping[str, Any]
@@ -34,7 +32,7 @@ def parse_json_sequence(body: bytes, most: int) -> list[Any]:
         if (value := VALUE.match(body, at)) is None:  # msgspec doesn't find the end of a value
             raise Rejected(where, Unquoted("without an end, or nested too deeply"), _JSON_EXPECTED)
         try:
-            values.append(msgspec.json.decode(value.group()))
+            values.append(decode(value.group()))
         except DECODE_ERRORS as error:
             raise Rejected(where, Unquoted(f"not JSON: {error}"), _JSON_EXPECTED) from error
         at = _skip_space(body, value.end())

@@ -7,6 +7,7 @@ from typing import Final
 from starlette.types import Message, Receive, Scope
 
 MAX_BODY_BYTES: Final = 1_000_000
+MAX_VALUES: Final = 40_000  # of JSON in a body: decoding and checking them holds up other requests
 _SHARE: Final = 4  # of the room, for one source
 
 
@@ -79,12 +80,20 @@ class BodyReceiver:
                 if size > MAX_BODY_BYTES:
                     raise _too_large()
                 if not message.get("more_body", False):
-                    return b"".join(parts)
+                    return _with_few_values(b"".join(parts))
                 if not self._room.take(source, len(part)):
                     raise BodyRefused(503, "too many bodies are being received (doors.body_mb)")
                 taken += len(part)
         finally:
             self._room.give_back(source, taken)
+
+
+def _with_few_values(body: bytes) -> bytes:
+    if (values := sum(map(body.count, (b",", b"[", b"{")))) > MAX_VALUES:
+        raise BodyRefused(
+            413, f"the body has {values} values, expected at most {MAX_VALUES}: send it in parts"
+        )
+    return body
 
 
 def _too_large() -> BodyRefused:

@@ -6,6 +6,7 @@ own, and the good ones are kept.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -31,13 +32,29 @@ _EVENT: Final = re.compile(rb'(?:[^"\[\]{},]++|%s)*+' % _NESTED, re.DOTALL)
 VALUE: Final = re.compile(rb'%s|[^\s"\[\]{},]++' % _NESTED, re.DOTALL)
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"number out of range: {text[:20]}")
+    return value
+
+
+# By a hook, in a time that is linear in the digits: msgspec itself takes 20 µs for 1e308.
+_decoder: Final = msgspec.json.Decoder(float_hook=_finite)
+
+
+def decode(body: bytes) -> Any:
+    """The value of strict JSON. Raises one of ``DECODE_ERRORS``."""
+    return _decoder.decode(body)
+
+
 class StrictRequest(Request):
     """Request that says why its body isn't JSON. The body is complete: see serving.admission.whole_body."""
 
     async def json(self) -> Any:
         body = await self.body()
         try:
-            return msgspec.json.decode(body)
+            return decode(body)
         except DECODE_ERRORS as error:
             events = read_events(body) if self.url.path == "/v1/events" else None
             if events is None:

@@ -207,7 +207,7 @@ def test_large_items_go_in_batches_that_the_server_takes() -> None:
     items: dict[str | int, Any] = {f"v{i}": {"vector": [0.123] * 1_600} for i in range(300)}
     assert server.client().upsert_items(items).accepted == 300
     sizes = [len(request.content) for request in server.requests]
-    assert 900_000 > max(sizes) > 800_000, "the server refuses a body beyond 1 MB for good"
+    assert 400_000 > max(sizes) > 350_000, "the server refuses a body beyond 1 MB for good"
 
 
 def test_no_events_need_no_request() -> None:

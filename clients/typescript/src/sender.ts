@@ -27,7 +27,7 @@ export interface SenderOptions {
 /** Statuses that say the body itself is wrong. Others, such as a wrong key or a wrong address, can be mended while the
  * events wait. */
 const REFUSED = new Set([400, 413, 422]);
-const MAX_BYTES = 500_000;
+const MAX_BYTES = 400_000;
 const KEEPALIVE_BYTES = 60_000; // browsers refuse more than 64 KiB of unanswered keepalive calls
 
 export class Sender {

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.admission.whole_body import MAX_BODY_BYTES, BodyReceiver, BodyRefused, BodyRoom
+from serving.admission.whole_body import (
+    MAX_BODY_BYTES,
+    MAX_VALUES,
+    BodyReceiver,
+    BodyRefused,
+    BodyRoom,
+)
 
 SOURCES = st.sampled_from("abc")
 
@@ -83,6 +89,18 @@ def test_the_largest_body_passes_and_takes_no_room_if_it_comes_at_once() -> None
     client = Client([part(b"x" * MAX_BODY_BYTES, more=False)])
     [whole] = receive(client, BodyRoom(0), scope(content_length=str(MAX_BODY_BYTES)))
     assert len(whole["body"]) == MAX_BODY_BYTES
+
+
+def test_a_body_of_many_values_is_refused_whatever_its_shape() -> None:
+    for start, filler, end in ((b"[0", b",0", b"]"), (b"", b"[", b""), (b"0", b"{}", b"")):
+        for values, is_refused in ((MAX_VALUES, False), (MAX_VALUES + 1, True)):
+            body = start + filler * (values - start.count(b"[")) + end
+            client = Client([part(body, more=False)])
+            if is_refused:
+                with pytest.raises(BodyRefused, match=f"{MAX_VALUES}: send it in parts"):
+                    receive(client, BodyRoom(0), scope())
+            else:
+                assert receive(client, BodyRoom(0), scope())
 
 
 @given(st.lists(st.tuples(SOURCES, st.integers(0, 50)), max_size=60))

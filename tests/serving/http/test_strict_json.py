@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.answers.bench_doors import HOSTILE
 from serving.http import strict_json
-from serving.http.strict_json import MAX_EVENTS, read_events
+from serving.http.strict_json import DECODE_ERRORS, MAX_EVENTS, decode, read_events
 from serving.http_app import build_app
 from tests.support.serving.service_harness import World, run
 
@@ -103,6 +103,43 @@ def test_a_hostile_body_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch)
     read_events(body)
     assert time.process_time() - began_s < 0.3 or name == "empty lists"  # garbage collection
     assert len(matched) <= MAX_EVENTS and sum(matched) <= len(body) <= 1_000_000
+
+
+@pytest.mark.parametrize(
+    "number", ["1e308", "-1e308", "1e-308", "5e-324", "2.2250738585072011e-308"]
+)
+def test_a_number_is_decoded_in_the_time_of_its_digits(number: str) -> None:
+    def cpu_s(text: str) -> float:
+        body, began_s = f"[{','.join([text] * 20_000)}]".encode(), time.process_time()
+        assert decode(body)[-1] == float(text)
+        return time.process_time() - began_s
+
+    assert min(cpu_s(number) for _ in range(3)) < 15 * min(cpu_s("1.5") for _ in range(3))
+
+
+@pytest.mark.parametrize("number", ["1e309", "-1e309", "1" * 400 + ".5", "NaN", "Infinity"])
+def test_a_number_that_is_not_finite_is_refused(number: str) -> None:
+    with pytest.raises(DECODE_ERRORS):
+        decode(f"[{number}]".encode())
+
+
+def test_a_refused_value_is_shown_in_part(tmp_path: Path) -> None:
+    """In the time that it takes to read it: written whole it would take ten times as long."""
+
+    async def scenario(w: World) -> None:
+        nested = b"[" * 7 + b",".join([b"[1]"] * 10_000) + b"]" * 7
+        headers = {"content-type": "application/json"}
+        answer = await w.client.post(
+            "/v1/recommend", content=b'{"user_id":%b}' % nested, headers=headers
+        )
+        (detail, *_) = answer.json()["details"]
+        assert (
+            answer.status_code == 422
+            and detail["value"].startswith("[[[")
+            and len(detail["value"]) < 40
+        )
+
+    run(World(tmp_path), scenario)
 
 
 def test_no_more_events_are_read_than_one_body_may_have() -> None:
