@@ -161,7 +161,9 @@ def _add_ranking_routes(app: FastAPI, service: Service, metrics: ServingMetrics)
         # A list of the caller's own items proves nothing, unless the caller needs no proof.
         has_token = logged and (request.candidate_ids is None or caller.attributes)
         return json_response(
-            _answer_out(answer, service.token_of(answer) if has_token else "", began_s)
+            _answer_out(
+                answer, service.token_of(answer, request, caller) if has_token else "", began_s
+            )
         )
 
 

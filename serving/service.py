@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from experiments.assignment.policy import LENGTH
 from recsys.app.set_loops import SetsInUse
 from recsys.clock import timer_of
 from recsys.config.system_config import Config
@@ -48,6 +49,7 @@ from serving.replica.log_follower import LogFollower
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from serving.request import SESSION, STALE, Answer, Request, with_degraded
+from serving.retrieval.filters import CHOSEN
 from serving.retrieval.retrieval_client import RetrievalClient
 from serving.sessions.session_store import SessionReader, StoreUnavailable
 from serving.sessions.session_timeout import MAX_WAIT_S, SLICE_S, TimedSessionReader
@@ -60,6 +62,7 @@ from serving.variants.model_variants import CanaryRouter, ModelVariants
 _LOG: Final = logging.getLogger(__name__)
 _CLICKS_S: Final = 2.0  # in which clicks of a batch get lists; later ones are counted only
 _ATTEMPTS: Final = 4  # of a request that asks retrieval shards: the last answers without them
+_OF_EACH: Final = 10  # items to choose from, for each one of a long list
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
 
@@ -197,11 +200,26 @@ class Service:
             message = "the user sends more events than access.user_events allows"
             raise Denied(429, "quota", message, wait_s)
 
-    def token_of(self, answer: Answer) -> str:
-        """Impression token of an answer."""
+    def token_of(self, answer: Answer, request: Request, caller: Caller = ANONYMOUS) -> str:
+        """Impression token of an answer to a caller's request."""
+        is_server = (
+            bool(caller.key_id) and caller.user_id is None
+        )  # whose filters no viewer chooses
+        narrowed = not is_server and self._is_narrow(answer, request)
         shown, user_id = [item.item_id for item in answer.items], answer.impression.user_id
         policy, now_ms = answer.stamp.policy, self.now_ms()
-        return self._proofs.mint(answer.request_id, user_id, shown, policy, now_ms)
+        return self._proofs.mint(answer.request_id, user_id, shown, policy, now_ms, narrowed)
+
+    def _is_narrow(self, answer: Answer, request: Request) -> bool:
+        """Whether the viewer's side left few items to choose from, or asked for many of them."""
+        if request.candidate_ids is not None:
+            return True
+        living = self.replica.catalogue.living.count
+        left = living - sum(answer.removed.get(name, 0) for name in CHOSEN)
+        length = self.reader.policies.lengths.get(request.surface, LENGTH)
+        return left < self.config.bounds.free_share * living or request.n > max(
+            length, left / _OF_EACH
+        )
 
     async def recommend(
         self, request: Request, request_id: str = "", logged: bool = True,

@@ -38,7 +38,7 @@ def add_routes(added: AddedRoutes, service: Service, metrics: ServingMetrics) ->
         ids = tuple(item.item_id for item in near)
         asked = values.Request(user_id, SHOWN, SURFACE, candidate_ids=ids, by_score=True)
         answer = await service.recommend(asked, caller=caller)
-        body = {"request_id": answer.request_id, "token": service.token_of(answer)}
+        body = {"request_id": answer.request_id, "token": service.token_of(answer, asked, caller)}
         return json_response(body | {"items": answer.items})
 
     added.router.include_router(router)

@@ -161,7 +161,9 @@ class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
     hash of the API key or network it came from; unset in data sets and old logs. ``token``: impression
     token of the answer, as clients send it; never on the log. ``value``: such as an amount, whose meaning
     and name the app declares for the kind. ``choice``: id of the list of candidates that a click also chose
-    from, beside the list that it was served in (serving/click_lists.py); written by the server only.
+    from, beside the list that it was served in (serving/click_lists.py). ``narrowed``: the viewer's side left
+    little to choose from in its list, so it counts only for an established account. Both are written by the
+    server only.
     """
 
     time_ms: int
@@ -178,6 +180,7 @@ class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
     token: str | msgspec.UnsetType = msgspec.UNSET
     value: float | msgspec.UnsetType = msgspec.UNSET
     choice: str | msgspec.UnsetType = msgspec.UNSET
+    narrowed: bool | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def attributed(self) -> bool:
@@ -262,11 +265,13 @@ def event_id_of(event: Event) -> str:
 
 
 def with_proof(
-    event: Engagement, proof: int | msgspec.UnsetType, source: int | msgspec.UnsetType
-) -> Engagement:
+    event: Engagement, proof: int | msgspec.UnsetType, source: int | msgspec.UnsetType,
+    narrowed: bool = False,
+) -> Engagement:  # fmt: skip
     """The engagement as stored: with what its sender proved, and without its token and a choice."""
     unset = {"token": msgspec.UNSET, "choice": msgspec.UNSET}
-    return msgspec.structs.replace(event, proof=proof, source=source, **unset)
+    narrow = True if narrowed else msgspec.UNSET
+    return msgspec.structs.replace(event, proof=proof, source=source, narrowed=narrow, **unset)
 
 
 def is_folded(event: Event) -> bool:

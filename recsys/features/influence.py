@@ -23,8 +23,13 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 _DAY_MS: Final = 86_400_000
 _OLD_MS: Final = _DAY_MS  # age of an established account
+_YOUNGEST_MS: Final = 60_000  # … in a system that is younger than two of these
 _JUDGED: Final = 20  # judgements of an established account
-_ESTABLISHED: Final = 200  # established accounts of a system before new ones are bounded
+_ESTABLISHED: Final = (
+    200  # established accounts before new ones are bounded, two days after the first …
+)
+_LEAST: Final = 20  # … in proportion before, and at least so many
+_FEW: Final = 10  # accounts for each established one, beyond which new ones aren't bounded
 _ACCOUNTS: Final = 50_000  # remembered accounts; also of items and of networks with an item
 _JUDGEMENTS: Final = 100_000
 UNREAD: Final = 24  # newest lists of a reader that may still be confirmed
@@ -44,6 +49,7 @@ class _Packed(msgspec.Struct, array_like=True):
     total: int
     established: int
     version: int = 0  # 1: networks by the key of the item
+    first_ms: int = 0
 
 
 class Influence:
@@ -58,7 +64,7 @@ class Influence:
         self._bits = _KIND_BITS | {kind: 4 << first + n % _OTHERS for n, kind in others}
         self.bounds = bounds or BoundsConfig()
         self._floor = self.bounds.floor / partitions
-        self._enough = _ESTABLISHED / partitions
+        self._partitions = partitions
         # First time, room, time of the room, judgements, whether it is established.
         self._accounts: OrderedDict[int, list[float]] = OrderedDict()
         self._items: OrderedDict[int, list[int]] = OrderedDict()  # judgements, of new accounts
@@ -66,12 +72,15 @@ class Influence:
         self._sources: OrderedDict[int, int] = OrderedDict()
         self._judgements: OrderedDict[int, int] = OrderedDict()  # bits by (account, item)
         self._total = self._established = 0
+        self._first_ms = (
+            0  # of the first judgement; a younger system has younger established accounts
+        )
 
     def like(self) -> "Influence":
         """Bounds as these, of nobody yet."""
         other = Influence()
         other._bits, other.bounds = self._bits, self.bounds
-        other._floor, other._enough = self._floor, self._enough
+        other._floor, other._partitions = self._floor, self._partitions
         return other
 
     def bounds_event(self, event: Engagement | Impression) -> bool:
@@ -117,20 +126,25 @@ class Influence:
         return self.admits_item(event, key_of("item", event.item_id))
 
     def admits_item(self, event: Engagement | Impression, key: int) -> bool:
-        """As ``admits``, of an item of the event's list, by its key."""
+        """As ``admits``, of an item of the event's list, by its key. What was done in a narrowed list
+        counts only for an established account."""
         if not self.bounds_event(event):
             return True
         account = self._account(event)
         if account[1] < 1:
             return False
         account[1] -= 1
-        is_new = event.time_ms - account[0] < _OLD_MS or account[3] < _JUDGED
+        grown = self._grown(event.time_ms)
+        is_new = event.time_ms - account[0] < max(_YOUNGEST_MS, _OLD_MS * grown)
+        is_new = is_new or account[3] < max(1.0, _JUDGED * grown)
         account[3] += 1
         if not is_new and not account[4]:
             account[4] = 1.0
             self._established += 1
+        if is_new and isinstance(event, Engagement) and event.narrowed:
+            return False
         item = self._items.get(key, [0, 0])
-        if is_new and self._established >= self._enough:
+        if is_new and self._bounds_new(grown):
             if item[1] >= self._floor + self.bounds.new_ratio * (item[0] - item[1]):
                 return False
         source = int(event.source)  # type: ignore[arg-type]  # checked above
@@ -147,6 +161,16 @@ class Influence:
         self._total += 1
         return True
 
+    def _grown(self, now_ms: int) -> float:
+        """Part of what makes an account established that one of a young system needs: accounts that are half
+        as old as the system may be."""
+        return min(1.0, max(0, now_ms - self._first_ms) / (2 * _OLD_MS))
+
+    def _bounds_new(self, grown: float) -> bool:
+        """Whether enough accounts are established to bound new ones by."""
+        enough = max(_LEAST, _ESTABLISHED * grown) / self._partitions
+        return self._established >= max(enough, len(self._accounts) / _FEW)
+
     def forget(self, user_id: str | int) -> None:
         """Drops a forgotten user's account. Judgements are hashes of account and item, and age out."""
         self._accounts.pop(key_of("user", user_id), None)
@@ -156,6 +180,7 @@ class Influence:
         packed = _Packed(
             list(self._accounts.items()), list(self._items.items()), list(self._networks.items()),
             list(self._sources.items()), list(self._judgements.items()), self._total, self._established, 1,
+            self._first_ms,
         )  # fmt: skip
         return _encoder.encode(packed)
 
@@ -169,6 +194,9 @@ class Influence:
             OrderedDict(packed.judgements),
         )
         self._established = packed.established
+        # Older snapshots don't have it.
+        oldest_ms = min((account[0] for account in self._accounts.values()), default=0)
+        self._first_ms = packed.first_ms or int(oldest_ms)
         if packed.version:  # else shares of networks begin anew
             self._items, self._networks = OrderedDict(packed.items), OrderedDict(packed.networks)
             self._sources, self._total = OrderedDict(packed.sources), packed.total
@@ -178,6 +206,7 @@ class Influence:
         account = self._accounts.get(key)
         if account is None:
             account = [float(now_ms), float(bounds.burst), float(now_ms), 0.0, 0.0]
+            self._first_ms = self._first_ms or now_ms
         passed_ms = max(0.0, now_ms - account[2])
         account[1] = min(float(bounds.burst), account[1] + passed_ms / _DAY_MS * bounds.daily)
         account[2] = max(account[2], float(now_ms))

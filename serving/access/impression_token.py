@@ -1,7 +1,8 @@
 """Impression tokens: signed proofs that the server made a list for a user. Pure.
 
-A token is base64url(body + MAC). Body: version u8, number of the secret u8, time s u32, request id 16 bytes,
-hash of the user 8 bytes, digest of the policy 4 bytes, keys of the items i64 in the order of their ranks.
+A token is base64url(body + MAC). Body: version u8, which also says whether the list was narrowed; number of
+the secret u8; time s u32; request id 16 bytes; hash of the user 8 bytes; digest of the policy 4 bytes; keys
+of the items i64 in the order of their ranks.
 MAC: the first 16 bytes of HMAC-SHA256.
 """
 
@@ -17,7 +18,7 @@ from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id, key_of
 
 FORGED, MALFORMED, OLD = "forged", "malformed", "old"
-_VERSION: Final = 1
+_VERSION, _NARROWED = 1, 2
 _HEAD: Final = struct.Struct(">BBI16s8s4s")
 _MAC: Final = 16
 _LONGEST: Final = 1_200  # characters: 100 items are 1,136
@@ -32,6 +33,7 @@ class Shown(NamedTuple):
     request: bytes
     user: bytes
     items: tuple[int, ...]  # a set would have three times the memory
+    narrowed: bool = False  # see Engagement
 
     def proves(self, event: Engagement) -> bool:
         """Whether the list was shown to the engagement's user and holds its item."""
@@ -51,15 +53,17 @@ class Signer:
         self._verified = OrderedDict[str, Shown]()
 
     def mint(
-        self, request_id: str, user_id: Id, items: Iterable[Id], policy: str, now_ms: int
-    ) -> str:
+        self, request_id: str, user_id: Id, items: Iterable[Id], policy: str, now_ms: int,
+        narrowed: bool = False,
+    ) -> str:  # fmt: skip
         """Token of an answer; empty without a secret and for an empty list."""
         keys = [key_of("item", item_id) for item_id in items]
         if not self._secrets or not keys:
             return ""
         number, secret = self._secrets[0]
+        version = _NARROWED if narrowed else _VERSION
         body = _HEAD.pack(
-            _VERSION, number, now_ms // 1000, _request_bytes(request_id), _user_bytes(user_id),
+            version, number, now_ms // 1000, _request_bytes(request_id), _user_bytes(user_id),
             sha256(policy.encode()).digest()[:4],
         ) + struct.pack(f">{len(keys)}q", *keys)  # fmt: skip
         return urlsafe_b64encode(body + _mac(secret, body)).rstrip(b"=").decode()
@@ -78,16 +82,21 @@ class Signer:
     def _read(self, token: str) -> Shown | str:
         signed = _decoded(token)
         body = signed[:-_MAC]
-        if len(body) < _HEAD.size or (len(body) - _HEAD.size) % 8 or body[0] != _VERSION:
+        if (
+            len(body) < _HEAD.size
+            or (len(body) - _HEAD.size) % 8
+            or body[0] not in (_VERSION, _NARROWED)
+        ):
             return MALFORMED
-        _, number, time_s, request, user, _ = _HEAD.unpack_from(body)
+        version, number, time_s, request, user, _ = _HEAD.unpack_from(body)
         if not any(
             number == own_number and hmac.compare_digest(_mac(secret, body), signed[-_MAC:])
             for own_number, secret in self._secrets
         ):
             return FORGED
         count = (len(body) - _HEAD.size) // 8
-        return Shown(time_s, request, user, struct.unpack_from(f">{count}q", body, _HEAD.size))
+        items = struct.unpack_from(f">{count}q", body, _HEAD.size)
+        return Shown(time_s, request, user, items, version == _NARROWED)
 
 
 def _decoded(token: str) -> bytes:

@@ -9,7 +9,7 @@ from recsys.config.system_config import Config
 from recsys.events.event_types import UNPROVEN, USER_PROVEN, Engagement, Rejected, with_proof
 from recsys.events.hashing import Id
 from serving.access.caller import Caller
-from serving.access.impression_token import FORGED, MALFORMED, OLD, Signer
+from serving.access.impression_token import FORGED, MALFORMED, OLD, Shown, Signer
 
 NO_TOKEN, OTHER_LIST, REPEATED = "no token", "other list", "repeated"
 FAULTS: Final = (NO_TOKEN, FORGED, MALFORMED, OLD, OTHER_LIST, REPEATED)
@@ -31,10 +31,11 @@ class Proofs:
         return bool(self._secrets())
 
     def mint(
-        self, request_id: str, user_id: Id, items: Iterable[Id], policy: str, now_ms: int
-    ) -> str:
+        self, request_id: str, user_id: Id, items: Iterable[Id], policy: str, now_ms: int,
+        narrowed: bool = False,
+    ) -> str:  # fmt: skip
         """Token of an answer; empty without a secret."""
-        return self._current().mint(request_id, user_id, items, policy, now_ms)
+        return self._current().mint(request_id, user_id, items, policy, now_ms, narrowed)
 
     def prove(self, event: Engagement, caller: Caller, now_ms: int) -> tuple[Engagement, str]:
         """The engagement as it goes to the log, no older than its list, and why it isn't attributed, if so.
@@ -43,19 +44,25 @@ class Proofs:
         """
         if caller.user_id not in (None, str(event.user_id)):
             raise Rejected("user_id", event.user_id, "the user of the user token")
-        fault, listed_ms = ("", 0) if caller.attributes else self._fault(event, now_ms)
+        fault, listed_ms, narrowed = "", 0, False
+        if not caller.attributes:
+            shown = self._shown(event, now_ms)
+            if isinstance(shown, str):
+                fault = shown
+            else:
+                listed_ms, narrowed = 1000 * shown.time_s, shown.narrowed
         if event.time_ms < listed_ms:  # by back-dating a new account would count as an old one
             event = msgspec.structs.replace(event, time_ms=listed_ms)
-        return with_proof(event, proof_of(caller, fault), caller.source), fault
+        return with_proof(event, proof_of(caller, fault), caller.source, narrowed), fault
 
-    def _fault(self, event: Engagement, now_ms: int) -> tuple[str, int]:
-        """Why an engagement isn't attributed, and the time of its list if it is."""
+    def _shown(self, event: Engagement, now_ms: int) -> Shown | str:
+        """The list that an engagement proves, or why it isn't attributed."""
         if not event.token:
-            return NO_TOKEN, 0
+            return NO_TOKEN
         shown = self._current().verify(event.token, now_ms)
         if isinstance(shown, str):
-            return shown, 0
-        return ("", 1000 * shown.time_s) if shown.proves(event) else (OTHER_LIST, 0)
+            return shown
+        return shown if shown.proves(event) else OTHER_LIST
 
     def _current(self) -> Signer:
         secrets = self._secrets()

@@ -22,6 +22,7 @@ Mask = NDArray[np.bool_]
 # a rule of the policy.
 UNKNOWN, EXCLUDED, FILTERED, CLOSED = "unknown", "excluded", "filtered", "closed"
 SAFETY = "safety"  # name in ``removed``
+CHOSEN = (FILTERED, EXCLUDED, "hidden", "blocked")  # names of what the viewer's side removes
 
 
 def allowed_items(

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from recsys.config.safety_config import BoundsConfig
 from recsys.events.event_types import Engagement
@@ -12,10 +13,17 @@ NOW_MS = 1_700_000_000_000
 DAY_MS = 86_400_000
 
 
-def did(user: int, item: int, kind: str = "view", at_ms: int = 0, source: int = 1) -> Engagement:
+def did(
+    user: int,
+    item: int,
+    kind: str = "view",
+    at_ms: int = 0,
+    source: int = 1,
+    narrowed: bool = False,
+) -> Engagement:
     return Engagement(
         time_ms=NOW_MS + at_ms, request_id="r", user_id=f"u{user}", item_id=f"v{item}", kind=kind,
-        source=source,
+        source=source, narrowed=narrowed or UNSET,
     )  # fmt: skip
 
 
@@ -84,6 +92,7 @@ def test_new_accounts_judge_an_item_as_often_as_established_ones_allow() -> None
     for user in range(200):
         for item in range(20):
             assert influence.counts(did(user, item, at_ms=user, source=user))
+    for user in range(200):
         assert influence.counts(did(user, 100 + user, at_ms=2 * DAY_MS, source=user))
     later = 3 * DAY_MS
     assert all(influence.counts(did(n, 500, at_ms=later, source=n)) for n in range(6))
@@ -91,6 +100,44 @@ def test_new_accounts_judge_an_item_as_often_as_established_ones_allow() -> None
     assert sum(new) == 10  # the floor, and as many as established ones
     alone = [influence.counts(did(2_000 + n, 501, at_ms=later, source=n)) for n in range(30)]
     assert sum(alone) == 4
+
+
+def test_in_a_young_system_accounts_of_half_its_age_are_established() -> None:
+    influence, hour_ms = bounds(floor=4, new_ratio=1.0), DAY_MS // 24
+    for user in range(30):
+        assert influence.counts(did(user, user, at_ms=user, source=user))
+        assert influence.counts(did(user, 100 + user, at_ms=hour_ms + user, source=user))
+    attack = [did(1_000 + n, 500, at_ms=2 * hour_ms + n, source=1_000 + n) for n in range(30)]
+    again = bounds(floor=4, new_ratio=1.0)
+    again.restore(influence.pack())
+    for each in (influence, again):
+        assert sum(map(each.counts, attack)) == 4
+    assert all(influence.counts(did(n, 501, at_ms=2 * hour_ms, source=n)) for n in range(10))
+
+
+def test_with_many_accounts_for_each_established_one_new_ones_are_not_bounded() -> None:
+    influence, hour_ms = bounds(floor=4), DAY_MS // 24
+    for user in range(20):
+        assert influence.counts(did(user, user, at_ms=user, source=user))
+        assert influence.counts(did(user, 100 + user, at_ms=hour_ms, source=user))
+    for n in range(400):  # visitors who come once
+        influence.counts(did(1_000 + n, 1_000 + n, at_ms=hour_ms + n, source=n))
+    assert all(
+        influence.counts(did(2_000 + n, 500, at_ms=2 * hour_ms, source=n)) for n in range(30)
+    )
+
+
+def test_in_a_narrowed_list_the_engagements_of_new_accounts_do_not_count() -> None:
+    influence = bounds()
+    assert not influence.counts(did(1, 1, "like", narrowed=True))
+    assert not influence.counts(did(1, 1, "share")), "the first judgement decides"
+    assert influence.counts(did(1, 2, "like"))
+    later_ms = 10 * DAY_MS
+    for item in range(100, 130):
+        influence.counts(did(1, item, at_ms=later_ms))
+    assert influence.counts(did(1, 3, "like", later_ms + DAY_MS, narrowed=True))
+    unbounded = bounds(enabled=False)
+    assert unbounded.counts(did(1, 1, "like", narrowed=True))
 
 
 @pytest.mark.parametrize("changes", [{"enabled": False}, {}])

@@ -1,0 +1,52 @@
+"""Which lists prove little, since the viewer's side left few items to choose from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import UNSET
+
+from recsys.events.event_types import Engagement
+from tests.support.serving.service_harness import World, run, view
+
+
+async def liked(w: World, asked: dict[str, Any], headers: dict[str, str]) -> Engagement:
+    """An engagement with the first item of a list, as it stands on the log."""
+    answer = (await w.client.post("/v1/recommend", json=asked, headers=headers)).json()
+    about = {"kind": "like", "token": answer["token"], "narrowed": True}
+    event = view(answer["request_id"], answer["items"][0]["item_id"], "e", **about)
+    receipt = (await w.client.post("/v1/events", json={"events": [event]})).json()
+    assert (receipt["accepted"], receipt["unproven"]) == (1, 0), receipt
+    await w.written()
+    (engagement,) = [e for e in w.events() if isinstance(e, Engagement)]
+    return engagement
+
+
+@pytest.mark.parametrize(
+    ("asked", "narrowed"),
+    [
+        ({}, False),
+        ({"exclude_ids": [f"v{n}" for n in range(25)]}, False),
+        ({"exclude_ids": [f"v{n}" for n in range(40)]}, True),
+        ({"n": 1, "exclude_ids": [f"v{n}" for n in range(59)]}, True),
+        ({"n": 1, "filters": {"author": "a1"}}, True),
+        ({"n": 50}, True),
+    ],
+)
+def test_a_list_that_the_viewer_narrowed_says_so_in_its_token(
+    tmp_path: Path, asked: dict[str, Any], narrowed: bool
+) -> None:
+    async def scenario(w: World) -> None:
+        engagement = await liked(w, {"user_id": "u1"} | asked, {})
+        assert engagement.narrowed is (True if narrowed else UNSET)
+
+    run(World(tmp_path), scenario)
+
+
+def test_a_servers_key_narrows_no_list(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        key = await w.add_key("recommend")
+        asked = {"user_id": "u1", "n": 1, "filters": {"author": "a1"}}
+        assert (await liked(w, asked, {"X-API-Key": key})).narrowed is UNSET
+
+    run(World(tmp_path), scenario)
