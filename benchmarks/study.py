@@ -9,6 +9,7 @@ from benchmarks.studies.experiments.study_arms import arms
 from benchmarks.studies.experiments.study_counterfactual import counterfactual
 from benchmarks.studies.experiments.study_experiments import experiments
 from benchmarks.studies.experiments.study_interleaving import interleaving
+from benchmarks.studies.poisoning.study_narrowed import narrowed
 from benchmarks.studies.poisoning.study_poisoning import poisoning
 from benchmarks.studies.promotion.study_broken import broken
 from benchmarks.studies.promotion.study_compression import compression
@@ -23,7 +24,7 @@ from benchmarks.studies.quality.study_reading import reading
 study = typer.Typer(add_completion=False, no_args_is_help=True)
 for command in (
     freshness, quality, baselines, coldstart, promotion, broken, forgetting, drift, student, arms,
-    experiments, counterfactual, interleaving, poisoning, reaction, compression, reading,
+    experiments, counterfactual, interleaving, poisoning, narrowed, reaction, compression, reading,
 ):  # fmt: skip
     study.command()(command)
 

@@ -3,8 +3,9 @@
 The evidence of an account about an item is −log P(its engagements), in nats: P(it engages at all) by its own
 other judgements, P(each kind | it engages), each repeat of a kind, and others on the item from its network.
 An item's accounts are a cohort if their evidence together, less what as many viewers give by chance, exceeds
-what all items give by chance. Engagements without proof of their user don't count, so nobody can be named by
-events that others send. Pure.
+what all items give by chance. Accounts that engaged with one item alone are looked at together: how many did
+so with the same item in the same ten minutes, by the item's share of other engagements. Engagements without
+proof of their user don't count, so nobody can be named by events that others send. Pure.
 """
 
 import math
@@ -22,6 +23,10 @@ _SMOOTHING: Final = 5.0
 _LEAST: Final = 2.5  # nats of a cohort's member: others engaged by chance
 _REPEATS: Final = 3  # of one kind that count as evidence
 _FEW, _SHARE = 20, 0.05  # users of a cohort that a rule may hold, and their share of all
+_TOGETHER_MS: Final = 600_000
+_OTHERS: Final = (
+    5  # engagements at other times, for each at the same time, that an item's share is taken from
+)
 _HIDES: Final = 1  # kinds of SINKS that are an engagement by themselves: skips are common
 
 
@@ -53,13 +58,15 @@ class _Account:
 @dataclass(frozen=True)
 class Cohort:
     """Accounts with the items that they push or sink. ``nats``: evidence above chance; ``marks``: the largest
-    kinds of it."""
+    kinds of it. ``by_rule``: whether a rule may hold them; what becomes the fashion brings people together,
+    too."""
 
     users: tuple[str, ...]
     items: tuple[str, ...]
     pushes: bool
     nats: float
     marks: tuple[str, ...]
+    by_rule: bool = True
 
 
 class _Suspect(NamedTuple):
@@ -104,7 +111,7 @@ class Accounts:
         """The cohorts that a rule holds: with so much evidence, and few of all accounts. What so many do is
         for a person to judge."""
         most = max(_FEW, _SHARE * len(self._accounts))
-        return [c for c in self.cohorts() if c.nats >= nats and len(c.users) <= most]
+        return [c for c in self.cohorts() if c.by_rule and c.nats >= nats and len(c.users) <= most]
 
     @property
     def quarantined(self) -> list[str]:
@@ -115,7 +122,8 @@ class Accounts:
         """The cohorts among accounts that aren't in quarantine, those with most evidence first."""
         accounts = {user: a for user, a in self._accounts.items() if not a.quarantined}
         cohorts = [*_cohorts(accounts, PUSHES, True), *_cohorts(accounts, SINKS, False)]
-        return sorted(_merged(cohorts), key=lambda cohort: -cohort.nats)
+        together = [*_together(accounts, PUSHES, True), *_together(accounts, SINKS[:_HIDES], False)]
+        return sorted([*_merged(cohorts), *together], key=lambda cohort: -cohort.nats)
 
 
 class _Population:
@@ -200,6 +208,40 @@ def _cohorts(
             largest = sorted(total.items(), key=lambda mark: -mark[1])
             marks_of = tuple(f"{mark} {value:.0f}" for mark, value in largest)
             yield Cohort(users_of, (item,), pushes, nats, marks_of)
+
+
+def _together(
+    accounts: dict[str, _Account], kinds: tuple[str, ...], pushes: bool
+) -> Iterator[Cohort]:
+    """Cohorts of accounts with one engagement. The evidence is that of a Poisson number: k log(k / mean) less
+    what k exceeds the mean by."""
+    alone: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
+    engaged: Counter[tuple[int, str]] = Counter()  # by time and item
+    for user, account in accounts.items():
+        places = [
+            (judgement.newest_ms // _TOGETHER_MS, item)
+            for item, judgement in account.judged.items()
+            if any(judgement.counts[kind] for kind in kinds)
+        ]
+        engaged.update(places)
+        if len(places) == 1:
+            alone[places[0]].append(user)
+    of_item, of_time, all_alone = Counter[str](), Counter[int](), Counter[int]()
+    for (time, item), count in engaged.items():
+        of_item[item] += count
+        of_time[time] += count
+    for (time, _), users in alone.items():
+        all_alone[time] += len(users)
+    for (time, item), users in alone.items():
+        count, others = len(users), engaged.total() - of_time[time]
+        if others < _OTHERS * of_time[time]:
+            continue
+        share = (of_item[item] - engaged[time, item] + 1) / (others + len(of_item))
+        mean = all_alone[time] * share
+        nats = count * math.log(max(1.0, count / mean)) - max(0.0, count - mean)
+        nats -= math.log(len(alone)) + MARGIN
+        if nats > 0:
+            yield Cohort(tuple(sorted(users)), (item,), pushes, nats, (f"together {count}",), False)
 
 
 def _merged(cohorts: Iterable[Cohort]) -> list[Cohort]:

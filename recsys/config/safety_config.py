@@ -85,8 +85,8 @@ class BoundsConfig(Section):
     # Judgements of an item by new accounts, relative to those by established ones.
     new_ratio: float = bounded(3.0, 0)
     # Part of the items that a list must be chosen from, after what the viewer's side excludes: in a list of
-    # fewer the engagements of new accounts don't count.
-    free_share: float = fraction(0.5)
+    # fewer the engagements of new accounts don't count. 0: they do.
+    free_share: float = bounded(0.5, 0, 1)
     # Judgements that these two allow in any case.
     floor: int = bounded(20, 0)
     # Nats of evidence above chance with which the sentinel part holds users; 0: a person decides.

@@ -63,6 +63,33 @@ def test_a_farm_without_repeats_is_named_by_its_engagements_alone() -> None:
     assert list(cohort.users) == its.accounts and not any("repeats 1" in m for m in cohort.marks)
 
 
+def like(user: str, item: str, time_ms: int) -> Engagement:
+    return Engagement(
+        time_ms=time_ms, request_id=f"r{user}{item}", user_id=user, item_id=item, kind="like"
+    )
+
+
+def test_accounts_that_come_together_for_one_item_are_named_and_no_rule_holds_them() -> None:
+    its = world()
+    honest, attack_ms = happened(its), its.start_ms + 9 * HOUR_MS
+    attack: list[Event] = [like(f"a{n}", "w7", attack_ms + n) for n in range(20)]
+    accounts = accounts_of([*honest, *attack])
+    [cohort] = accounts.cohorts()
+    assert sorted(cohort.users) == sorted(f"a{n}" for n in range(20)) and cohort.items == ("w7",)
+    assert cohort.marks == ("together 20",) and accounts.over(1.0) == []
+    spread: list[Event] = [like(f"a{n}", f"w{n}", attack_ms + n) for n in range(20)]
+    assert accounts_of([*honest, *spread]).cohorts() == []
+    apart: list[Event] = [like(f"a{n}", "w7", its.start_ms + n * HOUR_MS // 2) for n in range(20)]
+    assert accounts_of([*honest, *apart]).cohorts() == []
+
+
+def test_an_item_that_many_like_at_other_times_brings_people_together() -> None:
+    people: list[Event] = [like(f"u{n}", f"w{n % 3}", n * HOUR_MS // 10) for n in range(300)]
+    together: list[Event] = [like(f"b{n}", "w1", 20 * HOUR_MS + n) for n in range(6)]
+    others: list[Event] = [like(f"c{n}", f"w{n % 3}", 20 * HOUR_MS + n) for n in range(12)]
+    assert accounts_of([*people, *together, *others]).cohorts() == []
+
+
 def test_hijacked_people_are_named() -> None:
     its = world(1).attacked(Attack(HIJACK, ("w7",), share=0.04, from_ms=world().start_ms + HOUR_MS))
     named = {user for c in accounts_of(happened(its)).cohorts() for user in c.users}
