@@ -59,9 +59,11 @@ class HttpSystem:
         )
 
     def send(self, events: Sequence[Engagement]) -> None:
-        self._note(self._client.send_events(events))
-        for event in events:
-            if self._kinds and event.kind not in self._kinds:
+        receipt = self._client.send_events(events)
+        self._note(receipt)
+        refused = set(receipt.rejected)  # which no session will have
+        for n, event in enumerate(events):
+            if n in refused or self._kinds and event.kind not in self._kinds:
                 continue
             newest = time.monotonic(), event.time_ms, str(event.item_id)
             self._sent[str(event.user_id)] = newest

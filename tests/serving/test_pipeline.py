@@ -204,6 +204,23 @@ def test_a_relative_temperature_draws_rare_events_as_it_draws_frequent_ones() ->
     assert max(shown.propensity for shown in lists["rare", False].items) < max(propensities[0])
 
 
+def test_a_relative_temperature_is_of_scores_before_they_are_adjusted() -> None:
+    """Adjustments that close items leave minus infinity behind, and move the level of the others."""
+    replica = made()
+    by = policy(per_author=0, relative=True, temperature=0.1)
+    answer = ask(replica, by=by, candidate_ids=tuple(f"v{n}" for n in range(20)))
+    assert answer.candidates is not None
+    query = Query(Request("u", n=2), viewer(replica), by, NOW_MS, "r")
+    scored = answer.candidates.scored(np.linspace(0.1, 1.0, 20))
+    raised = scored.having(final_N=scored.final_N * 5.0)
+    params = [Pipeline(replica).sampling_input(query, each).params for each in (scored, raised)]
+    assert (
+        params[0].temperature
+        == params[1].temperature
+        == pytest.approx(0.1 * level(scored.scores_N))
+    )
+
+
 def test_the_level_of_scores_is_a_size_whatever_their_number_and_sign() -> None:
     assert level(np.array([0.5, 0.5001])) == 0.5001 and level(np.array([-0.4])) == 0.4
     assert level(np.array([np.nan, np.inf, 2.0])) == 2.0

@@ -73,6 +73,25 @@ def test_an_account_judges_as_many_items_as_it_has_room_for() -> None:
     assert not influence.counts(did(1, 49, "like", 9 * DAY_MS + 1))
 
 
+def test_room_neither_goes_nor_comes_when_time_goes_back() -> None:
+    influence = bounds(burst=5, daily=1)
+    now_ms = 5 * DAY_MS
+    assert all(influence.counts(did(1, n, at_ms=now_ms)) for n in range(3))
+    assert influence.counts(did(1, 10, at_ms=0)), "the room of five isn't less for it"
+    assert influence.counts(did(1, 11, at_ms=now_ms))
+    assert not influence.counts(did(1, 12, at_ms=0))
+    assert not influence.counts(did(1, 13, at_ms=now_ms)), "nothing was earned on the way back"
+
+
+def test_a_network_does_not_raise_its_own_share_by_what_it_does_with_the_item() -> None:
+    influence = bounds(floor=30)
+    for user in range(100):
+        assert influence.counts(did(user, user % 40, source=user % 50 + 10))
+    assert all(influence.counts(did(500 + n, n, source=1)) for n in range(2))
+    farmed = sum(influence.counts(did(1_000 + n, 1_000, source=1)) for n in range(500))
+    assert 30 <= farmed < 40
+
+
 def test_a_network_judges_an_item_as_often_as_its_share_allows() -> None:
     influence = bounds(floor=5)
     for user in range(200):  # 200 judgements by others, each of two items

@@ -1,12 +1,19 @@
 """Which lists prove little, since the viewer's side left few items to choose from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import UNSET
 
+from recsys.config.log_config import LogConfig
+from recsys.config.safety_config import AccessConfig
+from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement
+from serving.access.caller import ANONYMOUS
+from serving.access.impression_token import OLD
+from serving.access.proofs import Proofs
 from tests.support.serving.service_harness import World, run, view
 
 
@@ -41,6 +48,20 @@ def test_a_list_that_the_viewer_narrowed_says_so_in_its_token(
         assert engagement.narrowed is (True if narrowed else UNSET)
 
     run(World(tmp_path), scenario)
+
+
+def test_a_token_lives_no_longer_than_the_log_has_its_list() -> None:
+    config = replace(
+        Config(), log=LogConfig(retention_hours=2.0), access=AccessConfig(token_s=10 * 3600)
+    )
+    secrets = ["a secret"]
+    proofs = Proofs(config, lambda: secrets)
+    token = proofs.mint("r1", "u1", ["v1"], "", 0)
+    like = {"request_id": "r1", "user_id": "u1", "item_id": "v1", "kind": "like", "token": token}
+    for hours, fault in ((1.9, ""), (2.1, OLD)):
+        now_ms = round(hours * 3_600_000)
+        event = Engagement(time_ms=now_ms, **like)
+        assert proofs.prove(event, ANONYMOUS, now_ms)[1] == fault
 
 
 def test_a_servers_key_narrows_no_list(tmp_path: Path) -> None:

@@ -15,5 +15,7 @@ def test_new_accounts_that_leave_one_item_to_choose_from_move_nothing(tmp_path: 
     ]
     bounded, believed = rows
     assert bounded["engagements"]["unproven"] == 0, "the lists have tokens"
-    assert bounded["targets_moved"] < 3 + bounded["controls_moved"] and not bounded["targets_entered"]
+    assert (
+        bounded["targets_moved"] < 3 + bounded["controls_moved"] and not bounded["targets_entered"]
+    )
     assert believed["targets_moved"] > 10 and believed["targets_entered"] > 0
