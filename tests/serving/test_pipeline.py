@@ -205,14 +205,14 @@ def test_a_relative_temperature_draws_rare_events_as_it_draws_frequent_ones() ->
 
 
 def test_a_relative_temperature_is_of_scores_before_they_are_adjusted() -> None:
-    """Adjustments that close items leave minus infinity behind, and move the level of the others."""
+    """What a stage adds to some items makes the draw no wider."""
     replica = made()
     by = policy(per_author=0, relative=True, temperature=0.1)
     answer = ask(replica, by=by, candidate_ids=tuple(f"v{n}" for n in range(20)))
     assert answer.candidates is not None
     query = Query(Request("u", n=2), viewer(replica), by, NOW_MS, "r")
     scored = answer.candidates.scored(np.linspace(0.1, 1.0, 20))
-    raised = scored.having(final_N=scored.final_N * 5.0)
+    raised = scored.add_scores("stage", np.full(20, 4.0))
     params = [Pipeline(replica).sampling_input(query, each).params for each in (scored, raised)]
     assert (
         params[0].temperature

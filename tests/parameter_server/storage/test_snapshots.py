@@ -132,6 +132,24 @@ def test_a_part_that_fails_leaves_no_bytes_on_a_full_disk(tmp_path, monkeypatch,
     assert not [*tmp_path.rglob(".*")]
 
 
+def test_an_adoption_that_was_killed_between_two_parts_goes_on(tmp_path, monkeypatch):
+    write_all(tmp_path, 5)
+    synced = []
+
+    def killed(path):
+        synced.append(path)
+        if len(synced) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as failing:
+        failing.setattr(snapshots.part_files, "sync_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            adopt(tmp_path, "main", (0, 5), 1)
+    assert complete_steps(tmp_path, "main", 1) == []
+    adopt(tmp_path, "main", (0, 5), 1)
+    assert complete_steps(tmp_path, "main", 1) == [5]
+
+
 def test_a_part_can_be_written_again(tmp_path):
     write_all(tmp_path, 5)
     write(tmp_path, 5, 1)

@@ -392,6 +392,17 @@ def test_a_tombstone_ends_what_is_held_of_its_user_alone() -> None:
     assert back.user_id == "u1", "who comes back is learned from again"
 
 
+def test_a_bounded_account_leaves_no_trace_in_the_weight_of_a_correction() -> None:
+    its = Joiner(0, LABELS, CONFIG, influence=Influence(BoundsConfig()), shown_by="view")
+    out = fed(
+        its,
+        SHOWN,
+        engagement(SHOWN, 0, "view", 1_000, source=7),
+        engagement(SHOWN, 0, "like", 2_000, source=7),
+    )
+    assert [(e.correction, e.arrived) for e in out] == [(False, []), (True, [])]
+
+
 # --- what is open, and what is left out ---
 
 
@@ -413,7 +424,21 @@ def test_an_example_says_what_share_of_its_labels_has_come_by_then() -> None:
     first = [e for e in out if not e.correction][-100:]
     assert all(e.arrived == [1.0, pytest.approx(0.5, abs=0.02)] for e in first)
     assert {tuple(e.arrived) for e in out[-200:] if e.correction} == {(1.0, 0.0)}
+    before = {(e.offset, e.index) for e in out if not e.correction and not e.arrived}
+    of_these = [e.arrived for e in out if e.correction and (e.offset, e.index) in before]
+    assert [1.0, 0.0] in of_these, "first learned before the shares were known, corrected after"
     again = joiner()
+    again.restore(its.pack())
+    afterwards = impression(9_998, 1, START_MS + 2_290_000)
+    late = fed(
+        again,
+        afterwards,
+        engagement(afterwards, 0, "view", 70_000),
+        engagement(afterwards, 0, "like", 80_000),
+    )
+    assert [(e.correction, e.arrived) for e in late] == [(False, []), (True, [])], (
+        "after the window"
+    )
     again.restore(its.pack())
     later = impression(9_999, 1, START_MS + 2_300_000)
     assert fed(again, later, engagement(later, 0, "view", 1))[-1].arrived == first[-1].arrived
