@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 import psutil
+import redis
 
 from benchmarks.harness.worker_processes import Messages, reporting_errors
 from recsys.clock import machine_ms
@@ -38,6 +39,8 @@ _READY_S: Final = 300.0
 _GRACE_S: Final = 20.0
 _LOOPBACK: Final = "127.0.0.1"
 _DIRECT_PORTS: Final = range(30_000, 31_000)  # Serve's default
+_FLUSHED: Final = "bench:flushed"
+_FLUSH_MS: Final = 10_000
 
 
 def check_platform() -> None:
@@ -126,12 +129,17 @@ def use_default_serve(config: Config, plan: Plan) -> None:
 
 
 def fill_sessions(config: Config, sessions: dict[str, bytes]) -> None:
-    """Writes sessions to the running store, as the fold would."""
+    """Writes sessions to the running store, as the fold would, and waits until they are on its disk, so that
+    no answer waits for that."""
     log, fold = open_log(config), RedisFoldStore(config.sessions.url, config.sessions.ttl_s)
     place = FoldPosition(log.id, [0] * config.log.partitions, 0)
     fold.commit(fold.position(), place, sessions)
     fold.close()
     log.close()
+    with redis.Redis.from_url(config.sessions.url) as client:
+        client.set(_FLUSHED, 1)  # the command concerns what its own connection wrote
+        client.execute_command("WAITAOF", 1, 0, _FLUSH_MS)
+        client.delete(_FLUSHED)
 
 
 def direct_port(pid: int) -> int:
