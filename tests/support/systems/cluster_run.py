@@ -16,7 +16,7 @@ from parameter_server.rpc.shard_actor import actor_name
 from recsys.client import ApiError, Client
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement
-from recsys.events.records import DELTAS, Delta, unpack
+from recsys.events.records import DELTAS, EXAMPLES, Delta, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log import embedded_broker
 from recsys.log.protocol import LogUnavailable
@@ -27,7 +27,8 @@ from tests.support.systems.cluster_hosts import SERVICES, Host, Network, launche
 from tests.support.systems.tls_proxy import Authority
 from training.continual.learner import Learner
 from training.continual.worker import Worker
-from training.lines.line import spec_of
+from training.lines.line import MAIN, spec_of
+from training.steps.sequencer_loop import last_position
 
 STATE: Final = "state"  # under the shared folder
 # Small enough for one machine that plays four.
@@ -64,6 +65,7 @@ class Cluster:
         self.shared.mkdir()
         self._network = Network()
         self._authority = Authority(folder)
+        self.start_s = 0.0  # that `recsys up` took: how fast this machine is
         self.variables = SIZES | {"RAY_HEAD_IP": self.file["provider"]["head_ip"], "TERM": "dumb"}
 
     def __enter__(self) -> "Cluster":
@@ -122,10 +124,13 @@ class Cluster:
 
     def up(self, variables: dict[str, str] | None = None) -> str:
         """`recsys up` on the head, by the launcher's last command; ``variables`` come after its own."""
-        command = self.file["head_start_ray_commands"][-1]
+        command, began_s = self.file["head_start_ray_commands"][-1], time.monotonic()
         own = " ".join(f"{name}={value}" for name, value in (variables or {}).items())
-        return self.head.run(command.replace(".venv/bin/recsys up", f"{own} .venv/bin/recsys up"),
-                             self.variables)  # fmt: skip
+        text = self.head.run(
+            command.replace(".venv/bin/recsys up", f"{own} .venv/bin/recsys up"), self.variables
+        )
+        self.start_s = time.monotonic() - began_s
+        return text
 
     @property
     def state(self) -> Path:
@@ -156,6 +161,18 @@ class Cluster:
             return unpack(newest[0].value, Delta).step if newest else 0
         finally:
             log.close()
+
+    def left(self) -> int:
+        """Examples that are in no step yet, and steps that aren't learned."""
+        log = open_log(self.config())
+        try:
+            partitions = log.partitions(EXAMPLES)
+            position = last_position(log, MAIN, 0, partitions)
+            begins = {p: log.begin(EXAMPLES, p) for p in range(partitions)} | position.offsets
+            waiting = sum(log.end(EXAMPLES, p) - begin for p, begin in begins.items())
+        finally:
+            log.close()
+        return waiting + position.step - self.step()
 
     def digests(self) -> list[str]:
         """Digests of the running shards, asked for on the head."""
