@@ -343,7 +343,10 @@ def test_lists_that_nobody_engages_with_change_nothing(text: str, tmp_path: Path
             shop.now_ms += 700
         shop.now_ms += 6_000
         other = await shop.ask(Request("other", n=5))
-        proven = {"request_id": other.request_id, "token": shop.service.token_of(other)}
+        proven = {
+            "request_id": other.request_id,
+            "token": shop.service.token_of(other, Request("other", n=5)),
+        }
         await shop.send(click(shop.now_ms, str(other.items[0].item_id), "other", "look") | proven)
         shop.turn()
         examples = [e for e in shop.examples() if e.user_id != "other"]

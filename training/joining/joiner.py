@@ -130,7 +130,8 @@ class Joiner:
                        "unattributed": 0, "unproven": 0, "bounded": 0,
                        "quarantined": 0, "withdrawn": 0}  # fmt: skip
         self.influence = influence or Influence()
-        self._readings, self._shown_by = self.influence.like(), shown_by
+        self._readings = self.influence.like()
+        self._shows_lists, self._has_choices = shown_by == "impression", shown_by == "click"
         self.quarantined: set[str] = set()
         self._bits = {label: 1 << number for number, label in enumerate(self.labels)}
         self._kinds = {label: kind_bit(label) for label in self.labels}
@@ -229,7 +230,7 @@ class Joiner:
         opened = OpenImpression(state, impression, size_of(impression))
         self._opened.setdefault(state.user_id, []).append(request_id)
         self.impressions.add(request_id, opened, impression.time_ms + self._window_ms)
-        if impression.shown and self._shown_by == "impression":
+        if impression.shown and self._shows_lists:
             self._confirm(state, impression)
 
     def _forget(self, offset: int, user_id: Id) -> Forget:
@@ -296,6 +297,9 @@ class Joiner:
         for clock differences. Where it has a list of candidates, it is learned in that one."""
         request_id = engagement.request_id
         place = self._place(request_id, engagement) if request_id else self._newest(engagement)
+        if place is not None and request_id and not self._has_choices:
+            self._engage_at(place, engagement, out)
+            return
         before = "" if place is None else place.state.choices.get(place.rank, "")
         choice = before or engagement.choice or ""
         candidates = self._place(choice, engagement) if choice else None
@@ -340,9 +344,9 @@ class Joiner:
         """Notes an engagement with an item of a list; False if the bounds of influence leave it out."""
         request_id, index, state, opened = place
         is_label = engagement.kind in self._bits
-        is_seen = engagement.kind == SEEN and not is_label
+        is_seen = not is_label and engagement.kind == SEEN
         is_bounded = not is_seen and self._is_bounded(state, index, engagement)
-        if is_label or self._shown_by != "click" and not is_seen:
+        if is_label or not (self._has_choices or is_seen):
             state.marks[index] |= SHOWN
         if is_bounded:
             if opened is None:
@@ -361,7 +365,7 @@ class Joiner:
             impression = self._impression_at(place)
             ended_ms = engagement.time_ms if engagement.kind == "view" else 0
             self._emit(state, index, impression, (self.watermark_ms, ended_ms), out)
-        if self._shown_by == "impression" or (self._shown_by == "click" and is_label):
+        if self._shows_lists or self._has_choices and is_label:
             # Candidates weren't read by anybody.
             self._confirm(state, None if request_id.startswith(CLICK_LIST) else engagement)
             self._show_late(place, out)
@@ -438,7 +442,7 @@ class Joiner:
     def _is_example(self, request_id: str, state: ImpressionState, index: int, way: int) -> bool:
         """Records an item's labels; False if sampling drops its first example, which ended in a ``way``."""
         labels, learned, mark = state.labels[index], state.learned[index], state.marks[index]
-        if self._is_measured(request_id):
+        if self._has_choices and not request_id.startswith(CLICK_LIST):  # measured alone
             return True
         if learned != NEVER:
             if not mark & AFTER:
@@ -473,7 +477,7 @@ class Joiner:
         if impression is None:
             self.counts["lost"] += 1
             return
-        is_measured = self._is_measured(impression.request_id)
+        is_measured = self._has_choices and not impression.request_id.startswith(CLICK_LIST)
         served, block = impression.items[index], None if is_measured else impression.features
         self.counts["corrections" if correction else "examples"] += 1
         example = Example(
@@ -498,9 +502,6 @@ class Joiner:
         if not mark & AFTER:
             late |= self._delays.late_labels(by_window)
         return [1.0 - label for label in self._labels(late)] if late else []
-
-    def _is_measured(self, request_id: str) -> bool:
-        return self._shown_by == "click" and not request_id.startswith(CLICK_LIST)
 
     def _labels(self, bits: int) -> list[float]:
         if bits not in self._lists:
