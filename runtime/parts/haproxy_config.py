@@ -14,6 +14,7 @@ from typing import Any, Final
 from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config
 from runtime.parts.ray_loopback import loopback_of
+from serving.access.caller import DOOR
 from serving.admission.whole_body import MAX_BODY_BYTES
 
 BUFFER_BYTES: Final = 65_536
@@ -79,8 +80,11 @@ def settings(config: Config, connections: int, error_page: Path) -> dict[str, An
     }
 
 
-def harden(text: str, config: Config) -> str:
-    """Changes the configuration: ports, admin socket, limits of a source, and 503 without a replica."""
+def harden(text: str, config: Config, door_key: str) -> str:
+    """Changes the configuration: ports, admin socket, limits of a source, and 503 without a replica.
+
+    ``door_key`` proves to replicas that HAProxy forwards a request.
+    """
     port = config.serve.port
     apps = len(re.findall(r"^backend (?!default_backend$)", text, re.MULTILINE))
     changes = [  # pattern, replacement, and the least and greatest number of places
@@ -88,7 +92,7 @@ def harden(text: str, config: Config) -> str:
         (r"^ *log 127\.0\.0\.1:514 .*\n", "", 1, 1),  # syslog would keep ids in paths beyond erasures
         # Replicas limit the rate of a client's address.
         (r"^( *)option httplog$", r"\1option httplog\n\1option forwardfor", 1, 1),
-        (rf"^frontend http_frontend\n *bind \S+:{port}$", _frontend(config), 1, 1),
+        (rf"^frontend http_frontend\n *bind \S+:{port}$", _frontend(config, door_key), 1, 1),
         # A label of Ray's metrics: names that clients make up would be series without end.
         (r" method=%HM ", " method=%[var(txn.method)] ", 1, 1),
         # Before the application is deployed.
@@ -113,7 +117,7 @@ def harden(text: str, config: Config) -> str:
     return re.sub(r"^( *bind )(\S+)", bound, text, flags=re.MULTILINE)
 
 
-def _frontend(config: Config) -> str:
+def _frontend(config: Config, door_key: str) -> str:
     """First lines of the API's frontend, and the table in which connections are counted."""
     doors, certificate = config.doors, config.doors.certificate
     bind = f"bind {config.serve.host}:{config.serve.port}"
@@ -137,6 +141,7 @@ def _frontend(config: Config) -> str:
         f"    http-request wait-for-body time {_seconds(doors.body_s)}s at-least {_HELD_BYTES}"
         " unless METH_GET",
         "    http-request del-header x-forwarded-for unless from_proxy",
+        f"    http-request set-header {DOOR} {door_key}",
     ]  # fmt: skip
     return "\n".join(lines).replace("\\", r"\\")
 

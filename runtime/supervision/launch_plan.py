@@ -23,7 +23,7 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.supervision.processes import holders
 from serving.access.hosts import is_loopback
-from serving.access.key_files import ADMIN_KEY, SOURCE_KEY, TOKEN_KEYS
+from serving.access.key_files import ADMIN_KEY, DOOR_KEY, SOURCE_KEY, TOKEN_KEYS
 
 _LOOPBACK: Final = "127.0.0.1"
 RAY_TOKEN: Final = "ray.token"  # in ``STATE/run``
@@ -220,7 +220,7 @@ def write(config: Config, plan: Plan) -> None:
     folder = run_folder(config.state)
     write_atomically(folder / "config.json", msgspec.json.encode(config), sync=True)
     write_atomically(folder / "plan.json", msgspec.json.encode(plan), sync=True)
-    for name in (ADMIN_KEY, CONTROL_KEY, RAY_TOKEN, TOKEN_KEYS, SOURCE_KEY):
+    for name in (ADMIN_KEY, CONTROL_KEY, RAY_TOKEN, TOKEN_KEYS, SOURCE_KEY, DOOR_KEY):
         make_secret(folder / name)
 
 

@@ -63,6 +63,8 @@ def worker_environment() -> dict[str, str]:
     """Environment of a node's workers, whose hook is ``runtime.parts.ray_worker``."""
     scripts = sysconfig.get_path("scripts")
     return {
+        # uvicorn would take a client's address from the headers of any program on this machine.
+        "FORWARDED_ALLOW_IPS": "",
         # Jobs run with this PATH: `recsys` is found without an activated environment.
         "PATH": os.pathsep.join(filter(None, (scripts, os.environ.get("PATH")))),
         HOOK: "runtime.parts.ray_worker.begin",
