@@ -1,7 +1,8 @@
 """HAProxy's configuration as Ray Serve writes it, changed for a public address.
 
 Serve's own settings allow half-sent requests for an hour and a single client all connections, open the admin
-socket to all users, and send requests without a replica to a proxy that lets them wait. ``harden`` changes
+socket to all users and statistics to all machines, and send requests without a replica to a proxy that lets
+them wait. ``harden`` changes
 lines of the text that the pinned version of Ray writes, and raises ValueError where it doesn't find one.
 """
 
@@ -13,7 +14,6 @@ from typing import Any, Final
 
 from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config
-from runtime.parts.ray_loopback import loopback_of
 from serving.access.caller import DOOR
 from serving.admission.whole_body import MAX_BODY_BYTES
 
@@ -81,7 +81,7 @@ def settings(config: Config, connections: int, error_page: Path) -> dict[str, An
 
 
 def harden(text: str, config: Config, door_key: str) -> str:
-    """Changes the configuration: ports, admin socket, limits of a source, and 503 without a replica.
+    """Changes the configuration: no port but the API's, limits of a source, and 503 without a replica.
 
     ``door_key`` proves to replicas that HAProxy forwards a request.
     """
@@ -89,6 +89,9 @@ def harden(text: str, config: Config, door_key: str) -> str:
     apps = len(re.findall(r"^backend (?!default_backend$)", text, re.MULTILINE))
     changes = [  # pattern, replacement, and the least and greatest number of places
         ("mode 666 level admin", "mode 600 level admin", 1, 1),
+        # Anybody could read them; the admin socket has the same for its owner.
+        (r"^frontend prometheus\n(?: .*\n)*", "", 1, 1),
+        (r"^listen stats\n(?: .*(?:\n|$))*", "", 1, 1),
         (r"^ *log 127\.0\.0\.1:514 .*\n", "", 1, 1),  # syslog would keep ids in paths beyond erasures
         # Replicas limit the rate of a client's address.
         (r"^( *)option httplog$", r"\1option httplog\n\1option forwardfor", 1, 1),
@@ -109,12 +112,7 @@ def harden(text: str, config: Config, door_key: str) -> str:
                 f"HAProxy's configuration by Ray Serve has {count} lines like {pattern!r}, expected {most}: "
                 "this version of Ray isn't supported; install the one of requirements/run.lock"
             )
-    public = f"{config.serve.host}:{port}"
-
-    def bound(bind: re.Match[str]) -> str:
-        return bind[1] + (public if bind[2] == public else loopback_of(bind[2]))
-
-    return re.sub(r"^( *bind )(\S+)", bound, text, flags=re.MULTILINE)
+    return text
 
 
 def _frontend(config: Config, door_key: str) -> str:

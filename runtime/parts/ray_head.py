@@ -3,7 +3,7 @@
 Ray replaces a loopback node address by an external one, and then GCS, raylet, agents and workers listen on
 all interfaces. ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0``, which limits Ray to one machine on macOS and Windows,
 works on Linux too: the address stays 127.0.0.1, and with it all ports (``recsys up`` checks this after the
-start, and warns of any other port). Only three ports of Serve ignore it: see ``ray_loopback`` and
+start, and warns of any other port). Only ports of Serve ignore it: see ``ray_loopback`` and
 ``haproxy_config``. In addition every call to Ray needs the token in ``STATE/run/ray.token``; HTTP to a
 deployment doesn't.
 

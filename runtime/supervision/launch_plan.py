@@ -49,8 +49,6 @@ class RayPorts(msgspec.Struct, frozen=True):
     runtime_env: int
     metrics: int
     dashboard_metrics: int
-    haproxy_stats: int
-    haproxy_metrics: int
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

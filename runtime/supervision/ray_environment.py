@@ -36,8 +36,6 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
         "RAY_API_SERVER_ADDRESS": dashboard_url(config),
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one node: it goes with all, or not at all
         **serve_environment(config, not plan.plain_serve),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(plan.ray.haproxy_stats),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(plan.ray.haproxy_metrics),
         # Without this, "throughput optimized" leaves a driver's synchronous handles without an event loop.
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     }
