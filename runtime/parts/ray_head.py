@@ -86,7 +86,11 @@ def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:
         object_store_memory=_OBJECT_STORE_BYTES, temp_dir=str(folder), no_monitor=True,
         include_log_monitor=False,
     )  # fmt: skip
-    return node.Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=False)
+    head = node.Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=False)
+    # Otherwise a job's address is that of any Ray on this machine.
+    utils: Any = importlib.import_module("ray._private.utils")
+    utils.write_ray_address(head.gcs_address, str(folder))
+    return head
 
 
 def logical_cpus(config: Config) -> int:

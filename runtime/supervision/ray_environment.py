@@ -30,8 +30,7 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
         serve = serve_environment(config) if plan.hooked else {}
         return cluster_environment(config) | serve | {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
     return {
-        **token_environment(config),
-        "RAY_ADDRESS": f"{_LOOPBACK}:{plan.ray.gcs}",
+        **job_environment(config, plan),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_API_SERVER_ADDRESS": dashboard_url(config),
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one node: it goes with all, or not at all
@@ -39,6 +38,15 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
         # Without this, "throughput optimized" leaves a driver's synchronous handles without an event loop.
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     }
+
+
+def job_environment(config: Config, plan: Plan) -> dict[str, str]:
+    """Address and token of the system's own nodes, for a job in them: Ray would search the machine, and might
+    find those of another system. Empty where others started the nodes."""
+    if not plan.hooked:
+        return {}
+    address = f"{_LOOPBACK}:{plan.ray.gcs}" if plan.owns_ray else plan.ray_address
+    return token_environment(config) | {"RAY_ADDRESS": address}
 
 
 def token_environment(config: Config) -> dict[str, str]:
