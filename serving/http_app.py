@@ -124,7 +124,7 @@ def build_app(
     _add_list_routes(app, service, metrics)
     _add_admin_routes(app, service)
     _add_health_routes(app, service, metrics)
-    app.include_router(added.router)
+    app.include_router(added.router, responses=_PROBLEMS)
     _add_pages(app)
     _describe_keys(app)
     return app

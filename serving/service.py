@@ -30,7 +30,7 @@ from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle
 from recsys.process.space_file import SpaceReader
 from serving.access.access_control import AccessControl
 from serving.access.caller import ANONYMOUS, Caller, Denied
-from serving.access.key_files import SOURCE_KEY, TOKEN_KEYS, SecretFile
+from serving.access.key_files import DOOR_KEY, SOURCE_KEY, TOKEN_KEYS, SecretFile
 from serving.access.proofs import Proofs
 from serving.access.quotas import Quotas
 from serving.admission.admission import Admission
@@ -180,10 +180,18 @@ class Service:
     ) -> AccessControl:
         """Control of the callers of this replica's API, with the keys that it has read. ``scopes``,
         ``health``: of routes that plug-ins add."""
-        source_key = SecretFile(self.run_folder / SOURCE_KEY)
+        source_key, door_key = (SecretFile(self.run_folder / n) for n in (SOURCE_KEY, DOOR_KEY))
         keyring, quotas = self.reader.keyring, self.quotas
         return AccessControl(
-            self.config, keyring, quotas, admin_key, source_key, self.now_ms, scopes, health
+            self.config,
+            keyring,
+            quotas,
+            admin_key,
+            source_key,
+            door_key,
+            self.now_ms,
+            scopes,
+            health,
         )
 
     def check_list(self, caller: Caller, user_id: Id) -> None:

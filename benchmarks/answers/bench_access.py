@@ -23,6 +23,7 @@ from recsys.events.event_types import Engagement
 from serving.access.access_control import AccessControl
 from serving.access.access_layer import AccessLayer, caller_of
 from serving.access.audit import AuditTrail
+from serving.access.caller import DOOR
 from serving.access.keyring import Keyring, digest_of_secret, text_of
 from serving.access.proofs import Proofs
 from serving.access.quotas import Quotas
@@ -31,6 +32,7 @@ _ITEMS: Final = tuple(f"v{n}" for n in range(10))
 _EVENTS: Final = 13  # engagements with a list
 _USERS: Final = 1_000
 _SECRET: Final = "s" * 43
+_DOOR_KEY: Final = "d" * 43
 _REPEATS: Final = 5  # the least of them counts: other load only adds
 
 
@@ -46,7 +48,9 @@ async def _measure(answers: int, folder: Path) -> dict[str, Any]:
     )
     quotas, private = Quotas(config), Ed25519PrivateKey.generate()
     keyring = _keyring(private)
-    control = AccessControl(config, keyring, quotas, lambda: "admin", lambda: ("source",), _now_ms)
+    control = AccessControl(
+        config, keyring, quotas, lambda: "admin", lambda: ("source",), lambda: (_DOOR_KEY,), _now_ms
+    )
     proofs = Proofs(config, lambda _secrets=("first", "second"): _secrets)  # type: ignore[misc]
     layer = AccessLayer(_nothing, control, AuditTrail(folder, "bench"), _NoMetrics(), _now_ms)
     key = text_of("abcd1234", _SECRET)
@@ -146,6 +150,7 @@ def _scope(credential: str) -> dict[str, Any]:
             (b"host", b"feed.example.org"), (b"user-agent", b"bench"), (b"accept", b"*/*"),
             (b"authorization", b"Bearer " + credential.encode()), (b"content-length", b"30"),
             (b"content-type", b"application/json"), (b"x-forwarded-for", b"203.0.113.7"),
+            (DOOR.encode(), _DOOR_KEY.encode()),
         ],
     }  # fmt: skip
 

@@ -116,8 +116,9 @@ def _wait(name: str, child: Child, folder: Path) -> None:
 
 def write_plan(config: Config) -> tuple[Config, Plan]:
     """Configuration with ports and secrets, and the plan, both written to the state folder for the parts. A
-    thousand users may have any number of lists."""
-    unlimited = replace(config, access=replace(config.access, user_lists=0))
+    thousand users, and the one address that they have, may ask for any number of lists."""
+    doors = replace(config.doors, per_source=config.doors.connections)
+    unlimited = replace(config, access=replace(config.access, user_lists=0), doors=doors)
     resolved, plan = plans.resolve(unlimited)
     plans.write(resolved, plan)
     return resolved, plan

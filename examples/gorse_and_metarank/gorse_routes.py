@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from examples.gorse_and_metarank import gorse
 from examples.gorse_and_metarank.gorse_reads import GorseReads, Routes, add_routes
 from examples.gorse_and_metarank.shared_handlers import (
+    PROBLEMS,
     DialectRoute,
     Fields,
     SharedHandlers,
@@ -76,7 +77,9 @@ def admit(added: AddedRoutes) -> None:
 def routes_of(handlers: SharedHandlers) -> APIRouter:
     """Router for the app of one replica."""
     slashless = [Depends(_refuse_slashes)]
-    router = APIRouter(route_class=DialectRoute, tags=["Gorse"], dependencies=slashless)
+    router = APIRouter(
+        route_class=DialectRoute, tags=["Gorse"], dependencies=slashless, responses=PROBLEMS
+    )
     GorseReads(handlers).add_to(router)
     GorseRoutes(handlers).add_to(router)
     add_unsupported(router, _UNSUPPORTED)

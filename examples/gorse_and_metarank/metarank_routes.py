@@ -14,6 +14,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from examples.gorse_and_metarank import metarank
 from examples.gorse_and_metarank.shared_handlers import (
+    PROBLEMS,
     DialectRoute,
     FieldsOf,
     SharedHandlers,
@@ -68,7 +69,7 @@ def admit(added: AddedRoutes) -> None:
 
 def routes_of(handlers: SharedHandlers) -> APIRouter:
     """Router for the app of one replica."""
-    router = APIRouter(route_class=DialectRoute, tags=["Metarank"])
+    router = APIRouter(route_class=DialectRoute, tags=["Metarank"], responses=PROBLEMS)
     _add_feedback(router, handlers)
     _add_rank(router, handlers)
     _add_recommend(router, handlers)

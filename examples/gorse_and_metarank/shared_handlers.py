@@ -19,6 +19,7 @@ from recsys.events.records import ITEMS
 from recsys.log.protocol import LogUnavailable
 from serving import request as values
 from serving.access.caller import Caller
+from serving.http.api_models import ProblemOut
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import DECODE_ERRORS, StrictRoute, decode, json_response
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
@@ -31,6 +32,12 @@ _POLL_S: Final = 0.005
 _RANKINGS: Final = 100_000  # newest ids of rankings that are remembered, of about 100 bytes each
 _WRITE_BACKS: Final = 1_000  # pending at a time
 _LOG: Final = logging.getLogger(__name__)
+# Responses of a dialect's routes, besides those of all routes.
+PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"model": ProblemOut, "description": "Not JSON, or a value is wrong"},
+    404: {"model": ProblemOut, "description": "No such item or user"},
+    501: {"model": ProblemOut, "description": "Has no counterpart here"},
+}
 Fields = Mapping[str, Any]
 FieldsOf = Callable[[Id], Fields | None]
 

@@ -10,7 +10,7 @@ from serving import request as values
 from serving.access.access_layer import caller_of
 from serving.access.scopes import RECOMMEND
 from serving.http.added_routes import AddedRoutes
-from serving.http.api_models import Text
+from serving.http.api_models import ProblemOut, Text
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import json_response
 from serving.service import Service
@@ -25,7 +25,10 @@ def add_routes(added: AddedRoutes, service: Service, metrics: ServingMetrics) ->
     add_page(added, "shop", PAGE)
     router, lists = APIRouter(), service.lists
 
-    @router.get("/shop/similar/{item_id}")
+    @router.get(
+        "/shop/similar/{item_id}",
+        responses={404: {"model": ProblemOut, "description": "No such product"}},
+    )
     async def similar(request: Request, item_id: Text, user_id: Text) -> Response:
         """The products nearest to one, ranked for a visitor. Unlike a list of ``/v1/items/…/similar`` it is
         an impression and has a token, so that clicks in it count."""

@@ -20,8 +20,8 @@ class AccessConfig(Section):
     hosts: tuple[str, ...] = ()
     # Origins whose web pages may call the API, besides its own: https://app.example.org
     origins: tuple[str, ...] = ()
-    # Addresses of proxies, whose X-Forwarded-For is believed.
-    proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    # Addresses of proxies, whose X-Forwarded-For is believed; of 127.0.0.1 each program of the machine's.
+    proxies: tuple[str, ...] = ()
     open_scopes: tuple[str, ...] = ("recommend", "events", "read")
     # Lifetime of an impression token; 0: as long as engagements are joined, and an hour.
     token_s: float = bounded(0.0, 0)

@@ -180,7 +180,8 @@ def _plan(
         )  # fmt: skip
         from runtime.supervision.cluster import check_cluster  # imports Ray
 
-        plan = msgspec.structs.replace(plan, own_nodes=check_cluster(resolved, typer.echo))
+        own_nodes, address = check_cluster(resolved, typer.echo)
+        plan = msgspec.structs.replace(plan, own_nodes=own_nodes, ray_address=address)
     check_doors(resolved, plan.hooked and bool(haproxy()))
     features = new.feature_set(resolved.model.features) if new else feature_set(resolved)
     for policy in Policies(resolved.policy, (), resolved.surfaces).bases.values():

@@ -5,7 +5,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import uvicorn
@@ -14,13 +14,14 @@ from recsys.clock import is_due, machine_ms
 from recsys.config.system_config import Config
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop, run_folder
+from runtime.control_room.connections import Connections, RoomConnection
 from runtime.control_room.system_watch import SystemWatch
 from runtime.supervision.launch_plan import CONTROL_KEY
 from serving.access.hosts import host_is_allowed
 from serving.control_room.curves import EVERY_MS, Curves
 from serving.control_room.hub import Hub
 from serving.control_room.picture import PictureBuilder
-from serving.control_room.room_app import build_room
+from serving.control_room.room_app import build_room, is_key
 
 _START_S: Final = 10.0
 
@@ -32,9 +33,9 @@ def run(config: Config, stop: Stop) -> None:
         host = config.control_room.host
         server = uvicorn.Server(
             uvicorn.Config(
-                room.app, host=host, port=config.control_room.port, log_config=None, access_log=False,
-                ws="none", lifespan="off", timeout_graceful_shutdown=1, limit_concurrency=256,
-                server_header=False,
+                room.app, host=host, port=config.control_room.port, http=room.protocol,
+                log_config=None, access_log=False, ws="none", lifespan="off",
+                timeout_graceful_shutdown=1, server_header=False,
             )
         )  # fmt: skip
         thread = threading.Thread(target=server.run, name="http", daemon=True)
@@ -62,6 +63,11 @@ class ControlRoom:
         self._reported, self._observed_ms = 0, 0
         self.hub = Hub(self.render)
         key = (run_folder(config.state) / CONTROL_KEY).read_text().strip()
+        self._connections = Connections()
+        self.protocol: Any = partial(
+            RoomConnection, connections=self._connections, is_key=partial(is_key, key=key),
+            header_s=config.doors.header_s,
+        )  # fmt: skip
         # Its page needs no key, so names are always checked.
         access = replace(config.access, mode="open")
         serve = replace(config.serve, host=config.control_room.host)
@@ -83,11 +89,12 @@ class ControlRoom:
         return msgspec.json.encode(self._builder.curves.all())
 
     def beat(self) -> None:
-        """Reports open pages and pictures; continues the curves while no page is open."""
+        """Reports open pages, pictures and ended connections; continues the curves while no page is open."""
         beat, pictures = self._stop.heartbeat, self.hub.pictures
         beat.gauge("pages", self.hub.pages)
         beat.add("pictures", pictures - self._reported)
         self._reported = pictures
+        beat.gauge("connections_ended", self._connections.ended)
         now_ms = machine_ms()
         if not self.hub.pages and is_due(now_ms, self._observed_ms + EVERY_MS, EVERY_MS):
             self._observed_ms = now_ms

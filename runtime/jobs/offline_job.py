@@ -33,6 +33,8 @@ from runtime.jobs.offline_options import OfflineOptions
 from runtime.jobs.time_option import parse_time
 from runtime.reports import offline_progress
 from runtime.supervision import launch_plan
+from runtime.supervision.processes import STATE
+from runtime.supervision.ray_environment import job_environment
 from training.candidates.registry import Registry, iso, new_name
 from training.lines.control import live_epoch, model_now
 from training.lines.line import MAIN
@@ -252,7 +254,10 @@ def _init(options: OfflineOptions) -> tuple[str, str, str] | None:
 
 
 def _train_on_ray(folder: Path, options: OfflineOptions) -> None:
-    """Trains on the cluster in RAY_ADDRESS, as set by `ray job submit`; without one, starts Ray."""
+    """Trains on the Ray of the system whose job this is, else on the cluster in RAY_ADDRESS; without either,
+    starts Ray. A job inherits the state folder of its system."""
+    if state := os.environ.get(STATE):
+        os.environ.update(job_environment(*launch_plan.read(state)))
     starts_ray = not os.environ.get("RAY_ADDRESS")
     if starts_ray:  # read when Ray is imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -264,6 +269,7 @@ def _train_on_ray(folder: Path, options: OfflineOptions) -> None:
     settings: dict[str, Any] = {"log_to_driver": False}
     if starts_ray:
         settings |= {
+            "address": "local",  # never another Ray of this machine
             "num_cpus": max(1, round(options.workers * options.cpus_per_worker)),
             "include_dashboard": False, "_node_ip_address": "127.0.0.1",
             "runtime_env": {"env_vars": {"PYTHONPATH": paths}},

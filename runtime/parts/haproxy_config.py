@@ -1,7 +1,8 @@
 """HAProxy's configuration as Ray Serve writes it, changed for a public address.
 
 Serve's own settings allow half-sent requests for an hour and a single client all connections, open the admin
-socket to all users, and send requests without a replica to a proxy that lets them wait. ``harden`` changes
+socket to all users and statistics to all machines, and send requests without a replica to a proxy that lets
+them wait. ``harden`` changes
 lines of the text that the pinned version of Ray writes, and raises ValueError where it doesn't find one.
 """
 
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config
-from runtime.parts.ray_loopback import loopback_of
+from serving.access.caller import DOOR
 from serving.admission.whole_body import MAX_BODY_BYTES
 
 BUFFER_BYTES: Final = 65_536
@@ -79,16 +80,22 @@ def settings(config: Config, connections: int, error_page: Path) -> dict[str, An
     }
 
 
-def harden(text: str, config: Config) -> str:
-    """Changes the configuration: ports, admin socket, limits of a source, and 503 without a replica."""
+def harden(text: str, config: Config, door_key: str) -> str:
+    """Changes the configuration: no port but the API's, limits of a source, and 503 without a replica.
+
+    ``door_key`` proves to replicas that HAProxy forwards a request.
+    """
     port = config.serve.port
     apps = len(re.findall(r"^backend (?!default_backend$)", text, re.MULTILINE))
     changes = [  # pattern, replacement, and the least and greatest number of places
         ("mode 666 level admin", "mode 600 level admin", 1, 1),
+        # Anybody could read them; the admin socket has the same for its owner.
+        (r"^frontend prometheus\n(?: .*\n)*", "", 1, 1),
+        (r"^listen stats\n(?: .*(?:\n|$))*", "", 1, 1),
         (r"^ *log 127\.0\.0\.1:514 .*\n", "", 1, 1),  # syslog would keep ids in paths beyond erasures
         # Replicas limit the rate of a client's address.
         (r"^( *)option httplog$", r"\1option httplog\n\1option forwardfor", 1, 1),
-        (rf"^frontend http_frontend\n *bind \S+:{port}$", _frontend(config), 1, 1),
+        (rf"^frontend http_frontend\n *bind \S+:{port}$", _frontend(config, door_key), 1, 1),
         # A label of Ray's metrics: names that clients make up would be series without end.
         (r" method=%HM ", " method=%[var(txn.method)] ", 1, 1),
         # Before the application is deployed.
@@ -105,15 +112,10 @@ def harden(text: str, config: Config) -> str:
                 f"HAProxy's configuration by Ray Serve has {count} lines like {pattern!r}, expected {most}: "
                 "this version of Ray isn't supported; install the one of requirements/run.lock"
             )
-    public = f"{config.serve.host}:{port}"
-
-    def bound(bind: re.Match[str]) -> str:
-        return bind[1] + (public if bind[2] == public else loopback_of(bind[2]))
-
-    return re.sub(r"^( *bind )(\S+)", bound, text, flags=re.MULTILINE)
+    return text
 
 
-def _frontend(config: Config) -> str:
+def _frontend(config: Config, door_key: str) -> str:
     """First lines of the API's frontend, and the table in which connections are counted."""
     doors, certificate = config.doors, config.doors.certificate
     bind = f"bind {config.serve.host}:{config.serve.port}"
@@ -137,6 +139,7 @@ def _frontend(config: Config) -> str:
         f"    http-request wait-for-body time {_seconds(doors.body_s)}s at-least {_HELD_BYTES}"
         " unless METH_GET",
         "    http-request del-header x-forwarded-for unless from_proxy",
+        f"    http-request set-header {DOOR} {door_key}",
     ]  # fmt: skip
     return "\n".join(lines).replace("\\", r"\\")
 

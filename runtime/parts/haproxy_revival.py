@@ -21,6 +21,7 @@ from recsys.process.part_process import write_atomically
 from runtime.parts.haproxy_config import ERROR_PAGE, harden, settings
 from runtime.supervision import launch_plan
 from runtime.supervision.processes import STATE
+from serving.access.key_files import DOOR_KEY
 
 # HAProxy opens two files for a connection and half a pipe, and some of its own. It doesn't start if the limit
 # of the process is lower.
@@ -35,7 +36,9 @@ class HardenedHAProxy(haproxy.HAProxyApi):
     def __init__(
         self, cfg: haproxy.HAProxyConfig, backend_configs: Any = None, *, config_file_path: str
     ) -> None:
-        self._settings, _ = launch_plan.read(os.environ[STATE])
+        state = Path(os.environ[STATE])
+        self._settings, self._door_file = launch_plan.read(state)[0], state / "run" / DOOR_KEY
+        self._door_key = self._door_file.read_text().strip()
         self._error_page = Path(config_file_path).with_name("503.http")  # in place of Serve's 500
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         wanted = self._settings.doors.connections
@@ -52,11 +55,13 @@ class HardenedHAProxy(haproxy.HAProxyApi):
         with suppress(OSError):
             config, _ = launch_plan.read(os.environ[STATE])
             self._settings = replace(config, serve=self._settings.serve)
+            self._door_key = self._door_file.read_text().strip()
         for name, value in settings(self._settings, self._most, self._error_page).items():
             setattr(self.cfg, name, value)
         super()._generate_config_file_internal()
         file = Path(self.config_file_path)
-        write_atomically(file, harden(file.read_text(), self._settings).encode())
+        hardened = harden(file.read_text(), self._settings, self._door_key)
+        write_atomically(file, hardened.encode())
 
     async def _start_and_wait_for_haproxy(self, *arguments: str, **named: Any) -> Any:
         process = await super()._start_and_wait_for_haproxy(*arguments, **named)

@@ -3,7 +3,7 @@
 Ray replaces a loopback node address by an external one, and then GCS, raylet, agents and workers listen on
 all interfaces. ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0``, which limits Ray to one machine on macOS and Windows,
 works on Linux too: the address stays 127.0.0.1, and with it all ports (``recsys up`` checks this after the
-start, and warns of any other port). Only three ports of Serve ignore it: see ``ray_loopback`` and
+start, and warns of any other port). Only ports of Serve ignore it: see ``ray_loopback`` and
 ``haproxy_config``. In addition every call to Ray needs the token in ``STATE/run/ray.token``; HTTP to a
 deployment doesn't.
 
@@ -86,7 +86,11 @@ def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:
         object_store_memory=_OBJECT_STORE_BYTES, temp_dir=str(folder), no_monitor=True,
         include_log_monitor=False,
     )  # fmt: skip
-    return node.Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=False)
+    head = node.Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=False)
+    # Otherwise a job's address is that of any Ray on this machine.
+    utils: Any = importlib.import_module("ray._private.utils")
+    utils.write_ray_address(head.gcs_address, str(folder))
+    return head
 
 
 def logical_cpus(config: Config) -> int:

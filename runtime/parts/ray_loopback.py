@@ -1,9 +1,9 @@
-"""Keeps three ports of Ray Serve on loopback: HAProxy's statistics and metrics, and replicas' handle ports.
+"""Keeps replicas' handle ports on loopback, which Ray Serve binds to all interfaces.
 
-Only the API's port binds to ``serve.host``. Ray's settings cover all its other ports (see ``ray_head``), but
-these three are hard-coded to all interfaces, and the last one unpickles requests from any client.
-``keep_on_loopback`` runs in each worker process before it imports Serve; ``haproxy_config`` does the rest.
-In a cluster other nodes call replicas: their ports stay open to it.
+Only the API's port binds to ``serve.host``. Ray's settings cover its other ports (see ``ray_head``), and
+``haproxy_config`` closes those of HAProxy. A handle port unpickles what clients with Ray's token send.
+``keep_on_loopback`` runs in each worker process before it imports Serve. In a cluster other nodes call
+replicas: their ports stay open to it.
 """
 
 import os

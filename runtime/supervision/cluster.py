@@ -93,8 +93,11 @@ class _Probe:
         return machine_ns() / 1e9
 
 
-def check_cluster(config: Config, say: Callable[[str], None] = lambda text: None) -> bool:
-    """Waits for the nodes and checks them. Returns whether `recsys node` started them; raises ConfigError."""
+def check_cluster(
+    config: Config, say: Callable[[str], None] = lambda text: None
+) -> tuple[bool, str]:
+    """Waits for the nodes and checks them. Returns whether `recsys node` started them, and the address of
+    their GCS; raises ConfigError."""
     os.environ.update(cluster_environment(config))
     import ray
 
@@ -107,7 +110,7 @@ def check_cluster(config: Config, say: Callable[[str], None] = lambda text: None
             f"or set RAY_ADDRESS and its token ({type(error).__name__}: {str(error)[:200]})"
         ) from error
     try:
-        return _check(ray, config, say)
+        return _check(ray, config, say), ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
 

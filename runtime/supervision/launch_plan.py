@@ -23,7 +23,7 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.supervision.processes import holders
 from serving.access.hosts import is_loopback
-from serving.access.key_files import ADMIN_KEY, SOURCE_KEY, TOKEN_KEYS
+from serving.access.key_files import ADMIN_KEY, DOOR_KEY, SOURCE_KEY, TOKEN_KEYS
 
 _LOOPBACK: Final = "127.0.0.1"
 RAY_TOKEN: Final = "ray.token"  # in ``STATE/run``
@@ -49,8 +49,6 @@ class RayPorts(msgspec.Struct, frozen=True):
     runtime_env: int
     metrics: int
     dashboard_metrics: int
-    haproxy_stats: int
-    haproxy_metrics: int
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +64,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     # Of the configuration before addresses were filled in.
     config_digest: str = msgspec.field(default="", name="asked")
     own_nodes: bool = False  # whether `recsys node` started the nodes of a running cluster
+    ray_address: str = ""  # of a running cluster's GCS
     plain_serve: bool = False  # Ray Serve with its default proxy: the baseline of a benchmark
 
     @property
@@ -220,7 +219,7 @@ def write(config: Config, plan: Plan) -> None:
     folder = run_folder(config.state)
     write_atomically(folder / "config.json", msgspec.json.encode(config), sync=True)
     write_atomically(folder / "plan.json", msgspec.json.encode(plan), sync=True)
-    for name in (ADMIN_KEY, CONTROL_KEY, RAY_TOKEN, TOKEN_KEYS, SOURCE_KEY):
+    for name in (ADMIN_KEY, CONTROL_KEY, RAY_TOKEN, TOKEN_KEYS, SOURCE_KEY, DOOR_KEY):
         make_secret(folder / name)
 
 

@@ -226,6 +226,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("pictures", COUNTER, "Snapshots made: one per second while a page is open"),
         ("pages", GAUGE, "Open pages"),
         ("picture_ms", GAUGE, "CPU milliseconds of the newest snapshot"),
+        ("connections_ended", GAUGE, "Connections ended for newer ones, since the part started"),
     ],
     "viewers": [("viewers", GAUGE, "Simulated viewers in a session")],
 }  # fmt: skip

@@ -30,17 +30,23 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
         serve = serve_environment(config) if plan.hooked else {}
         return cluster_environment(config) | serve | {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
     return {
-        **token_environment(config),
-        "RAY_ADDRESS": f"{_LOOPBACK}:{plan.ray.gcs}",
+        **job_environment(config, plan),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_API_SERVER_ADDRESS": dashboard_url(config),
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one node: it goes with all, or not at all
         **serve_environment(config, not plan.plain_serve),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(plan.ray.haproxy_stats),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(plan.ray.haproxy_metrics),
         # Without this, "throughput optimized" leaves a driver's synchronous handles without an event loop.
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     }
+
+
+def job_environment(config: Config, plan: Plan) -> dict[str, str]:
+    """Address and token of the system's own nodes, for a job in them: Ray would search the machine, and might
+    find those of another system. Empty where others started the nodes."""
+    if not plan.hooked:
+        return {}
+    address = f"{_LOOPBACK}:{plan.ray.gcs}" if plan.owns_ray else plan.ray_address
+    return token_environment(config) | {"RAY_ADDRESS": address}
 
 
 def token_environment(config: Config) -> dict[str, str]:
@@ -63,6 +69,8 @@ def worker_environment() -> dict[str, str]:
     """Environment of a node's workers, whose hook is ``runtime.parts.ray_worker``."""
     scripts = sysconfig.get_path("scripts")
     return {
+        # uvicorn would take a client's address from the headers of any program on this machine.
+        "FORWARDED_ALLOW_IPS": "",
         # Jobs run with this PATH: `recsys` is found without an activated environment.
         "PATH": os.pathsep.join(filter(None, (scripts, os.environ.get("PATH")))),
         HOOK: "runtime.parts.ray_worker.begin",

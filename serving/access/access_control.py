@@ -6,7 +6,15 @@ from typing import Any, Final, NamedTuple
 
 from recsys.clock import timer_of
 from recsys.config.system_config import Config
-from serving.access.caller import ANONYMOUS, MOST_SCOPES, Caller, Denied, address_of, source_of
+from serving.access.caller import (
+    ANONYMOUS,
+    DOOR,
+    MOST_SCOPES,
+    Caller,
+    Denied,
+    address_of,
+    source_of,
+)
 from serving.access.hosts import host_is_allowed, is_open, origin_is_allowed
 from serving.access.keyring import Keyring
 from serving.access.quotas import Quotas
@@ -25,6 +33,7 @@ from serving.access.user_tokens import UserTokens
 
 ADMIN_ID: Final = "admin"  # id of the key in state/run/admin.key
 _BEARER: Final = "bearer "
+_DOOR: Final = DOOR.encode()
 Scope = Mapping[str, Any]  # of ASGI
 
 
@@ -52,15 +61,18 @@ class Credentials(NamedTuple):
 
 class AccessControl:
     """Decides on callers. ``admin_key`` is read at each use; an empty one opens nothing. ``source_key``
-    hashes sources. ``scopes``, ``health``: rules and probes of routes that plug-ins add."""
+    hashes sources; ``door_key`` is HAProxy's. ``scopes``, ``health``: rules and probes of routes that
+    plug-ins add."""
 
     def __init__(
         self, config: Config, keyring: Keyring, quotas: Quotas, admin_key: Callable[[], str],
-        source_key: Callable[[], Sequence[str]], now_ms: Callable[[], int],
+        source_key: Callable[[], Sequence[str]], door_key: Callable[[], Sequence[str]],
+        now_ms: Callable[[], int],
         scopes: Iterable[tuple[str, str]] = (), health: Collection[str] = (),
     ) -> None:  # fmt: skip
         self._config, self._keyring, self._quotas = config, keyring, quotas
         self._admin_key, self._source_key, self._now_ms = admin_key, source_key, now_ms
+        self._door_key = door_key
         self._timer_ms = timer_of(now_ms)  # keys and tokens expire outside, too
         self._tokens = UserTokens(keyring)
         self._added, self._health = compiled(scopes), HEALTH.union(health)
@@ -87,10 +99,16 @@ class AccessControl:
         return needed_scope(method, path, self._added)
 
     def address(self, scope: Scope) -> str:
-        """Address that a request comes from."""
+        """Address that a request comes from. No caller chooses it: HAProxy proves itself by its key."""
         peer = str(scope["client"][0]) if scope.get("client") else ""
-        forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-        return address_of(peer, forwarded, self._config.access.proxies)
+        forwarded, door = [], b""
+        for name, value in scope["headers"]:
+            if name == b"x-forwarded-for":
+                forwarded.append(value)
+            elif name == _DOOR:
+                door = value
+        at_door = any(hmac.compare_digest(door, key.encode()) for key in self._door_key())
+        return address_of(peer, forwarded, self._config.access.proxies, at_door)
 
     def _check_page(self, sent: Credentials, path: str) -> None:
         """Raises Denied for a foreign host or origin."""

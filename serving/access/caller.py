@@ -61,17 +61,24 @@ class Caller:
             raise Denied(403, "user", "the user token is of another user than user_id")
 
 
+DOOR: Final = (
+    "x-recsys-door"  # header with the key of HAProxy, which replaces any that a client sent
+)
+
 ANONYMOUS: Final = Caller()
 SERVER: Final = Caller("server", MOST_SCOPES)  # code of this process, such as a benchmark
 
 
-def address_of(peer: str, forwarded: Sequence[bytes], proxies: tuple[str, ...]) -> str:
+def address_of(
+    peer: str, forwarded: Sequence[bytes], proxies: tuple[str, ...], at_door: bool = False
+) -> str:
     """Address of a client: the peer, or behind proxies the last address that isn't one of them. ``proxies``:
-    their addresses and networks, besides this machine, whose HAProxy forwards.
+    their addresses and networks. ``at_door``: the peer is the system's own HAProxy.
 
     ``forwarded``: values of X-Forwarded-For; a caller may have written all but what our proxies appended.
     """
-    if not _is_proxy(peer := _bare(peer), proxies):
+    peer = _bare(peer)
+    if not at_door and not _is_proxy(peer, proxies):
         return peer
     for hop in reversed(b",".join(forwarded).decode("latin-1").split(",")):
         if (address := _bare(hop.strip())) and not _is_proxy(address, proxies):
@@ -91,7 +98,7 @@ def _bare(hop: str) -> str:
 def _is_proxy(address: str, proxies: tuple[str, ...]) -> bool:
     if (ip := address_in(address)) is None:
         return False
-    return ip.is_loopback or any(ip in ip_network(proxy) for proxy in proxies)
+    return any(ip in ip_network(proxy) for proxy in proxies)
 
 
 def source_of(address: str, key_id: str, secret: bytes) -> int:

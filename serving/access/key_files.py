@@ -8,6 +8,7 @@ from typing import Final
 
 ADMIN_KEY: Final = "admin.key"  # opens everything
 TOKEN_KEYS: Final = "token.keys"  # signs impression tokens: one secret a line, newest first
+DOOR_KEY: Final = "door.key"  # in a header of what HAProxy forwards: replicas believe its addresses
 SOURCE_KEY: Final = "source.key"  # hashes sources; never rotated, so that sources stay the same
 _CHECK_S: Final = 1.0
 

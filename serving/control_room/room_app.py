@@ -56,6 +56,12 @@ class HostCheck:
         await refusal(scope, receive, send)
 
 
+def is_key(authorization: str, key: str) -> bool:
+    """Whether an Authorization header has the key. An empty key fits none."""
+    token = authorization.removeprefix("Bearer ")
+    return bool(key) and hmac.compare_digest(token.encode(), key.encode())
+
+
 def build_room(
     hub: Hub, curves: Callable[[], bytes], inspect: Inspect, key: str,
     host_is_allowed: Callable[[str], bool] = lambda host: True,
@@ -66,8 +72,7 @@ def build_room(
     """
 
     def has_key(request: Request) -> bool:
-        token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return bool(key) and hmac.compare_digest(token.encode(), key.encode())
+        return is_key(request.headers.get("authorization", ""), key)
 
     async def stream(request: Request) -> Response:
         if not has_key(request):

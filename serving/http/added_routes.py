@@ -22,6 +22,9 @@ class AddedRoutes:
     the system's own, and a route without one needs the admin key. Paths of ``lists``, ``events`` and
     ``others`` are limited as the system's own lists, events and other routes; a path in none has no limit.
     ``lists`` and ``others`` are beginnings. ``health``: probes, which have no limit and may name any host.
+
+    The API's description gives each the refusals of the system's own routes; ``responses`` of a route adds
+    others.
     """
 
     router: APIRouter = field(default_factory=APIRouter)

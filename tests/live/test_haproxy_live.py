@@ -22,6 +22,7 @@ from recsys.config.system_config import Config
 from runtime.supervision import launch_plan
 from runtime.supervision.processes import STATE
 from runtime.supervision.ray_environment import haproxy
+from serving.access.key_files import DOOR_KEY
 from tests.support.paths import ROOT
 from tests.support.plan_config import config_in
 
@@ -60,7 +61,8 @@ class Replica(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        self.answer(self.headers.get("x-forwarded-for", "").encode())
+        names = "x-forwarded-for", "x-recsys-door"
+        self.answer(" ".join(self.headers.get(name, "") for name in names).encode())
 
     def do_POST(self):
         self.answer(self.rfile.read(int(self.headers.get("content-length", 0))))
@@ -94,6 +96,7 @@ class Door:
     replica: int
     local_port: int
     folder: Path
+    key: str
     manager: "subprocess.Popen[str]"
     pid: int
 
@@ -116,6 +119,7 @@ def door(**doors: object) -> Iterator[Door]:
     port = config.serve.port
     launch_plan.write(config, plan)
     (folder / "h").mkdir()
+    key = (folder / "state" / "run" / DOOR_KEY).read_text()
     manager = subprocess.Popen(
         [sys.executable, "-c", _MANAGER, folder / "h", str(port), str(plan.ray.gcs)],
         env={**os.environ, STATE: config.state}, cwd=ROOT, text=True,
@@ -125,7 +129,7 @@ def door(**doors: object) -> Iterator[Door]:
     with manager:
         try:
             pid = int(manager.stdout.readline())
-            yield Door(port, plan.ray.gcs, config.doors.local_port, folder / "h", manager, pid)
+            yield Door(port, plan.ray.gcs, config.doors.local_port, folder / "h", key, manager, pid)
             manager.stdin.close()
             assert manager.stdout.readline() == "0\n"
         finally:
@@ -217,8 +221,11 @@ def test_http_2_is_refused(running: Door) -> None:
 def test_a_client_cannot_write_its_own_address(running: Door) -> None:
     with replica(running.replica):
         until(running.port, 200)
-        answer = ask(running.port, source="127.0.0.9", **{"X-Forwarded-For": "192.0.2.1"})
-        assert answer.read_body == b"127.0.0.9"  # type: ignore[attr-defined]
+        written = {"X-Forwarded-For": "192.0.2.1", "X-Recsys-Door": "mine"}
+        for source in ("127.0.0.1", "127.0.0.9"):
+            answer = ask(running.port, source=source, **written)
+            received = f"{source} {running.key}".encode()
+            assert answer.read_body == received  # type: ignore[attr-defined]
 
 
 def test_a_killed_single_replica_gives_503_at_once_and_answers_when_it_is_back(

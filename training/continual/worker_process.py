@@ -63,6 +63,7 @@ def run_worker(settings: dict[str, Any]) -> None:
             # Raises if a worker is missing or uses another state folder.
             groups = Path(config.state) / "parts" / PART / "runs" / "groups"
             meet(groups / str(generation), _MEET_S)
+            torch.distributed.destroy_process_group()  # nothing else uses it, and it listens
             while True:
                 epoch = _work(config, rank, generation, epoch)
     except Exception as error:

@@ -38,7 +38,7 @@ from serving.replica.state_reader import Batch
 from serving.request import Request
 from training.archive.writer import Archive
 
-PORTS = RayPorts(*range(10))
+PORTS = RayPorts(*range(len(RayPorts.__struct_fields__)))
 EXPERIMENT = """
 name: more
 traffic: 1.0

@@ -31,7 +31,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     config = small_config(folder)
     system = LocalSystem(config)
     asked = asyncio.run(swipe_and_learn(system, 20))
-    plans.write(config, Plan(ray=RayPorts(*range(10))))
+    plans.write(config, Plan(ray=RayPorts(*range(len(RayPorts.__struct_fields__)))))
     return folder, asked
 
 

@@ -17,6 +17,7 @@ from tests.support.systems.haproxy_text import PORT, written_by_serve
 from tests.support.systems.tls_proxy import make_certificates
 
 # of Ray, which uses pydantic as it was
+KEY = "d" * 43
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -50,23 +51,25 @@ def binds(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "192.0.2.7", "::", "feed.example"])
-def test_the_api_alone_leaves_loopback(text: str, host: str) -> None:
+def test_the_api_has_haproxys_only_port(text: str, host: str) -> None:
     assert binds(text) == [f":{PORT + 2}", f"127.0.0.1:{PORT}", f"*:{PORT + 1}"]
-    assert binds(harden(text, config(host))) == [
-        f"127.0.0.1:{PORT + 2}", f"{host}:{PORT}", f"127.0.0.1:{PORT + 1}",
-    ]  # fmt: skip
+    hard = harden(text, config(host), KEY)
+    assert binds(hard) == [f"{host}:{PORT}"]
+    assert "stats uri" not in hard and "prometheus-exporter" not in hard and "use_backend" in hard
 
 
 def test_a_certificate_makes_https_and_a_loopback_port_for_tools(text: str) -> None:
     tls = config("0.0.0.0", certificate="/etc/a b.pem", local_port=20_007)
-    assert binds(harden(text, tls))[1:3] == [
+    assert binds(harden(text, tls, KEY)) == [
         f"0.0.0.0:{PORT} ssl crt '/etc/a b.pem' ssl-min-ver TLSv1.2 alpn http/1.1",
         "127.0.0.1:20007",
     ]
 
 
 def test_limits_of_a_source_come_before_any_other_rule(text: str) -> None:
-    hard = harden(text, config(proxies=("10.0.0.1", "192.168.0.0/24"), per_source=64, body_s=2.6))
+    hard = harden(
+        text, config(proxies=("10.0.0.1", "192.168.0.0/24"), per_source=64, body_s=2.6), KEY
+    )
     lines = section(hard, "frontend http_frontend")
     rules = [line for line in lines if line.startswith(("acl", "tcp-request", "http-request"))]
     assert rules[:3] == [
@@ -76,13 +79,14 @@ def test_limits_of_a_source_come_before_any_other_rule(text: str) -> None:
     ]
     assert rules[3].startswith("http-request set-var(txn.method) method if { method GET ")
     assert rules[4].startswith("http-request return status 413")
-    assert rules[5:7] == [
+    assert rules[5:8] == [
         "http-request wait-for-body time 3s at-least 60000 unless METH_GET",
         "http-request del-header x-forwarded-for unless from_proxy",
+        f"http-request set-header x-recsys-door {KEY}",
     ]
     assert "option disable-h2-upgrade" in lines  # 100 requests of one connection would count as one
     assert "option forwardfor" in section(hard, "defaults")
-    assert "acl from_proxy always_false" in harden(text, config(proxies=()))
+    assert "acl from_proxy always_false" in harden(text, config(proxies=()), KEY)
 
 
 def test_times_and_counts_are_those_of_the_doors(tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_times_and_counts_are_those_of_the_doors(tmp_path: Path) -> None:
 
 
 def test_without_a_replica_the_answer_is_503_at_once_and_no_other_proxy_is_asked(text: str) -> None:
-    hard = harden(text, config())
+    hard = harden(text, config(), KEY)
     assert "backup" in text and "backup" not in hard
     unavailable = (
         "http-request return status 503 content-type application/json hdr Retry-After 1 string"
@@ -113,17 +117,19 @@ def test_without_a_replica_the_answer_is_503_at_once_and_no_other_proxy_is_asked
 
 
 def test_only_the_owner_reaches_the_admin_socket(text: str) -> None:
-    assert "mode 666" in text and "mode 6" not in harden(text, config()).replace("mode 600", "")
+    assert "mode 666" in text and "mode 6" not in harden(text, config(), KEY).replace(
+        "mode 600", ""
+    )
 
 
 def test_paths_with_ids_do_not_go_to_syslog(text: str) -> None:
-    targets = re.findall(r"^ *log (\S+)", harden(text, config()), re.MULTILINE)
+    targets = re.findall(r"^ *log (\S+)", harden(text, config(), KEY), re.MULTILINE)
     assert {Path(target).name for target in targets} == {"global", "m.sock"}
 
 
 def test_an_application_that_is_not_deployed_yet(tmp_path: Path) -> None:
     text = written_by_serve(tmp_path, is_deployed=False)
-    assert "404" not in section(harden(text, config()), "backend default_backend")[1]
+    assert "404" not in section(harden(text, config(), KEY), "backend default_backend")[1]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +146,7 @@ def test_an_application_that_is_not_deployed_yet(tmp_path: Path) -> None:
 )
 def test_a_text_of_another_version_of_ray_is_refused(text: str, gone: str) -> None:
     with pytest.raises(ValueError, match="this version of Ray isn't supported; install the one of"):
-        harden(text.replace(gone, "\n"), config())
+        harden(text.replace(gone, "\n"), config(), KEY)
 
 
 @pytest.mark.skipif(not haproxy(), reason="no HAProxy on this platform")
@@ -150,7 +156,7 @@ def test_haproxy_accepts_it(tmp_path: Path, is_deployed: bool) -> None:
     page.write_text(ERROR_PAGE)
     text = written_by_serve(tmp_path, is_deployed=is_deployed, **settings(config(), 1000, page))
     file = tmp_path / "haproxy.cfg"
-    file.write_text(harden(text, config(proxies=("10.0.0.1", "fd00::/8"))))
+    file.write_text(harden(text, config(proxies=("10.0.0.1", "fd00::/8")), KEY))
     ran = subprocess.run([haproxy(), "-c", "-f", file], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 

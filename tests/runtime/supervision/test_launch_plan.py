@@ -87,7 +87,7 @@ def test_secrets_are_made_once_and_are_the_owners(tmp_path):
 
 @pytest.mark.parametrize("left", [b"", b"\n", bytes(43)], ids=["empty", "blank", "zeros"])
 def test_secrets_that_a_power_cut_emptied_are_made_again_and_synced(tmp_path, monkeypatch, left):
-    names = ("admin.key", "control.key", "ray.token", "token.keys", "source.key")
+    names = ("admin.key", "control.key", "ray.token", "token.keys", "source.key", "door.key")
     synced, renamed = [], {}
     sync, replace_ = os.fsync, os.replace
 

@@ -16,14 +16,16 @@ from serving.access.keyring import Keyring, digest_of_secret, text_of
 from serving.access.quotas import Quotas
 
 CONFIG = Config(access=AccessConfig(mode="keys"))
+DOOR_KEYS = ("d" * 43,)
 KEY = "rk_abcd1234_" + "s" * 43
 USER = jwt.encode({"sub": "u1", "exp": 2_000_000_000}, "x" * 32, headers={"kid": "abcd1234"})
 
 
-def control(keyring: Keyring) -> AccessControl:
+def control(keyring: Keyring, door_keys: tuple[str, ...] = DOOR_KEYS) -> AccessControl:
     return AccessControl(
-        CONFIG, keyring, Quotas(CONFIG), lambda: "admin", lambda: ("source",), lambda: 0
-    )
+        CONFIG, keyring, Quotas(CONFIG), lambda: "admin", lambda: ("source",),
+        lambda: door_keys, lambda: 0,
+    )  # fmt: skip
 
 
 def call(key: str) -> dict[str, Any]:
@@ -51,6 +53,17 @@ def test_the_admin_key_needs_no_log_and_no_key_at_all_is_refused_at_once() -> No
     with pytest.raises(Denied) as none:
         starting.admit(call(""))
     assert none.value.status == 401
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "10.0.0.2"])
+def test_only_the_systems_own_haproxy_tells_a_callers_address(peer: str) -> None:
+    def address(door: str, door_keys: tuple[str, ...] = DOOR_KEYS) -> str:
+        headers = [(b"x-forwarded-for", b"192.0.2.1"), (b"x-recsys-door", door.encode())]
+        return control(Keyring(), door_keys).address({"headers": headers, "client": (peer, 1)})
+
+    assert address(DOOR_KEYS[0]) == "192.0.2.1"
+    assert [address(door) for door in ("", "x", "d" * 44)] == [peer] * 3
+    assert address("", ()) == peer, "a replica that can't read the key believes nobody"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +95,7 @@ def test_keys_expire_by_the_machines_time_and_quotas_go_by_event_time() -> None:
     )
     keyring.complete = True
     caller = AccessControl(
-        CONFIG, keyring, Quotas(CONFIG), lambda: "admin", lambda: ("source",),
+        CONFIG, keyring, Quotas(CONFIG), lambda: "admin", lambda: ("source",), lambda: (),
         Clock(lambda: pace, lambda: now_s[0] * 10**9),
     )  # fmt: skip
     key = text_of("abcd1234", secret)

@@ -456,4 +456,5 @@ def test_a_whole_64_of_ipv6_is_limited_as_one_client(tmp_path: Path) -> None:
         ports = [await asked(f"192.0.2.1:{port}") for port in (5001, 5002)]
         assert ports == [200, 429], "a proxy may write the port, which differs by connection"
 
-    run(World(tmp_path, serve=ServeConfig(client_rate=0.01)), scenario)
+    access = AccessConfig(proxies=("127.0.0.1",))
+    run(World(tmp_path, serve=ServeConfig(client_rate=0.01), access=access), scenario)

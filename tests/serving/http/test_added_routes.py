@@ -13,7 +13,7 @@ from recsys.config.system_config import Config, ServeConfig
 from serving.http.added_routes import AddedRoutes
 from serving.http.serving_metrics import ServingMetrics
 from serving.service import Service
-from tests.support.serving.service_harness import ADMIN, World, run
+from tests.support.serving.service_harness import ADMIN, COMPAT, World, run
 
 ENDED: list[bool] = []
 
@@ -62,6 +62,31 @@ def test_the_routes_of_a_plug_in_are_admitted_as_it_says(tmp_path: Path) -> None
         scenario,
     )
     assert ENDED == [True], "the service still runs"
+
+
+def test_the_description_names_the_refusals_of_each_added_route(tmp_path: Path) -> None:
+    """The layers before the routes refuse calls of all of them."""
+    refusals = {"401", "403", "408", "413", "421", "422", "429", "503", "507"}
+
+    async def scenario(w: World) -> None:
+        paths = (await w.client.get("/openapi.json")).json()["paths"]
+        added = {
+            f"{method} {path}": refusals - operation["responses"].keys()
+            for path, operations in paths.items()
+            for method, operation in operations.items()
+            if not path.startswith("/v1/")
+        }
+        own = {"get /healthz", "get /readyz"}
+        assert len(added) > 40 and {"get /shop/list", "post /rank/{model}"} < added.keys()
+        assert {name for name, missing in added.items() if missing} <= own
+
+    serve = ServeConfig(
+        routes=(
+            f"{__name__}:shop",
+            *(f"examples.{app}.routes:add_routes" for app in ("news", "shop")),
+        )
+    )
+    run(World(tmp_path, serve=serve, compat=COMPAT), scenario)
 
 
 def test_the_configuration_names_the_plug_ins() -> None:

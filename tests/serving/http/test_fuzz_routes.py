@@ -160,8 +160,6 @@ def fault_of(case: Any, answer: Any) -> str:
     asked = f"{answer.request.method} {answer.request.url}"
     if answer.status_code >= 500 and answer.status_code not in (501, 503):
         return f"{asked}: {answer.text[:200]}"
-    if case.operation.path.startswith(FOREIGN):  # the descriptions are Gorse's and Metarank's own
-        return ""
     from schemathesis.specs.openapi import checks
 
     documented = [

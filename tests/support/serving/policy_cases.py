@@ -50,7 +50,7 @@ async def scenario(folder: Path) -> list[str]:
     """The ids of its requests. Its folder is one that commands can read."""
     config = config_of(folder)
     system = LocalSystem(config)
-    plans.write(config, Plan(ray=RayPorts(*range(10))))
+    plans.write(config, Plan(ray=RayPorts(*range(len(RayPorts.__struct_fields__)))))
     system.publish([item(n) for n in range(40)])
     await system.start()
     asked = []

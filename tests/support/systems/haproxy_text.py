@@ -11,7 +11,7 @@ def haproxy_api(folder: Path, port: int = PORT, replica: int = REPLICA, is_deplo
                 **fields: Any) -> Any:  # fmt: skip
     """Serve's HAProxyApi for one application with a replica and Serve's own proxy behind it.
 
-    HAProxy also listens on the two ports after ``port``. ``fields``: of Serve's settings.
+    Serve's statistics and metrics are on the two ports after ``port``. ``fields``: of Serve's settings.
     """
     from ray.serve._private import haproxy
     from ray.serve.config import HTTPOptions

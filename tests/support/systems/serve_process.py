@@ -72,7 +72,7 @@ def recsys(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
         "RECSYS__SERVE__PORT": "0",
         "RECSYS__SERVE__DASHBOARD": "false", "RECSYS__SERVE__DASHBOARD_PORT": "0",
         "RECSYS__COMPAT__GORSE": "true", "RECSYS__COMPAT__METARANK": "true",
-        "RECSYS__ACCESS__USER_LISTS": "0",
+        "RECSYS__ACCESS__USER_LISTS": "0", "RECSYS__DOORS__PER_SOURCE": "1000",
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
     command = [str(Path(sys.executable).with_name("recsys")), *arguments, "--state", str(state)]
