@@ -1,6 +1,7 @@
 """Parquet files of the archive: naming, atomic replacement, merging, and removal of a deleted user's rows or
 of the oldest hours."""
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -20,6 +21,7 @@ from recsys.log.protocol import Record
 from recsys.process.worker_share import WHOLE, Share
 from training.archive.digest import DamagedFile, has_digest, read_batches, read_table, seal
 
+_LOG: Final = logging.getLogger(__name__)
 FLUSH_BYTES: Final = 32_000_000
 _MERGE_ROWS: Final = 1_000  # read at once
 # Text repeats, so it gets dictionaries; records don't, and a dictionary for them costs time and space.
@@ -82,13 +84,19 @@ def _paths(folder: Path, topic: str, name: str = "*") -> list[Path]:
 
 
 def merge_files(parts: Sequence[ArchiveFile]) -> None:
-    """Merges the files of one hour and partition, one row group at a time: an hour may exceed memory."""
+    """Merges the files of one hour and partition, one row group at a time: an hour may exceed memory. They
+    stay as they are if one is damaged."""
     if len(parts) < 2:
         return
     name = f"part-{parts[0].partition}-{parts[0].first}-{parts[-1].last}.parquet"
-    with _rewritten(parts[0].path.with_name(name), [part.path for part in parts]) as (tables, file):
-        for table in tables:
-            file.write_table(table, row_group_size=len(table))
+    merged, sources = parts[0].path.with_name(name), [part.path for part in parts]
+    try:
+        with _rewritten(merged, sources) as (tables, file):
+            for table in tables:
+                file.write_table(table, row_group_size=len(table))
+    except DamagedFile as error:
+        _LOG.error("the files of an hour aren't merged: %s", error)
+        return
     for part in parts:
         part.path.unlink()
 
@@ -123,10 +131,10 @@ def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
 def erase_rows(
     folder: Path, topic: str, partition: int, keys: Collection[bytes],
     is_erased: Callable[[Record], object],
-) -> None:  # fmt: skip
+) -> list[DamagedFile]:  # fmt: skip
     """Removes the records for which ``is_erased``, which may hold only for records of ``keys``. Files keep
-    their names. Raises DamagedFile for the first damaged file, after all others are done."""
-    damage: DamagedFile | None = None
+    their names. Returns the damage of the files that it left as they were."""
+    damage = list[DamagedFile]()
     for part in files_of(folder, topic):
         if part.partition != partition:
             continue
@@ -134,9 +142,8 @@ def erase_rows(
             if _has_key(part.path, keys):
                 _erase_in(part.path, is_erased)
         except DamagedFile as error:
-            damage = damage or error
-    if damage is not None:
-        raise damage
+            damage.append(error)
+    return damage
 
 
 def _erase_in(path: Path, is_erased: Callable[[Record], object]) -> None:
@@ -226,7 +233,11 @@ def beside(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``, which it replaces afterwards, with a digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    yield partial
+    try:
+        yield partial
+    except DamagedFile:
+        partial.unlink(missing_ok=True)
+        raise
     _publish(partial, path)
 
 

@@ -29,7 +29,7 @@ def free_until(
 ) -> int:  # fmt: skip
     """The offset before which no learned example of a partition can belong to the users of ``keys``, by the
     log and, before its begin, the files in the folder ``archive``. ``own``: offset of the users' first
-    example on the log. ``spared``: tombstones that no step has learned from."""
+    example on the log. ``spared``: tombstones that no step has learned from. Raises DamagedFile."""
     begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
     archived = _archived_until(archive, partition, {*keys, _ERASED, None}, begin)
     if archived < begin:
