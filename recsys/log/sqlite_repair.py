@@ -56,17 +56,18 @@ class Rebuilt:
 @dataclass
 class CatalogueCheck:
     """Result of a check. ``log_id`` and ``partitions`` by topic are those that the topics' own files name;
-    without any intact one, the catalogue's id."""
+    without any intact one, the catalogue's id. ``gone``: topics whose file is missing."""
 
     log_id: str
     partitions: dict[str, int]
     damage: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
 
 
 def check_catalogue(folder: Path) -> CatalogueCheck:
     """Compares a log's catalogue with the topics' files, which name the log and their partitions, too."""
-    named = dict(_named_by(path) for path in sorted(folder.glob("[!.]*.sqlite")))
-    named.pop("", None)
+    files = {path.stem: path for path in sorted(folder.glob("[!.]*.sqlite"))}
+    named = {topic: about for topic, path in files.items() if (about := _named_by(path))}
     check = CatalogueCheck("", {topic: count for topic, (_, count) in named.items()})
     ids = {log_id for log_id, _ in named.values()}
     try:
@@ -78,11 +79,13 @@ def check_catalogue(folder: Path) -> CatalogueCheck:
     if log_id != check.log_id and not check.damage:
         check.damage.append(f"it names log {log_id!r}, the topics' files name {check.log_id!r}")
     for topic, count in topics.items():
-        if not (folder / f"{topic}.sqlite").exists():
-            check.damage.append(f"it names topic {topic!r}, which has no file")
-        elif count != check.partitions.get(topic, count):
-            own = check.partitions[topic]
+        own = check.partitions.get(topic, count)
+        if own != count:
             check.damage.append(f"topic {topic} has {count!r} partitions, and {own} by its file")
+    check.gone = sorted(topics.keys() - files.keys())
+    if check.gone and files.keys() - topics.keys():
+        check.damage.append(f"it names topics without a file: {check.gone}")
+        check.gone = []
     return check
 
 
@@ -101,15 +104,15 @@ def rebuild_catalogue(folder: Path, check: CatalogueCheck) -> None:
     _sync(folder)
 
 
-def _named_by(path: Path) -> tuple[str, tuple[str, int]]:
-    """Topic, log and number of partitions by a topic's file; an empty name if it is damaged."""
+def _named_by(path: Path) -> tuple[str, int] | None:
+    """Id of the log and number of partitions by a topic's file; None if it is damaged."""
     try:
         connection = Connection(path.stem, open_file(path))
         connection.check_settings()
         log_id, count = connection.db.execute("SELECT log_id, partitions FROM about").fetchone()
-        return path.stem, (log_id, count)
+        return log_id, count
     except (LogDamaged, sqlite3.DatabaseError, TypeError):
-        return "", ("", 0)
+        return None
 
 
 def _read_catalogue(path: Path, damage: list[str]) -> tuple[str, dict[str, int]]:
@@ -124,10 +127,10 @@ def _read_catalogue(path: Path, damage: list[str]) -> tuple[str, dict[str, int]]
         if db.execute(tables).fetchall() != expected:
             damage.append("its tables are others")
         ((one, log_id),) = db.execute("SELECT one, id FROM log").fetchall()
-        topics = dict(db.execute("SELECT name, partitions FROM topics").fetchall())
+        rows = db.execute("SELECT name, partitions FROM topics").fetchall()
         if one != 1:
             damage.append(f"the log's row has number {one!r}")
-        return log_id, topics
+        return log_id, {str(name): count for name, count in rows}
 
 
 def check_topic(folder: Path, topic: str, pace: Pace = lambda _: None) -> TopicCheck:
