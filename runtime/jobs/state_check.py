@@ -125,7 +125,9 @@ def _config(state: Path) -> Config | None:
     """The configuration; None if its file is damaged. Raises FileNotFoundError where nothing was started."""
     try:
         return launch_plan.read(state)[0]
-    except ValueError:
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError):
         return None
 
 
@@ -162,11 +164,11 @@ class _StateCheck:
                     self._add(path, f"it names log {log_id!r}, the log is {catalogue.log_id!r}")
         for topic in topics(config.log.partitions, config.log.retention_hours):
             path, count = folder / f"{topic.name}.sqlite", catalogue.partitions.get(topic.name)
-            is_known = bool(catalogue.log_id and (count or self._config))
+            is_certain = bool(catalogue.log_id and (count or self._config))
             if path.exists():
                 with self._reading(path):
-                    known = replace(topic, partitions=count or topic.partitions)
-                    self._topic(folder, catalogue.log_id if is_known else "", known)
+                    own = replace(topic, partitions=count or topic.partitions)
+                    self._topic(folder, catalogue.log_id if is_certain else "", own)
 
     def _catalogue(self, folder: Path) -> CatalogueCheck:
         check = check_catalogue(folder)

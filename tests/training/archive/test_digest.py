@@ -288,8 +288,8 @@ def test_a_kill_at_any_place_leaves_files_that_have_their_digests(tmp_path: Path
             act(archive)  # the next start does it again
             Archive(log, archive, lambda: 0)
             assert all(map(has_digest, paths(archive))) and not list(archive.rglob(".part*"))
-            found = list(archived_rows(archive, EVENTS, COLUMNS))
-            assert found[: len(rows)] == rows if act is merges else set(left) <= set(found)
+            after = list(archived_rows(archive, EVENTS, COLUMNS))
+            assert after[: len(rows)] == rows if act is merges else set(left) <= set(after)
         assert places >= least
 
 
