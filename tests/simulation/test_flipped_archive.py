@@ -11,8 +11,7 @@ from runtime.jobs.state_check import StateReport, check_state
 from runtime.supervision import launch_plan
 from tests.support.plan_config import config_in
 from tests.support.simulation.bit_flips import flip_bit
-from tests.support.training.archived_examples import archived
-from tests.support.training.old_archive import remove_digests
+from tests.support.training.archived_examples import archived, remove_digests
 
 FLIPS = 4_000
 

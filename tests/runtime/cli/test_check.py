@@ -29,7 +29,7 @@ from runtime.supervision import run_file
 from runtime.supervision.processes import identify
 from tests.support.plan_config import FREE
 from tests.support.simulation.bit_flips import flip_bit
-from tests.support.training.old_archive import remove_digests
+from tests.support.training.archived_examples import remove_digests
 from tests.support.training.small_feed import PARTITIONS, append_events, feed, toy_config
 from training.archive.digest import has_digest
 from training.archive.files import files_of

@@ -13,8 +13,7 @@ import pytest
 
 from recsys.events.records import EVENTS, EXAMPLES
 from tests.support.simulation.bit_flips import flip_bit, with_flips
-from tests.support.training.archived_examples import archived, hour_file
-from tests.support.training.old_archive import remove_digests
+from tests.support.training.archived_examples import archived, hour_file, remove_digests
 from tests.support.training.small_feed import append_events, feed, toy_log
 from training.archive import digest, files
 from training.archive.digest import (
