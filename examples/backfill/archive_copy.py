@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +21,10 @@ from recsys.events.records import Example, pack, unpack
 from recsys.features.feature_set_file import FILE, encode_feature_set
 from recsys.process.part_process import write_atomically
 from serving.sessions.session_fold import fold_event, shown_keys
+from training.archive.digest import read_batches, read_table
 from training.archive.files import FORMAT, beside, files_of
+
+_ROWS: Final = 10_000  # read at once
 
 
 def copy_filled(
@@ -71,16 +74,14 @@ def _is_within(path: Path, first: str | None, until: str | None) -> bool:
 
 def _examples(path: Path) -> Iterator[Any]:
     """Yields the examples of a file, None for a record of another type."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["type", "value"], use_threads=False):
-            for kind, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield unpack(value, Example) if kind == "example" else None
+    for batch in read_batches(path, _ROWS, ["type", "value"]):
+        for kind, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield unpack(value, Example) if kind == "example" else None
 
 
 def _write_filled(path: Path, target: Path, fill: Any) -> None:
     """Copies a file with filled examples; drops examples that can't be filled, keeps other records."""
-    with pq.ParquetFile(path) as file:
-        table = file.read()
+    table = read_table(path)
     values: list[bytes | None] = []
     for old, example in zip(table["value"].to_pylist(), _examples(path), strict=True):
         filled = None if example is None else fill.fill(example)

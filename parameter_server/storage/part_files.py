@@ -206,17 +206,23 @@ def sha256_of(path: Path) -> str:
 class FileDigests:
     """SHA-256 of files, each read once in ``SCRUB_S`` unless it changes; links to one file are one."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic,
+        digest_of: Callable[[Path], str] | None = None,
+    ) -> None:  # fmt: skip
+        self._clock, self._digest_of = clock, digest_of
         self._known: dict[tuple[int, ...], tuple[str, float]] = {}
+        self._most = 100  # entries, before those of old files go
 
     def __call__(self, path: Path) -> str:
         stat, now = path.stat(), self._clock()
         file = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
         sha256, read_at = self._known.get(file, ("", now - SCRUB_S))
         if now - read_at >= SCRUB_S:
-            self._known = {f: at for f, at in self._known.items() if now - at[1] < SCRUB_S}
-            sha256 = sha256_of(path)
+            if len(self._known) > self._most:
+                self._known = {f: at for f, at in self._known.items() if now - at[1] < SCRUB_S}
+                self._most = 100 + 2 * len(self._known)
+            sha256 = (self._digest_of or sha256_of)(path)
             self._known[file] = sha256, now
         return sha256
 

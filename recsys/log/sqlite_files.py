@@ -47,6 +47,7 @@ INSERT: Final = (
 )
 COMMITS: Final = -1  # the "partition" of ``bounds`` whose ``end`` counts commits
 
+CATALOGUE: Final = "catalogue.db"
 _CATALOGUE: Final = """
     CREATE TABLE IF NOT EXISTS log (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, partitions INTEGER NOT NULL)
@@ -143,10 +144,7 @@ class SqliteFiles:
         self._commits = 0
         folder.mkdir(parents=True, exist_ok=True)
         with self._catalogue() as db:
-            for statement in _CATALOGUE.split(";"):
-                db.execute(statement)
-            db.execute("INSERT OR IGNORE INTO log VALUES (1, ?)", (uuid.uuid4().hex,))
-            self.id: str = db.execute("SELECT id FROM log").fetchone()[0]
+            self.id = fill_catalogue(db, uuid.uuid4().hex)
 
     def create(self, topic: Topic) -> None:
         """Creates the topic's file and catalogue entry, or checks and updates the existing ones."""
@@ -387,7 +385,7 @@ class SqliteFiles:
     @contextlib.contextmanager
     def _catalogue(self) -> Iterator[sqlite3.Connection]:
         """The catalogue in a transaction, for one process at a time. Rarely used, so not in WAL mode."""
-        db = open_file(self.folder / "catalogue.db")
+        db = open_file(self.folder / CATALOGUE)
         try:
             with self.transaction(db):
                 yield db
@@ -400,6 +398,15 @@ def _code(error: sqlite3.DatabaseError) -> int:
     if isinstance(error, sqlite3.OperationalError):
         return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def fill_catalogue(db: sqlite3.Connection, new_id: str) -> str:
+    """Creates what a catalogue lacks; returns the log's id."""
+    for statement in _CATALOGUE.split(";"):
+        db.execute(statement)
+    db.execute("INSERT OR IGNORE INTO log VALUES (1, ?)", (new_id,))
+    log_id: str = db.execute("SELECT id FROM log").fetchone()[0]
+    return log_id
 
 
 def make_file(path: Path, log_id: str, topic: Topic) -> None:

@@ -1,4 +1,4 @@
-"""Checks a topic's SQLite file record by record, and rebuilds it from what is readable."""
+"""Checks the SQLite files of a log, a topic's record by record, and rebuilds them from what is readable."""
 
 import os
 import shutil
@@ -11,7 +11,16 @@ from typing import Any, Final
 
 from recsys.log.protocol import LogDamaged, Topic
 from recsys.log.record_crc import corrected, is_intact, record_crc
-from recsys.log.sqlite_files import COMMITS, FORMAT, INSERT, Connection, make_file, open_file
+from recsys.log.sqlite_files import (
+    CATALOGUE,
+    COMMITS,
+    FORMAT,
+    INSERT,
+    Connection,
+    fill_catalogue,
+    make_file,
+    open_file,
+)
 from recsys.log.sqlite_mark import Mark, Marked
 
 _CHUNK: Final = 500
@@ -42,6 +51,86 @@ class Rebuilt:
     corrected: int = 0
     restored: int = 0
     lost: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CatalogueCheck:
+    """Result of a check. ``log_id`` and ``partitions`` by topic are those that the topics' own files name;
+    without any intact one, the catalogue's id. ``gone``: topics whose file is missing."""
+
+    log_id: str
+    partitions: dict[str, int]
+    damage: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+
+
+def check_catalogue(folder: Path) -> CatalogueCheck:
+    """Compares a log's catalogue with the topics' files, which name the log and their partitions, too."""
+    files = {path.stem: path for path in sorted(folder.glob("[!.]*.sqlite"))}
+    named = {topic: about for topic, path in files.items() if (about := _named_by(path))}
+    check = CatalogueCheck("", {topic: count for topic, (_, count) in named.items()})
+    ids = {log_id for log_id, _ in named.values()}
+    try:
+        log_id, topics = _read_catalogue(folder / CATALOGUE, check.damage)
+    except (sqlite3.DatabaseError, TypeError, ValueError) as error:
+        check.damage.append(str(error))
+        log_id, topics = "", {}
+    check.log_id = ids.pop() if len(ids) == 1 else log_id
+    if log_id != check.log_id and not check.damage:
+        check.damage.append(f"it names log {log_id!r}, the topics' files name {check.log_id!r}")
+    for topic, count in topics.items():
+        own = check.partitions.get(topic, count)
+        if own != count:
+            check.damage.append(f"topic {topic} has {count!r} partitions, and {own} by its file")
+    check.gone = sorted(topics.keys() - files.keys())
+    if check.gone and files.keys() - topics.keys():
+        check.damage.append(f"it names topics without a file: {check.gone}")
+        check.gone = []
+    return check
+
+
+def rebuild_catalogue(folder: Path, check: CatalogueCheck) -> None:
+    """Replaces a damaged catalogue; no process may use it. A topic whose file is damaged isn't in it until
+    the next start."""
+    path, aside = folder / CATALOGUE, folder / f".{CATALOGUE}.rebuilt"
+    aside.unlink(missing_ok=True)
+    with closing(open_file(aside)) as db:
+        db.execute("BEGIN")
+        fill_catalogue(db, check.log_id)
+        db.executemany("INSERT INTO topics VALUES (?, ?)", check.partitions.items())
+        db.execute("COMMIT")
+    Path(f"{path}-journal").unlink(missing_ok=True)  # it doesn't belong to the new file
+    os.replace(aside, path)
+    _sync(folder)
+
+
+def _named_by(path: Path) -> tuple[str, int] | None:
+    """Id of the log and number of partitions by a topic's file; None if it is damaged."""
+    try:
+        connection = Connection(path.stem, open_file(path))
+        connection.check_settings()
+        log_id, count = connection.db.execute("SELECT log_id, partitions FROM about").fetchone()
+        return log_id, count
+    except (LogDamaged, sqlite3.DatabaseError, TypeError):
+        return None
+
+
+def _read_catalogue(path: Path, damage: list[str]) -> tuple[str, dict[str, int]]:
+    """The log's id and the topics' partitions; adds to ``damage`` what SQLite or a new file shows."""
+    tables = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
+    with closing(open_file(Path(":memory:"))) as new:
+        fill_catalogue(new, "")
+        expected = new.execute(tables).fetchall()
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)) as db:
+        lines = [line for (line,) in db.execute("PRAGMA integrity_check(10)")]
+        damage += [line for line in lines if line != "ok"]
+        if db.execute(tables).fetchall() != expected:
+            damage.append("its tables are others")
+        ((one, log_id),) = db.execute("SELECT one, id FROM log").fetchall()
+        rows = db.execute("SELECT name, partitions FROM topics").fetchall()
+        if one != 1:
+            damage.append(f"the log's row has number {one!r}")
+        return log_id, {str(name): count for name, count in rows}
 
 
 def check_topic(folder: Path, topic: str, pace: Pace = lambda _: None) -> TopicCheck:
@@ -149,15 +238,19 @@ def rebuild_topic(
         new.seal_settings()
         new.db.execute("COMMIT")
         new.db.execute("PRAGMA journal_mode = WAL")
-    for file in (aside, folder):
-        handle = os.open(file, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+    _sync(aside)
+    _sync(folder)
     for suffix in ("-wal", "-shm"):  # first: they don't belong to the new file
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     os.replace(aside, path)
     mark.reset(new.ends)
     return rebuilder.result
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 class _Rebuilder:

@@ -5,6 +5,7 @@ thread rewrites the heartbeat ``state/run/<part>.json`` about once a second; ``t
 whose thread runs but whose loop doesn't turn.
 """
 
+import hashlib
 import logging
 import os
 import signal
@@ -84,6 +85,19 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600, sync: bool = Fa
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def with_digest(text: bytes) -> bytes:
+    """A text of one line, followed by a line with its SHA-256."""
+    return text + b"\n" + hashlib.sha256(text).hexdigest().encode()
+
+
+def without_digest(data: bytes) -> bytes:
+    """The text of ``with_digest``. Raises ValueError if it isn't as it was written."""
+    text, _, digest = data.rpartition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        raise ValueError("its SHA-256 isn't the one stored in it")
+    return text
 
 
 class Beat(msgspec.Struct, kw_only=True):

@@ -50,8 +50,16 @@ def _lines(report: StateReport) -> Iterator[str]:
             f"{report.unchecked_records:,} records and {report.unsigned_manifests} manifests are older than "
             "checksums: unchecked"
         )
-    if report.sealed_records:
-        yield f"{report.sealed_records:,} records were older than checksums and have one now"
+    if report.unsigned_archive_files:
+        yield (
+            f"{report.unsigned_archive_files:,} archive files have no digest: only damage of their pages and "
+            "structure shows"
+        )
+    if report.sealed_records or report.sealed_archive_files:
+        yield (
+            f"{report.sealed_records:,} records and {report.sealed_archive_files:,} archive files were older "
+            "than checksums and have one now"
+        )
     for damage in report.damage:
         yield f"{'repaired' if damage.repaired else 'DAMAGED'}  {damage.where}: {damage.what}"
         yield f"          repair: {damage.repair}"

@@ -7,7 +7,6 @@ held; the copy gets the holds of before, which suit its older files. Secrets are
 """
 
 import filecmp
-import hashlib
 import os
 import re
 import shutil
@@ -34,7 +33,12 @@ from recsys.process.clock_file import clock_of
 from recsys.process.log_consumer import decoded
 from recsys.process.log_holders import BACKUP, TOPICS, backup_lock
 from recsys.process.open_log import create_topics
-from recsys.process.part_process import owned_folder, write_atomically
+from recsys.process.part_process import (
+    owned_folder,
+    with_digest,
+    without_digest,
+    write_atomically,
+)
 from recsys.process.part_snapshot import PartState
 from runtime.jobs.state_check import Damage, check_state
 from runtime.jobs.user_deletion import request_deletion
@@ -109,9 +113,8 @@ def back_up(state: Path, target: Path, base: Path | None = None) -> Backup:
             os.rmdir(folder)  # those that are empty
     damage = check_state(target, mb_s=0).damage
     backup = Backup(machine_ms(), log.id, epoch, damage, _digests(target))
-    body = msgspec.json.encode(backup)
     os.sync()
-    write_atomically(target / MANIFEST, body + b"\n" + hashlib.sha256(body).hexdigest().encode())
+    write_atomically(target / MANIFEST, with_digest(msgspec.json.encode(backup)))
     os.sync()
     return backup
 
@@ -143,10 +146,10 @@ def restore(folder: Path, state: Path, later: Path | None = None) -> list[str]:
 def _read_manifest(path: Path) -> Backup:
     if not path.exists():
         raise ValueError(f"there is no {path}: this isn't a backup, or not a finished one")
-    body, _, digest = path.read_bytes().rpartition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise ValueError(f"{path} is damaged, its SHA-256 differs: use another backup")
-    return msgspec.json.decode(body, type=Backup)
+    try:
+        return msgspec.json.decode(without_digest(path.read_bytes()), type=Backup)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; use another backup") from None
 
 
 def _copy_entry(state: Path, target: Path, entry: str, links: _Links, base: Path | None) -> None:

@@ -4,28 +4,46 @@ Checking works beside a running system. A repair needs a stopped one.
 """
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
-import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshot_repair import repair_snapshot
 from parameter_server.storage.wal import Wal, scan
 from recsys.config.system_config import Config
 from recsys.events.records import topics
-from recsys.log.protocol import LogUnavailable, Topic
+from recsys.log.protocol import Topic
+from recsys.log.sqlite_files import CATALOGUE
 from recsys.log.sqlite_log import SqliteLog
-from recsys.log.sqlite_repair import Archived, check_topic, rebuild_topic
+from recsys.log.sqlite_repair import (
+    Archived,
+    CatalogueCheck,
+    check_catalogue,
+    check_topic,
+    rebuild_catalogue,
+    rebuild_topic,
+)
 from runtime.supervision import launch_plan, run_file
-from training.archive import writer
+from training.archive.digest import (
+    DamagedFile,
+    check_rows,
+    content_digest,
+    has_digest,
+    read_batches,
+)
+from training.archive.files import beside, files_of
+from training.continual import trainer_run
 
-_SHA_BYTES = 32  # at the beginning of a part's state
+_SHA_BYTES: Final = 32  # at the beginning of a part's state
+_NEXT_START: Final = "none: the next start writes it anew"
 
 
 class Damage(msgspec.Struct):
@@ -39,8 +57,8 @@ class Damage(msgspec.Struct):
 
 
 class StateReport(msgspec.Struct):
-    """Numbers of things that were checked, and the damage. ``unchecked_records`` and ``unsigned_manifests``
-    are older than checksums; ``sealed_records`` were, and have one now."""
+    """Numbers of things that were checked, and the damage. ``unchecked_records``, ``unsigned_manifests`` and
+    ``unsigned_archive_files`` are older than checksums; what is ``sealed`` was, and has one now."""
 
     records: int = 0
     unchecked_records: int = 0
@@ -50,6 +68,8 @@ class StateReport(msgspec.Struct):
     write_ahead_files: int = 0
     part_states: int = 0
     archive_files: int = 0
+    unsigned_archive_files: int = 0
+    sealed_archive_files: int = 0
     damage: list[Damage] = []
 
     @property
@@ -82,7 +102,7 @@ def check_state(state: Path, repair: bool = False, mb_s: float = 50.0) -> StateR
     Raises FileNotFoundError where nothing was ever started, ValueError or AlreadyRuns for a repair beside a
     running system.
     """
-    config, _ = launch_plan.read(state)
+    config = _config(state)
     running = run_file.read(state)
     if repair and running is not None and running.any_alive():
         raise ValueError(
@@ -91,6 +111,7 @@ def check_state(state: Path, repair: bool = False, mb_s: float = 50.0) -> StateR
         )
     with run_file.lock(state) if repair else nullcontext():
         check = _StateCheck(state, config, repair, Pace(mb_s))
+        check.run_files()
         check.log()
         for folder in (state / "snapshots", state / "registry"):
             check.snapshots(folder)
@@ -100,25 +121,67 @@ def check_state(state: Path, repair: bool = False, mb_s: float = 50.0) -> StateR
         return check.report
 
 
+def _config(state: Path) -> Config | None:
+    """The configuration; None if its file is damaged. Raises FileNotFoundError where nothing was started."""
+    try:
+        return launch_plan.read(state)[0]
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError):
+        return None
+
+
 class _StateCheck:
-    def __init__(self, state: Path, config: Config, repair: bool, pace: Pace) -> None:
+    """``config``: None if its file is damaged."""
+
+    def __init__(self, state: Path, config: Config | None, repair: bool, pace: Pace) -> None:
         self._state, self._config, self._repair, self._pace = state, config, repair, pace
         self.report = StateReport(damage=[])
 
+    def run_files(self) -> None:
+        """Configuration, plan and the trainer's current run, which a start writes anew."""
+        trainer = self._state / "parts" / trainer_run.PART / "run.json"
+        readers: dict[Path, Callable[[bytes], object]] = {
+            self._state / "run" / "config.json": partial(msgspec.json.decode, type=Config),
+            self._state / "run" / "plan.json": partial(msgspec.json.decode, type=launch_plan.Plan),
+            trainer: trainer_run.decode_run,
+        }
+        for path, decode in readers.items():
+            with self._reading(path, _NEXT_START):
+                decode(path.read_bytes())
+
     def log(self) -> None:
-        """Records, bounds, settings and holds of each topic."""
-        folder = self._state / "log"
-        if self._config.log.url != "sqlite" or not folder.exists():
+        """The catalogue, and records, bounds, settings and holds of each topic."""
+        folder, config = self._state / "log", self._config or Config()
+        if config.log.url != "sqlite" or not folder.exists():
             return
-        log_id = ""
-        try:
-            with closing(SqliteLog(folder)) as log:
-                log_id = log.id
-        except LogUnavailable as error:
-            self._add(folder / "catalogue.db", str(error))
-        for topic in topics(self._config.log.partitions, self._config.log.retention_hours):
-            if (folder / f"{topic.name}.sqlite").exists():
-                self._topic(folder, log_id, topic)
+        catalogue = CatalogueCheck("", {})
+        with self._reading(folder / CATALOGUE):
+            catalogue = self._catalogue(folder)
+        for path in (self._state / "log.id", self._state / "archive" / "log_id"):
+            with self._reading(path):
+                if (log_id := path.read_text().strip()) not in ("", catalogue.log_id or log_id):
+                    self._add(path, f"it names log {log_id!r}, the log is {catalogue.log_id!r}")
+        for topic in topics(config.log.partitions, config.log.retention_hours):
+            path, count = folder / f"{topic.name}.sqlite", catalogue.partitions.get(topic.name)
+            is_certain = bool(catalogue.log_id and (count or self._config))
+            if path.exists():
+                with self._reading(path):
+                    own = replace(topic, partitions=count or topic.partitions)
+                    self._topic(folder, catalogue.log_id if is_certain else "", own)
+
+    def _catalogue(self, folder: Path) -> CatalogueCheck:
+        check = check_catalogue(folder)
+        for topic in check.gone:
+            self._add(folder / f"{topic}.sqlite", "it is gone", "none: restore a backup")
+        text, is_whole = "none: `recsys check --repair` makes it from the topics' files", False
+        if check.damage and check.partitions and check.log_id and self._repair and not check.gone:
+            rebuild_catalogue(folder, check)
+            is_whole = not check_catalogue(folder).damage
+            text = "rebuilt from the topics' files"
+        for what in check.damage:
+            self._add(folder / CATALOGUE, what, text, is_whole)
+        return check
 
     def _topic(self, folder: Path, log_id: str, topic: Topic) -> None:
         check = check_topic(folder, topic.name, self._pace)
@@ -145,38 +208,45 @@ class _StateCheck:
             self._add(path, f"{place} has no other copy", "it is an empty record now")
 
     def _archived(self, topic: str) -> Archived:
-        """Reads records of a topic back from the archive."""
+        """Reads records of a topic back from the intact files of the archive."""
 
         def read(partition: int, offsets: list[int]) -> dict[int, tuple[bytes, bytes]]:
-            if topic not in writer.TOPICS:
-                return {}
-            where = (ds.field("partition") == partition) & ds.field("offset").isin(offsets)
-            folder, columns = self._state / "archive", ["offset", "key", "value"]
-            try:
-                rows = list(writer.archived_rows(folder, topic, columns, where))
-            except (OSError, pa.ArrowInvalid):  # reported by ``archive``
-                return {}
-            return {offset: (key, value) for offset, key, value in rows}
+            records = dict[int, tuple[bytes, bytes]]()
+            for file in files_of(self._state / "archive", topic):
+                if file.partition != partition or not any(
+                    file.first <= offset <= file.last for offset in offsets
+                ):
+                    continue
+                with suppress(DamagedFile):  # reported by ``archive``
+                    for batch in read_batches(file.path, 1_000, ["offset", "key", "value"]):
+                        columns = (column.to_pylist() for column in batch.columns)
+                        for offset, key, value in zip(*columns, strict=True):
+                            records[offset] = key, value
+            return {offset: records[offset] for offset in offsets if offset in records}
 
         return read
 
     def snapshots(self, folder: Path) -> None:
         """Manifests and arrays of all complete snapshots of a folder."""
         for line in sorted(path.name for path in folder.glob("[!.]*") if path.is_dir()):
-            for version, damage, unsigned in self._versions(folder, line):
-                self.report.snapshots += 1
-                self.report.unsigned_manifests += unsigned
-                if not damage:
-                    continue
-                done, left = list[str](), damage
-                if self._repair:
-                    others = [self._state / "snapshots", self._state / "registry"]
-                    done = repair_snapshot(version, others)
-                if done:
-                    after = {path: what for path, what, _ in self._versions(folder, line)}
-                    left = after.get(version, "")
-                none = "none: parts start from another one, and later ones replace it"
-                self._add(version, damage, "; ".join(done) or none, not left)
+            with self._reading(folder / line):
+                for version, damage, unsigned in self._versions(folder, line):
+                    self._snapshot(folder, line, version, damage, unsigned)
+
+    def _snapshot(self, folder: Path, line: str, version: Path, damage: str, unsigned: int) -> None:
+        self.report.snapshots += 1
+        self.report.unsigned_manifests += unsigned
+        if not damage:
+            return
+        done, left = list[str](), damage
+        if self._repair:
+            others = [self._state / "snapshots", self._state / "registry"]
+            done = repair_snapshot(version, others)
+        if done:
+            after = {path: what for path, what, _ in self._versions(folder, line)}
+            left = after.get(version, "")
+        none = "none: parts start from another one, and later ones replace it"
+        self._add(version, damage, "; ".join(done) or none, not left)
 
     def _versions(self, folder: Path, line: str) -> Iterator[tuple[Path, str, int]]:
         for version, damage, unsigned in snapshots.check_snapshots(folder, line):
@@ -187,42 +257,59 @@ class _StateCheck:
         """Records of the shards' write-ahead files; a torn end is no damage."""
         for path in sorted((self._state / "parts").glob("*/*.wal")):
             self.report.write_ahead_files += 1
-            data = path.read_bytes()
-            self._pace(len(data))
-            try:
+            with self._reading(path, "none: move it away to start from the newest snapshot"):
+                data = path.read_bytes()
+                self._pace(len(data))
                 scanned = scan(data)
-            except ValueError as error:
-                self._add(path, str(error), "none: move it away to start from the newest snapshot")
-                continue
-            if scanned.damaged:
-                if self._repair:
-                    Wal(path, scanned.owner).close()
-                text = f"the steps after it are learned again; the old file is {path.name}.damaged"
-                what = f"{len(data) - scanned.end} bytes from offset {scanned.end} on"
-                self._add(path, what, text, self._repair)
+                if scanned.damaged:
+                    if self._repair:
+                        Wal(path, scanned.owner).close()
+                    text = (
+                        f"the steps after it are learned again; the old file is {path.name}.damaged"
+                    )
+                    what = f"{len(data) - scanned.end} bytes from offset {scanned.end} on"
+                    self._add(path, what, text, self._repair)
 
     def part_states(self) -> None:
         """States of the parts, each with a SHA-256."""
         for path in sorted((self._state / "parts").glob("*/state*.msgpack")):
             self.report.part_states += 1
-            data = path.read_bytes()
-            self._pace(len(data))
-            if hashlib.sha256(data[_SHA_BYTES:]).digest() != data[:_SHA_BYTES]:
-                remedy = "none: the part starts from the state before it"
-                self._add(path, "its SHA-256 differs", remedy)
+            with self._reading(path, "none: the part starts from the state before it"):
+                data = path.read_bytes()
+                self._pace(len(data))
+                if hashlib.sha256(data[_SHA_BYTES:]).digest() != data[:_SHA_BYTES]:
+                    raise ValueError("its SHA-256 differs")
 
     def archive(self) -> None:
-        """All rows of the archive; files of before page checksums show damage of their structure only."""
+        """All files of the archive; one without a digest shows damage of its pages and structure only."""
         for path in sorted((self._state / "archive").glob("*/day=*/hour=*/part-*.parquet")):
-            self.report.archive_files += 1
-            try:
-                with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                    for batch in file.iter_batches(1_000, use_threads=False):
-                        self._pace(batch.nbytes)
-            except FileNotFoundError:  # merged or removed meanwhile
-                self.report.archive_files -= 1
-            except (OSError, pa.ArrowInvalid) as error:
-                self._add(path, str(error))
+            with self._reading(path):
+                if not has_digest(path, partial(content_digest, pace=self._pace)):
+                    check_rows(path, self._pace)
+                    self._seal(path)
+            self.report.archive_files += path.exists()  # else merged or removed meanwhile
+
+    def _seal(self, path: Path) -> None:
+        """Adds its digest to an intact file, on request."""
+        if not self._repair:
+            self.report.unsigned_archive_files += 1
+            return
+        with beside(path) as copy:
+            shutil.copyfile(path, copy)
+        self.report.sealed_archive_files += 1
+
+    @contextmanager
+    def _reading(self, path: Path, remedy: str = "none") -> Iterator[None]:
+        """Names a file whose reading fails, in whatever way; one that is gone was replaced meanwhile."""
+        try:
+            yield
+        except DamagedFile as error:
+            self._add(path, error.reason, "none: bring it back from a backup")
+        except ValueError as error:
+            self._add(path, str(error), remedy)
+        except Exception as error:
+            if path.exists():
+                self._add(path, f"{type(error).__name__}: {error}", remedy)
 
     def _add(self, where: Path, what: str, repair: str = "none", is_repaired: bool = False) -> None:
         self.report.damage.append(Damage(str(where), what, repair, is_repaired))

@@ -1,6 +1,7 @@
 """Parquet files of the archive: naming, atomic replacement, merging, and removal of a deleted user's rows or
 of the oldest hours."""
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -18,7 +19,9 @@ import pyarrow.parquet as pq
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Record
 from recsys.process.worker_share import WHOLE, Share
+from training.archive.digest import DamagedFile, has_digest, read_batches, read_table, seal
 
+_LOG: Final = logging.getLogger(__name__)
 FLUSH_BYTES: Final = 32_000_000
 _MERGE_ROWS: Final = 1_000  # read at once
 # Text repeats, so it gets dictionaries; records don't, and a dictionary for them costs time and space.
@@ -81,36 +84,46 @@ def _paths(folder: Path, topic: str, name: str = "*") -> list[Path]:
 
 
 def merge_files(parts: Sequence[ArchiveFile]) -> None:
-    """Merges the files of one hour and partition, one row group at a time: an hour may exceed memory."""
+    """Merges the files of one hour and partition, one row group at a time: an hour may exceed memory. They
+    stay as they are if one is damaged."""
     if len(parts) < 2:
         return
     name = f"part-{parts[0].partition}-{parts[0].first}-{parts[-1].last}.parquet"
-    with _rewritten(parts[0].path.with_name(name), parts[0].path) as file:
-        for table in _row_groups(part.path for part in parts):
-            file.write_table(table, row_group_size=len(table))
+    merged, sources = parts[0].path.with_name(name), [part.path for part in parts]
+    try:
+        with _rewritten(merged, sources) as (tables, file):
+            for table in tables:
+                file.write_table(table, row_group_size=len(table))
+    except DamagedFile as error:
+        _LOG.error("the files of an hour aren't merged: %s", error)
+        return
     for part in parts:
         part.path.unlink()
 
 
 @contextmanager
-def _rewritten(path: Path, schema_from: Path) -> Iterator[pq.ParquetWriter]:
-    """Opens a writer for ``path`` with the schema of another file."""
-    schema = pq.read_schema(schema_from)
+def _rewritten(
+    path: Path, sources: Sequence[Path]
+) -> Iterator[tuple[Iterator[pa.Table], pq.ParquetWriter]]:
+    """Yields the rows of some files, and a writer for ``path`` with the schema of the first. Raises
+    DamagedFile before anything is written: damage must get no digest."""
+    for source in sources:
+        has_digest(source)
+    schema = pq.read_schema(sources[0])
     with beside(path) as partial, pq.ParquetWriter(partial, schema, **FORMAT) as file:
-        yield file
+        yield _row_groups(sources), file
 
 
 def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
     """Reads the rows of some files in order, as tables of about ``FLUSH_BYTES``."""
     batches, size = list[pa.RecordBatch](), 0
     for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_MERGE_ROWS, use_threads=False):
-                batches.append(batch)
-                size += batch.nbytes
-                if size >= FLUSH_BYTES:
-                    yield pa.Table.from_batches(batches)
-                    batches, size = [], 0
+        for batch in read_batches(path, _MERGE_ROWS):
+            batches.append(batch)
+            size += batch.nbytes
+            if size >= FLUSH_BYTES:
+                yield pa.Table.from_batches(batches)
+                batches, size = [], 0
     if batches:
         yield pa.Table.from_batches(batches)
 
@@ -118,18 +131,28 @@ def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
 def erase_rows(
     folder: Path, topic: str, partition: int, keys: Collection[bytes],
     is_erased: Callable[[Record], object],
-) -> None:  # fmt: skip
+) -> list[DamagedFile]:  # fmt: skip
     """Removes the records for which ``is_erased``, which may hold only for records of ``keys``. Files keep
-    their names."""
+    their names. Returns the damage of the files that it left as they were."""
+    damage = list[DamagedFile]()
     for part in files_of(folder, topic):
-        if part.partition != partition or not _has_key(part.path, keys):
+        if part.partition != partition:
             continue
-        with _rewritten(part.path, part.path) as file:
-            for table in _row_groups([part.path]):
-                columns = (table[name].to_pylist() for name in ("offset", "key", "value"))
-                records = map(Record, *columns)
-                remaining = table.filter(pa.array([not is_erased(record) for record in records]))
-                file.write_table(remaining, row_group_size=max(1, len(remaining)))
+        try:
+            if _has_key(part.path, keys):
+                _erase_in(part.path, is_erased)
+        except DamagedFile as error:
+            damage.append(error)
+    return damage
+
+
+def _erase_in(path: Path, is_erased: Callable[[Record], object]) -> None:
+    with _rewritten(path, [path]) as (tables, file):
+        for table in tables:
+            columns = (table[name].to_pylist() for name in ("offset", "key", "value"))
+            records = map(Record, *columns)
+            remaining = table.filter(pa.array([not is_erased(record) for record in records]))
+            file.write_table(remaining, row_group_size=max(1, len(remaining)))
 
 
 def keys_of(folder: Path, topic: str, partition: int) -> set[bytes]:
@@ -137,15 +160,14 @@ def keys_of(folder: Path, topic: str, partition: int) -> set[bytes]:
     keys: set[bytes] = set()
     for part in files_of(folder, topic):
         if part.partition == partition:
-            keys |= set(pq.read_table(part.path, columns=["key"])["key"].to_pylist())
+            keys |= set(read_table(part.path, ["key"])["key"].to_pylist())
     return keys
 
 
 def _has_key(path: Path, keys: Collection[bytes]) -> bool:
     values = pa.array(keys, pa.large_binary())
-    with pq.ParquetFile(path) as file:
-        batches = file.iter_batches(_MERGE_ROWS, columns=["key"], use_threads=False)
-        return any(pc.is_in(batch["key"], values).true_count for batch in batches)
+    batches = read_batches(path, _MERGE_ROWS, ["key"])
+    return any(pc.is_in(batch["key"], values).true_count for batch in batches)
 
 
 def hour_of(path: Path) -> int:
@@ -208,14 +230,19 @@ def _bytes(path: Path) -> int:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``, which it replaces afterwards."""
+    """Yields a temporary path beside ``path``, which it replaces afterwards, with a digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    yield partial
+    try:
+        yield partial
+    except DamagedFile:
+        partial.unlink(missing_ok=True)
+        raise
     _publish(partial, path)
 
 
 def _publish(partial: Path, path: Path) -> None:
+    seal(partial)
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)

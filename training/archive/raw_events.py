@@ -1,13 +1,13 @@
 """Reads events and items from the files of an archive, by partition and offset."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
-import pyarrow.parquet as pq
-
 from recsys.events.records import EVENTS, ITEMS
 from recsys.log.protocol import Record
+from training.archive.digest import read_batches
 from training.archive.files import ArchiveFile, files_of
 
 _ROWS: Final = 2_000  # read at once
@@ -30,16 +30,16 @@ class ArchiveSource:
         """Yields the records of a partition from an offset on, file by file."""
         names = ["offset", "key", "value"]
         while left := [part for part in self._of(topic, partition) if part.last >= offset]:
+            batches = read_batches(left[0].path, _ROWS, names)
             try:
-                opened = pq.ParquetFile(left[0].path)
+                first = next(batches, None)
             except FileNotFoundError:  # the archive has merged or dropped files since
                 self._list()
                 continue
-            with opened as file:
-                for batch in file.iter_batches(_ROWS, columns=names):
-                    for record in map(Record, *(batch[name].to_pylist() for name in names)):
-                        if record.offset >= offset:
-                            yield record
+            for batch in chain([] if first is None else [first], batches):
+                for record in map(Record, *(batch[name].to_pylist() for name in names)):
+                    if record.offset >= offset:
+                        yield record
             offset = left[0].last + 1
 
     def _list(self) -> None:

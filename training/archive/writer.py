@@ -26,6 +26,7 @@ from recsys.process.log_consumer import UNREADABLE, Consumer, check_same, hold_a
 from recsys.process.part_process import write_atomically
 from recsys.process.retry_loop import RetryLoop
 from recsys.process.worker_share import WHOLE, Share
+from training.archive.digest import checked
 from training.archive.files import (
     FLUSH_BYTES,
     FORMAT,
@@ -199,7 +200,7 @@ class Archive(RetryLoop):
 
 def read_archive(folder: Path, topic: str) -> "ds.Dataset":
     """All archived records of a topic, each once, with ``day`` and ``hour``, by partition and offset. Lazy:
-    it reads the columns and row groups that are asked for."""
+    it reads the columns and row groups that are asked for, and compares no digests."""
     import pyarrow.dataset as ds  # 50 MB that a process which only writes can do without
 
     paths = [str(file.path) for file in files_of(folder, topic)]
@@ -213,12 +214,16 @@ def read_archive(folder: Path, topic: str) -> "ds.Dataset":
 def archived_rows(
     folder: Path, topic: str, columns: Sequence[str], where: "ds.Expression | None" = None
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields some columns of the archived records that satisfy ``where``, ordered as ``read_archive``."""
-    batches = read_archive(folder, topic).to_batches(
-        columns=list(columns), filter=where, batch_size=_ROWS, batch_readahead=1, fragment_readahead=1,
-    )  # fmt: skip
-    for batch in batches:
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    """Yields some columns of the archived records that satisfy ``where``, ordered as ``read_archive``. Raises
+    DamagedFile."""
+    dataset = read_archive(folder, topic)
+    for fragment in dataset.get_fragments(where):
+        batches = fragment.to_batches(
+            schema=dataset.schema, columns=list(columns), filter=where, batch_size=_ROWS,
+            batch_readahead=1,
+        )  # fmt: skip
+        for batch in checked(Path(fragment.path), batches) if hasattr(fragment, "path") else ():
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _expanded(record: Record) -> Record:

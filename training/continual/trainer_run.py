@@ -13,7 +13,7 @@ import msgspec
 from recsys.config.system_config import Config
 from recsys.observability.log_lines import LogThrottle
 from recsys.observability.tracer import Tracer
-from recsys.process.part_process import write_atomically
+from recsys.process.part_process import with_digest, without_digest, write_atomically
 from training.steps.step_trace import trace_step
 
 PART: Final = "trainer"
@@ -28,6 +28,12 @@ class Run(msgspec.Struct, frozen=True):
     run: str = ""
     generation: int = 0
     starts: int = 0
+
+
+def decode_run(data: bytes) -> Run:
+    """The content of ``run.json``; that of an earlier version has no digest. Raises ValueError."""
+    text = without_digest(data) if b"\n" in data else data
+    return msgspec.json.decode(text, type=Run)
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -54,14 +60,17 @@ class TrainerRun:
 
     def read(self) -> Run:
         """The newest run; an empty one without a readable file."""
-        return _read(self._file, Run) or Run()
+        try:
+            return decode_run(self._file.read_bytes())
+        except (FileNotFoundError, ValueError):  # a power cut may have emptied it
+            return Run()
 
     def begin(self, run: str) -> None:
         """Registers the run of a starting driver: workers of other runs get no generation any more."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._failure.unlink(missing_ok=True)
         self._spans.unlink(missing_ok=True)
-        _write(self._file, Run(run, self.read().generation))
+        self._replace(Run(run, self.read().generation))
 
     def next_generation(self, run: str, now_ms: int) -> int:
         """The generation of a starting group, which grows even if the file is lost; 0 for an old run."""
@@ -69,8 +78,11 @@ class TrainerRun:
         if before.run != run:
             return 0
         generation = max(before.generation + 1, now_ms)
-        _write(self._file, Run(run, generation, before.starts + 1))
+        self._replace(Run(run, generation, before.starts + 1))
         return generation
+
+    def _replace(self, run: Run) -> None:
+        write_atomically(self._file, with_digest(msgspec.json.encode(run)))
 
     def is_newest(self, run: str) -> bool:
         return self.read().run == run

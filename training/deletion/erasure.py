@@ -42,6 +42,7 @@ from recsys.process.log_consumer import UNREADABLE, Consumer, decoded, readable
 from recsys.process.part_snapshot import PartState, Saved, ShareState
 from recsys.process.retry_loop import RetryLoop
 from recsys.process.worker_share import WHOLE, Share
+from training.archive.digest import DamagedFile
 from training.archive.files import erase_rows, files_of, keys_of
 
 PART: Final = "erasures"
@@ -97,6 +98,7 @@ class Eraser(RetryLoop):
         self.done = 0  # users
         self._scrub_ms = 0
         self._unread: set[int] = set()  # partitions of others whose snapshot can't be read
+        self._damaged: set[Path] = set()  # archive files that may still have rows of erased users
         self._restore()
 
     @property
@@ -202,9 +204,9 @@ class Eraser(RetryLoop):
         unended = [r for r in requests if r.examples_end is None and events > r.offset]
         self._find_ends(unended, partition)
         last = [r for r in requests if r.examples_end is not None and examples >= r.examples_end]
-        self._erase(last, partition, ends)
+        is_complete = self._erase(last, partition, ends)
         for request in last:
-            request.erased = True
+            request.erased = is_complete
 
     def _is_anonymous(self, request: PendingErasure) -> bool:
         """Whether ``control`` no longer names the user, or can't be changed."""
@@ -254,15 +256,21 @@ class Eraser(RetryLoop):
 
     def _erase(
         self, requests: Sequence[PendingErasure], partition: int, ends: Mapping[str, int]
-    ) -> None:
-        befores = _offsets(requests)
+    ) -> bool:
+        """Erases users up to where no reader has to read again; False if a damaged archive file is left."""
+        befores, damage = _offsets(requests), list[DamagedFile]()
         if self._changes and befores:
             self.erased += erase_letters(self._log, befores.keys())
         for topic, end in ends.items() if befores else ():
             if self._changes:
                 self.erased += erase_records(self._log, topic, partition, befores, end)
             is_erased = partial(erased_record, topic, befores)
-            erase_rows(self._archive, topic, partition, befores.keys(), is_erased)
+            damage += erase_rows(self._archive, topic, partition, befores.keys(), is_erased)
+        for error in damage:
+            if error.path not in self._damaged:
+                _LOG.error("the deletion of %d users waits: %s", len(befores), error)
+            self._damaged.add(error.path)
+        return not damage
 
 
 def _offsets(requests: Iterable[PendingErasure]) -> dict[bytes, int]:

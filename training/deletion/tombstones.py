@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import pyarrow.parquet as pq
 
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log
 from recsys.process.part_snapshot import PartState
+from training.archive.digest import read_batches
 from training.archive.files import files_of
 
 PART: Final = "unlearning"
@@ -29,7 +29,7 @@ def free_until(
 ) -> int:  # fmt: skip
     """The offset before which no learned example of a partition can belong to the users of ``keys``, by the
     log and, before its begin, the files in the folder ``archive``. ``own``: offset of the users' first
-    example on the log. ``spared``: tombstones that no step has learned from."""
+    example on the log. ``spared``: tombstones that no step has learned from. Raises DamagedFile."""
     begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
     archived = _archived_until(archive, partition, {*keys, _ERASED, None}, begin)
     if archived < begin:
@@ -50,13 +50,12 @@ def _archived_until(
             continue
         if free >= begin or part.first > free:
             break
-        with pq.ParquetFile(part.path) as file:
-            for batch in file.iter_batches(_ROWS, columns=["offset", "key"], use_threads=False):
-                columns = (batch["offset"].to_pylist(), batch["key"].to_pylist())
-                for offset, row_key in zip(*columns, strict=True):
-                    if offset > free or row_key in unclear:
-                        return free
-                    free = max(free, offset + 1)
+        for batch in read_batches(part.path, _ROWS, ["offset", "key"]):
+            columns = (batch["offset"].to_pylist(), batch["key"].to_pylist())
+            for offset, row_key in zip(*columns, strict=True):
+                if offset > free or row_key in unclear:
+                    return free
+                free = max(free, offset + 1)
     return min(free, begin)
 
 

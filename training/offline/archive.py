@@ -15,7 +15,6 @@ from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.events.hashing import digest_of, key_of
@@ -23,6 +22,7 @@ from recsys.events.records import EVENTS, EXAMPLES, unpack, unpack_all
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import UNREADABLE
+from training.archive.digest import read_table
 from training.archive.files import ArchiveFile, files_of, hour_of
 from training.archive.left_out import COLUMNS, LeftOut
 from training.candidates.registry import iso
@@ -107,7 +107,7 @@ def cache_archive(
     if gaps and not allow_gaps:
         more = f" (and {len(gaps) - 1} more)" if len(gaps) > 1 else ""
         raise MissingExamples(f"{gaps[0]}{more}")
-    left_out = LeftOut.read(files, _table)
+    left_out = LeftOut.read(files, read_table)
     writer = CacheWriter(folder, features, dense_width, horizon_ms, asked.until_ms, log)
     progress = {file.partition: _Progress(next=file.first) for file in reversed(files)}
     by_hour = sorted(files, key=lambda file: hour_of(file.path))
@@ -146,7 +146,7 @@ def fingerprint(archive: Path, asked: Range) -> str:
         else:
             spans.append([file.partition, file.first, last])
         before = file.partition, file.last
-    marks = LeftOut.read(files, _table).marks()
+    marks = LeftOut.read(files, read_table).marks()
     return digest_of(repr((archive.resolve().as_posix(), asked, spans, marks)))
 
 
@@ -226,7 +226,7 @@ def _last_by_partition(files: Sequence[ArchiveFile]) -> list[int]:
 
 
 def _last_ms(file: ArchiveFile) -> int:
-    times = _table(file.path, ["time_ms"]).column("time_ms").to_numpy()
+    times = read_table(file.path, ["time_ms"]).column("time_ms").to_numpy()
     return int(times.max()) if len(times) else hour_of(file.path) * HOUR_MS
 
 
@@ -238,7 +238,7 @@ def _read(
     if progress.over:
         none = np.empty(0, np.int64)
         return _Rows(file.partition, none, none)
-    table = _table(file.path, _COLUMNS)
+    table = read_table(file.path, _COLUMNS)
     offsets = table.column("offset").to_numpy()
     times = np.maximum(table.column("time_ms").to_numpy(), max(progress.time_ms, hour * HOUR_MS))
     times = np.maximum.accumulate(times)
@@ -286,15 +286,3 @@ def _write_in_time(parts: Sequence[_Rows], writer: CacheWriter) -> None:
     partitions = np.repeat([part.partition for part in parts], [len(p.examples) for p in parts])
     order = np.lexsort((offsets, partitions, time_ms))
     writer.add([examples[at] for at in order], time_ms[order].tolist())
-
-
-def _table(path: Path, columns: list[str]) -> pa.Table:
-    """Columns of a file. Raises FileNotFoundError if it is gone, ValueError if it can't be read."""
-    try:
-        return pq.read_table(path, columns=columns, partitioning=None)
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{path} can't be read: {error}; bring it back from a backup, or choose a range without its hour"
-        ) from None

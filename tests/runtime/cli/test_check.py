@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -28,7 +29,11 @@ from runtime.supervision import run_file
 from runtime.supervision.processes import identify
 from tests.support.plan_config import FREE
 from tests.support.simulation.bit_flips import flip_bit
+from tests.support.training.archived_examples import remove_digests
 from tests.support.training.small_feed import PARTITIONS, append_events, feed, toy_config
+from training.archive.digest import has_digest
+from training.archive.files import files_of
+from training.continual.trainer_run import run_of
 
 EVENT_COUNT = 24
 
@@ -52,6 +57,7 @@ def state(tmp_path: Path) -> Path:
         wal.append(step, b"gradients" * 20)
     wal.close()
     PartState(tmp_path, "joiner").save(log.id, {EVENTS: {0: 1}}, b"state")
+    run_of(config).begin("a")
     return tmp_path
 
 
@@ -150,6 +156,111 @@ def test_other_files_are_named(state: Path) -> None:
     assert Wal(wal, "main/0/0-of-1").steps is not None and wal.with_suffix(".wal.damaged").exists()
     wal.write_bytes(b"x" * 100)
     assert "begins with" in checked(state)[2]
+
+
+def archive_files(state: Path) -> list[Path]:
+    return sorted((state / "archive").rglob("part-*.parquet"))
+
+
+def test_damage_that_parquet_does_not_see_is_named(state: Path) -> None:
+    path = archive_files(state)[0]
+    flip_bit(path, 8 * path.read_bytes().rindex(b"parquet-cpp-arrow"))
+    pq.ParquetFile(path).read()
+    status, report, text = checked(state)
+    assert status == 1 and len(report.damage) == 1
+    assert f"{path}: its SHA-256 isn't the one stored in it" in text
+    assert "from a backup" in report.damage[0].repair
+
+
+def test_archive_files_without_a_digest_are_counted_and_get_one(state: Path) -> None:
+    paths = archive_files(state)
+    remove_digests(*paths)
+    flip_bit(paths[0], 8 * 100)
+    status, report, _ = checked(state)
+    assert (status, len(report.damage)) == (1, 1)
+    assert report.unsigned_archive_files == len(paths) - 1 and report.archive_files == len(paths)
+    done = CliRunner().invoke(app, ["check", str(state)])
+    assert f"{len(paths) - 1} archive files have no digest" in done.output
+    status, report, _ = checked(state, "--repair")
+    assert (status, report.sealed_archive_files) == (1, len(paths) - 1)
+    assert [has_digest(path) for path in paths[1:]] == [True] * (len(paths) - 1)
+    assert checked(state)[1].unsigned_archive_files == 0
+
+
+@pytest.mark.parametrize("kind", [OverflowError, MemoryError, NotImplementedError, OSError])
+def test_no_file_ends_the_report_whatever_its_reading_raises(
+    state: Path, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*of: object, **options: object) -> None:
+        raise kind("absurd")
+
+    remove_digests(*archive_files(state))
+    for target in (
+        "runtime.jobs.state_check.check_topic",
+        "runtime.jobs.state_check.check_catalogue",
+        "runtime.jobs.state_check.scan",
+        "runtime.jobs.state_check.hashlib.sha256",
+        "runtime.jobs.state_check.snapshots.check_snapshots",
+        "training.archive.digest.pq.read_metadata",
+    ):
+        monkeypatch.setattr(target, fails)
+    status, report, text = checked(state)
+    wanted = (
+        "log/catalogue.db", "log/events.sqlite", "log/control.sqlite", "snapshots/main",
+        "main-0-0-of-1.wal", "joiner/state.msgpack", *map(str, archive_files(state)),
+    )  # fmt: skip
+    assert status == 1 and all(file in text for file in wanted)
+
+
+def test_a_damaged_catalogue_is_named_and_made_again(state: Path) -> None:
+    path = state / "log" / "catalogue.db"
+    before = event_values(state)
+    log = SqliteLog(state / "log")
+    flip_at(path, log.id.encode(), 2)
+    status, report, text = checked(state)
+    assert status == 1 and f"{path}: it names log" in text
+    assert "from the topics' files" in report.damage[0].repair
+    status, report, _ = checked(state, "--repair")
+    assert status == 0 and [damage.repaired for damage in report.damage] == [True]
+    assert checked(state)[0] == 0 and SqliteLog(state / "log").id == log.id
+    assert event_values(state) == before
+    path.write_bytes(b"")
+    assert checked(state)[0] == 1
+    assert checked(state, "--repair")[0] == 0 and event_values(state) == before
+
+
+def test_a_topic_whose_file_is_gone_is_named_and_not_made_anew(state: Path) -> None:
+    (state / "log" / "control.sqlite").unlink()
+    for options in ((), ("--repair",)):
+        status, report, text = checked(state, *options)
+        assert status == 1 and f"{state}/log/control.sqlite: it is gone" in text
+        assert "restore a backup" in report.damage[0].repair
+    assert not (state / "log" / "control.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["run/config.json", "run/plan.json", "parts/trainer/run.json", "archive/log_id"]
+)
+def test_a_small_file_is_named_and_all_others_are_checked(state: Path, name: str) -> None:
+    wal = state / "parts" / "shards" / "main-0-0-of-1.wal"
+    flip_bit(wal, 4 * wal.stat().st_size)
+    flip_bit(state / name, 8)
+    status, report, text = checked(state)
+    assert status == 1 and [Path(damage.where) for damage in report.damage if name in damage.where]
+    assert str(wal) in text and report.records > EVENT_COUNT
+    status, report, _ = checked(state, "--repair")
+    assert status == 1 and report.archive_files == len(archive_files(state))
+
+
+def test_records_come_back_from_the_intact_files_of_the_archive(state: Path) -> None:
+    before = event_values(state)
+    places = [file for file in files_of(state / "archive", EVENTS)]
+    flip_bit(places[-1].path, 8 * 100)
+    flip_at(state / "log" / "events.sqlite", before[7], 9, 18, 27)
+    status, report, _ = checked(state, "--repair")
+    (repair,) = (d.repair for d in report.damage if d.where.endswith("events.sqlite"))
+    assert status == 1 and "1 come from the archive" in repair
+    assert event_values(state) == before
 
 
 def test_records_of_before_checksums_are_counted(state: Path) -> None:

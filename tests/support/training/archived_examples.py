@@ -1,6 +1,7 @@
 """A small archive of examples, and ways to damage it."""
 
 from pathlib import Path
+from struct import pack, unpack
 
 from recsys.events.event_types import Tick, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example
@@ -12,12 +13,14 @@ from tests.support.training.small_feed import (
     example,
     toy_log,
 )
+from training.archive.digest import MARK
 from training.archive.files import files_of
 from training.archive.writer import Archive
 
 MINUTE_MS = 180_000  # of which 20 make an hour: an example each
 
 COUNT = 81
+_SEAL_BYTES = len(MARK) + 32
 
 
 def at(n: int, **changes: object) -> Example:
@@ -47,3 +50,13 @@ def hour_file(archive: Path, partition: int, number: int) -> Path:
 
 def remove_hour(archive: Path) -> None:
     hour_file(archive, 1, 1).unlink()
+
+
+def remove_digests(*paths: Path) -> None:
+    """Leaves files as versions before digests wrote them."""
+    for path in paths:
+        data = path.read_bytes()
+        length, magic = unpack("<I4s", data[-8:])
+        end = len(data) - 8 - _SEAL_BYTES
+        assert data[end:].startswith(MARK), f"{path} has no digest"
+        path.write_bytes(data[:end] + pack("<I4s", length - _SEAL_BYTES, magic))

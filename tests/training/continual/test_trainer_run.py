@@ -12,7 +12,8 @@ from recsys.config.system_config import Config, TrainerConfig
 from recsys.observability.spans import Span
 from recsys.observability.tracer import Tracer
 from recsys.process.part_process import Heartbeat, run_folder
-from training.continual.trainer_run import LearnTrace, Run, Spans, TrainerRun
+from tests.support.simulation.bit_flips import flip_bit
+from training.continual.trainer_run import LearnTrace, Run, Spans, TrainerRun, decode_run
 
 
 def test_spans_are_counted_for_the_driver_and_sent_at_the_end(tmp_path: Path) -> None:
@@ -41,6 +42,20 @@ def test_a_generation_grows_after_a_power_cut_has_emptied_the_file(tmp_path: Pat
     assert run.read() == Run() and run.failure() is None and run.spans() is None
     run.begin("b")
     assert run.next_generation("a", 2_000) == 0 < before < run.next_generation("b", 2_000)
+
+
+def test_a_damaged_run_counts_as_none_and_one_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    run, file = TrainerRun(tmp_path), tmp_path / "run.json"
+    run.begin("a")
+    run.next_generation("a", 1_000)
+    intact = file.read_bytes()
+    for bit in range(8 * len(intact)):
+        flip_bit(file, bit, intact)
+        assert run.read() == Run()
+        with pytest.raises(ValueError):
+            decode_run(file.read_bytes())
+    file.write_bytes(intact.partition(b"\n")[0])
+    assert run.read() == Run("a", 1_000, 1)
 
 
 def test_a_folder_that_is_gone_stops_no_step(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from recsys.log.sqlite_log import SqliteLog
 from recsys.process.log_consumer import readable
 from recsys.process.part_snapshot import PartState
 from recsys.process.worker_share import Share
+from tests.support.simulation.bit_flips import flip_bit
 from tests.support.training.small_feed import (
     FEATURES,
     PARTITIONS,
@@ -41,6 +42,7 @@ from tests.support.training.small_feed import (
     toy_log,
 )
 from training.archive import files
+from training.archive.digest import has_digest
 from training.archive.writer import Archive, archived_rows
 from training.deletion import erasure
 from training.deletion.erasure import EVERY_MS, Eraser, digest_of_key, erased_users
@@ -545,3 +547,30 @@ def test_a_snapshot_of_the_version_before_workers_is_read_by_each(tmp_path: Path
     assert not (state.folder / "state.msgpack").exists()
     system.begin_again()
     assert system.waiting == [len(USERS)]
+
+
+def test_a_deletion_waits_for_a_damaged_archive_file_and_names_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = toy_log()
+    system = System(log, tmp_path)
+    append_events(log, feed(60))
+    system.turn()
+    folder = tmp_path / "archive"
+    (damaged,) = (f.path for f in files.files_of(folder, EXAMPLES) if f.partition == PARTITION)
+    intact = damaged.read_bytes()
+    flip_bit(damaged, 8 * (len(intact) - 200))
+    system.forget()
+    append_events(log, [Tick(time_ms=START_MS + 10_000_000)])
+    for _ in range(3):
+        system.turn()
+        system.look()
+    assert (system.eraser.waiting, system.eraser.done) == (1, 0)
+    assert caplog.text.count("the deletion of 1 users waits") == 1 and str(damaged) in caplog.text
+    assert not any(names(row[2]) or names(row[3]) for row in system.archived(EVENTS))
+    damaged.write_bytes(intact)  # from a backup
+    for _ in range(3):
+        system.look()
+    assert (system.eraser.waiting, system.eraser.done) == (0, 1)
+    assert not any(names(row[2]) or names(row[3]) for row in system.archived(EXAMPLES))
+    assert has_digest(damaged) and damaged.read_bytes() != intact
