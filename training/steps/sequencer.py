@@ -82,7 +82,7 @@ class Sequencer:
         """The next step if it is due, else None."""
         if self.due_ms(now_ms, idle) != 0:
             return None
-        taken, learned = [], 0
+        learned, taken = 0, list[tuple[int, int, int, int, View | None, bool]]()
         while (
             self._waiting
             and learned < self.config.examples
