@@ -114,19 +114,14 @@ def three_brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKa
 
 
 @pytest.fixture(params=KINDS, scope="module")
-def place(request: pytest.FixtureRequest) -> Iterator[str | LogConfig]:
+def place(request: pytest.FixtureRequest) -> str | LogConfig:
     """``memory``, ``sqlite`` or the way to brokers."""
     kind: str | Apache = request.param
     if isinstance(kind, str):
-        yield kind if kind in ("memory", "sqlite") else request.getfixturevalue(kind)
-        return
+        return kind if kind in ("memory", "sqlite") else request.getfixturevalue(kind)
     brokers: ApacheKafka = request.getfixturevalue(kind.fixture)
-    if kind.killed is not None:
-        brokers.kill(kind.killed)
-        brokers.wait_agreed()
-    yield brokers.config(kind.listener, compression=COMPRESSIONS[kind.listener])
-    if kind.killed is not None:
-        brokers.start(kind.killed)
+    brokers.run_without(kind.killed)
+    return brokers.config(kind.listener, compression=COMPRESSIONS[kind.listener])
 
 
 @pytest.fixture

@@ -103,9 +103,14 @@ class ApacheKafka:
             settings |= {"cert_file": cert_file, "key_file": key_file}
         return LogConfig(f"kafka://{servers}", **settings)
 
-    def start(self, number: int) -> None:
-        """Starts a broker again. The others take it back after up to 9 s, when its old session has ended."""
-        self._launch(number)
+    def run_without(self, killed: int | None) -> None:
+        """Kills this broker and starts any other that was killed before, which takes up to 9 s each."""
+        for number in range(len(self._ports)):
+            if number != killed and number not in self._processes:
+                self._launch(number)
+        if killed in self._processes:
+            self.wait_agreed()  # before there is one less
+            self.kill(killed)
         self.wait_agreed()
 
     def kill(self, number: int) -> None:
@@ -148,7 +153,9 @@ class ApacheKafka:
             )  # fmt: skip
 
     def wait_agreed(self) -> None:
-        """Waits until each broker that runs takes exactly these for alive: 9 s after a kill."""
+        """Waits until each broker that runs takes exactly these for alive.
+
+        The others give a killed one up after 9 s, and take a started one back not before that."""
         until_s = time.monotonic() + _READY_S
         for number in self._processes:
             while self._alive(number) != self._processes.keys():
