@@ -114,9 +114,12 @@ def _refusal(settings: dict[str, Any], stream: BufferedRWPair) -> int:
 
 
 def _ask(stream: BufferedRWPair, request: int, version: int, body: bytes) -> bytes:
-    """The answer to a request of Kafka's protocol. Raises EOFError if the connection ends."""
-    stream.write(_sized(">i", struct.pack(">hhih", request, version, 0, -1) + body))
-    stream.flush()
+    """The answer to a request of Kafka's protocol. Raises EOFError if the connection ends, ssl.SSLError with
+    the broker's alert if it refuses: with TLS 1.3 that comes after the handshake, and before or after the
+    request is sent."""
+    with suppress(OSError):  # the connection has ended already: the alert can still be read
+        stream.write(_sized(">i", struct.pack(">hhih", request, version, 0, -1) + body))
+        stream.flush()
     size = int.from_bytes(stream.read(4))
     answer = stream.read(size) if 4 <= size <= _ANSWER_BYTES else b""
     if len(answer) != size or not answer:

@@ -12,22 +12,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
-from kafka import KafkaAdminClient, TopicPartition
-from kafka.admin import OffsetSpec
-from kafka.errors import (
-    InvalidConfigurationError,
-    InvalidReplicationFactorError,
-    KafkaError,
-    TopicAlreadyExistsError,
-    UnknownTopicOrPartitionError,
-)
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
 
 from recsys.log import protocol
 from recsys.log.kafka_client import LogTruncated, Producer, unavailable
 from recsys.log.kafka_connection import connection_of
-from recsys.log.kafka_fetch import Ends, ends_after, fetch_each
+from recsys.log.kafka_fetch import fetch_each
 from recsys.log.kafka_reader import KafkaReader
 from recsys.log.kafka_tail import KafkaTail
+from recsys.log.kafka_topics import MAX_RECORD_BYTES, KafkaTopics
 from recsys.log.protocol import (
     Append,
     Brokers,
@@ -41,7 +35,6 @@ from recsys.log.protocol import (
 
 C = TypeVar("C", KafkaReader, KafkaTail)
 ID_TOPIC: Final = "__recsys_log_id"
-MAX_RECORD_BYTES: Final = 16 << 20  # a delta of a big step; Kafka's own default is 1 MB
 _FRAME_BYTES: Final = 1 << 10  # maximal overhead of the batch around a record
 CHECK_S: Final = 1.0  # interval of checks for a broker that restarted empty
 OWN_S: Final = 0.1  # wait for this client's own appends in its tail, before seeking them
@@ -69,7 +62,6 @@ class KafkaLog(Log):
         self._clients: list[tuple[threading.Thread, KafkaReader | KafkaTail]] = []
         # End of this client's own appends, by topic and partition.
         self._appended: dict[tuple[str, int], int] = {}
-        self._ends: Ends = {}
         self._producer: Producer | None = None
         self._partitions: dict[str, int] = {}
         self._appends = 0
@@ -80,6 +72,7 @@ class KafkaLog(Log):
             self._admin = KafkaAdminClient(**self._connection)
         except KafkaError as error:
             raise unavailable(self._url, error) from error
+        self._topics = KafkaTopics(self._admin, config, patience_s)
         try:
             self._id = self._read_or_make_id()
             self._incarnation = self._topic_id()
@@ -88,8 +81,8 @@ class KafkaLog(Log):
             raise
 
     def _read_or_make_id(self) -> str:
-        if not self._described(ID_TOPIC)["partitions"]:  # else the controller needn't be asked
-            self._make(Topic(ID_TOPIC))
+        if self._described(ID_TOPIC) is None:  # else the controller needn't be asked
+            self._topics.make(Topic(ID_TOPIC))
         if (log_id := self._first_id()) is None:
             # Two clients may race here: the first record counts, for both.
             self.append(ID_TOPIC, [Append(0, b"", uuid.uuid4().hex.encode())])
@@ -103,17 +96,15 @@ class KafkaLog(Log):
         return self._id
 
     def create(self, topic: Topic) -> None:
-        self._make(topic)
+        self._topics.make(topic)
         self._partitions.pop(topic.name, None)
         protocol.check_partitions(topic, self.partitions(topic.name))
 
     def partitions(self, topic: str) -> int:
         if topic not in self._partitions:
-            partitions = len(self._described(topic)["partitions"])
-            if not partitions:
-                self._check_id(now=True)
-                raise protocol.no_topic(topic, self._topics())
-            self._partitions[topic] = partitions
+            if (description := self._described(topic)) is None:
+                raise self._no_topic(topic)
+            self._partitions[topic] = len(description["partitions"])
         return self._partitions[topic]
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
@@ -266,7 +257,7 @@ class KafkaLog(Log):
         readers: dict[str, tuple[KafkaReader, int]] = self._local.__dict__.setdefault("readers", {})
         if topic not in readers:
             reader = self._make_client(
-                lambda: KafkaReader(self._connection, topic, self._patience_s, self._listed)
+                lambda: KafkaReader(self._connection, topic, self._patience_s, self._bounds)
             )
             readers[topic] = (reader, self._appends)
         reader, appends = readers[topic]
@@ -290,68 +281,26 @@ class KafkaLog(Log):
 
     # --- topics and the id ---
 
-    def _make(self, topic: Topic) -> None:
-        config = self._config
-        configs = {
-            "cleanup.policy": "delete",
-            "retention.ms": str(topic.retention_ms or -1),
-            "retention.bytes": str(topic.retention_bytes or -1),
-            "max.message.bytes": str(MAX_RECORD_BYTES),
-        }
-        if config.min_insync:
-            configs["min.insync.replicas"] = str(config.min_insync)
-        wanted = {
-            "num_partitions": topic.partitions,
-            "replication_factor": config.replication or -1,
-            "configs": configs,
-        }
-        try:
-            self._admin.create_topics({config.prefix + topic.name: wanted}, wait_for_metadata=True)
-        except TopicAlreadyExistsError:
-            return
-        except (InvalidReplicationFactorError, InvalidConfigurationError) as error:
-            raise ValueError(
-                f"log.replication is {config.replication} and log.min_insync {config.min_insync}: the "
-                f"brokers refuse to make topic {topic.name} so ({error}). Expected at most their number"
-            ) from error
-        except KafkaError as error:
-            raise unavailable(f"creating topic {topic.name}", error) from error
+    def _described(self, topic: str) -> dict[str, Any] | None:
+        return self._topics.describe(self._config.prefix + topic)
 
-    def _described(self, topic: str) -> dict[str, Any]:
-        try:
-            name = self._config.prefix + topic
-            description: dict[str, Any] = self._admin.describe_topics([name])[0]
-        except UnknownTopicOrPartitionError:
-            return {"partitions": [], "topic_id": None}
-        except KafkaError as error:
-            raise unavailable(self._url, error) from error
-        return description
-
-    def _listed(self, topic: str, partitions: list[int], begins: bool) -> dict[int, int]:
-        spec = OffsetSpec.EARLIEST if begins else OffsetSpec.LATEST
-        try:
-            answers = self._admin.list_partition_offsets(
-                {TopicPartition(topic, partition): spec for partition in partitions}
-            )
-            offsets = {at.partition: answer.offset for at, answer in answers.items()}
-            run = self._admin._manager.run
-            return offsets if begins else run(ends_after, self._admin, topic, offsets, self._ends)
-        except UnknownTopicOrPartitionError:
-            self._check_id(now=True)
-            raise protocol.no_topic(topic, self._topics()) from None
-        except KafkaError as error:
-            raise unavailable(topic, error) from error
-
-    def _topics(self) -> list[str]:
+    def _no_topic(self, topic: str) -> KeyError:
+        """The error for a topic that no broker knows, if the log is the one that this client opened."""
         prefix = self._config.prefix
-        try:
-            names = [name for name in self._admin.list_topics() if name.startswith(prefix)]
-            return [name.removeprefix(prefix) for name in names if name != prefix + ID_TOPIC]
-        except KafkaError as error:
-            raise unavailable(self._url, error) from error
+        if topic != ID_TOPIC:
+            self._check_id(now=True)
+        names = [name.removeprefix(prefix) for name in self._topics.names()]
+        return protocol.no_topic(topic, [name for name in names if name != ID_TOPIC])
+
+    def _bounds(self, name: str, partitions: list[int], begins: bool) -> dict[int, int]:
+        bounds = self._topics.bounds(name, partitions, begins)
+        if bounds is None:
+            raise self._no_topic(name.removeprefix(self._config.prefix))
+        return bounds
 
     def _topic_id(self) -> object:
-        return self._described(ID_TOPIC)["topic_id"]
+        description = self._described(ID_TOPIC)
+        return None if description is None else description["topic_id"]
 
     def _first_id(self) -> str | None:
         reader = self._reader(self._config.prefix + ID_TOPIC)

@@ -82,7 +82,7 @@ def check_catalogue(folder: Path) -> CatalogueCheck:
         own = check.partitions.get(topic, count)
         if own != count:
             check.damage.append(f"topic {topic} has {count!r} partitions, and {own} by its file")
-    check.gone = sorted(topics.keys() - files.keys())
+    check.gone = [topic for topic in topics if not (folder / f"{topic}.sqlite").exists()]
     if check.gone and files.keys() - topics.keys():
         check.damage.append(f"it names topics without a file: {check.gone}")
         check.gone = []

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from recsys.config.log_config import LogConfig
+from recsys.log import kafka_connection
 from recsys.log.kafka_connection import PASSWORD, connection_of
 from tests.support.systems.sasl_proxy import SaslProxy
 from tests.support.systems.tls_proxy import Certificates, TlsProxy, make_certificates
@@ -94,6 +96,39 @@ def test_a_client_without_a_certificate_or_with_a_foreign_one_is_refused(
     other = make_certificates(tmp_path, "other")
     with pytest.raises(ValueError, match="log.cert_file .*other-cert.pem"):
         connection_of(replace(strict, cert_file=str(other.cert), key_file=str(other.key)), 3.0)
+
+
+class RefusingProxy(TlsProxy):
+    """Asks for a client's certificate, and notes when it has refused one."""
+
+    def __init__(self, files: Certificates) -> None:
+        super().__init__(files, clients=files.ca)
+        self.refused = threading.Event()
+
+    def admit(self, client: socket.socket) -> tuple[socket.socket, socket.socket]:
+        try:
+            return super().admit(client)
+        except OSError:
+            self.refused.set()
+            raise
+
+
+def test_a_broker_that_refused_before_the_first_request_is_understood(
+    files: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With TLS 1.3 the client's handshake ends before the broker has seen its certificate."""
+    proxy, ask = RefusingProxy(files), kafka_connection._ask
+    proxy.start(1)
+
+    def ask_late(*arguments: Any) -> bytes:
+        assert proxy.refused.wait(30)
+        return ask(*arguments)
+
+    monkeypatch.setattr(kafka_connection, "_ask", ask_late)
+    config = LogConfig(f"kafka://127.0.0.1:{proxy.port}", tls=True, ca_file=str(files.ca))
+    with pytest.raises(ValueError, match="log.cert_file ''.*CERTIFICATE_REQUIRED.*cert_file if"):
+        connection_of(config, 3.0)
+    proxy.close()
 
 
 def test_files_that_cannot_be_read_are_named(strict: LogConfig, files: Certificates) -> None:

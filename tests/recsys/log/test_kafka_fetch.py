@@ -14,8 +14,8 @@ from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
 from recsys.log.kafka_fetch import Ends, PartitionRecords, ends_after, records_of
-from recsys.log.kafka_log import KafkaLog
-from recsys.log.protocol import Record
+from recsys.log.kafka_topics import KafkaTopics
+from recsys.log.protocol import Brokers, Record
 
 CODECS = {"none": 0, "gzip": 1, "zstd": 4}
 Row = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
@@ -188,11 +188,11 @@ def test_a_last_batch_is_fetched_once() -> None:
 
 
 def test_a_log_keeps_the_ends_that_it_fetched() -> None:
-    log: Any = object.__new__(KafkaLog)
-    log._admin, log._ends = leaders, _ = Leaders({0: 9}), dict[Any, Any]()
-    assert log._listed("t", [0], False) == {0: 9}
+    leaders: Any = Leaders({0: 9})
+    topics = KafkaTopics(leaders, Brokers("kafka://b:1"), 1.0)
+    assert topics.bounds("t", [0], begins=False) == {0: 9}
     leaders.fetched.clear()
-    assert log._listed("t", [0], False) == {0: 9} and leaders.fetched == {}
+    assert topics.bounds("t", [0], begins=False) == {0: 9} and leaders.fetched == {}
 
 
 def test_a_partition_that_retention_emptied_ends_where_it_is_listed() -> None:

@@ -1,9 +1,13 @@
-"""One contract for every log: in memory, SQLite, Kafka (a real broker process, marked services), also with
-TLS, a prefix and compression."""
+"""One contract for every log: in memory, in SQLite, on an embedded broker, and on Apache Kafka.
+
+The brokers are real processes, with and without TLS, a user, a prefix and compression. Of three brokers of
+Apache Kafka (marked brokers) each is killed in turn, and the two others pass the contract.
+"""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,13 +27,39 @@ from recsys.log.protocol import (
     read_range,
 )
 from recsys.log.sqlite_log import SqliteLog
+from tests.support.systems.apache_kafka import ApacheKafka, missing
 from tests.support.systems.tls_proxy import TlsProxy, make_certificates
 
+
+@dataclass(frozen=True)
+class Apache:
+    """Brokers of Apache Kafka, one of their listeners, and the broker that is killed before the tests."""
+
+    fixture: str
+    listener: str
+    killed: int | None = None
+
+
+COMPRESSIONS = {"PLAIN": "none", "SASL": "zstd", "MTLS": "gzip"}
+NEEDS_JARS = [pytest.mark.services, pytest.mark.skipif(bool(missing()), reason=missing())]
 KINDS = [
     "memory",
     "sqlite",
     pytest.param("kafka", marks=pytest.mark.services),
     pytest.param("kafka_tls", marks=pytest.mark.services),
+    *(
+        pytest.param(Apache("one_broker", each), marks=NEEDS_JARS, id=f"apache-{each}")
+        for each in COMPRESSIONS
+    ),
+    *(
+        pytest.param(
+            Apache("three_brokers", each, killed),
+            marks=[*NEEDS_JARS, pytest.mark.brokers],
+            id=f"three-{each}-without-{killed}",
+        )
+        for killed in (None, 0, 1, 2)
+        for each in COMPRESSIONS
+    ),
 ]
 
 
@@ -71,21 +101,44 @@ def kafka_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LogConfig]:
     proxy.close()
 
 
-@pytest.fixture(params=KINDS)
-def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Log]]:
+@pytest.fixture(scope="session")
+def one_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    with ApacheKafka(tmp_path_factory.mktemp("kafka"), 1) as brokers:
+        yield brokers
+
+
+@pytest.fixture(scope="session")
+def three_brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    with ApacheKafka(tmp_path_factory.mktemp("kafka"), 3) as brokers:
+        yield brokers
+
+
+@pytest.fixture(params=KINDS, scope="module")
+def place(request: pytest.FixtureRequest) -> str | LogConfig:
+    """``memory``, ``sqlite`` or the way to brokers."""
+    kind: str | Apache = request.param
+    if isinstance(kind, str):
+        return kind if kind in ("memory", "sqlite") else request.getfixturevalue(kind)
+    brokers: ApacheKafka = request.getfixturevalue(kind.fixture)
+    brokers.run_without(kind.killed)
+    return brokers.config(kind.listener, compression=COMPRESSIONS[kind.listener])
+
+
+@pytest.fixture
+def open_(place: str | LogConfig, tmp_path: Path) -> Iterator[Callable[[], Log]]:
     """Opens the same log each time: another client of it, except in memory."""
     opened: list[Log] = []
     kept = MemoryLog()
 
     def open_one() -> Log:
-        if request.param == "memory":
+        if place == "memory":
             log: Log = kept
-        elif request.param == "sqlite":
+        elif isinstance(place, str):
             log = SqliteLog(tmp_path / "log")
         else:
             from recsys.log.kafka_log import KafkaLog
 
-            log = KafkaLog(request.getfixturevalue(request.param))
+            log = KafkaLog(place)
         opened.append(log)
         return log
 
@@ -292,7 +345,7 @@ def test_a_hold_must_be_readable(log: Log, topic: str) -> None:
     assert log.holds(topic, 0) == {}
 
 
-@pytest.mark.parametrize("open_", ["memory", "sqlite"], indirect=True)
+@pytest.mark.parametrize("place", ["memory", "sqlite"], indirect=True, scope="module")
 class TestDropping:
     """Kafka drops by itself."""
 
