@@ -256,8 +256,9 @@ def _init(options: OfflineOptions) -> tuple[str, str, str] | None:
 def _train_on_ray(folder: Path, options: OfflineOptions) -> None:
     """Trains on the Ray of the system whose job this is, else on the cluster in RAY_ADDRESS; without either,
     starts Ray. A job inherits the state folder of its system."""
-    if state := os.environ.get(STATE):
-        os.environ.update(job_environment(*launch_plan.read(state)))
+    with suppress(FileNotFoundError):  # nodes whose system was never started
+        if state := os.environ.get(STATE):
+            os.environ.update(job_environment(*launch_plan.read(state)))
     starts_ray = not os.environ.get("RAY_ADDRESS")
     if starts_ray:  # read when Ray is imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

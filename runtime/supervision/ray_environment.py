@@ -43,10 +43,10 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
 def job_environment(config: Config, plan: Plan) -> dict[str, str]:
     """Address and token of the system's own nodes, for a job in them: Ray would search the machine, and might
     find those of another system. Empty where others started the nodes."""
-    if not plan.hooked:
-        return {}
-    address = f"{_LOOPBACK}:{plan.ray.gcs}" if plan.owns_ray else plan.ray_address
-    return token_environment(config) | {"RAY_ADDRESS": address}
+    if plan.owns_ray:
+        return token_environment(config) | {"RAY_ADDRESS": f"{_LOOPBACK}:{plan.ray.gcs}"}
+    own = plan.own_nodes and plan.ray_address
+    return token_environment(config) | {"RAY_ADDRESS": plan.ray_address} if own else {}
 
 
 def token_environment(config: Config) -> dict[str, str]:

@@ -5,11 +5,14 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import typer
 
 from runtime.cli import node as command
+from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import RAY_TOKEN
+from tests.support.plan_config import config_in
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +81,20 @@ def test_ray_and_haproxy_of_a_node_have_a_folder_that_no_other_user_enters(
     with pytest.raises(typer.Exit):
         node(tmp_path / "state")
     assert f"{home} is shared by all users" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_command_finds_the_dashboard_of_the_system_in_the_folder(
+    tmp_path: Path, ran: list[dict[str, str]]
+) -> None:
+    node(tmp_path, head=True)
+    config, plan = launch_plan.resolve(config_in(tmp_path))
+    launch_plan.write(config, plan)
+    node(tmp_path)
+    launch_plan.write(config, msgspec.structs.replace(plan, embedded=[]))  # on a cluster
+    node(tmp_path)
+    where = f"http://127.0.0.1:{config.serve.dashboard_port}"
+    addresses = [environment.get("RAY_API_SERVER_ADDRESS") for environment in ran]
+    assert addresses == [None, where, None]
 
 
 def test_a_token_of_kubernetes_is_kept(

@@ -21,7 +21,7 @@ from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.launch_plan import resolve
 from runtime.supervision.part_table import NAMES, body, table
-from runtime.supervision.ray_environment import client_environment
+from runtime.supervision.ray_environment import client_environment, job_environment
 from runtime.supervision.supervisor import Supervisor
 from tests.support.plan_config import FREE, config_in
 
@@ -49,6 +49,19 @@ def test_what_is_not_ours_is_not_started(tmp_path, monkeypatch):
     assert plan.embedded == [] and config.log.url == "kafka://h:9092"
     names = {part.name for part in table(plan)}
     assert not names & {"broker", "valkey", "ray", "viewers"} and "serve" in names
+
+
+def test_a_job_takes_address_and_token_from_its_system(tmp_path):
+    config, plan = resolve(config_in(tmp_path))
+    token = str(tmp_path.resolve() / "run" / "ray.token")
+    own = job_environment(config, plan)
+    assert own["RAY_ADDRESS"] == f"127.0.0.1:{plan.ray.gcs}" and own["RAY_AUTH_TOKEN_PATH"] == token
+    assert own.items() <= client_environment(config, plan).items()
+    cluster = msgspec.structs.replace(plan, embedded=[], ray_address="10.0.0.1:6379")
+    assert job_environment(config, cluster) == {}, "of another's nodes it has no token"
+    nodes = msgspec.structs.replace(cluster, own_nodes=True)
+    assert job_environment(config, nodes) == own | {"RAY_ADDRESS": "10.0.0.1:6379"}
+    assert job_environment(config, msgspec.structs.replace(nodes, ray_address="")) == {}
 
 
 def test_files_get_absolute_paths_and_keep_their_links(tmp_path, monkeypatch):
