@@ -33,7 +33,7 @@ endif
 
 # All tests in four parts. Steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
 # services that bear each other's load run in two processes; those of live systems follow one at a time.
-STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_bits.py planted_bugs.py simulator.py) \
+STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_archive.py flipped_bits.py planted_bugs.py simulator.py) \
 	tests/training/continual/test_open_labels.py tests/training/merging/test_merge_live.py \
 	$(addprefix tests/training/deletion/test_,live_unlearning.py unlearn.py) \
 	$(addprefix tests/training/candidates/test_,arms_loop.py feature_change.py guard_loop.py promotion_loop.py \
