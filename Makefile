@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-collect test-pure test-steady test-services test-live test-fast mutants fuzz check format bench docs lock client client-test test-hosts
+.PHONY: help setup demo test test-collect test-pure test-steady test-services test-live test-fast mutants fuzz check format bench docs lock client client-test test-hosts test-brokers
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -43,9 +43,9 @@ STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_archive.py fl
 	study_freshness.py study_quality.py))
 # The longest first.
 IN_PAIRS := tests/live/test_example_pages.py tests/live/test_feed_page.py tests/runtime/cli/test_up.py \
-	tests/examples/ratings/test_ten_minutes.py \
+	tests/examples/ratings/test_ten_minutes.py tests/recsys/log/test_protocol.py \
 	$(addprefix tests/live/test_,rehearse.py continual.py workers.py tracker.py kafka_log.py control_page.py haproxy_live.py page_access.py) \
-	tests/recsys/log/test_kafka_connection.py tests/recsys/log/test_protocol.py \
+	tests/recsys/log/test_kafka_connection.py \
 	tests/serving/sessions/test_cluster_store.py tests/serving/sessions/test_session_store.py \
 	tests/benchmarks/answers/test_bench_serve.py tests/benchmarks/harness/test_broker_loop.py \
 	tests/experiments/assignment/test_assign_js.py tests/runtime/jobs/test_backup.py tests/runtime/cli/test_replay.py
@@ -64,13 +64,16 @@ test-steady: .venv/.stamp-dev
 	$(BIN)/pytest -q -m "" -o timeout=3600 $(STEADY) -n 2 --dist worksteal
 
 test-services: .venv/.stamp-dev
-	$(BIN)/pytest -q -m services -n 2 --dist loadfile --no-loadscope-reorder $(IN_PAIRS)
+	$(BIN)/pytest -q -m "services and not brokers" -n 2 --dist loadfile --no-loadscope-reorder $(IN_PAIRS)
 
 test-live: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "services and not hosts" $(filter-out $(IN_PAIRS),$(SERVICES))
+	$(BIN)/pytest -q -m "services and not hosts and not brokers" $(filter-out $(IN_PAIRS),$(SERVICES))
 
 test-hosts: .venv/.stamp-dev ## Tests on three hosts, which are network namespaces: some minutes, as root
 	$(BIN)/pytest -q -m hosts tests/live/test_cluster.py
+
+test-brokers: .venv/.stamp-dev ## Tests on three brokers of Apache Kafka, whose folder libs KAFKA_LIBS names: 20 minutes
+	$(BIN)/pytest -q -s -m brokers tests/recsys/log/test_protocol.py tests/live/test_kafka_brokers.py
 
 # Needs node and npm alone.
 TYPESCRIPT := clients/typescript

@@ -89,7 +89,7 @@ def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:
     head = node.Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=False)
     # Otherwise a job's address is that of any Ray on this machine.
     utils: Any = importlib.import_module("ray._private.utils")
-    utils.write_ray_address(head.gcs_address, str(folder))
+    utils.write_ray_address(f"{_LOOPBACK}:{ports.gcs}", str(folder))
     return head
 
 

@@ -19,14 +19,14 @@ from recsys.config.log_config import LogConfig
 from recsys.log.kafka_log import KafkaLog
 from recsys.log.protocol import Append, Log, LogUnavailable, Topic, read_range
 from recsys.process.log_consumer import Consumer
-from tests.support.systems.apache_kafka import ApacheKafka, missing
+from tests.support.systems.apache_kafka import ApacheKafka, needs_jars
 from tests.support.systems.live_system import until
 
 pytestmark = [
     pytest.mark.services,
     pytest.mark.brokers,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(bool(missing()), reason=missing()),
+    needs_jars,
 ]
 BROKERS = 3
 PARTITIONS = 3

@@ -14,6 +14,7 @@ import pytest
 from recsys.config.log_config import LogConfig
 from recsys.log import kafka_connection
 from recsys.log.kafka_connection import PASSWORD, connection_of
+from tests.support.systems.apache_kafka import ApacheKafka, needs_jars
 from tests.support.systems.sasl_proxy import SaslProxy
 from tests.support.systems.tls_proxy import Certificates, TlsProxy, make_certificates
 
@@ -240,6 +241,53 @@ def test_a_mechanism_that_the_broker_lacks_is_refused(
     monkeypatch.setattr(broker, "mechanisms", ["PLAIN"])
     with pytest.raises(ValueError, match="log.sasl is 'scram-sha-512'"):
         KafkaLog(sasl_config("scram-sha-512", broker.port), patience_s=2)
+
+
+@pytest.fixture(scope="module")
+def apache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    with ApacheKafka(tmp_path_factory.mktemp("kafka")) as brokers:
+        yield brokers
+
+
+@pytest.mark.services
+@needs_jars
+def test_apache_kafka_refuses_a_client_without_a_certificate_or_with_a_foreign_one(
+    apache: ApacheKafka, tmp_path: Path
+) -> None:
+    right, other = apache.config("MTLS"), make_certificates(tmp_path, "other")
+    assert connection_of(right, 30.0)["security_protocol"] == "SSL"
+    with pytest.raises(ValueError, match="log.cert_file ''.*CERTIFICATE_REQUIRED"):
+        connection_of(replace(right, cert_file="", key_file=""), 30.0)
+    with pytest.raises(ValueError, match="log.cert_file '.*other-cert.pem'.*CERTIFICATE_UNKNOWN"):
+        connection_of(replace(right, cert_file=str(other.cert), key_file=str(other.key)), 30.0)
+    with pytest.raises(ValueError, match="log.ca_file is '.*other-ca.pem'"):
+        connection_of(replace(right, ca_file=str(other.ca)), 30.0)
+
+
+@pytest.mark.services
+@needs_jars
+def test_apache_kafka_refuses_a_wrong_user_password_or_mechanism(
+    apache: ApacheKafka, tmp_path: Path
+) -> None:
+    right = apache.config("SASL")
+    assert connection_of(right, 30.0)["security_protocol"] == "SASL_SSL"
+    (tmp_path / "password").write_text("battery staple")
+    with pytest.raises(ValueError, match="the password in the file .*error 58") as refused:
+        connection_of(replace(right, password_file=str(tmp_path / "password")), 30.0)
+    assert "battery" not in str(refused.value)
+    with pytest.raises(ValueError, match="log.user is 'nobody'.*error 58"):
+        connection_of(replace(right, user="nobody"), 30.0)
+    with pytest.raises(ValueError, match="log.sasl is 'plain'.*error 33"):
+        connection_of(replace(right, sasl="plain"), 30.0)
+
+
+@pytest.mark.services
+@needs_jars
+def test_apache_kafka_refuses_more_copies_than_it_has_brokers(apache: ApacheKafka) -> None:
+    from recsys.log.kafka_log import KafkaLog
+
+    with pytest.raises(ValueError, match="log.replication is 3 .*at most their number"):
+        KafkaLog(replace(apache.config(), prefix="more.", replication=3), patience_s=30)
 
 
 def test_a_log_that_cannot_start_closes_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from recsys.log.protocol import (
     read_range,
 )
 from recsys.log.sqlite_log import SqliteLog
-from tests.support.systems.apache_kafka import ApacheKafka, missing
+from tests.support.systems.apache_kafka import ApacheKafka, needs_jars
 from tests.support.systems.tls_proxy import TlsProxy, make_certificates
 
 
@@ -41,20 +41,23 @@ class Apache:
 
 
 COMPRESSIONS = {"PLAIN": "none", "SASL": "zstd", "MTLS": "gzip"}
-NEEDS_JARS = [pytest.mark.services, pytest.mark.skipif(bool(missing()), reason=missing())]
 KINDS = [
     "memory",
     "sqlite",
     pytest.param("kafka", marks=pytest.mark.services),
     pytest.param("kafka_tls", marks=pytest.mark.services),
     *(
-        pytest.param(Apache("one_broker", each), marks=NEEDS_JARS, id=f"apache-{each}")
+        pytest.param(
+            Apache("one_broker", each),
+            marks=[pytest.mark.services, needs_jars],
+            id=f"apache-{each}",
+        )
         for each in COMPRESSIONS
     ),
     *(
         pytest.param(
             Apache("three_brokers", each, killed),
-            marks=[*NEEDS_JARS, pytest.mark.brokers],
+            marks=[pytest.mark.services, pytest.mark.brokers, needs_jars],
             id=f"three-{each}-without-{killed}",
         )
         for killed in (None, 0, 1, 2)

@@ -112,6 +112,7 @@ def test_another_user_reaches_no_file_of_a_system(tmp_path):
 
 def test_the_head_starts_only_what_the_system_uses(tmp_path, monkeypatch):
     from ray._private import node, services
+    from ray._private.utils import read_ray_address
 
     started = []
     monkeypatch.setattr(node, "Node", lambda parameters, **_: started.append(parameters))
@@ -124,6 +125,7 @@ def test_the_head_starts_only_what_the_system_uses(tmp_path, monkeypatch):
     parameters = started[0]
     assert parameters.no_monitor and not parameters.include_log_monitor
     assert not parameters.ray_client_server_port and parameters.gcs_server_port == plan.ray.gcs
+    assert read_ray_address(str(tmp_path)) == f"127.0.0.1:{plan.ray.gcs}", "jobs would take any"
 
 
 def test_nodes_of_a_cluster_answer_each_other_behind_haproxy(tmp_path, monkeypatch):

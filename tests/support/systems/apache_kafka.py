@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
+import pytest
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
@@ -54,6 +55,9 @@ def missing() -> str:
     if not list(Path(folder).glob("kafka_*.jar")):
         return f"{LIBS} is {folder!r}, which has no kafka_*.jar"
     return "" if shutil.which("java") else "there is no java: Apache Kafka needs Java 17"
+
+
+needs_jars = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
 class ApacheKafka:
