@@ -34,7 +34,7 @@ PARTS = (
 )
 SAYS = {
     "label": ("long_view", "like"), "table": ("items", "users"), "shard": ("0", "1"),
-    "age": ("previous", "1h"),
+    "age": ("previous", "1h"), "reason": ("behind", "no_positive"),
 }  # fmt: skip
 FAMILIES = {"shard_step": "step", "table_rows": "rows", "table_waiting": "waiting"}
 OF_REPLICA = {
