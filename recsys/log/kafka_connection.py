@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from kafka.cluster import get_ip_port_afi
 from kafka.net.sasl import get_sasl_mechanism
+from kafka.protocol.api_header import ResponseClassRegistry
 
-from recsys.log.kafka_responses import keep_response_classes
 from recsys.log.protocol import Brokers
 from recsys.tls import tls_context
 
@@ -23,7 +23,31 @@ PASSWORD: Final = "RECSYS_LOG_PASSWORD"  # environment variable
 _ANSWER_BYTES: Final = 1 << 20
 _SASL, _VERSIONS, _AUTHENTICATE = 17, 18, 36  # requests
 
-keep_response_classes()
+
+def _keep_response_classes() -> None:
+    """Makes kafka-python's table of response classes hold the classes themselves, before the first client.
+
+    kafka-python makes the class of a response's version when the first such response comes, and registers
+    it by a weak reference. If two threads make one at the same time, that which is registered may be the one
+    that nobody keeps: from then on each such response ends its connection, in all clients of the process
+    (ReferenceError).
+    """
+    table = ResponseClassRegistry._response_class_registry
+    table.update({key: _class_of(registered) for key, registered in table.items()})
+    ResponseClassRegistry.register_response_class = _register
+
+
+def _register(response_class: Any) -> None:
+    registry = ResponseClassRegistry._response_class_registry
+    registry[response_class.API_KEY] = _class_of(response_class)
+
+
+def _class_of(reference: Any) -> type:
+    """The class that a weak proxy stands for."""
+    return reference.mro()[0]  # type: ignore[no-any-return]
+
+
+_keep_response_classes()
 
 
 def connection_of(config: Brokers, patience_s: float) -> dict[str, Any]:

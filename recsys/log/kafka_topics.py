@@ -79,18 +79,21 @@ class KafkaTopics:
             )
 
     def describe(self, name: str) -> dict[str, Any] | None:
-        """A topic's metadata: of any broker, or of the first that knows it. None if none of them does."""
-        try:
-            description: dict[str, Any] = self._admin.describe_topics([name])[0]
+        """A topic's metadata: of any broker, or of the first that knows it. None if none does."""
+        refusal: KafkaError | None = None
+        is_answered = False
+        brokers = self._admin._manager.cluster.brokers()
+        for broker in (None, *(each.node_id for each in brokers)):
+            try:
+                description: dict[str, Any] = self._admin._manager.run(self._asked, name, broker)
+            except KafkaError as error:  # it is away
+                refusal = refusal or error
+                continue
+            is_answered = True
             if description["partitions"]:
                 return description
-            for broker in self._admin._manager.cluster.brokers():
-                with suppress(KafkaError):  # it is away
-                    description = self._admin._manager.run(self._asked, name, broker.node_id)
-                    if description["partitions"]:
-                        return description
-        except KafkaError as error:
-            raise unavailable(self._config.url, error) from error
+        if refusal is not None and not is_answered:
+            raise unavailable(self._config.url, refusal) from refusal
         return None
 
     def names(self) -> list[str]:
@@ -118,8 +121,8 @@ class KafkaTopics:
             self._sleep(_AGAIN_S)
         return answer
 
-    async def _asked(self, name: str, broker: int) -> dict[str, Any]:
-        """A topic's metadata, of one broker."""
+    async def _asked(self, name: str, broker: int | None) -> dict[str, Any]:
+        """A topic's metadata, of one broker; None: of any."""
         topics = [MetadataRequest.MetadataRequestTopic(name=name)]
         request = MetadataRequest(topics=topics, allow_auto_topic_creation=False)
         answer = await self._admin._manager.send(request, broker)

@@ -36,6 +36,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
+from recsys.process.retry_loop import run_turn
 from runtime.supervision import launch_plan
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, spec_of
@@ -77,7 +78,7 @@ def run(config: Config, stop: Stop) -> None:
     earlier = (ShardGroup.of(config, control, epoch) for epoch in earlier_epochs(control))
     retiring = [old for old in earlier if old.find()]
     while not stop.wait(1.0):
-        control.turn()
+        run_turn(lambda: len(control.turn()), stop, _LOG)
         if (epoch := control.live_epoch(MAIN)) != group.epoch:
             retiring.append(group)
             live = control.lifecycle.live

@@ -24,6 +24,7 @@ from recsys.clock import machine_ms, machine_ns
 from recsys.config.system_config import Config
 from recsys.events.records import STEPS
 from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import LogDamaged, LogUnavailable
 from recsys.model.model import build_model
 from recsys.observability.log_lines import LOG_CONTEXT, log_in_worker
 from recsys.observability.tracer import open_tracer_in_actor
@@ -41,6 +42,7 @@ from training.steps.sequencer_loop import EpochEnd
 
 _MEET_S: Final = 60
 _PAUSE_S: Final = 2.0  # before a group that fails at once is restarted
+_AGAIN_S: Final = 0.5  # while the log is unavailable
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -134,7 +136,8 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     tracer = open_tracer_in_actor(config, PART) if rank == 0 else None  # one span for a step
     trace = LearnTrace(tracer, run_of(config), MAIN, epoch) if tracer else None
     try:
-        following = _learn(worker, epoch, ended, trace, lambda: log.wait(STEPS, 0.5))
+        again = partial(time.sleep, _AGAIN_S)
+        following = _learn(worker, epoch, ended, trace, lambda: log.wait(STEPS, 0.5), again)
     finally:
         if trace:
             trace.close()
@@ -149,24 +152,41 @@ def _learn(
     ended: EpochEnd,
     trace: LearnTrace | None,
     wait: Callable[[], object],
+    pause: Callable[[], object],
 ) -> int:
-    """Learns until the line continues in another epoch, which is returned."""
+    """Learns until the line continues in another epoch, which is returned. It waits for an unavailable log: a
+    broker fails over sooner than a group restarts."""
     while True:
-        following = None
-        began_ns = machine_ns()
         LOG_CONTEXT.set({"line": MAIN, "epoch": epoch, "step": worker.step + 1})
         try:
-            learned = worker.turn()
-        except StaleWorker:  # after a rollback the shards reject all workers
-            learned, following = 0, ended.left_for()
-            if following is None:
-                raise
-        if trace and learned:
-            trace.learned(worker.step, learned, began_ns, machine_ns())
-        if trace:
-            trace.count(time.monotonic())
-        if not learned:
-            following = following or ended.following(worker.step)
-            if following is not None:
-                return following
+            following = _turn(worker, ended, trace, wait)
+        except LogDamaged:
+            raise
+        except LogUnavailable as error:
+            _LOG.warning("log unavailable, trying again: %s", error)
+            pause()
+            continue
+        if following is not None:
+            return following
+
+
+def _turn(
+    worker: Worker, ended: EpochEnd, trace: LearnTrace | None, wait: Callable[[], object]
+) -> int | None:
+    """Learns at most one step, or waits for one; returns the next epoch where this one is learned."""
+    following, began_ns = None, machine_ns()
+    try:
+        learned = worker.turn()
+    except StaleWorker:  # after a rollback the shards reject all workers
+        learned, following = 0, ended.left_for()
+        if following is None:
+            raise
+    if trace and learned:
+        trace.learned(worker.step, learned, began_ns, machine_ns())
+    if trace:
+        trace.count(time.monotonic())
+    if not learned:
+        following = following or ended.following(worker.step)
+        if following is None:
             wait()
+    return following

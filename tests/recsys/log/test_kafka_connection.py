@@ -1,15 +1,20 @@
 """Connections to Kafka's brokers: what is refused at the start, with the remedy and without a secret."""
 
 import errno
+import gc
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kafka.errors import KafkaConnectionError
+from kafka.protocol.admin import CreateTopicsResponse
+from kafka.protocol.api_header import ResponseClassRegistry
 
 from recsys.config.log_config import LogConfig
 from recsys.log import kafka_connection
@@ -297,15 +302,30 @@ def test_a_log_that_cannot_start_closes_its_clients(monkeypatch: pytest.MonkeyPa
     closed: list[bool] = []
 
     class Admin:
-        def __init__(self, **_: object) -> None: ...
+        def __init__(self, **_: object) -> None:
+            self._manager, self.cluster = self, SimpleNamespace(brokers=lambda: [])
 
         def close(self) -> None:
             closed.append(True)
 
-        def describe_topics(self, names: list[str]) -> None:
-            raise LogUnavailable("the broker is gone")
+        def run(self, *_: object) -> None:
+            raise KafkaConnectionError("the broker is gone")
 
     monkeypatch.setattr(kafka_log, "KafkaAdminClient", Admin)
     with pytest.raises(LogUnavailable, match="the broker is gone"):
         kafka_log.KafkaLog("kafka://127.0.0.1:9", patience_s=0.1)
     assert closed == [True]
+
+
+def test_a_class_that_another_thread_replaced_stays_registered() -> None:
+    first, versions = CreateTopicsResponse[4], CreateTopicsResponse._VERSIONS
+    del versions[
+        4
+    ]  # as a second thread saw it, which had asked before the first one stored its own
+    second = CreateTopicsResponse[4]  # registered last
+    versions[4] = first  # stored last
+    assert second is not first
+    del second
+    gc.collect()
+    header = SimpleNamespace(request_api_key=CreateTopicsResponse.API_KEY, request_api_version=4)
+    assert ResponseClassRegistry.get_response_class(header) is first

@@ -28,13 +28,15 @@ class Admin:
         self.made: dict[str, dict[str, Any]] = {}
         self._error = error
 
+        self._manager, self.cluster = self, SimpleNamespace(brokers=lambda: [])
+
     def create_topics(self, topics: dict[str, dict[str, Any]], wait_for_metadata: bool) -> None:
         if self._error is not None:
             raise self._error
         self.made |= topics
 
-    def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
-        return [{"partitions": [{}] * self.made[name]["num_partitions"]} for name in names]
+    def run(self, call: Callable[..., Any], name: str, broker: int | None) -> dict[str, Any]:
+        return {"partitions": [{}] * self.made[name]["num_partitions"]}
 
 
 def make(brokers: Brokers, admin: Any) -> None:
@@ -87,9 +89,6 @@ class LaggingAdmin:
     def create_topics(self, topics: object, wait_for_metadata: bool) -> None:
         raise TopicAlreadyExistsError  # another client has just made it
 
-    def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
-        return [self._metadata(self._next(), names[0])]
-
     def list_topics(self) -> list[str]:
         return ["t"]
 
@@ -98,7 +97,9 @@ class LaggingAdmin:
             raise UnknownTopicOrPartitionError
         return {at: SimpleNamespace(offset=0) for at in ats}
 
-    async def send(self, request: Any, broker: int) -> Any:
+    async def send(self, request: Any, broker: int | None) -> Any:
+        if broker is None:
+            broker = self._next()
         if broker in self._away:
             raise KafkaConnectionError
         topic = self._metadata(broker, request.topics[0].name)
@@ -130,6 +131,16 @@ def test_a_topic_that_only_one_broker_knows_yet_is_known() -> None:
         admin = LaggingAdmin({0: 9.0, 1: 9.0, 2: 9.0} | {late: 0.0})
         assert log_of(admin).partitions("t") == 3
         assert admin.slept == 0
+
+
+def test_the_others_are_asked_where_one_broker_is_away() -> None:
+    for away in range(3):
+        admin = LaggingAdmin({0: 0.0, 1: 0.0, 2: 0.0}, away=(away,))
+        for _ in range(3):  # whichever is asked first
+            assert log_of(admin).partitions("t") == 3
+    admin = LaggingAdmin({0: 0.0, 1: 0.0, 2: 0.0}, away=(0, 1, 2))
+    with pytest.raises(LogUnavailable, match="kafka://b:1: Kafka failed: KafkaConnectionError"):
+        log_of(admin).partitions("t")
 
 
 def test_bounds_wait_until_the_asked_broker_knows_the_topic() -> None:

@@ -10,6 +10,7 @@ import pytest
 from parameter_server.shard.shard import ShardSpec
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import LogUnavailable
 from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Stop
@@ -76,6 +77,42 @@ def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert said == ["prepared", *(["ended"] if ended else []), "left"]
+
+
+def test_shards_are_looked_after_while_the_log_is_unavailable(tmp_path, monkeypatch):
+    import ray
+
+    config, plan = plans.resolve(replace(Config(), state=str(tmp_path), serve=FREE))
+    plans.write(config, plan)
+    stop, polls = Stop(), []
+    monkeypatch.setattr(stop, "wait", lambda seconds, starting=False: stop.is_set())
+    turn, turns = shards.ControlReader.turn, []
+
+    def fail_once(control):
+        turns.append(control)
+        if len(turns) == 2:  # the first in the loop
+            raise LogUnavailable("a broker fails over")
+        return turn(control)
+
+    def poll():
+        polls.append(len(turns))
+        if len(turns) == 3:
+            stop.set()
+        return True
+
+    group = SimpleNamespace(
+        statuses=(), started=1, epoch=0, step=0, build=lambda: None, prepare=lambda: None,
+        start=lambda: True, poll=poll, answers=lambda: True, end=lambda: None,
+    )  # fmt: skip
+    monkeypatch.setattr(shards, "ShardGroup", SimpleNamespace(of=lambda *_: group))
+    monkeypatch.setattr(shards.ControlReader, "turn", fail_once)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    log = open_log(config)
+    create_topics(log, config)
+    log.close()
+    shards.run(config, stop)
+    assert polls == [1, 2, 3] and stop.heartbeat.now().counters["retries"] == 1
 
 
 def test_shards_that_could_not_start_have_not_answered(monkeypatch):
