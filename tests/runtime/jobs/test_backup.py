@@ -260,7 +260,7 @@ def test_secrets_are_left_out(state: Path, tmp_path: Path) -> None:
         if p.name.endswith((".key", ".keys", ".token"))
     ]
     password = config.sessions.url.partition("@")[0].rpartition(":")[2].encode()
-    assert len(secrets) == 5 and len(password) > 20
+    assert len(secrets) == 6 and len(password) > 20
     backup = back_up(state, tmp_path / "copy")
     for secret in [*secrets, password]:
         assert files_with(state, secret) and not files_with(tmp_path / "copy", secret)
