@@ -64,7 +64,7 @@ def happened(stream: Stream) -> tuple[list[Event], list[Final]]:
         where = dict(request_id=f"r{n}", user_id="u")
         events.append(
             Impression(time_ms=int(at_s * 1000), items=[ServedItem(item_id=item)], features=_block(item),
-                       **where)  # type: ignore[arg-type]
+                       shown=True, **where)  # type: ignore[arg-type]
         )  # fmt: skip
         became = []
         for label, share in zip(LABELS, (1.0, 0.5), strict=True):
