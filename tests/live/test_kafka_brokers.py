@@ -30,7 +30,7 @@ pytestmark = [
 ]
 BROKERS = 3
 PARTITIONS = 3
-AGAIN_S = 90.0  # for appends to be acknowledged again, and for a system to be whole again
+AGAIN_S = 180.0  # for appends to be acknowledged again, and for a system to be whole again
 SECURE = {"PLAIN": "none", "SASL": "zstd", "MTLS": "gzip"}  # with the compression of each
 
 
