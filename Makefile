@@ -72,7 +72,7 @@ test-live: .venv/.stamp-dev
 test-hosts: .venv/.stamp-dev ## Tests on three hosts, which are network namespaces: some minutes, as root
 	$(BIN)/pytest -q -m hosts tests/live/test_cluster.py
 
-test-brokers: .venv/.stamp-dev ## Tests on three brokers of Apache Kafka, whose folder libs KAFKA_LIBS names: 20 minutes
+test-brokers: .venv/.stamp-dev ## Tests on three brokers of Apache Kafka, whose folder libs KAFKA_LIBS names: 12 minutes
 	$(BIN)/pytest -q -s -m brokers tests/recsys/log/test_protocol.py tests/live/test_kafka_brokers.py
 
 # Needs node and npm alone.
