@@ -25,11 +25,12 @@ _DAY_MS: Final = 86_400_000
 _OLD_MS: Final = _DAY_MS  # age of an established account
 _YOUNGEST_MS: Final = 60_000  # … in a system that is younger than two of these
 _JUDGED: Final = 20  # judgements of an established account
-_ESTABLISHED: Final = (
-    200  # established accounts before new ones are bounded, two days after the first …
-)
+_ESTABLISHED: Final = 200  # established accounts before new ones are bounded, after two days …
 _LEAST: Final = 20  # … in proportion before, and at least so many
-_FEW: Final = 10  # accounts for each established one, beyond which new ones aren't bounded
+_FEW: Final = (
+    3  # accounts for each established one, beyond which a system of no age bounds no new ones
+)
+_EARLY: Final = 64  # judgements of a new account that become those of an established one with it
 _ACCOUNTS: Final = 50_000  # remembered accounts; also of items and of networks with an item
 _JUDGEMENTS: Final = 100_000
 UNREAD: Final = 24  # newest lists of a reader that may still be confirmed
@@ -50,6 +51,7 @@ class _Packed(msgspec.Struct, array_like=True):
     established: int
     version: int = 0  # 1: networks by the key of the item
     first_ms: int = 0
+    early: list[tuple[int, list[int]]] = []
 
 
 class Influence:
@@ -71,10 +73,10 @@ class Influence:
         self._networks: OrderedDict[int, int] = OrderedDict()  # judgements by (source, item)
         self._sources: OrderedDict[int, int] = OrderedDict()
         self._judgements: OrderedDict[int, int] = OrderedDict()  # bits by (account, item)
+        self._early: OrderedDict[int, list[int]] = OrderedDict()  # items that new accounts judged
         self._total = self._established = 0
-        self._first_ms = (
-            0  # of the first judgement; a younger system has younger established accounts
-        )
+        # Of the first judgement: a younger system has younger established accounts.
+        self._first_ms = 0
 
     def like(self) -> "Influence":
         """Bounds as these, of nobody yet."""
@@ -139,8 +141,7 @@ class Influence:
         is_new = is_new or account[3] < max(1.0, _JUDGED * grown)
         account[3] += 1
         if not is_new and not account[4]:
-            account[4] = 1.0
-            self._established += 1
+            self._establish(account, key_of("user", event.user_id))
         if is_new and isinstance(event, Engagement) and event.narrowed:
             return False
         item = self._items.get(key, [0, 0])
@@ -156,6 +157,8 @@ class Influence:
         if of_network >= self._floor + self.bounds.source_ratio * share * (item[0] + 1):
             return False
         _put(self._items, key, [item[0] + 1, item[1] + is_new], _ACCOUNTS)
+        if is_new and not account[4]:
+            self._judged_early(key_of("user", event.user_id), key)
         _put(self._networks, network, of_network + 1, _ACCOUNTS)
         _put(self._sources, source, of_source + 1, _ACCOUNTS)
         self._total += 1
@@ -167,20 +170,38 @@ class Influence:
         return min(1.0, max(0, now_ms - self._first_ms) / (2 * _OLD_MS))
 
     def _bounds_new(self, grown: float) -> bool:
-        """Whether enough accounts are established to bound new ones by."""
+        """Whether enough accounts are established to bound new ones by. In a young system that is a part of
+        all, later a number that nobody raises by making accounts."""
         enough = max(_LEAST, _ESTABLISHED * grown) / self._partitions
-        return self._established >= max(enough, len(self._accounts) / _FEW)
+        return self._established >= max(enough, len(self._accounts) * (1 - grown) / _FEW)
+
+    def _establish(self, account: list[float], key: int) -> None:
+        """Makes an account established, and its judgements so far those of an established one: nearly all
+        accounts of a young system were new at their first."""
+        account[4] = 1.0
+        self._established += 1
+        for item_key in self._early.pop(key, ()):
+            item = self._items.get(item_key)
+            if item is not None:
+                self._items[item_key] = [item[0], max(0, item[1] - 1)]
+
+    def _judged_early(self, account: int, item_key: int) -> None:
+        judged = self._early.get(account, [])
+        if len(judged) < _EARLY:
+            judged.append(item_key)
+        _put(self._early, account, judged, _ACCOUNTS)
 
     def forget(self, user_id: str | int) -> None:
         """Drops a forgotten user's account. Judgements are hashes of account and item, and age out."""
         self._accounts.pop(key_of("user", user_id), None)
+        self._early.pop(key_of("user", user_id), None)
 
     def pack(self) -> bytes:
         """The state for a snapshot."""
         packed = _Packed(
             list(self._accounts.items()), list(self._items.items()), list(self._networks.items()),
             list(self._sources.items()), list(self._judgements.items()), self._total, self._established, 1,
-            self._first_ms,
+            self._first_ms, list(self._early.items()),
         )  # fmt: skip
         return _encoder.encode(packed)
 
@@ -200,6 +221,7 @@ class Influence:
         if packed.version:  # else shares of networks begin anew
             self._items, self._networks = OrderedDict(packed.items), OrderedDict(packed.networks)
             self._sources, self._total = OrderedDict(packed.sources), packed.total
+            self._early = OrderedDict(packed.early)
 
     def _account(self, event: Engagement | Impression) -> list[float]:
         key, now_ms, bounds = key_of("user", event.user_id), event.time_ms, self.bounds

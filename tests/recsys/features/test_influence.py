@@ -146,6 +146,47 @@ def test_with_many_accounts_for_each_established_one_new_ones_are_not_bounded() 
     )
 
 
+def test_in_an_old_system_no_number_of_accounts_lifts_the_bound_on_new_ones() -> None:
+    influence = bounds(floor=4, new_ratio=1.0)
+    for user in range(200):
+        for item in range(20):
+            influence.counts(did(user, item, at_ms=user, source=user))
+        influence.counts(did(user, 100 + user, at_ms=2 * DAY_MS, source=user))
+    for n in range(2_000):
+        influence.counts(did(1_000 + n, 1_000 + n, at_ms=2 * DAY_MS, source=n))
+    assert (
+        sum(influence.counts(did(4_000 + n, 500, at_ms=3 * DAY_MS, source=n)) for n in range(30))
+        == 4
+    )
+
+
+def test_judgements_of_an_account_that_becomes_established_make_room_for_new_ones() -> None:
+    influence, hour_ms = bounds(floor=4, new_ratio=1.0), DAY_MS // 24
+    for user in range(30):  # all were new when they judged the item
+        assert influence.counts(did(user, 500, at_ms=user, source=user))
+    for user in range(30):
+        assert influence.counts(did(user, 100 + user, at_ms=hour_ms, source=user))
+    again = bounds(floor=4, new_ratio=1.0)
+    again.restore(influence.pack())
+    for each in (influence, again):
+        new = [each.counts(did(1_000 + n, 500, at_ms=2 * hour_ms, source=n)) for n in range(50)]
+        assert sum(new) == 34
+
+
+def test_what_a_new_account_judged_is_forgotten_with_it() -> None:
+    influence, hour_ms = bounds(floor=4, new_ratio=1.0), DAY_MS // 24
+    for user in range(30):
+        influence.counts(did(user, 500, at_ms=user, source=user))
+        influence.forget(f"u{user}")
+    for user in range(30):
+        influence.counts(did(user, 100 + user, at_ms=hour_ms, source=user))
+        influence.counts(did(user, 200 + user, at_ms=hour_ms, source=user))
+        influence.counts(did(user, 300 + user, at_ms=3 * hour_ms, source=user))
+    assert not any(
+        influence.counts(did(1_000 + n, 500, at_ms=3 * hour_ms, source=n)) for n in range(9)
+    )
+
+
 def test_in_a_narrowed_list_the_engagements_of_new_accounts_do_not_count() -> None:
     influence = bounds()
     assert not influence.counts(did(1, 1, "like", narrowed=True))
