@@ -138,7 +138,7 @@ class Influence:
         account[1] -= 1
         grown = self._grown(event.time_ms)
         is_new = event.time_ms - account[0] < max(_YOUNGEST_MS, _OLD_MS * grown)
-        is_new = is_new or account[3] < max(1.0, _JUDGED * grown)
+        is_new = not account[4] and (is_new or account[3] < max(1.0, _JUDGED * grown))
         account[3] += 1
         if not is_new and not account[4]:
             self._establish(account, key_of("user", event.user_id))
@@ -157,7 +157,7 @@ class Influence:
         if of_network >= self._floor + self.bounds.source_ratio * share * (item[0] + 1):
             return False
         _put(self._items, key, [item[0] + 1, item[1] + is_new], _ACCOUNTS)
-        if is_new and not account[4]:
+        if is_new:
             self._judged_early(key_of("user", event.user_id), key)
         _put(self._networks, network, of_network + 1, _ACCOUNTS)
         _put(self._sources, source, of_source + 1, _ACCOUNTS)

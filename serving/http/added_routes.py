@@ -11,6 +11,7 @@ from fastapi import APIRouter
 
 from recsys import plugins
 from serving.http.serving_metrics import ServingMetrics
+from serving.http.strict_json import StrictRoute
 from serving.service import Service
 
 
@@ -27,7 +28,7 @@ class AddedRoutes:
     others.
     """
 
-    router: APIRouter = field(default_factory=APIRouter)
+    router: APIRouter = field(default_factory=lambda: APIRouter(route_class=StrictRoute))
     scopes: list[tuple[str, str]] = field(default_factory=list)
     lists: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)

@@ -15,7 +15,7 @@ from recsys.events.records import Withdrawn, unpack
 from recsys.events.withdrawal import withdraws_item
 from training.archive.files import ArchiveFile
 
-COLUMNS: Final = ("user_id", "request_id", "item_id", "time_ms")  # that ``LeftOut.stays`` reads
+COLUMNS: Final = ("user_id", "request_id", "item_id", "time_ms")  # that ``LeftOut.learnable`` reads
 _MARKS: Final = pa.array(["forget", "withdrawn"], pa.large_string())
 ReadTable = Callable[[Path, list[str]], pa.Table]
 
