@@ -27,9 +27,7 @@ _YOUNGEST_MS: Final = 60_000  # … in a system that is younger than two of thes
 _JUDGED: Final = 20  # judgements of an established account
 _ESTABLISHED: Final = 200  # established accounts before new ones are bounded, after two days …
 _LEAST: Final = 20  # … in proportion before, and at least so many
-_FEW: Final = (
-    3  # accounts for each established one, beyond which a system of no age bounds no new ones
-)
+_FEW: Final = 3  # accounts for each established one, beyond which a new system bounds no new ones
 _EARLY: Final = 64  # judgements of a new account that become those of an established one with it
 _ACCOUNTS: Final = 50_000  # remembered accounts; also of items and of networks with an item
 _JUDGEMENTS: Final = 100_000
@@ -132,7 +130,8 @@ class Influence:
         counts only for an established account."""
         if not self.bounds_event(event):
             return True
-        account = self._account(event)
+        account_key = key_of("user", event.user_id)
+        account = self._account(account_key, event.time_ms)
         if account[1] < 1:
             return False
         account[1] -= 1
@@ -141,7 +140,7 @@ class Influence:
         is_new = not account[4] and (is_new or account[3] < max(1.0, _JUDGED * grown))
         account[3] += 1
         if not is_new and not account[4]:
-            self._establish(account, key_of("user", event.user_id))
+            self._establish(account, account_key)
         if is_new and isinstance(event, Engagement) and event.narrowed:
             return False
         item = self._items.get(key, [0, 0])
@@ -158,7 +157,7 @@ class Influence:
             return False
         _put(self._items, key, [item[0] + 1, item[1] + is_new], _ACCOUNTS)
         if is_new:
-            self._judged_early(key_of("user", event.user_id), key)
+            self._judged_early(account_key, key)
         _put(self._networks, network, of_network + 1, _ACCOUNTS)
         _put(self._sources, source, of_source + 1, _ACCOUNTS)
         self._total += 1
@@ -193,8 +192,9 @@ class Influence:
 
     def forget(self, user_id: str | int) -> None:
         """Drops a forgotten user's account. Judgements are hashes of account and item, and age out."""
-        self._accounts.pop(key_of("user", user_id), None)
-        self._early.pop(key_of("user", user_id), None)
+        key = key_of("user", user_id)
+        self._accounts.pop(key, None)
+        self._early.pop(key, None)
 
     def pack(self) -> bytes:
         """The state for a snapshot."""
@@ -223,8 +223,8 @@ class Influence:
             self._sources, self._total = OrderedDict(packed.sources), packed.total
             self._early = OrderedDict(packed.early)
 
-    def _account(self, event: Engagement | Impression) -> list[float]:
-        key, now_ms, bounds = key_of("user", event.user_id), event.time_ms, self.bounds
+    def _account(self, key: int, now_ms: int) -> list[float]:
+        bounds = self.bounds
         account = self._accounts.get(key)
         if account is None:
             account = [float(now_ms), float(bounds.burst), float(now_ms), 0.0, 0.0]
