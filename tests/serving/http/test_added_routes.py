@@ -89,6 +89,29 @@ def test_the_description_names_the_refusals_of_each_added_route(tmp_path: Path) 
     run(World(tmp_path, serve=serve, compat=COMPAT), scenario)
 
 
+def takes_numbers(added: AddedRoutes, service: Service, metrics: ServingMetrics) -> None:
+    """A plug-in whose route reads a body."""
+
+    @added.router.post("/shop/numbers")
+    async def numbers(body: dict[str, float]) -> dict[str, float]:
+        return body
+
+
+def test_a_route_of_a_plug_in_refuses_numbers_that_json_does_not_have(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        headers = ADMIN | {"content-type": "application/json"}
+        taken = {
+            number: (
+                await w.client.post("/shop/numbers", headers=headers, content=f'{{"a": {number}}}')
+            ).status_code
+            for number in ("1.5", "1e999", "NaN")
+        }
+        assert taken == {"1.5": 200, "1e999": 400, "NaN": 400}
+
+    serve = ServeConfig(routes=(f"{__name__}:takes_numbers",))
+    run(World(tmp_path, serve=serve), scenario)
+
+
 def test_the_configuration_names_the_plug_ins() -> None:
     assert Config().route_plugins == ()
     on = replace(Config(), serve=ServeConfig(routes=("shop",)), compat=CompatConfig(metarank=True))
