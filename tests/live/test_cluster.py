@@ -25,7 +25,7 @@ pytestmark = [
 _LEARNS_AGAIN = 3.0  # times as long as a start takes on this machine
 _ANSWERED = 0.999
 # A clock that is five seconds ahead, and a package of another version, for Python alone.
-_CLOCK = "import time\n_now = time.time\ntime.time = lambda: _now() + 5\n"
+_CLOCK = "import time\n_now = time.time_ns\ntime.time_ns = lambda: _now() + 5 * 10**9\n"
 _PACKAGE = "Metadata-Version: 2.1\nName: numpy\nVersion: 1.0.0\n"
 
 
