@@ -8,7 +8,7 @@ events without one, as in data sets and old logs, always count.
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -172,7 +172,9 @@ class Influence:
         """Whether enough accounts are established to bound new ones by. In a young system that is a part of
         all, later a number that nobody raises by making accounts."""
         enough = max(_LEAST, _ESTABLISHED * grown) / self._partitions
-        return self._established >= max(enough, len(self._accounts) * (1 - grown) / _FEW)
+        # Not accounts whose judgements were all refused, or an attacker's would end the bound.
+        admitted = self._established + len(self._early)
+        return self._established >= max(enough, admitted * (1 - grown) / _FEW)
 
     def _establish(self, account: list[float], key: int) -> None:
         """Makes an account established, and its judgements so far those of an established one: nearly all
@@ -248,6 +250,14 @@ class _ReadList(msgspec.Struct, array_like=True, gc=False):
         return np.frombuffer(self.keys, np.int64).reshape(-1, self.width)
 
 
+class ShownItems(NamedTuple):
+    """Items of a list by their keys (N, I), which count as shown at a time."""
+
+    request_id: str
+    items_NI: Keys
+    time_ms: int
+
+
 class ReadLists:
     """The newest lists that are shown as a whole, by request: ``most_bytes`` of their items' keys, and of
     those that nobody has confirmed the newest ``UNREAD`` of each reader. Each counts once it is confirmed, as
@@ -266,20 +276,32 @@ class ReadLists:
 
     def confirm(
         self, reader: Engagement | Impression, bounds: Influence, engaged: int = 0
-    ) -> Keys | None:
-        """Keys of the items that count from now on (N, I); None if the list is unknown or confirmed already,
-        another reader's, or without the item. ``engaged``: key of an item that counts in any case."""
-        read = self._lists.get(reader.request_id)
-        if read is None or read.counts or read.user != key_of("user", reader.user_id):
+    ) -> "ShownItems | None":
+        """The items that count from now on; None if the list is unknown, another reader's, without the item,
+        or confirmed already. ``engaged``: key of an item that counts in any case, also where the bounds left
+        it out when its list was confirmed. An engagement that names no list confirms its reader's newest
+        unconfirmed one with the item."""
+        user = key_of("user", reader.user_id)
+        item = key_of("item", reader.item_id) if isinstance(reader, Engagement) else None
+        request_id = reader.request_id or self._newest(user, item)
+        read = self._lists.get(request_id)
+        if read is None or read.user != user:
             return None
         items_NI = read.items_NI
         own = items_NI[:, 0].tolist()
-        if isinstance(reader, Engagement) and key_of("item", reader.item_id) not in own:
+        if item is not None and item not in own:
             return None
-        counts = [key == engaged or bounds.admits_item(reader, key) for key in own]
-        read.counts, read.confirmed_ms = bytes(counts), reader.time_ms
-        self._is_read(reader.request_id, read)
-        return items_NI if all(counts) else items_NI[np.array(counts, np.bool_)]
+        before = read.counts
+        if before:
+            counts = [key == engaged and not counted for key, counted in zip(own, before, strict=True)]
+            if not any(counts):
+                return None
+            read.counts = bytes(map(max, before, counts))
+        else:
+            counts = [key == engaged or bounds.admits_item(reader, key) for key in own]
+            read.counts, read.confirmed_ms = bytes(counts), reader.time_ms
+            self._is_read(request_id, read)
+        return ShownItems(request_id, items_NI[np.array(counts, np.bool_)], read.confirmed_ms)
 
     def withdraw(self, request_id: str) -> tuple[Keys, int] | None:
         """Keys of the items that count no longer (N, I), and when they were counted; None if the list is
@@ -297,6 +319,11 @@ class ReadLists:
         """Continues from a packed state; an empty one, as in older snapshots, changes nothing."""
         for request_id, read in msgspec.msgpack.decode(packed, type=_PackedLists) if packed else ():
             self._put(request_id, read)
+
+    def _newest(self, user: int, item: int | None) -> str:
+        """Request of a reader's newest unconfirmed list with an item; empty without one."""
+        unread = reversed(self._unread.get(user, {}))
+        return next((r for r in unread if item in self._lists[r].items_NI[:, 0]), "")
 
     def _put(self, request_id: str, read: _ReadList) -> None:
         self._lists[request_id] = read

@@ -198,9 +198,9 @@ class ItemCounters:
         return changed
 
     def _show(self, reader: Impression | Engagement, partition: int, engaged: int = 0) -> None:
-        items_NI = self.lists.confirm(reader, self.readings[partition], engaged)
-        if items_NI is not None:
-            self._count_shown(reader.request_id, items_NI, reader.time_ms, 1.0)
+        shown = self.lists.confirm(reader, self.readings[partition], engaged)
+        if shown is not None:
+            self._count_shown(*shown, 1.0)
 
     def _count_shown(self, request_id: str, items_NI: Keys, now_ms: int, sign: float) -> None:
         context = self.context_by_request.get(request_id, 0)

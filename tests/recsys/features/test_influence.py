@@ -146,6 +146,15 @@ def test_with_many_accounts_for_each_established_one_new_ones_are_not_bounded() 
     )
 
 
+def test_accounts_whose_judgements_are_refused_do_not_lift_the_bound_on_new_ones() -> None:
+    influence, hour_ms = bounds(floor=4), DAY_MS // 24
+    for user in range(20):
+        assert influence.counts(did(user, user, at_ms=user, source=user))
+        assert influence.counts(did(user, 100 + user, at_ms=hour_ms, source=user))
+    attack = [did(1_000 + n, 500, at_ms=hour_ms + n, source=n) for n in range(400)]
+    assert sum(map(influence.counts, attack)) == 4
+
+
 def test_in_an_old_system_no_number_of_accounts_lifts_the_bound_on_new_ones() -> None:
     influence = bounds(floor=4, new_ratio=1.0)
     for user in range(200):
