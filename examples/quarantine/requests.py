@@ -11,8 +11,8 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
 from recsys.process.clock_file import clock_of
 from recsys.process.open_log import open_log
+from recsys.process.part_snapshot import quarantined_users
 from runtime.jobs.user_deletion import Refused, await_unlearned, is_running, unlearn_stopped
-from serving.sessions.counter_loop import quarantined_users
 from training.lines.control import append_control
 
 

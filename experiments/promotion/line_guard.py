@@ -2,8 +2,9 @@
 and transitions, that learn from the same engagements; or whether the line learns no positive.
 
 Pure, and a fold: it takes lists, engagements with the first label and learned examples in order of event
-time, and returns decisions as values. An engagement soon after a list is a case: whether the first ten of our
-list have the item, beside those of each simple list as of that moment. Memory is bounded.
+time, and returns decisions as values. An engagement soon after the list that it names, or else after its
+viewer's newest one, is a case: whether the first ten of our list have the item, beside as many of each simple
+list as of that moment. Memory is bounded.
 """
 
 from collections import Counter, OrderedDict
@@ -31,7 +32,8 @@ POPULARITY, TRANSITIONS = "popularity", "transitions"
 BEHIND, NO_POSITIVE = "behind", "no_positive"
 _ALPHA: Final = 0.005  # of each of the two bounds of a 99 % interval
 _HALF_LIFE_MS: Final = 3_600_000
-_USERS: Final = 100_000  # whose newest list and newest engagement are known
+_USERS: Final = 100_000  # whose newest lists and newest engagement are known
+_LISTS: Final = 4  # newest ones of a user: a page asks for the next before it is read
 _ITEMS: Final = 100_000  # of which popularity and transitions are counted
 _NEXT: Final = 50  # next items counted for each item
 K = TypeVar("K")
@@ -56,7 +58,7 @@ class LineGuard:
 
     def __init__(self) -> None:
         self._now_ms = 0
-        self._lists = _Newest[str, _List](_USERS)
+        self._lists = _Newest[str, list[_List]](_USERS)  # newest last
         self._simple: dict[str, _SimpleList] = {
             POPULARITY: _Popularity(),
             TRANSITIONS: _Transitions(),
@@ -69,22 +71,28 @@ class LineGuard:
         self._learned_ms: int | None = None  # of the first one
         self.cases = 0
 
-    def serve(self, user_id: Id, items: Sequence[Id], time_ms: int) -> None:
+    def serve(self, user_id: Id, request_id: str, items: Sequence[Id], time_ms: int) -> None:
         """Takes a list of the live line, best first."""
         self._now_ms = max(self._now_ms, time_ms)
-        self._lists.put(str(user_id), _List(time_ms, [str(item) for item in items[:TOP]]))
+        served = _List(request_id, time_ms, [str(item) for item in items[:TOP]])
+        before = self._lists.get(str(user_id)) or []
+        self._lists.put(str(user_id), [*before, served][-_LISTS:])
 
-    def engage(self, user_id: Id, item_id: Id, time_ms: int) -> LineFault | None:
-        """Takes an engagement with the first label."""
+    def engage(
+        self, user_id: Id, item_id: Id, time_ms: int, request_id: str = ""
+    ) -> LineFault | None:
+        """Takes an engagement with the first label. ``request_id``: of its list, else empty."""
         # A client may date an engagement back.
         self._now_ms = now_ms = max(self._now_ms, time_ms)
         user, item, fault = str(user_id), str(item_id), None
-        served = self._lists.get(user)
+        newest_first = reversed(self._lists.get(user) or [])
+        served = next((s for s in newest_first if request_id in ("", s.request_id)), None)
         if served is not None and now_ms - served.time_ms <= LIST_AGE_MS:
             if item in served.engaged:  # a client that repeats itself is no evidence
                 return None
             served.engaged.add(item)
-            hits = {name: item in simple.top(user) for name, simple in self._simple.items()}
+            length = len(served.items)
+            hits = {name: item in simple.top(user, length) for name, simple in self._simple.items()}
             self._window.add(user, item in served.items, hits, now_ms)
             self.cases += 1
             fault = self._judge(now_ms)
@@ -151,8 +159,9 @@ class LineGuard:
 
 @dataclass
 class _List:
-    """The newest list of a user. ``engaged``: items that were cases of it already."""
+    """A list of a user. ``engaged``: items that were cases of it already."""
 
+    request_id: str
     time_ms: int
     items: list[str]
     engaged: set[str] = field(default_factory=set)
@@ -222,9 +231,9 @@ class _Newest(Generic[K, V]):
 
 
 class _SimpleList(Protocol):
-    """The top ten of a simple list, which learns from engagements one by one."""
+    """The top of a simple list, at most ten, which learns from engagements one by one."""
 
-    def top(self, user: str) -> set[str]: ...
+    def top(self, user: str, most: int) -> set[str]: ...
 
     def learn(self, user: str, item: str, now_ms: int) -> None: ...
 
@@ -237,8 +246,8 @@ class _Popularity:
         self._levels: dict[str, float] = {}
         self._top: dict[str, float] = {}
 
-    def top(self, user: str) -> set[str]:
-        return set(self._top)
+    def top(self, user: str, most: int) -> set[str]:
+        return set(sorted(self._top, key=self._top.__getitem__, reverse=True)[:most])
 
     def learn(self, user: str, item: str, now_ms: int) -> None:
         now = now_ms / _HALF_LIFE_MS
@@ -258,10 +267,10 @@ class _Transitions:
         self._newest = _Newest[str, str](_USERS)
         self._next = _Newest[str, Counter[str]](_ITEMS)
 
-    def top(self, user: str) -> set[str]:
+    def top(self, user: str, most: int) -> set[str]:
         before = self._newest.get(user)
         counts = None if before is None else self._next.get(before)
-        return set() if counts is None else {item for item, _ in counts.most_common(TOP)}
+        return set() if counts is None else {item for item, _ in counts.most_common(most)}
 
     def learn(self, user: str, item: str, now_ms: int) -> None:
         before = self._newest.get(user)

@@ -293,7 +293,9 @@ class ReadLists:
             return None
         before = read.counts
         if before:
-            counts = [key == engaged and not counted for key, counted in zip(own, before, strict=True)]
+            counts = [
+                key == engaged and not counted for key, counted in zip(own, before, strict=True)
+            ]
             if not any(counts):
                 return None
             read.counts = bytes(map(max, before, counts))

@@ -23,6 +23,12 @@ _DIGEST_BYTES: Final = 32
 Offsets = Mapping[str, Mapping[int, int]]
 
 
+class _Held(msgspec.Struct):
+    """Decodes only the users in quarantine of a snapshot of the counters."""
+
+    quarantined: list[str] = []
+
+
 class Saved(msgspec.Struct, frozen=True):
     """A saved state. ``offsets[topic][partition]`` is the next to read; ``blob`` is opaque."""
 
@@ -167,6 +173,15 @@ class ShareState:
         """Removes the snapshots of all partitions."""
         for state in (self._whole, *self._all):
             state.remove()
+
+
+def quarantined_users(folder: str, log_id: str) -> set[str]:
+    """Users in quarantine by the newest snapshots of the counters in a state folder; none without one."""
+    users: set[str] = set()
+    for part in Path(folder).glob("parts/counters*"):
+        if saved := PartState(folder, part.name).load(log_id, move=False):
+            users |= set(msgspec.msgpack.decode(saved.blob, type=_Held).quarantined)
+    return users
 
 
 def _decode(raw: bytes) -> Saved:

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -279,15 +278,6 @@ class CounterLoop:
         fold.lists.restore(snapshot.lists)
         fold.readings.restore(snapshot.readings.items())
         fold.segments.update(snapshot.viewers)
-
-
-def quarantined_users(folder: str, log_id: str) -> set[str]:
-    """Users in quarantine by the newest snapshots in a state folder; none without one."""
-    users: set[str] = set()
-    for part in Path(folder).glob(f"parts/{NAME}*"):
-        if saved := PartState(folder, part.name).load(log_id):
-            users |= set(msgspec.msgpack.decode(saved.blob, type=_Snapshot).quarantined)
-    return users
 
 
 def run(

@@ -1,9 +1,10 @@
 """The director's watch over the live line's own lists: feeds the guard of the line from the log, and turns a
 fault into records of ``control``, by which the line before serves again.
 
-A promoted line goes back to what it replaced while that still learns beside it; any other returns to its own
-state from before the fault, and what it learned since is left out. Item counters stay. It keeps no state but
-the holds on ``control``: after a restart the line is watched anew.
+A promoted line goes back to what it replaced while that still learns beside it, which loses nothing; any
+other returns to its own state from before the fault, and what it learned since is left out. Item counters
+stay. What a viewer in quarantine does, and what the bounds of influence leave out, is no evidence. It keeps
+no state but the holds on ``control``: after a restart the line is watched anew.
 """
 
 from collections import Counter
@@ -11,18 +12,20 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from experiments.promotion.guard import GuardEvidence
 from experiments.promotion.lifecycle import SHADOW, TAKING_BACK, CandidateState
 from experiments.promotion.line_guard import LineFault, LineGuard
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, LineHold, Live, Unlearning
+from recsys.events.event_types import Engagement, Verdict
 from recsys.events.hashing import Id
 from recsys.events.records import CLICK_LIST, EVENTS
 from recsys.features.feature_set import FeatureSet
+from recsys.features.influence import Influence
 from recsys.log.protocol import Log, LogLost
 from recsys.process.log_consumer import Consumer, decoded
+from recsys.process.part_snapshot import quarantined_users
 from training.candidates.promoter import Promoter
 from training.deletion.live_unlearning import ranges_since
 from training.lines.control import ControlReader
@@ -51,19 +54,6 @@ class _List(msgspec.Struct, tag="impression", tag_field="type", gc=False):
     degraded: list[str] = []
 
 
-class _Engagement(msgspec.Struct, tag="engagement", tag_field="type", gc=False):
-    time_ms: int
-    user_id: Id
-    item_id: Id
-    kind: str
-    proof: int | UnsetType = UNSET
-
-
-class _Verdict(msgspec.Struct, tag="verdict", tag_field="type", gc=False):
-    user_id: Id
-    quarantined: bool = True
-
-
 class LineWatch:
     """``turn`` returns the records to append. ``holds``: by kind, on ``control``."""
 
@@ -72,7 +62,8 @@ class LineWatch:
     ) -> None:
         self._log, self._clock = log, clock
         self._is_on, self._label = config.promotion.line_guard, features.schema.labels[0]
-        self._guard, self._quarantined = LineGuard(), set[str]()
+        self._guard, self._influence = LineGuard(), Influence(config.bounds)
+        self._quarantined = quarantined_users(config.state, log.id)
         ends = {p: log.end(EVENTS, p) for p in range(log.partitions(EVENTS))}
         self._events = Consumer(log, EVENTS, list(ends), ends)
         control = ControlReader(log)
@@ -103,12 +94,11 @@ class LineWatch:
         first: LineFault | None = None
         try:
             records = self._events.drain()
-            for _, event in decoded(records, _List | _Engagement | _Verdict):
+            for _, event in decoded(records, _List | Engagement | Verdict):
                 user = str(event.user_id)
-                if isinstance(event, _Verdict):
-                    (self._quarantined.add if event.quarantined else self._quarantined.discard)(
-                        user
-                    )
+                if isinstance(event, Verdict):
+                    put = self._quarantined.add if event.quarantined else self._quarantined.discard
+                    put(user)
                 elif user in self._quarantined:
                     continue
                 elif isinstance(event, _List):
@@ -116,9 +106,11 @@ class LineWatch:
                     is_own = version == (live.line, live.epoch) and not event.degraded
                     if is_own and not event.request_id.startswith(CLICK_LIST):
                         items = [item.item_id for item in event.items]
-                        self._guard.serve(event.user_id, items, event.time_ms)
-                elif event.kind == self._label and event.proof is UNSET:
-                    engaged = event.user_id, event.item_id, event.time_ms
+                        self._guard.serve(event.user_id, event.request_id, items, event.time_ms)
+                elif (
+                    event.kind == self._label and event.attributed and self._influence.counts(event)
+                ):
+                    engaged = event.user_id, event.item_id, event.time_ms, event.request_id
                     fault = self._guard.engage(*engaged)
                     first = first or fault
         except LogLost:  # some events are missed

@@ -42,7 +42,7 @@ def holds(
     for n in range(int(windows * WINDOW_MS / EVERY_MS)):
         now_ms, user = start_ms + n * EVERY_MS, f"u{draw.integers(users)}"
         wanted = int(draw.choice(ITEMS, p=SHARES))
-        guard.serve(user, lists(draw, wanted), now_ms)
+        guard.serve(user, f"r{n}", lists(draw, wanted), now_ms)
         if draw.random() < engages:
             faults.append(guard.engage(user, wanted, now_ms + late_ms))
     return [fault for fault in faults if fault is not None]
@@ -70,7 +70,7 @@ def test_a_line_that_is_as_good_as_before_has_nothing_to_return_to() -> None:
         now_ms, user = 10**12 + n * EVERY_MS, f"u{draw.integers(300)}"
         is_fashion = n > 2.5 * WINDOW_MS / EVERY_MS
         wanted = int(draw.integers(10) if is_fashion else 100 + draw.integers(ITEMS))
-        guard.serve(user, good(draw, wanted), now_ms)
+        guard.serve(user, f"r{n}", good(draw, wanted), now_ms)
         faults.append(guard.engage(user, wanted, now_ms + 1_000))
     hold, *_ = filter(None, faults)
     assert hold.kind == "behind" and not hold.was_well
@@ -117,10 +117,36 @@ def test_lists_that_are_only_read_never_hold() -> None:
 
 def test_a_client_that_repeats_an_engagement_is_one_case() -> None:
     guard = LineGuard()
-    guard.serve("u", ["a"], 0)
+    guard.serve("u", "r", ["a"], 0)
     for _ in range(3):
         guard.engage("u", "b", 1)
     assert guard.cases == 1
+
+
+@pytest.mark.parametrize(
+    ("request_id", "hits", "cases"),
+    [("r2", [0, 1], 2), ("", [0, 0], 2), ("r0", [], 0), ("r9", [], 0)],
+)
+def test_an_engagement_is_a_case_of_the_list_that_it_names(
+    request_id: str, hits: list[int], cases: int
+) -> None:
+    guard = LineGuard()
+    for n in range(6):
+        guard.serve("u", f"r{n}", ["b" if n == 2 else "a"], n)
+    for item, hit in zip(("c", "b"), hits or (0, 0), strict=True):
+        guard.engage("u", item, 10, request_id)
+        assert guard._window._ours == hit
+    assert guard.cases == cases
+
+
+def test_a_short_list_is_compared_with_as_few_items_of_the_simple_lists() -> None:
+    guard = LineGuard()
+    for n, item in enumerate(("b", "a", "a")):
+        guard.engage(f"v{n}", item, n)
+    for n, items in enumerate((["c"], ["c", "d"])):
+        guard.serve("u", f"r{n}", items, 10)
+        guard.engage("u", "b", 11)
+        assert guard._window._hits["popularity"] == n
 
 
 def engaged(guard: LineGuard, times: int) -> list[LineFault | None]:

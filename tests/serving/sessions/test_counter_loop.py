@@ -28,10 +28,10 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, Log, LogLost, MemoryLog
 from recsys.log.sqlite_log import SqliteLog
-from recsys.process.part_snapshot import PartState
+from recsys.process.part_snapshot import PartState, quarantined_users
 from serving.replica.replica import Replica
 from serving.sessions import item_states
-from serving.sessions.counter_loop import NAME, CounterLoop, quarantined_users
+from serving.sessions.counter_loop import NAME, CounterLoop
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 NOW_MS = 1_790_000_000_000

@@ -19,6 +19,7 @@ from recsys.events.records import CLICK_LIST, CONTROL, EVENTS, EXAMPLES, Example
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import MemoryLog
 from recsys.process.log_consumer import decoded, readable
+from recsys.process.part_snapshot import PartState
 from tests.support.training.unlearning_run import UnlearningRun, started
 from training.candidates.line_watch import PAUSE_MS, REWIND, LineWatch
 
@@ -107,11 +108,16 @@ class Lines:
 class Watched:
     """A watch whose guard notes what it takes, and finds ``fault`` at each engagement."""
 
-    def __init__(self, fault: LineFault | None, is_on: bool = True) -> None:
+    def __init__(
+        self, fault: LineFault | None, is_on: bool = True, state: str = "", blob: bytes = b""
+    ) -> None:
+        """``blob``: snapshot of the counters in the folder ``state``."""
         self.log, self.now_ms = MemoryLog(), 1_000
         for topic in topics(2):
             self.log.create(topic)
-        config = replace(Config(), promotion=PromotionConfig(line_guard=is_on))
+        config = replace(Config(), promotion=PromotionConfig(line_guard=is_on), state=state)
+        if blob:
+            PartState(state, "counters").save(self.log.id, {}, blob)
         self.watch = LineWatch(self.log, config, feature_set(config), lambda: self.now_ms)
         guard, self.took = self.watch._guard, list[Any]()
         guard.serve = lambda *list_: self.took.append(list_)  # type: ignore[method-assign,func-returns-value]
@@ -145,7 +151,7 @@ def test_it_takes_lists_of_the_live_line_and_engagements_that_count() -> None:
     uncounted = engagement(kind="other"), engagement(proof=1)
     watched.append(*others, served(), *uncounted, engagement())
     assert watched.turn(Lines(Live(line="main", epoch=1))) == []
-    assert watched.took == [("u", ["a", "b"], 4), ("u", "i", 5)]
+    assert watched.took == [("u", "r", ["a", "b"], 4), ("u", "i", 5, "r")]
 
 
 def test_it_takes_no_list_that_is_not_the_models_and_nothing_of_a_viewer_in_quarantine() -> None:
@@ -153,7 +159,24 @@ def test_it_takes_no_list_that_is_not_the_models_and_nothing_of_a_viewer_in_quar
     degraded = msgspec.structs.replace(served(), degraded=["rank"])
     held, free = (Verdict(time_ms=4, user_id="u", quarantined=q) for q in (True, False))
     watched.append(degraded, held, served(), engagement(), free, served("r2"))
-    assert watched.turn(lines) == [] and watched.took == [("u", ["a", "b"], 4)]
+    assert watched.turn(lines) == [] and watched.took == [("u", "r2", ["a", "b"], 4)]
+
+
+def test_what_the_bounds_leave_out_is_no_evidence() -> None:
+    watched = Watched(None)
+    for item_id in ("i", "i", "j"):
+        watched.append(engagement(item_id=item_id, source=7, narrowed=True))
+    watched.append(engagement(source=7, user_id="v"), engagement(source=7, user_id="v"))
+    watched.turn(Lines(Live(line="main", epoch=1)))
+    assert [took[0] for took in watched.took] == ["v"]
+
+
+def test_it_knows_at_its_start_who_is_in_quarantine(tmp_path: Path) -> None:
+    blob = msgspec.msgpack.encode({"quarantined": ["u"], "other": [1]})
+    watched = Watched(None, state=str(tmp_path), blob=blob)
+    watched.append(engagement(), engagement(user_id="v"))
+    watched.turn(Lines(Live(line="main", epoch=1)))
+    assert [took[0] for took in watched.took] == ["v"]
 
 
 def test_switched_off_it_reads_nothing() -> None:
