@@ -24,7 +24,8 @@ from recsys.events.event_types import SEEN, ClientEvent, Engagement, Stamp
 from recsys.events.hashing import Id
 
 BATCH: Final = 500  # maximal events, items or users per request
-MAX_BYTES: Final = 400_000  # of them as JSON; the server takes 1 MB of at most 40,000 values
+MAX_BYTES: Final = 400_000  # of them as JSON; the server takes 1 MB …
+_VALUE_BYTES: Final = 11  # … of at most 40,000 values, so that each is as large as this or larger
 ATTEMPTS: Final = 5
 FIRST_WAIT_S: Final = 0.2
 LONGEST_WAIT_S: Final = 5.0
@@ -317,10 +318,11 @@ def _batches(values: Iterable[object]) -> Iterator[list[msgspec.Raw]]:
     """Batches that fit one request, as JSON; a larger value is a batch of its own."""
     batch, size = list[msgspec.Raw](), 0
     for encoded in map(msgspec.json.encode, values):
-        size += len(encoded) + 1  # and a comma
+        own = max(len(encoded), _VALUE_BYTES * sum(map(encoded.count, (b",", b"[", b"{")))) + 1
+        size += own
         if batch and (len(batch) == BATCH or size > MAX_BYTES):
             yield batch
-            batch, size = [], len(encoded) + 1
+            batch, size = [], own
         batch.append(msgspec.Raw(encoded))
     if batch:
         yield batch

@@ -204,10 +204,18 @@ def test_many_events_go_in_batches_and_the_receipt_keeps_their_order() -> None:
 
 def test_large_items_go_in_batches_that_the_server_takes() -> None:
     server = Server()
-    items: dict[str | int, Any] = {f"v{i}": {"vector": [0.123] * 1_600} for i in range(300)}
+    items: dict[str | int, Any] = {f"v{i}": {"vector": [0.123456789] * 800} for i in range(300)}
     assert server.client().upsert_items(items).accepted == 300
     sizes = [len(request.content) for request in server.requests]
     assert 400_000 > max(sizes) > 350_000, "the server refuses a body beyond 1 MB for good"
+
+
+def test_items_of_many_short_values_go_in_batches_that_the_server_takes() -> None:
+    server = Server()
+    items: dict[str | int, Any] = {f"v{i}": {"tags": [1] * 300} for i in range(400)}
+    assert server.client().upsert_items(items).accepted == 400
+    counts = [sum(map(request.content.count, (b",", b"[", b"{"))) for request in server.requests]
+    assert 40_000 >= max(counts) > 35_000 and len(counts) == 4
 
 
 def test_no_events_need_no_request() -> None:

@@ -7,13 +7,18 @@ export function bytesOf(value: unknown): number {
   return ENCODER.encode(JSON.stringify(value)).length;
 }
 
+/** Most bytes of a batch; the server takes 1 MB of at most 40,000 values in JSON … */
+export const MAX_BYTES = 400_000;
+const VALUE_BYTES = 11; // … so that each is as large as this or larger
+
 /** Batches of at most `maxCount` values and `maxBytes` of JSON; a larger value is a batch of its own. */
 export function batchesOf<T>(values: Iterable<T>, maxCount: number, maxBytes: number): T[][] {
   const batches: T[][] = [];
   let batch: T[] = [];
   let bytes = 0;
   for (const value of values) {
-    const size = bytesOf(value) + 1; // and a comma
+    const json = JSON.stringify(value);
+    const size = Math.max(ENCODER.encode(json).length, VALUE_BYTES * (json.match(/[,[{]/g)?.length ?? 0)) + 1;
     if (batch.length === maxCount || (batch.length > 0 && bytes + size > maxBytes)) {
       batches.push(batch);
       batch = [];

@@ -7,14 +7,13 @@ import type {
   Engagement, Fields, Filters, Id, Item, ItemList, Preference, RankRequest, Receipt, Recommendations, RecommendRequest, Result,
   SentEngagement, Session, Status, User,
 } from "./api.js";
-import { batchesOf, newId } from "./batches.js";
+import { batchesOf, MAX_BYTES, newId } from "./batches.js";
 import { type Backoff, isPassing, retryAfterMs, waitMs } from "./retry.js";
 
 /** Most events, items or users, and bytes of JSON, of one call. */
 export const MAX_EVENTS = 500;
 const MAX_ROWS = 1_000;
 const MAX_PREFERENCES = 100;
-const MAX_BYTES = 400_000; // the server takes 1 MB of at most 40,000 values
 const MAX_TOKENS = 1_000; // of the newest lists
 const LONGEST_ASKED_MS = 60_000; // the wait for a daily quota can be hours: the caller decides
 const SKEW_MS = 2_000; // the server's Date has whole seconds

@@ -2,7 +2,7 @@
 // and the call are handed in.
 
 import type { FieldError, Receipt, SentEngagement } from "./api.js";
-import { batchesOf, bytesOf, firstOf } from "./batches.js";
+import { batchesOf, bytesOf, firstOf, MAX_BYTES } from "./batches.js";
 import { ApiError, MAX_EVENTS } from "./client.js";
 import type { EventQueue } from "./queue.js";
 import { type Backoff, waitMs } from "./retry.js";
@@ -27,7 +27,6 @@ export interface SenderOptions {
 /** Statuses that say the body itself is wrong. Others, such as a wrong key or a wrong address, can be mended while the
  * events wait. */
 const REFUSED = new Set([400, 413, 422]);
-const MAX_BYTES = 400_000;
 const KEEPALIVE_BYTES = 60_000; // browsers refuse more than 64 KiB of unanswered keepalive calls
 
 export class Sender {

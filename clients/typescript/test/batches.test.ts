@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { batchesOf, bytesOf, firstOf, newId } from "../src/batches.js";
+import { batchesOf, bytesOf, firstOf, MAX_BYTES, newId } from "../src/batches.js";
 
 test("batches hold the order, the count and the bytes", () => {
   assert.deepEqual(batchesOf([1, 2, 3, 4, 5], 2, 100), [[1, 2], [3, 4], [5]]);
@@ -10,6 +10,15 @@ test("batches hold the order, the count and the bytes", () => {
   assert.deepEqual(batchesOf(values, 9, 14), [["aaaa", "bbbb"], ["cccc"]]);
   assert.deepEqual(batchesOf(values, 9, 13), [["aaaa"], ["bbbb"], ["cccc"]]);
   assert.deepEqual(batchesOf(values, 9, 1), [["aaaa"], ["bbbb"], ["cccc"]], "a larger value goes alone");
+});
+
+test("a batch of many short values holds what the server takes", () => {
+  const rows = Array.from({ length: 400 }, (_, n) => ({ id: n, tags: Array(300).fill(1) }));
+  const batches = batchesOf(rows, 500, MAX_BYTES);
+  assert.deepEqual(batches.flat(), rows);
+  const counts = batches.map((batch) => JSON.stringify({ items: batch }).match(/[,[{]/g)!.length);
+  assert.equal(counts.length, 4);
+  assert.equal(Math.max(...counts) <= 40_000, true, counts.join());
 });
 
 test("bytes are of UTF-8", () => {
