@@ -49,7 +49,7 @@ from serving.replica.log_follower import LogFollower
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from serving.request import SESSION, STALE, Answer, Request, with_degraded
-from serving.retrieval.filters import CHOSEN
+from serving.retrieval.filters import CHOSEN, EXCLUDED
 from serving.retrieval.retrieval_client import RetrievalClient
 from serving.sessions.session_store import SessionReader, StoreUnavailable
 from serving.sessions.session_timeout import MAX_WAIT_S, SLICE_S, TimedSessionReader
@@ -62,7 +62,10 @@ from serving.variants.model_variants import CanaryRouter, ModelVariants
 _LOG: Final = logging.getLogger(__name__)
 _CLICKS_S: Final = 2.0  # in which clicks of a batch get lists; later ones are counted only
 _ATTEMPTS: Final = 4  # of a request that asks retrieval shards: the last answers without them
-_OF_EACH: Final = 10  # items to choose from, for each one of a long list
+_OF_EACH: Final = (
+    10  # items to choose from for each one of a long list; lists of those that may be excluded
+)
+_PAGE: Final = 1_000  # items of one category, which are enough to choose from
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
 
@@ -219,15 +222,20 @@ class Service:
         return self._proofs.mint(answer.request_id, user_id, shown, policy, now_ms, narrowed)
 
     def _is_narrow(self, answer: Answer, request: Request) -> bool:
-        """Whether the viewer's side left few items to choose from, or asked for many of them."""
-        if request.candidate_ids is not None:
+        """Whether the viewer's side chose what its list holds: it gave candidates, excluded more items than a
+        page that is read on, left few to choose from, or asked for many of them."""
+        removed = answer.removed
+        length = self.reader.policies.lengths.get(request.surface, LENGTH)
+        excluded = removed.get(EXCLUDED, 0) + removed.get("hidden", 0)
+        if request.candidate_ids is not None or excluded > _OF_EACH * length:
             return True
         living = self.replica.catalogue.living.count
-        left = living - sum(answer.removed.get(name, 0) for name in CHOSEN)
-        length = self.reader.policies.lengths.get(request.surface, LENGTH)
-        return left < self.config.bounds.free_share * living or request.n > max(
-            length, left / _OF_EACH
-        )
+        left = living - sum(removed.get(name, 0) for name in CHOSEN)
+        least = self.config.bounds.free_share * living
+        conditions = list((request.filters or {}).values())
+        if len(conditions) == 1 and isinstance(conditions[0], str | int):  # a page of the app's
+            least = min(least, _PAGE)
+        return left < least or request.n > max(length, left / _OF_EACH)
 
     async def recommend(
         self, request: Request, request_id: str = "", logged: bool = True,

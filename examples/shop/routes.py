@@ -31,7 +31,8 @@ def add_routes(added: AddedRoutes, service: Service, metrics: ServingMetrics) ->
     )
     async def similar(request: Request, item_id: Text, user_id: Text) -> Response:
         """The products nearest to one, ranked for a visitor. Unlike a list of ``/v1/items/…/similar`` it is
-        an impression and has a token, so that clicks in it count."""
+        an impression and has a token, so that clicks in it count; of a new account they don't, since it
+        chose the list's items by the product."""
         caller = caller_of(request.scope)
         service.check_list(caller, user_id)
         try:

@@ -9,7 +9,7 @@ from recsys.client import ApiError, Client, Recommendations
 from recsys.events.event_types import Engagement, Item, User
 from recsys.events.hashing import Id
 from recsys.process.clock_file import ClockKeeper
-from replay.rehearsal.log_viewers import ServedList
+from replay.rehearsal.log_viewers import SystemList
 
 T = TypeVar("T")
 _SETTLED_S: Final = 2.0  # for which a list waits for its viewer's session
@@ -45,7 +45,7 @@ class HttpSystem:
     def profile(self, users: Sequence[User]) -> None:
         self._note(self._client.upsert_users({user.user_id: user.fields for user in users}))
 
-    def recommend(self, user_id: Id, surface: str, context: Mapping[str, Any]) -> ServedList:
+    def recommend(self, user_id: Id, surface: str, context: Mapping[str, Any]) -> SystemList:
         self._settle(str(user_id))
         return self._served(
             lambda: self._client.recommend(user_id, self._n, surface=surface, context=context)
@@ -53,7 +53,7 @@ class HttpSystem:
 
     def rank(
         self, user_id: Id, item_ids: Sequence[Id], surface: str, context: Mapping[str, Any]
-    ) -> ServedList:
+    ) -> SystemList:
         return self._served(
             lambda: self._client.rank(user_id, item_ids, surface=surface, context=context)
         )
@@ -93,10 +93,10 @@ class HttpSystem:
                 self.counts["busy"] += 1
                 time.sleep(_AGAIN_S)
 
-    def _served(self, ask: Callable[[], Recommendations]) -> ServedList:
+    def _served(self, ask: Callable[[], Recommendations]) -> SystemList:
         answer = self._insist(ask)
         self.counts["degraded"] += bool(answer.degraded)
-        return ServedList(answer.request_id, tuple(str(item.item_id) for item in answer.items))
+        return SystemList(answer.request_id, tuple(str(item.item_id) for item in answer.items))
 
     def _note(self, receipt: Any) -> None:
         self.counts["refused"] += len(receipt.rejected)

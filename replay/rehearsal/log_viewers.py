@@ -19,7 +19,7 @@ _ITEMS: Final = 200  # published together at the most
 _MOST: Final = 100  # items of a list that the system ranks
 
 
-class ServedList(NamedTuple):
+class SystemList(NamedTuple):
     """A list of the system: its request, and its items, best first."""
 
     request_id: str
@@ -35,11 +35,11 @@ class System(Protocol):
     def publish(self, items: Sequence[Item]) -> None: ...
     def profile(self, users: Sequence[User]) -> None: ...
 
-    def recommend(self, user_id: Id, surface: str, context: Mapping[str, Any]) -> ServedList: ...
+    def recommend(self, user_id: Id, surface: str, context: Mapping[str, Any]) -> SystemList: ...
 
     def rank(
         self, user_id: Id, item_ids: Sequence[Id], surface: str, context: Mapping[str, Any]
-    ) -> ServedList: ...
+    ) -> SystemList: ...
 
     def send(self, events: Sequence[Engagement]) -> None: ...
 
@@ -60,7 +60,7 @@ class LogViewers:
         self._items: list[Item] = []
         self._users: list[User] = []
         # Lists of the log as the system ranked them, and as it would have recommended then.
-        self._ranked = OrderedDict[str, tuple[str, ServedList]]()
+        self._ranked = OrderedDict[str, tuple[str, SystemList]]()
         # Request of the newest row of user and item.
         self._rows = OrderedDict[tuple[str, str], str]()
         self.counts = Counter[str]()
@@ -123,7 +123,7 @@ class LogViewers:
         self.publish()
         self._system.wait(time_ms)
 
-    def _recommend(self, event: Impression | Engagement, context: Mapping[str, Any]) -> ServedList:
+    def _recommend(self, event: Impression | Engagement, context: Mapping[str, Any]) -> SystemList:
         """The user's list; before it the share that is only read."""
         row = self.counts["lists"]
         times = int(self._read) + (uniform(_READ_SALT, "read", row) < self._read % 1)

@@ -8,7 +8,7 @@ from experiments.assignment.policy import Policies
 from recsys.events.event_types import SEEN, Engagement, Impression, Item, ServedItem, User
 from recsys.events.hashing import Id
 from replay.player import Player
-from replay.rehearsal.log_viewers import ServedList
+from replay.rehearsal.log_viewers import SystemList
 from serving.query import Query
 from serving.request import Request
 
@@ -33,7 +33,7 @@ class PlayedSystem:
         for user in users:
             self._player.play(user)
 
-    def recommend(self, user_id: Id, surface: str, context: Mapping[str, Any]) -> ServedList:
+    def recommend(self, user_id: Id, surface: str, context: Mapping[str, Any]) -> SystemList:
         player, request_id = self._player, self._next_id("asked")
         player.sync_popularity()
         query = Query(
@@ -41,11 +41,11 @@ class PlayedSystem:
             self._policies.resolve(user_id, surface), player.now_ms, request_id,
         )  # fmt: skip
         answer = player.pipeline.recommend(query)
-        return ServedList(request_id, tuple(str(item.item_id) for item in answer.items))
+        return SystemList(request_id, tuple(str(item.item_id) for item in answer.items))
 
     def rank(
         self, user_id: Id, item_ids: Sequence[Id], surface: str, context: Mapping[str, Any]
-    ) -> ServedList:
+    ) -> SystemList:
         """Plays the list as the log has it."""
         request_id = self._next_id(_OWN)
         shown = Impression(
@@ -54,7 +54,7 @@ class PlayedSystem:
             shown=self._player.features.schema.shown_by == "impression",
         )  # fmt: skip
         self._player.play(shown)
-        return ServedList(request_id, tuple(map(str, item_ids)))
+        return SystemList(request_id, tuple(map(str, item_ids)))
 
     def send(self, events: Sequence[Engagement]) -> None:
         for event in events:

@@ -43,7 +43,7 @@ def rehearse(
     from replay.predictions import write_report
     from replay.rehearsal.rehearsed_rows import RehearsalOptions
     from replay.replay_report import with_bar  # imports torch
-    from runtime.jobs.rehearsal import Rehearsal, config_of, first_row_ms
+    from runtime.jobs.rehearsal import LogRehearsal, config_of, first_row_ms
     from runtime.reports.rehearsal_page import page_of
     from runtime.reports.retrieval_tables import print_rehearsal
 
@@ -63,10 +63,10 @@ def rehearse(
         dataset = MappedFiles(definition, tables, paths, scratch=scratch)
         from_ms = first_row_ms(dataset, rows, from_)
         options = RehearsalOptions(from_ms, rows, speed, read)
-        settings = config_of(settings, from_ms, speed)
+        settings = config_of(settings, from_ms)
         Path(settings.state).mkdir(parents=True, exist_ok=True)
         keep_definition(settings, definition, app)
-        result = Rehearsal(
+        result = LogRehearsal(
             definition, settings, dataset, options, learn, with_bar, partial(_up, app), _down
         ).run()
         write_report(report, result)

@@ -34,7 +34,7 @@ LIST: Final = 10  # items that are asked for
 _READY_S: Final = 60.0
 
 
-def config_of(settings: Config, from_ms: int, speed: float) -> Config:
+def config_of(settings: Config, from_ms: int) -> Config:
     """The configuration of a system that begins at the first row."""
     ports = free_ports()
     serve = replace(
@@ -42,7 +42,7 @@ def config_of(settings: Config, from_ms: int, speed: float) -> Config:
     )  # fmt: skip
     return replace(
         settings,
-        clock=ClockConfig(start=str(from_ms), speed=speed),
+        clock=ClockConfig(start=str(from_ms)),  # as the machine's while it starts
         serve=serve,
         step=replace(settings.step, snapshot_s=0),  # one would be due at each step, by event time
     )
@@ -72,7 +72,7 @@ def first_row_ms(dataset: MappedFiles, rows: int, from_: str | None) -> int:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class LogRehearsal:
     """A rehearsal in a new state folder, with the definition kept in it. ``up`` starts a configuration's
     system, ``down`` ends it."""
 

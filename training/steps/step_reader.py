@@ -140,7 +140,7 @@ class StepReader:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedRecord:
     """A record of ``examples`` that isn't learned, and the reason."""
 
     partition: int
@@ -153,7 +153,7 @@ class LaneExamples:
     """Examples of one lane of a step, the records left out, and the users whose rows it removes."""
 
     examples: list[TrainingExample] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[SkippedRecord] = field(default_factory=list)
     rehearsed: list[TrainingExample] = field(default_factory=list)  # learned again
     forget: list[Id] = field(default_factory=list)
     excluded: int = 0  # examples served by a line that was rolled back
@@ -256,7 +256,7 @@ def _read_all(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> L
             if tombstone is not None:
                 continue
         if reason:
-            lane.left_out.append(LeftOut(partition, record, reason))
+            lane.left_out.append(SkippedRecord(partition, record, reason))
         else:
             lane.examples.append(example)
     return lane

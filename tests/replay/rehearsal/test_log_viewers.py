@@ -7,7 +7,7 @@ import pytest
 
 from recsys.events.event_types import SEEN, Engagement, Event, Impression, Item, ServedItem, User
 from recsys.events.hashing import Id
-from replay.rehearsal.log_viewers import LogViewers, ServedList
+from replay.rehearsal.log_viewers import LogViewers, SystemList
 
 T = 1_700_000_000_000
 
@@ -27,21 +27,21 @@ class FakeSystem:
     def profile(self, users: Sequence[User]) -> None:
         self.calls.append(("profile", [user.user_id for user in users]))
 
-    def recommend(self, user_id: Id, surface: str, context: Mapping[str, Any]) -> ServedList:
+    def recommend(self, user_id: Id, surface: str, context: Mapping[str, Any]) -> SystemList:
         return self._served("recommend", user_id, self.items)
 
     def rank(
         self, user_id: Id, item_ids: Sequence[Id], surface: str, context: Mapping[str, Any]
-    ) -> ServedList:
+    ) -> SystemList:
         return self._served("rank", user_id, tuple(map(str, item_ids)))
 
     def send(self, events: Sequence[Engagement]) -> None:
         self.calls += [("send", e.kind, e.item_id, e.request_id) for e in events]
 
-    def _served(self, call: str, user_id: Id, items: tuple[str, ...]) -> ServedList:
+    def _served(self, call: str, user_id: Id, items: tuple[str, ...]) -> SystemList:
         self.lists += 1
         self.calls.append((call, user_id))
-        return ServedList(f"s{self.lists}", items)
+        return SystemList(f"s{self.lists}", items)
 
 
 class FakeJudge:

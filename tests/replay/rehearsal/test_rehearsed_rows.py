@@ -129,6 +129,6 @@ def test_the_first_row_leaves_rows_on_both_sides(dataset: MappedFiles) -> None:
 
 
 def test_the_system_begins_at_the_first_row() -> None:
-    config = config_of(laptop(), FROM_MS, 500.0)
-    assert (config.clock.start_ms, config.clock.speed) == (FROM_MS, 500.0)
+    config = config_of(laptop(), FROM_MS)
+    assert (config.clock.start_ms, config.clock.speed) == (FROM_MS, 1.0)
     assert config.step.snapshot_s == 0 and config.serve.port != laptop().serve.port

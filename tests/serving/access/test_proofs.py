@@ -50,6 +50,28 @@ def test_a_list_that_the_viewer_narrowed_says_so_in_its_token(
     run(World(tmp_path), scenario)
 
 
+@pytest.mark.parametrize(
+    ("asked", "narrowed"),
+    [
+        ({"exclude_ids": [f"v{n}" for n in range(20)]}, False),
+        ({"exclude_ids": [f"v{n}" for n in range(21)]}, True),
+        ({"filters": {"author": "a1"}}, False),
+        ({"filters": {"author": ["a1"]}}, True),
+    ],
+)
+def test_pages_that_are_read_on_and_large_categories_are_not_narrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], narrowed: bool
+) -> None:
+    monkeypatch.setattr("serving.service._OF_EACH", 2)
+    monkeypatch.setattr("serving.service._PAGE", 5)
+
+    async def scenario(w: World) -> None:
+        engagement = await liked(w, {"user_id": "u1", "n": 2} | asked, {})
+        assert engagement.narrowed is (True if narrowed else UNSET)
+
+    run(World(tmp_path), scenario)
+
+
 def test_a_token_lives_no_longer_than_the_log_has_its_list() -> None:
     config = replace(
         Config(), log=LogConfig(retention_hours=2.0), access=AccessConfig(token_s=10 * 3600)
