@@ -227,11 +227,11 @@ class Service:
         removed = answer.removed
         length = self.reader.policies.lengths.get(request.surface, LENGTH)
         excluded = removed.get(EXCLUDED, 0) + removed.get("hidden", 0)
-        if request.candidate_ids is not None or excluded > _OF_EACH * length:
+        share = self.config.bounds.free_share
+        if request.candidate_ids is not None or (share and excluded > _OF_EACH * length):
             return True
         living = self.replica.catalogue.living.count
-        left = living - sum(removed.get(name, 0) for name in CHOSEN)
-        least = self.config.bounds.free_share * living
+        left, least = living - sum(removed.get(name, 0) for name in CHOSEN), share * living
         conditions = list((request.filters or {}).values())
         if len(conditions) == 1 and isinstance(conditions[0], str | int):  # a page of the app's
             least = min(least, _PAGE)
