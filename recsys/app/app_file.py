@@ -72,12 +72,13 @@ class _Reader:
             names = ", ".join(sorted(_FEATURES))
             raise self._expected(f"a mapping with {names}", features, "features")
         history = self._history(top, events)
+        shown = self._one_of((BY_VIEW, BY_LIST, BY_CLICK), top.get("shown", BY_VIEW), "shown")
         app = App(
             name=self._name(top.get("app", "app"), "app"), events=events,
             fields=self._fields(top.get("fields", {})), groups=self._names(top.get("groups", []), "groups"),
-            shown=self._one_of((BY_VIEW, BY_LIST, BY_CLICK), top.get("shown", BY_VIEW), "shown"),
+            shown=shown,
             window_s=self._seconds(top.get("window", 60), "window"),
-            features=self._features(features, history[1]), history=history[0],
+            features=self._features(features, history[1], shown), history=history[0],
             repeats=self._flag(top.get("repeats", False), "repeats"),
             sources=self._sources(top.get("sources", {})),
             rendered=self._flag(top.get("rendered", False), "rendered"),
@@ -155,7 +156,7 @@ class _Reader:
             self._one_of(tuple(events), kind, "history", "of", at)
         return self._length(raw.get("length", 20), "history", "length", least=1), kinds
 
-    def _features(self, raw: dict[str, Any], history_of: tuple[str, ...]) -> Declared:
+    def _features(self, raw: dict[str, Any], history_of: tuple[str, ...], shown: str) -> Declared:
         self._section(raw, _FEATURES, "features")
         hours = Declared.half_lives_h
         if "half_lives" in raw:
@@ -164,7 +165,7 @@ class _Reader:
                 raise self._expected("one to six durations", raw["half_lives"], *path)
             seconds = [self._seconds(x, *path, at) for at, x in enumerate(raw["half_lives"])]
             hours = tuple(sorted({s / 3600.0 for s in seconds}))
-        age = raw.get("age", False)
+        age, listed = raw.get("age", False), raw.get("list", [])
         if not isinstance(age, str):
             age = self._flag(age, "features", "age")
         return Declared(
@@ -177,7 +178,8 @@ class _Reader:
             trend=self._flag(raw.get("trend", False), "features", "trend"),
             visit_s=self._seconds(raw["visit"], "features", "visit") if "visit" in raw else 0.0,
             position=self._flag(raw.get("position", False), "features", "position"),
-            list_context=self._names(raw.get("list", []), "features", "list", pattern=None),
+            list_context=self._names(listed or [], "features", "list", pattern=None),
+            whole_list=shown == BY_LIST and listed is not False,
             numbers=self._names(raw.get("numbers", []), "features", "numbers"),
             counts=self._names(raw.get("counts", []), "features", "counts"),
             against=self._pairs(raw.get("against", {}), "features", "against"),

@@ -91,7 +91,7 @@ def _derived_faults(features: FeatureSet) -> Iterator[Fault]:
     """Faults of derived columns, which read those before them, and neither the position nor the list's."""
     derived = features.declared.derived
     made = {one.name for one in derived}
-    columns = list(features.dense_names[: len(features.dense_names) - 2 * len(features.compared)])
+    columns = list(features.dense_names[: len(features.dense_names) - features.list_columns])
     columns = [name for name in columns if name not in made and name != POSITION]
     after_function = False
     for one in derived:

@@ -52,6 +52,8 @@ class FeatureBuilder:
         rows = [(e.own, e.left != "", 0, s.start, s.stop - s.start) for _, e, s in each]
         self._each = np.array(rows, np.int64).reshape(-1, 5)
         self._compared = np.array(features.compared, np.int64)
+        self._ranked = np.array(features.ranked, np.int64)
+        self._list = len(features.dense_names) - features.list_columns
         self._numbers = len(entities) * len(features.numbers)  # the first column after the rates
         self._moment = self._numbers + features.number_columns
         self._age = self._moment + len(MOMENT)
@@ -138,16 +140,20 @@ class FeatureBuilder:
         return replace(features, dense_NF=dense)
 
     def compare(self, dense: Floats) -> None:
-        """Writes how the items' rates and ages compare within a list, in place: the difference to the mean,
-        and the rank from -1/2 to 1/2, in which nearly equal values are nearly equal: it must not depend on
-        the last bits of counters."""
+        """Writes how the items' columns compare within a list, in place: the difference to the mean, and the
+        rank from -1/2 to 1/2, in which nearly equal values are nearly equal: it must not depend on the last
+        bits of counters. Then the list's length."""
         if not len(self._compared) or not len(dense):
             return
         values, n = dense[:, self._compared], len(dense)
-        width = values.shape[1]
-        dense[:, -2 * width : -width] = values - values.mean(0)
-        wins = np.tanh((values[:, None] - values[None]) / _EQUAL).sum(1)
-        dense[:, -width:] = wins / np.float32(2 * max(1, n - 1))
+        ranks = self._list + len(self._compared)
+        dense[:, self._list : ranks] = values - values.mean(0)
+        if len(self._ranked):
+            values = dense[:, self._ranked]
+            wins = np.tanh((values[:, None] - values[None]) / _EQUAL).sum(1)
+            dense[:, ranks : ranks + len(self._ranked)] = wins / np.float32(2 * max(1, n - 1))
+        if self.features.declared.whole_list:
+            dense[:, -1] = np.log(n)
 
     def _fill_dense(
         self, dense: Floats, session: Session, user: Keys, items_NI: Keys, counters: CounterTable,

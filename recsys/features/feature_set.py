@@ -82,6 +82,7 @@ AGE: Final = "item.age"
 NEAR: Final = "item.near"
 NEAR_IN_VISIT: Final = "item.near.visit"
 POSITION: Final = "list.position"
+LENGTH: Final = "list.length"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class Declared:
     ``near``: co-visits with the history; ``visit_s``: co-visits with the viewer's newest visit, which a pause
     of so many seconds ends, 0: none; ``trend``: change of each entity's count; ``position``: rank in the
     list, which is learned from, and 0 when items are scored. Columns of a list: ``list_context``: rates of
-    these entities, compared with those of the list's other items.
+    these entities, compared with those of the list's other items, by their rank too; ``whole_list``: the
+    list's length, and the difference to the list's mean of every column in which its items may differ.
 
     ``numbers``: numeric fields of users and contexts, as ``user.age``. ``counts``: further kinds of events
     that are counted. ``values``: kinds of engagement with the names of their values. ``against``: entities
@@ -123,6 +125,7 @@ class Declared:
     distinct: tuple[tuple[str, str, str], ...] = ()
     derived: tuple[Derived, ...] = ()
     watches: int = 1
+    whole_list: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as stored: without those of newer versions that are empty, so that digests stay."""
@@ -132,7 +135,7 @@ class Declared:
 
 _NEWER: Final = (
     "trend", "visit_s", "numbers", "counts", "values", "against", "last", "distinct", "derived",
-    "watches",
+    "watches", "whole_list",
 )  # fmt: skip
 
 
@@ -209,9 +212,9 @@ class FeatureSet:
         own += (POSITION,) if self.declared.position else ()
         own += (*self.declared.numbers, *(cell.name for cell in self.cells))
         own += tuple(one.name for one in self.derived)
-        compared = [own[column] for column in self.compared]
-        ranks = (f"list.rank({name})" for name in compared)
-        return (*own, *(f"list.above({name})" for name in compared), *ranks)
+        above = (f"list.above({own[column]})" for column in self.compared)
+        ranks = (f"list.rank({own[column]})" for column in self.ranked)
+        return (*own, *above, *ranks, *((LENGTH,) if self.declared.whole_list else ()))
 
     @cached_property
     def trends(self) -> tuple[str, ...]:
@@ -226,8 +229,35 @@ class FeatureSet:
         return numbers(self.main_labels, self.speeds, self.declared.watches)
 
     @cached_property
+    def list_columns(self) -> int:
+        """How many of the last dense columns are of a list: 0 in the features of a single item."""
+        return (
+            len(self.compared)
+            + len(self.ranked)
+            + (self.declared.whole_list and self.kind == "all")
+        )
+
+    @cached_property
     def compared(self) -> tuple[int, ...]:
-        """Dense columns that are compared within the list: rates of ``list_context``, age and co-visits."""
+        """Dense columns of which the difference to the list's mean is one: those that are ranked, or with
+        ``whole_list`` all but vectors in which the items of a list may differ."""
+        if not self.declared.whole_list or self.kind != "all":
+            return self.ranked
+        width, entities, one = len(self.numbers), self.entities, self.declared
+        parts = [(bool(entity.right), width) for entity in entities]
+        vectors = sum(length for _, length in self.schema.vectors)
+        parts += [(True, self.number_columns - vectors), (False, vectors), (False, len(MOMENT))]
+        parts.append((True, one.item_age + one.near + (one.visit_s > 0)))
+        parts += [(bool(e.right), len(self.speeds) - 1) for e in entities if one.trend]
+        parts.append((False, one.position + len(one.numbers)))
+        parts += [(bool(entities[cell.entity].right), 1) for cell in self.cells]
+        parts.append((True, len(self.derived)))
+        differ = np.repeat([differs for differs, _ in parts], [columns for _, columns in parts])
+        return tuple(np.flatnonzero(differ).tolist())
+
+    @cached_property
+    def ranked(self) -> tuple[int, ...]:
+        """Dense columns that are ranked within the list: rates of ``list_context``, age and co-visits."""
         if not self.declared.list_context or self.kind != "all":
             return ()
         names = [entity.name for entity in self.entities]

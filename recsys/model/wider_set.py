@@ -47,7 +47,7 @@ def column_ids(features: FeatureSet) -> list[str]:
         steps = zip(hours, hours[1:], strict=False)
         exact |= {f"{name}/trend.{a}": f"{name}/trend of {a} to {b}" for a, b in steps}
     ids = [exact.get(one, one.replace(f"({AGE})", f"({age})")) for one in ids]
-    own = len(ids) - 2 * len(features.compared)
+    own = len(ids) - features.list_columns
     by_name = dict(zip(features.dense_names, ids[:own], strict=False))
     for one in features.derived:
         columns = ", ".join(by_name[name] for name in one.columns)
@@ -77,7 +77,7 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
         name: tuple(dict.fromkeys(value for one in both for value in getattr(one, name)))
         for name in ("list_context", "numbers", "counts", "against", "last", "distinct")
     }
-    for name in ("item_age", "age_field", "near", "visit_s", "trend", "position"):
+    for name in ("item_age", "age_field", "near", "visit_s", "trend", "position", "whole_list"):
         merged[name] = getattr(old, name) or getattr(declared, name)
     watched = {one.half_lives_h[-one.watches :] for one in (old, declared)}
     merged["watches"] = 1 if watched == {hours[-1:]} else len(hours)

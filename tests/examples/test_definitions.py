@@ -22,7 +22,7 @@ def test_each_definition_reads_and_has_columns(file: Path) -> None:
     features = app.feature_set()
     names = features.dense_names
     assert app.name == file.parent.name and len(set(names)) == len(names) > 20
-    assert len([name for name in names if name.startswith("list.rank")]) == len(features.compared)
+    assert len([name for name in names if name.startswith("list.rank")]) == len(features.ranked)
 
 
 def test_there_are_four_definitions() -> None:

@@ -179,7 +179,7 @@ class Learner:
         ]
         pairs = [*zip(lanes, leaves, strict=True)]
         inputs = [model.ranker_inputs(n.batch, n.lookup, own["features"]) for n, own in pairs]
-        logits_BL = model.ranker(*joined(inputs))
+        logits_BL = model.logits(*joined(inputs))
         total, judged, size = torch.zeros(()), [], len(lanes[0].batch)
         # Lane by lane: torch computes the last elements of an array by other instructions.
         for lane, own_BL in zip(lanes, torch.split(logits_BL.cpu(), size), strict=True):
@@ -293,19 +293,19 @@ def batch_of(
     length, dense = features.history_length, column("dense", np.float32, dense_width)
     user = column("user_keys", np.int64, features.user_columns)
     items = column("item_keys", np.int64, features.item_columns)
-    if features.compared:
-        _hide_lists(dense, len(features.compared), user[:, 0] ^ items[:, 0])
+    if features.list_columns:
+        _hide_lists(dense, features.list_columns, user[:, 0] ^ items[:, 0])
     return assemble(
         features, user, items, column("history", np.int64, length, features.history_keys),
         column("outcomes", np.float32, length, features.outcomes), dense,
     )  # fmt: skip
 
 
-def _hide_lists(dense_BF: Floats, compared: int, keys_B: Keys) -> None:
-    """Clears how items compare within their list in a hashed part of the examples, in place: candidates are
+def _hide_lists(dense_BF: Floats, columns: int, keys_B: Keys) -> None:
+    """Clears the columns of lists in a hashed part of the examples, in place: candidates are
     first ranked without it."""
     hidden_B = uniforms(_HIDDEN_SEED, keys_B, 1)[:, 0] < _HIDDEN
-    dense_BF[hidden_B, -2 * compared :] = 0.0
+    dense_BF[hidden_B, -columns:] = 0.0
 
 
 def _features(example: TrainingExample, digest: str) -> FeatureBlock:

@@ -45,7 +45,9 @@ def yaml_of(app: App) -> str:
             "half_lives": [f"{hours:g}h" for hours in declared.half_lives_h],
             "rates": list(declared.entities),
             "age": declared.item_age,
-            "list": list(declared.list_context),
+            "list": list(declared.list_context)
+            or (declared.whole_list or app.shown != "list")
+            and [],
         },
         "sources": app.sources,
     }
@@ -75,13 +77,14 @@ def apps(draw: st.DrawFn) -> App:
     rates = st.sampled_from(["all", "user", "item", "user×item", "profile×item", "item×context"])
     entities = tuple(draw(st.lists(rates, unique=True)))
     compared = st.lists(st.sampled_from(entities), unique=True) if entities else st.just([])
+    shown = draw(st.sampled_from(["view", "list", "clicks"]))
     hours = st.lists(st.integers(1, 400), min_size=1, max_size=4, unique=True)
     return App(
         name=draw(names),
         events=events,
         fields=fields,
         groups=groups,
-        shown=draw(st.sampled_from(["view", "list", "clicks"])),
+        shown=shown,
         window_s=float(draw(st.integers(1, 100_000))),
         history=draw(st.integers(1, 200)),
         repeats=draw(st.booleans()),
@@ -91,7 +94,8 @@ def apps(draw: st.DrawFn) -> App:
             entities=entities,
             history_of=tuple(draw(st.lists(st.sampled_from(kinds), unique=True))),
             item_age=draw(st.booleans()),
-            list_context=tuple(draw(compared)),
+            list_context=(ranked := tuple(draw(compared))),
+            whole_list=shown == "list" and (bool(ranked) or draw(st.booleans())),
         ),
     )
 
@@ -479,6 +483,6 @@ def test_features_of_older_systems_keep_their_digest() -> None:
     }
     for name, expected in digests.items():
         app = read_app(ROOT / "examples" / name / "app.yaml")
-        older = replace(app.features, trend=False, visit_s=0.0, last=())
+        older = replace(app.features, trend=False, visit_s=0.0, last=(), whole_list=False)
         app = replace(app, features=older)
         assert (app.digest, app.feature_set().digest) == expected

@@ -16,8 +16,19 @@ from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.covisits import PREVIOUS, Covisits
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import AGE, NEAR, NEAR_IN_VISIT, Declared, FeatureSet, Floats
+from recsys.features.feature_set import (
+    AGE,
+    LENGTH,
+    MOMENT,
+    NEAR,
+    NEAR_IN_VISIT,
+    POSITION,
+    Declared,
+    FeatureSet,
+    Floats,
+)
 from recsys.features.item_counters import ItemCounters
+from recsys.features.operators import Derived
 from recsys.features.running_rates import Entity, entity_of
 from recsys.features.session import Session
 
@@ -307,6 +318,33 @@ def test_a_list_is_compared_as_by_brute_force(rows: list[list[float]]) -> None:
             assert dense[n, names.index(f"list.rank({name})")] == pytest.approx(rank, abs=1e-6)
             above = row[k] - sum(column) / len(column)
             assert dense[n, names.index(f"list.above({name})")] == pytest.approx(above, abs=1e-6)
+
+
+def test_of_a_whole_list_all_columns_that_differ_are_compared_and_the_length_is_one() -> None:
+    features = feature_set(
+        half_lives_h=(1.0, 24.0), entities=("all", "user", "item", "user×item"), item_age=True,
+        near=True, visit_s=300.0, trend=True, position=True, list_context=("user×item",),
+        whole_list=True,
+        derived=(Derived("both", "difference", ("item/click.1h", AGE)),),
+    )  # fmt: skip
+    names = features.dense_names
+    compared = {names[column] for column in features.compared}
+    alike = {*MOMENT, POSITION, "all/trend.1h", "user/trend.1h"}
+    alike |= {name for name in names if name.startswith(("all/", "user/"))}
+    assert compared == {*names[: len(names) - features.list_columns]} - alike
+    assert {"item/watch.24h", "item/trend.1h", NEAR, NEAR_IN_VISIT, AGE, "both"} < compared
+    assert names[-1] == LENGTH and [n for n in names if n.startswith("list.rank")] == [
+        f"list.rank({names[column]})" for column in features.ranked
+    ]
+    feed = Feed(features)
+    feed.visit(0, None, [0, 1, 2], [(0, "click")])
+    assert not feed.dense(0, None, [0, 1, 2])[:, -features.list_columns :].any()
+    listed = feed.dense(0, None, [0, 1, 2], is_list=True)
+    assert listed[:, -1] == pytest.approx(np.log(3))
+    for column in features.compared:
+        above = listed[:, names.index(f"list.above({names[column]})")]
+        assert above == pytest.approx(listed[:, column] - listed[:, column].mean(), abs=1e-6)
+    assert not feed.dense(0, None, [0], is_list=True)[:, -features.list_columns :].any()
 
 
 def test_only_a_list_is_compared() -> None:
