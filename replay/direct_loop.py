@@ -60,6 +60,21 @@ class Joiners(list[Joiner]):
         return self[partition].feed(offset, event)
 
 
+def lost_engagements(
+    events: Iterable[Event], schema: Schema, config: JoinConfig
+) -> tuple[int, int]:
+    """How many engagements with a label the events have, and how many of them teach nothing, since no list
+    before shows their item to their viewer within the window."""
+    joiner, engaged = Joiner(0, schema.labels, config, shown_by=schema.shown_by), 0
+    for offset, event in enumerate(events):
+        if isinstance(event, Engagement) and event.kind in schema.labels:
+            engaged += 1
+        elif not isinstance(event, Impression):
+            continue
+        joiner.feed(offset, event)
+    return engaged, sum(joiner.counts[why] for why in ("late", "unmatched", "unattributed"))
+
+
 class DirectLoop:
     """Events in, steps out. ``frozen_after_ms``: steps of later examples are cut but not learned."""
 

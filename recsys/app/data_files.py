@@ -59,9 +59,9 @@ class Interactions(Table, frozen=True, kw_only=True):
 
     A row is an engagement of the kind in ``kind`` (renamed by ``names``), or by its number in ``rating``:
     ``above`` from ``at_least`` on, else ``below``; without both, of the kind ``always``. With ``labels``,
-    kinds of engagement by columns of 0 and 1, or a kind in ``shown``, it is a shown item; those with the same
-    user, time and ``request`` are one list. ``context``: column by field, of shown items; ``value``: number
-    of those engagements whose kind has one.
+    kinds of engagement by columns of 0 and 1, or a kind in ``shown``, it is a shown item, and of a kind that
+    is an event an engagement too; shown items with the same user, time and ``request`` are one list.
+    ``context``: column by field, of shown items; ``value``: number of those engagements whose kind has one.
     """
 
     user: str

@@ -46,6 +46,9 @@ _CODE: Final = r".*_(id|code)|.*(category|genre|brand|type|section|topic|gender)
 _LIST: Final = r"[^|]+(\|[^|]+)+"
 _LONGEST: Final = 4096  # vector of a definition
 _FEW: Final = 50  # values of a column of kinds, at most
+_WHOLE: Final = 2_000  # first rows of a sample, in which engagements are sought among shown items …
+_APART: Final = 0.1  # … and the least share of them that is found where they have rows of their own
+_FOUND: Final = 20  # engagements, for a share
 _RATED: Final = 5  # categories of items with rates: tastes follow any of them
 _HOUR_S: Final = 3600.0
 
@@ -237,6 +240,8 @@ def _interactions(
             raise ValueError(f"{roles['kind']!r} has no {shown_kind!r}; it has {', '.join(counts)}")
         about["shown"] = [k for k in counts if k == shown_kind or re.fullmatch(_SHOWN, k.lower())]
         kinds = [kind for kind, _ in counts.most_common() if kind not in about["shown"]]
+        if about["shown"] and not _are_shown_apart(columns, roles, about["shown"]):
+            about["shown"] += kinds
         about |= {"request": roles["request"]} if about["shown"] and "request" in roles else {}
         names = _event_names(kinds)
         about["names"] = {kind: name for kind, name in names.items() if kind != name}
@@ -267,6 +272,17 @@ def _interactions(
     rows += [("", f"event {kind}: {_words(label)}") for kind, label in events.items()]
     rows += [(n, _taken_for("not read", v)) for n, v in columns.items() if n not in table.columns]
     return table, events, rows
+
+
+def _are_shown_apart(columns: Columns, roles: Mapping[str, str], shown: Sequence[str]) -> bool:
+    """Whether an engaged item has a row as shown item beside that of the engagement. Rows of one viewer may
+    be far from each other in a sample: so few are enough."""
+    names = [roles[role] for role in ("user", "item", "request") if role in roles]
+    rows = list(zip(*(map(str, columns[name]) for name in names), strict=True))[:_WHOLE]
+    kinds = [str(kind).strip() for kind in columns[roles["kind"]][:_WHOLE]]
+    pairs = {row for row, kind in zip(rows, kinds, strict=True) if kind in shown}
+    engaged = [row for row, kind in zip(rows, kinds, strict=True) if kind not in shown]
+    return len(engaged) < _FOUND or sum(row in pairs for row in engaged) >= _APART * len(engaged)
 
 
 def _event_names(kinds: Sequence[str]) -> dict[str, str]:

@@ -12,10 +12,12 @@ from typing import Any
 
 import mmh3
 import msgspec
+from msgspec.structs import replace
 
 from recsys.app.definition import BY_LIST, App
 from recsys.events.event_types import (
     ENGAGEMENT_KINDS,
+    Engagement,
     Event,
     Impression,
     Item,
@@ -25,6 +27,7 @@ from recsys.events.event_types import (
     parse,
 )
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups, kind_of
+from recsys.events.hashing import Id
 from replay.datasets.dataset import DataError
 from replay.datasets.dataset_yaml import LogSettings, read_settings
 from replay.datasets.log_files import find_parts, lines_of
@@ -71,12 +74,30 @@ class EventLog:
 
     def events(self, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[Event]:
         self.dead_letters, self.repeats = Counter(), 0
-        for file, line, event in self._read():
+        for file, line, event in self._sighted():
             if until_ms is not None and event.time_ms >= until_ms:
                 return
             if from_ms is None or event.time_ms >= from_ms or isinstance(event, _STATE):
                 self._check_vectors(file, line, event)
                 yield event
+
+    def _sighted(self) -> Iterator[tuple[Path, int, Event]]:
+        """The events, and items that were published at 0 anew right after they were first seen: that event
+        must not tell that they are new."""
+        undated, due = dict[str, tuple[Path, int, Item]](), list[tuple[Path, int, Event]]()
+        for file, line, event in self._read():
+            if due and event.time_ms >= due[0][2].time_ms:
+                yield from due
+                due.clear()
+            yield file, line, event
+            if isinstance(event, Item):
+                undated.pop(str(event.item_id), None)
+                if not event.time_ms:
+                    undated[str(event.item_id)] = file, line, event
+            for item_id in _seen(event):
+                if item := undated.pop(str(item_id), None):
+                    due.append((*item[:2], replace(item[2], time_ms=event.time_ms + 1)))
+        yield from due
 
     def _read(self) -> Iterator[tuple[Path, int, Event]]:
         repeats = _Repeats(round(self._settings.horizon_s * 1000))
@@ -205,3 +226,10 @@ def _is_vector(value: object, length: int) -> bool:
         and len(value) == length
         and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
     )
+
+
+def _seen(event: Event) -> list[Id]:
+    """Items that an event says were shown or engaged with."""
+    if isinstance(event, Impression):
+        return [item.item_id for item in event.items]
+    return [event.item_id] if isinstance(event, Engagement) else []

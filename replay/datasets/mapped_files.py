@@ -92,25 +92,26 @@ class MappedFiles(OfApp):
     @property
     def times_ms(self) -> NDArray[np.int64]:
         """Unshifted times of all usable interactions, ascending. Reads the tables when first asked for."""
-        times = self._scan[1].times
+        times = self._scan[0].times
         return times[: np.searchsorted(times, self.ends_ms)]
 
     @property
     def out_of_order(self) -> int:
         """Number of interactions that are earlier than the one before them in their file."""
-        return self._scan[1].out_of_order
+        return self._scan[0].out_of_order
 
     def events(self, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[Event]:
         self.repeats = 0
         shift = self.shift_ms
         first = self.learned_ms if from_ms is None else from_ms - shift
         last = self.ends_ms if until_ms is None else min(self.ends_ms, until_ms - shift)
-        state, rows = self._scan
-        merged = heapq.merge(state.read(0, last), rows.read(first, last), key=itemgetter(0))
+        rows, *state = self._scan
+        read = (*(spill.read(0, last) for spill in state), rows.read(first, last))
+        merged = heapq.merge(*read, key=itemgetter(0))
         yield from self._decoded(merged)
 
     def warmup(self) -> Iterator[Event]:
-        yield from self._decoded(self._scan[1].read(self.warm_ms, self.learned_ms))
+        yield from self._decoded(self._scan[0].read(self.warm_ms, self.learned_ms))
 
     def _decoded(self, records: Iterable[tuple[int, bytes]]) -> Iterator[Event]:
         for _, same in groupby(records, itemgetter(0)):
@@ -133,10 +134,12 @@ class MappedFiles(OfApp):
     # --- the first pass ---
 
     @cached_property
-    def _scan(self) -> "tuple[_Spill, _Spill]":
-        """Events of items and users, and of interactions. Raises DataError if there are none."""
-        folder = self._scratch
-        spills = _Spill(folder / "state.parquet"), _Spill(folder / "rows.parquet")
+    def _scan(self) -> "tuple[_Spill, _Spill, _Spill]":
+        """Events of interactions, of items and users, and first sightings. Raises DataError if there are no
+        interactions."""
+        rows, state, sightings = (
+            _Spill(self._scratch / f"{name}.parquet") for name in ("rows", "state", "sightings")
+        )
         seen = {kind: dict[str, Path]() for kind in self._files.tables}  # columns, with a file
         for path in self._paths:
             for block in self._progress(read_blocks(path), path):
@@ -147,18 +150,30 @@ class MappedFiles(OfApp):
                     expected = f"expected the columns {wanted} (or those of items, users)"
                     raise DataError(path, f"{expected}; it has {names}")
                 seen[kind] |= dict.fromkeys(block.columns, path)
-                self._take(path, kind, block, spills[kind == "interactions"])
+                self._take(path, kind, block, rows if kind == "interactions" else state)
         self._check_columns(seen)
         new = [(ms, id_) for name, (id_, ms) in self._met.items() if name not in self._listed]
         self.unlisted = len(new) if self._listed else 0
-        spills[0].write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
-        for spill in spills:
-            spill.close()
-        if not len(spills[1].times):
+        state.write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
+        rows.close()
+        state.close()
+        sightings.write(list(self._sightings(state)))
+        sightings.close()
+        if not len(rows.times):
             why = "".join(f"; {n:,} {x}" for x, n in self.dead_letters.most_common(3))
             files = ", ".join(map(str, self._paths))
             raise DataError(files, f"expected interactions; no row of the files is usable{why}")
-        return spills
+        return rows, state, sightings
+
+    def _sightings(self, state: "_Spill") -> Iterator[tuple[int, bytes]]:
+        """Items that a table lists without a time, published anew right after their first interaction: that
+        one must not tell that they are new."""
+        for _, payload in state.read(0, 1):
+            event = decode(payload)
+            met = self._met.get(str(event.item_id)) if isinstance(event, Item) else None
+            if met is not None:
+                event.time_ms = met[1] + 1
+                yield event.time_ms, encode(event)
 
     def _check_columns(self, seen: Mapping[str, Mapping[str, Path]]) -> None:
         """Raises DataError for a column of the definition that no file of its kind has."""
@@ -242,7 +257,8 @@ class MappedFiles(OfApp):
             return [kind for name, kind in table.labels.items() if _flag(name, row[name])], True
         if table.kind:
             kind = "" if row[table.kind] is None else str(row[table.kind]).strip()
-            return ([], True) if kind in table.shown else ([table.names.get(kind, kind)], False)
+            name, is_shown = table.names.get(kind, kind), kind in table.shown
+            return ([] if is_shown and name not in self.app.events else [name]), is_shown
         if table.rating:
             is_above = _number(table.rating, row[table.rating]) >= table.at_least
             return [table.above if is_above else table.below], False

@@ -109,6 +109,12 @@ class QuestionedAnswers:
         return report
 
 
+def is_behind(retrieval: Mapping[str, Any] | None) -> bool:
+    """Whether a simple list is ahead of this system in a question."""
+    questions = (retrieval or {}).get("questions", {})
+    return any(each["verdict"]["verdict"] == BEHIND for each in questions.values())
+
+
 def rank_of(indices: NDArray[np.int64], scores: Floats, target: int) -> int:
     """Rank of an item by scores, 1 is first; of equal scores the first. 0: not there."""
     (places,) = np.nonzero(indices == target)

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
 
+import typer
 from rich.console import Console
 from tqdm import tqdm
 from typer import Argument, Option
@@ -24,6 +25,7 @@ from recsys.process.open_log import create_topics, open_log
 from replay.datasets.dataset import DataError
 from replay.datasets.mapped_files import MappedFiles
 from replay.datasets.table_rows import BadRow, Block, read_blocks
+from replay.judging.answers import is_behind
 from replay.predictions import write_report
 from runtime.cli.common import ConfigOption, StateOverride, exit_on
 from runtime.cli.up import keep_definition, with_definition
@@ -101,6 +103,7 @@ def import_(
     keep_times: Annotated[bool, Option(help="Don't move old times to this week.")] = False,
     refused: Annotated[Path, Option(help="File for rows that aren't used.")] = Path("refused.csv"),
     report: Annotated[Path | None, Option(help="Write the report to this JSON file.")] = None,
+    strict: Annotated[bool, Option(help="Fail if a simple list is ahead.")] = False,
 ) -> None:
     """Writes files to the log of a state folder, each row once, and trains from the newest rows."""
     from replay.replay_report import with_bar  # imports torch
@@ -144,6 +147,8 @@ def import_(
     if report is not None:
         write_report(report, result)
     _print(result, refused, app, settings.state)
+    if strict and is_behind(result.get("retrieval")):
+        raise typer.Exit(1)
 
 
 def _with_bar(blocks: Iterator[Block], file: Path) -> Iterable[Block]:
@@ -160,6 +165,9 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
     rows += [(f"refused: {why}", f"{count:,}") for why, count in result["refused"].items()]
     if count := result["items_without_fields"]:
         rows += [("items that no table of items has", f"{count:,}")]
+    if count := result.get("engagements_without_a_list"):
+        of = f"{count:,} of the first {result['engagements_looked_at']:,}"
+        rows += [("engagements that no list shows", f"{of}: they teach nothing")]
     counts = ("repeated", "out_of_order", "new", "imported_before")
     rows += [(name.replace("_", " "), f"{result[name]:,}") for name in counts]
     ends_ms = result["from_ms"], result["until_ms"]

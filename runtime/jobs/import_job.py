@@ -22,14 +22,23 @@ from numpy.typing import NDArray
 
 from parameter_server.storage import snapshots
 from recsys.app.data_files import Interactions
-from recsys.app.definition import App
+from recsys.app.definition import BY_CLICK, App
 from recsys.config.system_config import Config
-from recsys.events.event_types import Event, Item, Rejected, User, decode, encode
+from recsys.events.event_types import (
+    Engagement,
+    Event,
+    Impression,
+    Item,
+    Rejected,
+    User,
+    decode,
+    encode,
+)
 from recsys.events.records import EVENTS, ITEMS, STEPS, record_of
 from recsys.log.protocol import Append, Log, read_range
 from recsys.process.part_process import write_atomically
 from replay.datasets.mapped_files import MappedFiles
-from replay.direct_loop import DirectLoop
+from replay.direct_loop import DirectLoop, lost_engagements
 from replay.judging.retrieval_recall import probe_for
 from replay.player import Player
 from replay.replay_run import Outputs, Progress, ReplayOptions, on_event_clock, replay_with
@@ -42,6 +51,7 @@ BATCH: Final = 5_000  # events that are appended together
 JUDGED: Final = 500  # engagements at which retrieval is measured, for each question
 _JUDGED_SHARE: Final = 0.2  # of the learned rows, the newest
 _WARM: Final = 4  # times as many rows before the learned ones are folded into sessions and counters
+_LOOKED: Final = 100_000  # first lists and engagements, in which those without a list are counted
 _DAY_MS: Final = 86_400_000
 _WEEK_MS: Final = 7 * _DAY_MS
 _PREFIX: Final = "import:"  # of event ids
@@ -177,13 +187,14 @@ class Importer:
                 f"{self.config.state} moves all times by {dataset.shift_ms // _WEEK_MS} weeks, as its first "
                 "import did. Leave out the newest rows, or import the files into a new state folder (--state)"
             )
+        lists = self._check_lists(dataset)
         began = (before.began if before else []) or rows.ends()[EVENTS]
         rows.save(dataset.shift_ms, began, rows_before, mapping, True)
         self._hold()
         report: dict[str, Any] = {**self._append(dataset, rows), "shift_ms": dataset.shift_ms}
         report |= {"rows": dict(dataset.rows), "refused": dict(dataset.dead_letters)}
         report |= {"repeated": dataset.repeats, "out_of_order": dataset.out_of_order}
-        report |= {"items_without_fields": dataset.unlisted}
+        report |= {"items_without_fields": dataset.unlisted} | lists
         report |= {"from_ms": int(times_ms[0]), "until_ms": int(times_ms[-1])}
         skip_events(self.log, self.config, self.app.feature_set(self.config.model.features), began)
         live, old = live_epoch(self.log), report["old_rows"]
@@ -197,6 +208,23 @@ class Importer:
             report |= {"missing": rows_before - old} if is_due else self._train(dataset)
         rows.save(dataset.shift_ms, [], rows_now, mapping, is_due)
         return report
+
+    def _check_lists(self, dataset: MappedFiles) -> dict[str, int]:
+        """Counts engagements of the first events that no list shows. Raises ValueError for most of them."""
+        if self.app.shown == BY_CLICK:
+            return {}
+        features, join = self.app.feature_set(), self.config.join
+        events = (e for e in dataset.events() if isinstance(e, Engagement | Impression))
+        engaged, lost = lost_engagements(islice(events, _LOOKED), features.schema, join)
+        if lost > engaged / 2:
+            raise ValueError(
+                f"{lost:,} of {engaged:,} engagements have no list before them that shows their item to "
+                f"their viewer within {join.window_s:g} s, so they would teach nothing; expected at most "
+                "half. Where a row is either a shown item or an engagement, add its kind to "
+                "files.interactions.shown; where engagements come later, set a longer window; where the "
+                "files have no shown items, set shown: clicks"
+            )
+        return {"engagements_looked_at": engaged, "engagements_without_a_list": lost}
 
     def _append(self, dataset: MappedFiles, rows: ImportedRows) -> dict[str, int]:
         counts = Counter(new=0, imported_before=0, new_rows=0, old_rows=0)

@@ -6,7 +6,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from replay.judging.answers import HIT, OURS
+from replay.judging.answers import HIT, OURS, is_behind
 from replay.judging.questions import FIRST, NEW, NEXT, QUESTIONS
 from runtime.reports.tables import plain_table
 
@@ -56,6 +56,11 @@ def print_questions(console: Console, retrieval: Mapping[str, Any]) -> None:
         *(_sentence(each, questions[each]) for each in (NEXT, FIRST)),
         _new_viewers(questions[NEW]),
     ]
+    if is_behind(retrieval):
+        lines.append(
+            "a simple list is ahead: learn from more rows (--learn), compare features on the same rows "
+            "(docs/how-to/features.md), and rehearse before you connect anything (recsys rehearse)"
+        )
     if count := retrieval["seen_before"]:
         lines.append(f"not asked: {count:,} items that the viewer had seen")
     for line in lines:

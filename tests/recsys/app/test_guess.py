@@ -95,6 +95,19 @@ def test_rows_of_an_impression_kind_are_shown_items(tmp_path: Path) -> None:
     assert app.labels == ("click",)
 
 
+@pytest.mark.parametrize("own_row", [True, False])
+def test_a_row_may_be_either_a_shown_item_or_a_click(tmp_path: Path, own_row: bool) -> None:
+    rows = [(f"u{n}", f"i{n % 7 + k}", "show") for n in range(30) for k in range(own_row, 4)]
+    rows += [(f"u{n}", f"i{n % 7 + own_row}", "click") for n in range(30) if own_row or n % 20]
+    if not own_row:
+        rows = [row for row in rows if (*row[:2], "click") not in rows or row[2] == "click"]
+    users, items, kinds = zip(*rows, strict=True)
+    columns = {"user": list(users), "item": list(items), "action": list(kinds)}
+    app, files = read(tmp_path, {"log.csv": columns}, shown_kind="show")
+    assert app.shown == "list" and app.labels == ("click",)
+    assert files.interactions.shown == (["show"] if own_row else ["show", "click"])
+
+
 def test_items_and_users_have_fields_by_their_values(tmp_path: Path) -> None:
     n = 60
     items: Columns = {
@@ -308,7 +321,7 @@ def test_columns_and_values_of_other_languages_can_be_named(tmp_path: Path) -> N
     assert guessed.definition["shown"] == "list"
     assert guessed.definition["events"] == {"geklickt": "positive"}
     assert (table["shown"], table["request"], table.get("unit", "iso")) == (
-        ["angezeigt"],
+        ["angezeigt", "geklickt"],
         "Liste",
         "iso",
     )

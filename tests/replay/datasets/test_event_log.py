@@ -41,10 +41,11 @@ def write(folder: Path, *events: dict | str, yaml: str = YAML) -> Path:
 
 def test_an_event_log_is_read_as_it_stands(tmp_path: Path) -> None:
     dataset = open_dataset(write(tmp_path, ITEM, USER, SHOWN, LONG))
-    item, user, shown, long = dataset.events()
+    item, user, shown, again, long = dataset.events()
     assert item.item_id == "v12" and user.user_id == "u7"
     assert isinstance(shown, Impression) and shown.surface == "home"
     assert isinstance(long, Engagement) and long.watch_ms == 61802
+    assert again == msgspec.structs.replace(item, time_ms=11), "first seen at 10"
     assert (dataset.labels, dataset.window_s, shown.shown) == (["click"], 60.0, True)
     assert dataset.vectors == {"embedding": 2} and list(dataset.warmup()) == []
 
@@ -77,7 +78,7 @@ def test_parts_are_read_in_name_order_packed_or_not(tmp_path: Path, ending: str)
     (tmp_path / "dataset.yaml").write_text(YAML)
     (tmp_path / f"part-2{ending}").write_bytes(pack(text(SHOWN, LONG).encode()))
     (tmp_path / "part-1.jsonl").write_text(text(ITEM, "", USER))
-    assert [e.time_ms for e in open_dataset(tmp_path).events()] == [0, 0, 10, 20]
+    assert [e.time_ms for e in open_dataset(tmp_path).events()] == [0, 0, 10, 11, 20]
 
 
 def test_repeats_count_once_within_the_horizon(tmp_path: Path) -> None:
@@ -136,8 +137,24 @@ def test_time_is_bounded_but_state_is_not(tmp_path: Path) -> None:
     later = ITEM | {"time_ms": 15, "item_id": "v90"}
     dataset = open_dataset(write(tmp_path, ITEM, SHOWN, later, LONG, LONG | {"time_ms": 30}))
     events = list(dataset.events(from_ms=16, until_ms=30))
-    assert [e.time_ms for e in events] == [0, 15, 20]
-    assert isinstance(events[1], Item)
+    assert [e.time_ms for e in events] == [0, 11, 15, 20]
+    assert [type(e) for e in events[:3]] == [Item] * 3
+
+
+def test_an_item_without_a_time_is_published_when_it_was_first_seen(tmp_path: Path) -> None:
+    click = LONG | {"item_id": "v90", "time_ms": 10}
+    dated, removed = ITEM | {"item_id": "v90", "time_ms": 1}, ITEM | {"removed": True, "time_ms": 5}
+    undated = ITEM | {"item_id": "v90"}
+    for events, times in (
+        ([ITEM, undated, SHOWN, click, LONG], [0, 0, 10, 10, 11, 11, 20]),
+        ([undated, dated, click], [0, 1, 10]),
+        ([ITEM, removed, SHOWN], [0, 5, 10]),
+        ([undated, click], [0, 10, 11]),
+        ([SHOWN, click], [10, 10]),
+    ):
+        dataset = open_dataset(write(tmp_path, *events))
+        assert [e.time_ms for e in dataset.events()] == times
+        assert [e.time_ms for e in dataset.events(until_ms=11)] == [t for t in times if t < 11]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +223,7 @@ def test_tables_give_the_events_of_the_lines(tmp_path: Path, ending: str) -> Non
     table = open_dataset(as_table(tmp_path / "table", ending, item, USER, SHOWN, LONG))
     assert list(table.events()) == list(lines.events())
     (tmp_path / "table" / "predictions.parquet").touch()  # no part of the log
-    assert len(list(open_dataset(tmp_path / "table").events())) == 4
+    assert len(list(open_dataset(tmp_path / "table").events())) == 5
 
 
 def test_parquet_may_hold_lists_and_structs(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_whole_decimals_are_ids_and_nulls_in_lists_are_no_values(tmp_path: Path)
     pq.write_table(pa.table({"id": ids, "tags": [["a", None]]}), tmp_path / "items.parquet")
     table = {"id": "id", "fields": {"tags": "tags"}}
     paths = tmp_path / "log.parquet", tmp_path / "items.parquet"
-    item, click = dataset(*paths, fields="item: {tags: list}", items=table).events()
+    item, click, _ = dataset(*paths, fields="item: {tags: list}", items=table).events()
     assert isinstance(item, Item) and item.fields == {"tags": ["a"]}
     assert seen([click]) == [(1_000, number, number, "click")]
 
@@ -227,7 +227,7 @@ def test_a_number_that_no_event_holds_costs_its_field_or_row(tmp_path: Path, num
     table = {"items": {"id": "id", "fields": {"price": "price", "title": "title"}}}
     data = dataset(*paths, fields="item: {price: number}", **table)
     listed = [event.item_id for event in data.events() if isinstance(event, Item)]
-    assert listed == ["x", "y"] and seen(data.events()) == [(1_000, "a", "x", "click")]
+    assert listed == ["x", "y", "x"] and seen(data.events()) == [(1_000, "a", "x", "click")]
     fields = [f"{name}: expected a number; the field is left out" for name in ("price", "title")]
     assert data.dead_letters == dict.fromkeys((*fields, "time: expected a number"), 1)
 
@@ -255,6 +255,17 @@ def test_shown_items_of_one_moment_are_a_list(tmp_path: Path) -> None:
     assert data.dead_letters == {"is_click: expected 0 or 1": 1}
 
 
+def test_a_row_of_a_kind_that_is_an_event_may_be_a_shown_item_too(tmp_path: Path) -> None:
+    text = "user,item,time,what\na,x,10,seen\na,y,10,Click\na,z,11,like\n"
+    table = CLICKS | {"kind": "what", "shown": ["seen", "Click"], "names": {"Click": "click"}}
+    data = dataset(write(tmp_path / "log.csv", text), shown="list", interactions=table)
+    events: list[Event] = list(data.events())
+    (listed,) = (e for e in events if isinstance(e, Impression))
+    assert [item.item_id for item in listed.items] == ["x", "y"]
+    engaged = [(e.item_id, e.kind, e.request_id) for e in events if isinstance(e, Engagement)]
+    assert engaged == [("y", "click", listed.request_id), ("z", "like", "")]
+
+
 def test_without_times_rows_are_in_the_order_of_the_file(tmp_path: Path) -> None:
     file = write(tmp_path / "log.csv", "user,item\nb,x\na,y\n")
     data = dataset(file, interactions={"user": "user", "item": "item"})
@@ -267,8 +278,30 @@ def test_items_that_no_table_has_are_published_when_they_first_occur(tmp_path: P
     data = dataset(log, items, items={"id": "id", "fields": {"title": "title"}})
     events = list(data.events())
     published = [(e.time_ms, e.item_id, e.fields) for e in events if isinstance(e, Item)]
-    assert published == [(0, "old", {"title": "T"}), (10_000, "new", {})] and data.unlisted == 1
-    assert [type(event) for event in events] == [Item, Engagement, Item, Engagement, Engagement]
+    old = {"title": "T"}
+    assert published == [(0, "old", old), (5_001, "old", old), (10_000, "new", {})]
+    assert [type(event) for event in events] == [
+        Item,
+        Engagement,
+        Item,
+        Item,
+        Engagement,
+        Engagement,
+    ]
+    assert data.unlisted == 1
+    data.shift_ms, data.learned_ms = 1_000, 20_000  # items come whole, with the rows from then on
+    assert [e.time_ms for e in data.events()] == [0, 6_001, 11_000, 21_000]
+
+
+def test_an_item_with_a_time_is_published_once(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", "user,item,time\na,x,20\n")
+    items = write(tmp_path / "items.csv", "id,made\nx,3\ny,\n")
+    data = dataset(log, items, items={"id": "id", "time": "made", "unit": "s"})
+    assert [(type(e), e.time_ms) for e in data.events()] == [
+        (Item, 0),
+        (Item, 3_000),
+        (Engagement, 20_000),
+    ]
 
 
 def test_items_and_users_come_first_with_their_fields(tmp_path: Path) -> None:
@@ -283,7 +316,7 @@ def test_items_and_users_come_first_with_their_fields(tmp_path: Path) -> None:
         items={"id": "id", "fields": names, "unit": "s"}, users={"id": "uid", "fields": {"land": "land"}},
     )  # fmt: skip
     events = list(data.events())
-    assert [type(event) for event in events] == [Item, Item, User, Engagement]
+    assert [type(event) for event in events] == [Item, Item, User, Engagement, Item]
     first, second = events[:2]
     assert isinstance(first, Item) and isinstance(second, Item)
     assert first.fields == {

@@ -92,7 +92,7 @@ def test_import_reports_and_names_refused_rows(folder: Path) -> None:
     result = recsys("import", "--state", "state", "--learn", "0", "--report", "report.json")
     assert result.exit_code == 0, result.output
     report = json.loads((folder / "report.json").read_text())
-    assert report["new"] == 220 and report["refused"] == {
+    assert report["new"] == 240 and report["refused"] == {
         "rating: expected a number": 1, "expected 4 cells": 1}  # fmt: skip
     rows = list(csv.DictReader((folder / "refused.csv").open()))
     assert [(row["line"], row["value"]) for row in rows] == [("203", "2"), ("202", "good")]
@@ -114,8 +114,13 @@ def test_import_says_how_it_compares_with_simple_lists(
     recsys("init", "clicks.csv", "items.jsonl")
     definition = (folder / "app.yaml").read_text().replace("repeats: true", "repeats: false")
     (folder / "app.yaml").write_text(definition)
-    result = recsys("import", "--state", "state", "--report", "report.json")
-    assert result.exit_code == 0, result.output
+    result = recsys("import", "--state", "state", "--report", "report.json", "--strict")
+    report = json.loads((folder / "report.json").read_text())
+    is_behind = any(
+        q["verdict"]["verdict"] == "behind" for q in report["retrieval"]["questions"].values()
+    )
+    assert result.exit_code == is_behind, result.output
+    assert ("a simple list is ahead: learn from more rows" in result.output) == is_behind
     questions = json.loads((folder / "report.json").read_text())["retrieval"]["questions"]
     assert [questions[q]["cases"] for q in ("next", "first", "new")] == [240, 60, 0]
     assert questions["next"]["ours"]["hit@10"] > 0.5

@@ -105,13 +105,13 @@ def joined(folder: Path, config: Config, log: Log) -> int:
 
 def test_rows_are_imported_once_and_new_ones_later(folder: Path, config: Config, log: Log) -> None:
     first = run(folder, config, log)
-    assert (first["new"], first["imported_before"]) == (330, 0)
-    assert (len(on_log(log, ITEMS)), len(on_log(log, EVENTS))) == (30, 300)
+    assert (first["new"], first["imported_before"]) == (360, 0)
+    assert (len(on_log(log, ITEMS)), len(on_log(log, EVENTS))) == (60, 300)
     again = run(folder, config, log)
-    assert (again["new"], again["imported_before"]) == (0, 330)
+    assert (again["new"], again["imported_before"]) == (0, 360)
     write_rows(folder, 310)
     more = run(folder, config, log)
-    assert more["new"] == 10 and len(set(ids(log))) == len(ids(log)) == 340
+    assert more["new"] == 10 and len(set(ids(log))) == len(ids(log)) == 370
     assert more["shift_ms"] == first["shift_ms"]
 
 
@@ -125,7 +125,7 @@ def test_an_event_whose_id_looks_like_that_of_a_row_is_none(
     )
     log.append(EVENTS, [Append(0, b"u", encode(event))])
     again = run(folder, config, log)
-    assert (again["new"], again["imported_before"]) == (0, 330)
+    assert (again["new"], again["imported_before"]) == (0, 360)
 
 
 def test_rows_without_a_table_of_items_leave_the_fields_of_items(
@@ -137,7 +137,7 @@ def test_rows_without_a_table_of_items_leave_the_fields_of_items(
         file.write(f"1,new,5,{START_S}\n")
     run(folder, config, log, names=["log.csv"])
     items = [(event.item_id, bool(event.fields)) for event in on_log(log, ITEMS)]  # type: ignore[union-attr]
-    assert len(items) == 31 and [name for name, has_fields in items if not has_fields] == ["new"]
+    assert len(items) == 61 and [name for name, has_fields in items if not has_fields] == ["new"]
 
 
 def test_items_have_the_fields_of_the_newest_import(folder: Path, config: Config, log: Log) -> None:
@@ -176,8 +176,8 @@ def test_a_killed_import_goes_on_without_repeats(
         run(folder, config, log)
     monkeypatch.setattr(log, "append", append)
     done = len(ids(log))
-    assert run(folder, config, log)["new"] == 330 - done
-    assert len(set(ids(log))) == len(ids(log)) == 330
+    assert run(folder, config, log)["new"] == 360 - done
+    assert len(set(ids(log))) == len(ids(log)) == 360
     assert joined(folder, config, log) == 300  # none of them is joined again
 
 
@@ -222,7 +222,7 @@ def test_rows_are_noted_once_a_power_cut_leaves_them_on_the_log(
     monkeypatch.setattr(os, "sync", sync)
     monkeypatch.setattr(os, "fsync", sync_one)
     run(folder, config, log)
-    assert (330, 0) in synced and any("/.import.json." in name for name in names)
+    assert (360, 0) in synced and any("/.import.json." in name for name in names)
 
 
 def test_old_times_move_by_whole_weeks(folder: Path, config: Config, log: Log) -> None:
@@ -261,6 +261,29 @@ def test_rows_that_would_be_other_events_now_are_refused(
         APP.replace("[log.csv]", "[log.csv, log2.csv]").replace("t,", "t, names: {r: rate},")
     )
     assert run(folder, config, log, names=["log.csv", "items.csv"])["new"] == 0
+
+
+def test_engagements_that_no_list_shows_are_counted_and_most_of_them_refused(
+    folder: Path, config: Config, log: Log
+) -> None:
+    text = APP.replace("shown: clicks", "shown: list").replace(
+        "rating: r, at_least: 4", "kind: r, shown: [show]"
+    )
+    (folder / "app.yaml").write_text(text)
+    shown = [f"u{n},{k},show,{START_S + n * 60}" for n in range(40) for k in range(3)]
+
+    def clicks(lost: int) -> list[str]:
+        """The last ``lost`` are of items that weren't shown."""
+        return [f"u{n},{1 + 9 * (n >= 40 - lost)},like,{START_S + n * 60 + 1}" for n in range(40)]
+
+    (folder / "log.csv").write_text("\n".join(["u,i,r,t", *shown, *clicks(21)]))
+    with pytest.raises(ValueError, match="21 of 40 engagements have no list before them"):
+        run(folder, config, log)
+    assert not ids(log)
+    (folder / "log.csv").write_text("\n".join(["u,i,r,t", *shown, *clicks(20)]))
+    report = run(folder, config, log)
+    counts = report["engagements_looked_at"], report["engagements_without_a_list"]
+    assert counts == (40, 20) and report["new_rows"] == 80
 
 
 def test_rows_without_times_come_after_all_earlier_ones(
