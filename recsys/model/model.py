@@ -1,4 +1,5 @@
-"""The model: ranker and user side over the rows of three tables, all dense parameters in one flat vector.
+"""The model: ranker and user side over the rows of three tables, all dense parameters in one flat vector,
+which begins with the statistics of the ranker's dense inputs.
 
 Tables: ``features`` (a row per categorical value, D + 1 wide), ``items`` (item vectors) and ``users`` (user
 vectors). The model takes rows and the flat vector; it does not know where they come from.
@@ -20,6 +21,7 @@ from recsys.config.system_config import ModelConfig
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.model.batch import Batch
+from recsys.model.input_scale import InputScale
 from recsys.model.ranker import RankerModule, RankerShape, ranker_of
 from recsys.model.retrieval_vectors import UserSide, content_vectors, field_vectors
 from recsys.model.row_kernels import distinct
@@ -90,12 +92,19 @@ class Model(nn.Module):
             history=features.history_length, outcomes=features.outcomes, dense=dense_width,
             labels=len(features.schema.labels), hidden=config.hidden,
         )  # fmt: skip
+        self.scale = InputScale(dense_width)
         self.ranker = ranker(shape, config.seed)
         self.user_side = UserSide(config.vector_dim)
 
     def rank(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
         """The ranker's logits (B, L), on the device of the rows."""
-        logits: Tensor = self.ranker(*self.ranker_inputs(batch, lookup, rows_UR))
+        return self.logits(*self.ranker_inputs(batch, lookup, rows_UR))
+
+    def logits(
+        self, pooled_BSR: Tensor, history_BTR: Tensor, outcomes_BTO: Tensor, dense_BF: Tensor
+    ) -> Tensor:
+        """The ranker's logits (B, L) of ``ranker_inputs``, of one lane or joined ones."""
+        logits: Tensor = self.ranker(pooled_BSR, history_BTR, outcomes_BTO, self.scale(dense_BF))
         return logits
 
     def ranker_inputs(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> tuple[Tensor, ...]:
