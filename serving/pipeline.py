@@ -255,7 +255,7 @@ class Pipeline:
 
     def _rank_list(self, query: Query, candidates: Candidates) -> Candidates:
         predictions_NL, replica = candidates.predictions_NL, self.replica
-        if not replica.model.features.compared or not _has_numbers(predictions_NL):
+        if not replica.model.features.list_columns or not _has_numbers(predictions_NL):
             return candidates
         most = min(query.request.n, MAX_LIST_LENGTH)  # comparing takes time in n²
         best = np.argsort(-candidates.scores_N, kind="stable")[:most]

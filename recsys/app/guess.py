@@ -240,8 +240,8 @@ def _interactions(
             raise ValueError(f"{roles['kind']!r} has no {shown_kind!r}; it has {', '.join(counts)}")
         about["shown"] = [k for k in counts if k == shown_kind or re.fullmatch(_SHOWN, k.lower())]
         kinds = [kind for kind, _ in counts.most_common() if kind not in about["shown"]]
-        if about["shown"] and not _are_shown_apart(columns, roles, about["shown"]):
-            about["shown"] += kinds
+        if about["shown"]:
+            about["shown"] += _shown_kinds(columns, roles, about["shown"])
         about |= {"request": roles["request"]} if about["shown"] and "request" in roles else {}
         names = _event_names(kinds)
         about["names"] = {kind: name for kind, name in names.items() if kind != name}
@@ -274,15 +274,20 @@ def _interactions(
     return table, events, rows
 
 
-def _are_shown_apart(columns: Columns, roles: Mapping[str, str], shown: Sequence[str]) -> bool:
-    """Whether an engaged item has a row as shown item beside that of the engagement. Rows of one viewer may
-    be far from each other in a sample: so few are enough."""
+def _shown_kinds(columns: Columns, roles: Mapping[str, str], shown: Sequence[str]) -> list[str]:
+    """Kinds of engagement whose rows are shown items, since nearly none has a row of its own as one. Rows of
+    one viewer may be far from each other in a sample, so few are enough."""
     names = [roles[role] for role in ("user", "item", "request") if role in roles]
     rows = list(zip(*(map(str, columns[name]) for name in names), strict=True))[:_WHOLE]
+    found = dict[str, list[bool]]()
     kinds = [str(kind).strip() for kind in columns[roles["kind"]][:_WHOLE]]
     pairs = {row for row, kind in zip(rows, kinds, strict=True) if kind in shown}
-    engaged = [row for row, kind in zip(rows, kinds, strict=True) if kind not in shown]
-    return len(engaged) < _FOUND or sum(row in pairs for row in engaged) >= _APART * len(engaged)
+    for row, kind in zip(rows, kinds, strict=True):
+        if kind not in shown:
+            found.setdefault(kind, []).append(row in pairs)
+    return [
+        k for k, hits in found.items() if len(hits) >= _FOUND and sum(hits) < _APART * len(hits)
+    ]
 
 
 def _event_names(kinds: Sequence[str]) -> dict[str, str]:

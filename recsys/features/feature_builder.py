@@ -143,7 +143,7 @@ class FeatureBuilder:
         """Writes how the items' columns compare within a list, in place: the difference to the mean, and the
         rank from -1/2 to 1/2, in which nearly equal values are nearly equal: it must not depend on the last
         bits of counters. Then the list's length."""
-        if not len(self._compared) or not len(dense):
+        if not self.features.list_columns or not len(dense):
             return
         values, n = dense[:, self._compared], len(dense)
         ranks = self._list + len(self._compared)

@@ -279,13 +279,10 @@ class ReadLists:
     ) -> "ShownItems | None":
         """The items that count from now on; None if the list is unknown, another reader's, without the item,
         or confirmed already. ``engaged``: key of an item that counts in any case, also where the bounds left
-        it out when its list was confirmed. An engagement that names no list confirms its reader's newest
-        unconfirmed one with the item."""
-        user = key_of("user", reader.user_id)
+        it out when its list was confirmed."""
         item = key_of("item", reader.item_id) if isinstance(reader, Engagement) else None
-        request_id = reader.request_id or self._newest(user, item)
-        read = self._lists.get(request_id)
-        if read is None or read.user != user:
+        read = self._lists.get(reader.request_id)
+        if read is None or read.user != key_of("user", reader.user_id):
             return None
         items_NI = read.items_NI
         own = items_NI[:, 0].tolist()
@@ -302,8 +299,10 @@ class ReadLists:
         else:
             counts = [key == engaged or bounds.admits_item(reader, key) for key in own]
             read.counts, read.confirmed_ms = bytes(counts), reader.time_ms
-            self._is_read(request_id, read)
-        return ShownItems(request_id, items_NI[np.array(counts, np.bool_)], read.confirmed_ms)
+            self._is_read(reader.request_id, read)
+        return ShownItems(
+            reader.request_id, items_NI[np.array(counts, np.bool_)], read.confirmed_ms
+        )
 
     def withdraw(self, request_id: str) -> tuple[Keys, int] | None:
         """Keys of the items that count no longer (N, I), and when they were counted; None if the list is
@@ -321,11 +320,6 @@ class ReadLists:
         """Continues from a packed state; an empty one, as in older snapshots, changes nothing."""
         for request_id, read in msgspec.msgpack.decode(packed, type=_PackedLists) if packed else ():
             self._put(request_id, read)
-
-    def _newest(self, user: int, item: int | None) -> str:
-        """Request of a reader's newest unconfirmed list with an item; empty without one."""
-        unread = reversed(self._unread.get(user, {}))
-        return next((r for r in unread if item in self._lists[r].items_NI[:, 0]), "")
 
     def _put(self, request_id: str, read: _ReadList) -> None:
         self._lists[request_id] = read

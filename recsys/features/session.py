@@ -196,13 +196,11 @@ class Session:
             if engagement.proof == USER_PROVEN and kind == "hide":
                 self.hidden.append(int(keys_I[0]))
             return
-        # One that names no list confirms the newest unconfirmed one with the item.
-        for request_id in [engagement.request_id] if engagement.request_id else [*self.read][::-1]:
-            read = np.frombuffer(self.read.get(request_id, b""), np.int64).reshape(-1, len(keys_I))
-            if keys_I[0] in read[:, 0]:
-                del self.read[request_id]
-                self._show(request_id, read, now_ms)
-                break
+        if (read := self.read.get(engagement.request_id)) is not None:
+            items_NI = np.frombuffer(read, np.int64).reshape(-1, len(keys_I))
+            if keys_I[0] in items_NI[:, 0]:
+                del self.read[engagement.request_id]
+                self._show(engagement.request_id, items_NI, now_ms)
         if kind == SEEN and kind not in self.features.schema.kinds:
             return
         # A click without a list is as one whose own list was made for it.

@@ -17,6 +17,7 @@ from torch.autograd import Function
 from recsys.model.input_statistics import FARTHEST, HEADER, UNIT, statistics_size
 
 _LEAST: Final = 0.3  # deviation: columns that hardly differ aren't made large
+_CONSTANT: Final = 1e-5  # variance, below which a column is 0
 
 
 class InputScale(nn.Module):
@@ -37,10 +38,12 @@ class InputScale(nn.Module):
 class _Standardised(Function):
     @staticmethod
     def forward(ctx: Any, dense_BF: Tensor, place_NP: Tensor) -> Tensor:
-        mean_F, less_1_F = _read(place_NP)
+        mean_F, less_1_F, count_F = _read(place_NP)
         ctx.save_for_backward(dense_BF, place_NP)
         deviation_F = torch.sqrt((less_1_F + 1).clamp(min=_LEAST**2))
-        return (dense_BF - mean_F) / deviation_F
+        # Its weights were never learned, so they must say nothing where it differs for the first time.
+        is_constant_F = (count_F > 0) & (less_1_F + 1 < _CONSTANT)
+        return (dense_BF - mean_F) / deviation_F.masked_fill(is_constant_F, torch.inf)
 
     @staticmethod
     def backward(ctx: Any, gradient_BF: Tensor) -> tuple[None, Tensor]:
@@ -58,8 +61,8 @@ class _Standardised(Function):
         return None, torch.stack(parts).view(place_NP.shape)
 
 
-def _read(place_NP: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the variance less 1 of each input (F,)."""
+def _read(place_NP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean, the variance less 1 and the number of examples of each input (F,)."""
     place_P = place_NP if place_NP.dim() == 1 else place_NP[0]  # those of all lanes are equal
     rows_3F = place_P[1:].view(3, -1) if len(place_P) > 1 else place_P.new_zeros(3, 0)
-    return rows_3F[0], rows_3F[1]
+    return rows_3F[0], rows_3F[1], rows_3F[2]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 HEADER: Final = 32_768.0
-UNIT: Final = 2.0**-14  # so that sums fit the bound on gradients
+UNIT: Final = 2.0**-17  # so that the sums of 100,000 examples fit the bound on gradients
 FARTHEST: Final = 30.0  # difference to a mean that counts
 _MEMORY: Final = 100_000  # examples: those before fade
 

@@ -51,7 +51,7 @@ def _places(before: FeatureSet, after: FeatureSet, config: ModelConfig) -> NDArr
     shape, first = old.ranker.shape, old.ranker.get_parameter("layers.0.weight")
     start = shape.slots * shape.dim + shape.slots * (shape.slots - 1) // 2  # see Ranker.forward
     columns = np.array(columns_from(before, after), np.int64)
-    statistics = np.where(columns >= 0, columns, -1)
+    statistics = columns
     columns = np.where(columns >= 0, start + columns, -1)
     rest = np.arange(start + shape.dense, first.shape[1])
     inputs = np.concatenate([np.arange(start), columns, rest])

@@ -17,6 +17,7 @@ from recsys.events.event_types import FeatureBlock
 from recsys.events.field_schema import CATEGORICAL, NUMERIC
 from recsys.features.feature_set import (
     AGE,
+    LENGTH,
     NEAR_IN_VISIT,
     Declared,
     FeatureSet,
@@ -40,19 +41,24 @@ def column_ids(features: FeatureSet) -> list[str]:
     plain = replace(features, declared=_renamed(features.declared, names))
     declared, hours = features.declared, [f"{h:g}h" for h in features.declared.half_lives_h]
     speeds = dict(zip(features.speeds, hours, strict=True))
-    ids = [_with_speeds(speeds, name) for name in plain.dense_names]
-    age = f"{AGE} of {declared.age_field}"
-    exact = {AGE: age, NEAR_IN_VISIT: f"{NEAR_IN_VISIT} {declared.visit_s:g}"}
+    own = plain.dense_names[: len(plain.dense_names) - plain.list_columns]
+    ids = [_with_speeds(speeds, name) for name in own]
+    exact = {
+        AGE: f"{AGE} of {declared.age_field}",
+        NEAR_IN_VISIT: f"{NEAR_IN_VISIT} {declared.visit_s:g}",
+    }
     for name in names.values() if declared.trend else ():
         steps = zip(hours, hours[1:], strict=False)
         exact |= {f"{name}/trend.{a}": f"{name}/trend of {a} to {b}" for a, b in steps}
-    ids = [exact.get(one, one.replace(f"({AGE})", f"({age})")) for one in ids]
-    own = len(ids) - features.list_columns
-    by_name = dict(zip(features.dense_names, ids[:own], strict=False))
+    ids = [exact.get(one, one) for one in ids]
+    by_name = dict(zip(features.dense_names, ids, strict=False))
     for one in features.derived:
         columns = ", ".join(by_name[name] for name in one.columns)
         by_name[one.name] = f"{one.operator}({columns}) {one.edges} {one.call}"
-    return [*ids[:own], *(by_name[one.name] for one in features.derived), *ids[own:]]
+        ids.append(by_name[one.name])
+    above = [f"list.above({ids[column]})" for column in features.compared]
+    ranks = [f"list.rank({ids[column]})" for column in features.ranked]
+    return [*ids, *above, *ranks, *((LENGTH,) if declared.whole_list else ())]
 
 
 def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:

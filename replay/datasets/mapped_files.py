@@ -2,7 +2,8 @@
 
 The first pass reads each row, and writes its events to a scratch file; then they are read in time order, some
 at once, whatever order and size the tables have. A row that can't be used is handed to ``refuse``; a repeated
-row counts once. An item that no table has is published, without fields, with its first interaction.
+row counts once. An item that no table has is published, without fields, with the first list that shows it, or
+right after its first click.
 """
 
 import heapq
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.app.data_files import DataFiles, Entities, Interactions, Table, list_of, moment_of
-from recsys.app.definition import BY_LIST, App, Field
+from recsys.app.definition import BY_CLICK, BY_LIST, App, Field
 from recsys.events.event_types import (
     CONTROL_CHARACTER,
     MAX_EVENT_BYTES,
@@ -44,6 +45,7 @@ from replay.datasets.app_dataset import OfApp
 from replay.datasets.dataset import DataError
 from replay.datasets.table_rows import BadRow, Block, read_blocks
 
+SIGHTING: Final = "sighting"  # event id of an item that is published anew since it was first seen
 Refuse = Callable[[Path, BadRow], None]
 Progress = Callable[[Iterator[Block], Path], Iterable[Block]]
 _SCALE: Final = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
@@ -152,7 +154,11 @@ class MappedFiles(OfApp):
                 seen[kind] |= dict.fromkeys(block.columns, path)
                 self._take(path, kind, block, rows if kind == "interactions" else state)
         self._check_columns(seen)
-        new = [(ms, id_) for name, (id_, ms) in self._met.items() if name not in self._listed]
+        # A click must not tell that its item is new; a shown list has it at once.
+        after = self.app.shown == BY_CLICK
+        new = [
+            (ms + after, id_) for name, (id_, ms) in self._met.items() if name not in self._listed
+        ]
         self.unlisted = len(new) if self._listed else 0
         state.write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
         rows.close()
@@ -169,11 +175,10 @@ class MappedFiles(OfApp):
         """Items that a table lists without a time, published anew right after their first interaction: that
         one must not tell that they are new."""
         for _, payload in state.read(0, 1):
-            event = decode(payload)
-            met = self._met.get(str(event.item_id)) if isinstance(event, Item) else None
-            if met is not None:
-                event.time_ms = met[1] + 1
-                yield event.time_ms, encode(event)
+            item = decode(payload)
+            if isinstance(item, Item) and (met := self._met.get(str(item.item_id))):
+                item.time_ms, item.event_id = met[1] + 1, SIGHTING
+                yield item.time_ms, encode(item)
 
     def _check_columns(self, seen: Mapping[str, Mapping[str, Path]]) -> None:
         """Raises DataError for a column of the definition that no file of its kind has."""

@@ -37,7 +37,7 @@ from recsys.events.event_types import (
 from recsys.events.records import EVENTS, ITEMS, STEPS, record_of
 from recsys.log.protocol import Append, Log, read_range
 from recsys.process.part_process import write_atomically
-from replay.datasets.mapped_files import MappedFiles
+from replay.datasets.mapped_files import SIGHTING, MappedFiles
 from replay.direct_loop import DirectLoop, lost_engagements
 from replay.judging.retrieval_recall import probe_for
 from replay.player import Player
@@ -187,7 +187,7 @@ class Importer:
                 f"{self.config.state} moves all times by {dataset.shift_ms // _WEEK_MS} weeks, as its first "
                 "import did. Leave out the newest rows, or import the files into a new state folder (--state)"
             )
-        lists = self._check_lists(dataset)
+        lists = self._check_lists(dataset, may_follow=before is not None)
         began = (before.began if before else []) or rows.ends()[EVENTS]
         rows.save(dataset.shift_ms, began, rows_before, mapping, True)
         self._hold()
@@ -209,18 +209,19 @@ class Importer:
         rows.save(dataset.shift_ms, [], rows_now, mapping, is_due)
         return report
 
-    def _check_lists(self, dataset: MappedFiles) -> dict[str, int]:
-        """Counts engagements of the first events that no list shows. Raises ValueError for most of them."""
+    def _check_lists(self, dataset: MappedFiles, may_follow: bool) -> dict[str, int]:
+        """Counts engagements of the first events that no list shows. Raises ValueError for most of them,
+        unless their lists ``may_follow`` from earlier imports."""
         if self.app.shown == BY_CLICK:
             return {}
         features, join = self.app.feature_set(), self.config.join
         events = (e for e in dataset.events() if isinstance(e, Engagement | Impression))
         engaged, lost = lost_engagements(islice(events, _LOOKED), features.schema, join)
-        if lost > engaged / 2:
+        if lost > engaged / 2 and not may_follow:
             raise ValueError(
-                f"{lost:,} of {engaged:,} engagements have no list before them that shows their item to "
-                f"their viewer within {join.window_s:g} s, so they would teach nothing; expected at most "
-                "half. Where a row is either a shown item or an engagement, add its kind to "
+                f"{lost:,} of the first {engaged:,} engagements have no list before them that shows their "
+                f"item to their viewer within {join.window_s:g} s, so they would teach nothing; expected at "
+                "most half. Where a row is either a shown item or an engagement, add its kind to "
                 "files.interactions.shown; where engagements come later, set a longer window; where the "
                 "files have no shown items, set shown: clicks"
             )
@@ -231,19 +232,29 @@ class Importer:
         events = self.progress(dataset.events())
         newest = dict[str, str]()  # event ids of imported records, by item
         again = dict[str, Item]()  # rows that other imported ones have replaced since, by item
+        dated = set[str]()  # items whose age is known
         for item in (e for e in events_after(self.log, ITEMS, [0]) if isinstance(e, Item)):
             name, id_ = str(item.item_id), item.event_id or ""
+            dated |= {name} if item.time_ms else set()
+            if id_.startswith(SIGHTING):
+                continue
             newest[name] = id_ if id_.startswith(_PREFIX) else newest.get(name, "")
         while batch := list(islice(events, BATCH)):
             hashes = _hashes(batch)
             old = rows.contains(hashes)
             # An item without fields is one that no table has: it must not replace what is there.
             bare = [type(e) is Item and not e.fields and str(e.item_id) in newest for e in batch]
-            old |= np.array(bare)
+            seen = [isinstance(e, Item) and e.event_id == SIGHTING for e in batch]
+            known = [isinstance(e, Item) and str(e.item_id) in dated for e in batch]
+            # Whose age is known may have been changed or removed since.
+            known = [is_seen and is_known for is_seen, is_known in zip(seen, known, strict=True)]
+            old |= np.array(bare) | np.array(known)
             records: dict[str, list[Append]] = {ITEMS: [], EVENTS: []}
-            for event, hash_, skipped in zip(batch, hashes.tolist(), old.tolist(), strict=True):
-                event.event_id = f"{_PREFIX}{hash_}"  # type: ignore[union-attr]
-                if isinstance(event, Item) and event.fields:
+            for event, hash_, skipped, is_sighting in zip(
+                batch, hashes.tolist(), old.tolist(), seen, strict=True
+            ):
+                event.event_id = f"{SIGHTING if is_sighting else _PREFIX}{hash_}"  # type: ignore[union-attr]
+                if isinstance(event, Item) and event.fields and not is_sighting:
                     again.pop(name := str(event.item_id), None)
                     if not skipped:
                         newest[name] = event.event_id
@@ -255,7 +266,8 @@ class Importer:
             for topic, appends in records.items():
                 self.log.append(topic, appends)
             rows.add(hashes[~old])
-            counts.update(new=int((~old).sum()), imported_before=int(old.sum()))
+            own = old[~np.array(seen)]
+            counts.update(new=int((~own).sum()), imported_before=int(own.sum()))
             old = old[[not isinstance(event, Item | User) for event in batch]]
             counts.update(new_rows=int((~old).sum()), old_rows=int(old.sum()))
         rewritten = (record_of(item, 1) for item in again.values())

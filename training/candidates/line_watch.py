@@ -3,10 +3,11 @@ fault into records of ``control``, by which the line before serves again.
 
 A promoted line goes back to what it replaced while that still learns beside it, which loses nothing; any
 other returns to its own state from before the fault, and what it learned since is left out. Item counters
-stay. What a viewer in quarantine does, and what the bounds of influence leave out, is no evidence. It keeps
-no state but the holds on ``control``: after a restart the line is watched anew.
+stay. What a viewer in quarantine does, and what bounds of influence leave out, is no evidence. It keeps no
+state but the holds on ``control``: after a restart the line is watched anew, by bounds of a young system.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -32,6 +33,7 @@ from training.lines.control import ControlReader
 from training.lines.line import MAIN
 from training.steps.delta_reader import LearnedSteps
 
+_LOG: Final = logging.getLogger(__name__)
 PAUSE_MS: Final = 6 * 3_600_000  # after a hold, until the next
 ROLLBACK, REWIND = "rollback", "rewind"
 
@@ -62,8 +64,9 @@ class LineWatch:
     ) -> None:
         self._log, self._clock = log, clock
         self._is_on, self._label = config.promotion.line_guard, features.schema.labels[0]
-        self._guard, self._influence = LineGuard(), Influence(config.bounds)
-        self._quarantined = quarantined_users(config.state, log.id)
+        self._guard = LineGuard()
+        self._influence = Influence(config.bounds, kinds=features.schema.kinds)
+        self._quarantined = _quarantined(config.state, log) if self._is_on else set[str]()
         ends = {p: log.end(EVENTS, p) for p in range(log.partitions(EVENTS))}
         self._events = Consumer(log, EVENTS, list(ends), ends)
         control = ControlReader(log)
@@ -159,6 +162,15 @@ class LineWatch:
             since_ms=fault.since_ms, evidence=fault.evidence, time_ms=now_ms,
         )  # fmt: skip
         return [hold, *decided]
+
+
+def _quarantined(state: str, log: Log) -> set[str]:
+    """Users in quarantine by the counters' newest snapshot; none where it can't be read."""
+    try:
+        return quarantined_users(state, log.id)
+    except (LogLost, ValueError, OSError) as error:
+        _LOG.warning("users in quarantine aren't known until their next verdict: %s", error)
+        return set()
 
 
 def _guard_of(live: Live, promoter: Promoter) -> CandidateState | None:

@@ -135,17 +135,6 @@ def test_an_item_that_the_bounds_left_out_is_shown_once_it_is_engaged_with() -> 
     assert (count(its, V1, "shown"), count(its, v2, "shown")) == (0.0, 0.0)
 
 
-def test_an_engagement_without_a_list_confirms_its_readers_newest_with_the_item() -> None:
-    its, other = ItemCounters(ALL_SHOWN), msgspec.structs.replace(shown("r4", 1), user_id="other")
-    for listed in (shown("r1", 1), shown("r2", 1, 2), shown("r3", 2), other):
-        keys = [keys_of(int(str(i.item_id)[1:]), ALL_SHOWN) for i in listed.items]
-        its.impression(listed, np.array(keys))
-    expected = [(1.0, 1.0), (2.0, 1.0), (2.0, 1.0)]
-    for counts in expected:  # r2, then r1, then none is left
-        its.engagement(did("", 1, "like"), keys_of(1, ALL_SHOWN))
-        assert tuple(count(its, key_of("item", v), "shown") for v in ("v1", "v2")) == counts
-
-
 def test_one_readers_lists_push_out_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(influence, "UNREAD", 3)
     keys_NI = np.array([keys_of(n, ALL_SHOWN) for n in (1, 2)])

@@ -65,6 +65,19 @@ def test_the_statistics_are_those_of_all_examples_so_far() -> None:
     assert np.abs(standard[:, 3]).max() < 4, "a constant isn't made large"
 
 
+def test_a_column_that_was_constant_is_0_until_it_was_learned_to_differ() -> None:
+    draw, dense = np.random.default_rng(5), new_line()
+    dense.apply(gradient_of(dense.values, batch(draw, 200)))
+    inputs = batch(draw, 4)
+    inputs[0, 3] = 100.0
+    assert (
+        not scale_of(dense.values)(inputs)[:, 3].any()
+        and scale_of(dense.values)(inputs)[:, 0].all()
+    )
+    dense.apply(gradient_of(dense.values, inputs))
+    assert scale_of(dense.values)(inputs)[0, 3] > 1
+
+
 def test_statistics_are_not_descended_and_other_parameters_are() -> None:
     dense, head = new_line(), statistics_size(F)
     for _ in range(5):

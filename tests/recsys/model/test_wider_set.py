@@ -72,6 +72,13 @@ OTHER_OPERATORS = app_of(
   expressions: {gap6: {difference: [item/click.168h, author/click.168h]}}
 """
 ).feature_set()
+
+
+def with_lists(features: FeatureSet) -> FeatureSet:
+    """With all columns of a list."""
+    return replace(features, declared=replace(features.declared, whole_list=True))
+
+
 FEED = FeatureSet(FEED_SCHEMA)
 FASTER = replace(FEED, declared=Declared(half_lives_h=(1.0, 6.0, 336.0)))
 SLOWER = replace(FEED, declared=Declared(half_lives_h=(6.0, 720.0)))
@@ -111,8 +118,10 @@ def bytes_of(features: RequestFeatures) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [(OLD, NEW), (NEW, OLD), (FEED, FASTER), (FEED, SLOWER), (SLOWER, FASTER)]
-)
+    ("old", "new"),
+    [(OLD, NEW), (NEW, OLD), (FEED, FASTER), (FEED, SLOWER), (SLOWER, FASTER),
+     (with_lists(OLD), with_lists(NEW)), (OLD, with_lists(OLD)), (with_lists(NEW), OLD)],
+)  # fmt: skip
 def test_both_sets_read_from_their_union_what_they_compute_alone(
     old: FeatureSet, new: FeatureSet
 ) -> None:
@@ -141,15 +150,26 @@ def test_the_name_of_a_field_may_end_like_that_of_a_half_life() -> None:
     assert columns_from(old, new)[new.dense_names.index("item/click.1h")] == rate
 
 
-def test_operators_too() -> None:
+@pytest.mark.parametrize("lists", [False, True])
+def test_operators_too(lists: bool) -> None:
     """Up to the last bits: events that only one set counts update rows more often."""
-    wide = united(OPERATORS, OTHER_OPERATORS)
+    old, new = (with_lists(f) if lists else f for f in (OPERATORS, OTHER_OPERATORS))
+    wide = united(old, new)
     features = built(wide)
-    for narrow in (OPERATORS, OTHER_OPERATORS):
+    for narrow in (old, new):
         alone, read = built(narrow), Narrowing(wide, narrow).features(features)
         assert np.count_nonzero(alone.dense_NF) > 300
         np.testing.assert_allclose(read.dense_NF, alone.dense_NF, atol=1e-5)
-    assert united(wide, OTHER_OPERATORS) is wide
+    assert united(wide, new) is wide
+
+
+def test_an_expression_may_get_another_name_also_in_lists() -> None:
+    old = with_lists(OPERATORS)
+    derived = (replace(old.derived[0], name="lead"), replace(old.derived[1], columns=("lead",)))
+    new = replace(old, declared=replace(old.declared, derived=derived))
+    assert "list.above(lead)" in new.dense_names and column_ids(new) == column_ids(old)
+    assert len(column_ids(old)) == len(old.dense_names) == len(set(column_ids(old)))
+    assert united(old, new) is old
 
 
 def test_an_expression_that_computes_something_else_needs_another_name() -> None:
