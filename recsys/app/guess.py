@@ -279,14 +279,14 @@ def _shown_kinds(columns: Columns, roles: Mapping[str, str], shown: Sequence[str
     one viewer may be far from each other in a sample, so few are enough."""
     names = [roles[role] for role in ("user", "item", "request") if role in roles]
     rows = list(zip(*(map(str, columns[name]) for name in names), strict=True))[:_WHOLE]
-    found = dict[str, list[bool]]()
+    hits_of = dict[str, list[bool]]()
     kinds = [str(kind).strip() for kind in columns[roles["kind"]][:_WHOLE]]
     pairs = {row for row, kind in zip(rows, kinds, strict=True) if kind in shown}
     for row, kind in zip(rows, kinds, strict=True):
         if kind not in shown:
-            found.setdefault(kind, []).append(row in pairs)
+            hits_of.setdefault(kind, []).append(row in pairs)
     return [
-        k for k, hits in found.items() if len(hits) >= _FOUND and sum(hits) < _APART * len(hits)
+        k for k, hits in hits_of.items() if len(hits) >= _FOUND and sum(hits) < _APART * len(hits)
     ]
 
 

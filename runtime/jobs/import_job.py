@@ -245,10 +245,12 @@ class Importer:
             # An item without fields is one that no table has: it must not replace what is there.
             bare = [type(e) is Item and not e.fields and str(e.item_id) in newest for e in batch]
             seen = [isinstance(e, Item) and e.event_id == SIGHTING for e in batch]
-            known = [isinstance(e, Item) and str(e.item_id) in dated for e in batch]
-            # Whose age is known may have been changed or removed since.
-            known = [is_seen and is_known for is_seen, is_known in zip(seen, known, strict=True)]
-            old |= np.array(bare) | np.array(known)
+            # An item whose age is known may have been changed or removed since.
+            again_seen = [
+                is_sighting and isinstance(e, Item) and str(e.item_id) in dated
+                for e, is_sighting in zip(batch, seen, strict=True)
+            ]
+            old |= np.array(bare) | np.array(again_seen)
             records: dict[str, list[Append]] = {ITEMS: [], EVENTS: []}
             for event, hash_, skipped, is_sighting in zip(
                 batch, hashes.tolist(), old.tolist(), seen, strict=True
