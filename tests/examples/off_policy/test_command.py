@@ -238,7 +238,7 @@ def test_the_command_tells_estimates(run: Run) -> None:
 
 def test_what_the_log_cannot_answer_is_refused_with_its_reason(run: Run) -> None:
     more = run.command(
-        "name: more\noverrides: {per_author: 9, weights: {long_view: 3}}\nreward: like\n"
+        "name: more\noverrides: {per_author: 9, weights: {like: 3}}\nreward: like\n"
     )
     assert more.exit_code == 1 and "had no chance on the log" in more.stdout
     assert "sndr" not in more.stdout
