@@ -16,8 +16,6 @@ moving optimum has no beginning to average from):
 
 A small d at first keeps a new line from being held back by its initial values. A step at r < 1 times the
 rate counts as r² of one in the average: small live steps have the root of their share in a large one.
-
-Statistics at the head of the vector aren't descended: see recsys/model/input_statistics.py.
 """
 
 import hashlib
@@ -30,7 +28,6 @@ from numpy.typing import NDArray
 from parameter_server.table import kernels
 from parameter_server.table.kernels import BETA_1, BETA_2
 from parameter_server.table.routing import as_rows
-from recsys.model.input_statistics import fold, inputs_of, statistics_size
 
 Vector = NDArray[np.float32]
 
@@ -55,7 +52,6 @@ class Dense:
         self.values = np.array(values, np.float32).reshape(-1)
         self.averaged = self.values
         self._rate, self._bound, self._average, self._first = rate, bound, average, first
-        self._inputs = inputs_of(self.values)
         self._m = np.zeros_like(self.values)
         self._v = np.zeros_like(self.values)
         self._t = 0
@@ -71,10 +67,6 @@ class Dense:
             )
         if not fits(gradient, self._bound):
             return False
-        sums = gradient
-        if self._inputs:
-            gradient = gradient.copy()
-            gradient[: statistics_size(self._inputs)] = 0
         self._t += 1
         settled = max(1.0, self._first / (1 + self._t / SETTLING))
         step_size = np.float32(rate * self._rate * settled / (1 - BETA_1**self._t))
@@ -85,10 +77,6 @@ class Dense:
         self.values, self.averaged = np.empty_like(self.values), np.empty_like(self.values)
         new = self._m, self._v, self.values, self.averaged
         kernels.adam(*before, as_rows(gradient), step_size, unbiased, keep, *new)
-        if self._inputs:
-            size = statistics_size(self._inputs)
-            fold(self.values, sums, self._inputs)
-            self.averaged[:size] = self.values[:size]
         return True
 
     def export(self) -> dict[str, NDArray[Any]]:
@@ -108,7 +96,6 @@ class Dense:
             np.array(arrays[name], np.float32) for name in DENSE_COLUMNS[:4]
         )
         self._t = int(arrays["t"][0])
-        self._inputs = inputs_of(self.values)
 
     def digest(self) -> str:
         """SHA-256 of parameters and optimizer state."""

@@ -93,7 +93,7 @@ def logits_by_torch(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
     history_RTW = _pooled_by_torch(rows, entries, (Slot("entry", 0, h),))
     history_RTW = history_RTW.view(size, t, rows.shape[1])
     of_history = owner_N if size > 1 else torch.zeros(1, dtype=torch.int64)
-    logits: Floats = model.logits(
+    logits: Floats = model.ranker(
         torch.cat([user_RSW[owner_N], items_NSW], 1),
         history_RTW[of_history],
         torch.from_numpy(lists.outcomes_RTO)[of_history],
@@ -130,9 +130,8 @@ def logits_compiled(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
     # Torch aligns its memory to cache lines; the last bits of some products depend on that.
     own: Floats = torch.empty((len(items), split.own_JI.shape[1])).numpy()
     main = np.empty(len(items), np.float32)
-    dense_NF = model.scale(torch.from_numpy(lists.dense_NF)).numpy()
     lay_items(user, items, lists.owner_N, history, lists.outcomes_RTO, ranker.shape.item_slot,
-              split.sharpness, dense_NF, own, main)  # fmt: skip
+              split.sharpness, lists.dense_NF, own, main)  # fmt: skip
     logits = _layers(ranker, split, own, begun, lists.owner_N)
     logits[:, 0] += main
     return logits[: lists.total]

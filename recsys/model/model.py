@@ -1,5 +1,4 @@
-"""The model: ranker and user side over the rows of three tables, all dense parameters in one flat vector,
-which begins with the statistics of the ranker's dense inputs.
+"""The model: ranker and user side over the rows of three tables, all dense parameters in one flat vector.
 
 Tables: ``features`` (a row per categorical value, D + 1 wide), ``items`` (item vectors) and ``users`` (user
 vectors). The model takes rows and the flat vector; it does not know where they come from.
@@ -21,8 +20,7 @@ from recsys.config.system_config import ModelConfig
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.model.batch import Batch
-from recsys.model.input_scale import InputScale
-from recsys.model.ranker import RankerModule, RankerShape, ranker_of
+from recsys.model.ranker import Ranker, RankerModule, RankerShape, dense_start, ranker_of
 from recsys.model.retrieval_vectors import UserSide, content_vectors, field_vectors
 from recsys.model.row_kernels import distinct
 from recsys.model.row_layers import pooled
@@ -92,19 +90,18 @@ class Model(nn.Module):
             history=features.history_length, outcomes=features.outcomes, dense=dense_width,
             labels=len(features.schema.labels), hidden=config.hidden,
         )  # fmt: skip
-        self.scale = InputScale(dense_width)
         self.ranker = ranker(shape, config.seed)
+        if isinstance(self.ranker, Ranker) and features.list_columns:
+            # A log of lists of one item teaches these columns nothing: then they must say nothing.
+            end = dense_start(shape) + shape.dense
+            with torch.no_grad():
+                first = self.ranker.get_parameter("layers.0.weight")
+                first[:, end - features.list_columns : end] = 0.0
         self.user_side = UserSide(config.vector_dim)
 
     def rank(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
         """The ranker's logits (B, L), on the device of the rows."""
-        return self.logits(*self.ranker_inputs(batch, lookup, rows_UR))
-
-    def logits(
-        self, pooled_BSR: Tensor, history_BTR: Tensor, outcomes_BTO: Tensor, dense_BF: Tensor
-    ) -> Tensor:
-        """The ranker's logits (B, L) of ``ranker_inputs``, of one lane or joined ones."""
-        logits: Tensor = self.ranker(pooled_BSR, history_BTR, outcomes_BTO, self.scale(dense_BF))
+        logits: Tensor = self.ranker(*self.ranker_inputs(batch, lookup, rows_UR))
         return logits
 
     def ranker_inputs(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> tuple[Tensor, ...]:

@@ -50,7 +50,7 @@ class RankerModule(nn.Module):
     R = D + 1: a row's last number is its linear term. ``history_BTR`` holds the pooled row of each entry,
     newest first, zeros without one; ``outcomes_BTO`` its labels, watch time, and recency, 1 / (1 + its age in
     hours), which is 0 without an entry. Both may have one row for all examples. ``dense_BF``: counters and
-    other numbers, standardised. An example's logits must not depend on its position in the batch
+    other numbers. An example's logits must not depend on its position in the batch
     (serving/ranking/scoring.py), and a seed must give the same parameters in every process.
 
     A plug-in's ``version`` changes with anything that changes its numbers. Name and version are part of the
@@ -118,6 +118,11 @@ class Ranker(RankerModule):
         outcome_BO = (weight_BT1 * outcomes_BTO).sum(1)
         parts = (attended_BD, liked_BD, outcome_BO, mean_BO, newest_BO)
         return [part.expand(len(item_BD), -1) for part in parts]
+
+
+def dense_start(shape: RankerShape) -> int:
+    """The first of the dense inputs among those of the built-in ranker's first layer."""
+    return shape.slots * shape.dim + shape.slots * (shape.slots - 1) // 2
 
 
 def ranker_of(plugin: str | UnsetType) -> type[RankerModule]:

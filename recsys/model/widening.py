@@ -1,8 +1,7 @@
 """Starts the model of another feature set from a trained one: the wider model begins with its predictions.
 
-Only the ranker's first layer and the statistics of its inputs depend on the dense columns. New columns begin
-with weights of 0; those of a replaced half-life begin with the weights of the one that it replaces; all else
-is copied.
+Only the ranker's first layer depends on the dense columns. New columns begin with weights of 0; those of a
+replaced half-life begin with the weights of the one that it replaces; all else is copied.
 """
 
 from typing import Any, Final
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet
-from recsys.model.input_statistics import HEADER, inputs_of
 from recsys.model.model import build_model
+from recsys.model.ranker import dense_start
 from recsys.model.wider_set import columns_from
 
 # Vectors of a shard's export that have a number for each dense parameter (parameter_server/table/dense.py).
@@ -30,9 +29,6 @@ def widened(
     places = _places(before, after, config)
     vectors = [name for name in _VECTORS if name in arrays]
     moved = {name: np.where(places >= 0, arrays[name][places], 0) for name in vectors}
-    for name, vector in moved.items():
-        if inputs_of(arrays[name]):
-            vector[0] = HEADER + len(after.dense_names)
     return arrays | {name: vector.astype(np.float32) for name, vector in moved.items()}
 
 
@@ -49,9 +45,8 @@ def _places(before: FeatureSet, after: FeatureSet, config: ModelConfig) -> NDArr
     """The place among the dense parameters of ``before`` of each of ``after``; -1: it begins with 0."""
     old, new = build_model(before, config), build_model(after, config)
     shape, first = old.ranker.shape, old.ranker.get_parameter("layers.0.weight")
-    start = shape.slots * shape.dim + shape.slots * (shape.slots - 1) // 2  # see Ranker.forward
+    start = dense_start(shape)
     columns = np.array(columns_from(before, after), np.int64)
-    statistics = columns
     columns = np.where(columns >= 0, start + columns, -1)
     rest = np.arange(start + shape.dense, first.shape[1])
     inputs = np.concatenate([np.arange(start), columns, rest])
@@ -59,15 +54,9 @@ def _places(before: FeatureSet, after: FeatureSet, config: ModelConfig) -> NDArr
     for parameter in old.parameters():
         place = np.arange(at, at + parameter.numel()).reshape(parameter.shape)
         at += parameter.numel()
-        if parameter is old.scale.place:
-            rows = place[1:].reshape(3, -1)
-            moved = np.where(statistics >= 0, rows[:, statistics], -1)
-            place = np.concatenate([place[:1], moved.ravel()])
         if parameter is first:
             place = np.where(inputs >= 0, place[:, inputs], -1)
         parts.append(place.reshape(-1))
     places = np.concatenate(parts)
-    assert len(places) == new.dense_size(), (
-        "only the first layer and the statistics depend on the columns"
-    )
+    assert len(places) == new.dense_size(), "only the first layer depends on the columns"
     return places

@@ -179,7 +179,7 @@ class Learner:
         ]
         pairs = [*zip(lanes, leaves, strict=True)]
         inputs = [model.ranker_inputs(n.batch, n.lookup, own["features"]) for n, own in pairs]
-        logits_BL = model.logits(*joined(inputs))
+        logits_BL = model.ranker(*joined(inputs))
         total, judged, size = torch.zeros(()), [], len(lanes[0].batch)
         # Lane by lane: torch computes the last elements of an array by other instructions.
         for lane, own_BL in zip(lanes, torch.split(logits_BL.cpu(), size), strict=True):

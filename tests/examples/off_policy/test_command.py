@@ -237,9 +237,7 @@ def test_the_command_tells_estimates(run: Run) -> None:
 
 
 def test_what_the_log_cannot_answer_is_refused_with_its_reason(run: Run) -> None:
-    more = run.command(
-        "name: more\noverrides: {per_author: 9, weights: {like: 3}}\nreward: like\n"
-    )
+    more = run.command("name: more\noverrides: {per_author: 9}\nreward: like\n")
     assert more.exit_code == 1 and "had no chance on the log" in more.stdout
     assert "sndr" not in more.stdout
     cold = run.command("name: cold\noverrides: {temperature: 0.001, explore: 0.0}\nreward: like\n")

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.config.system_config import tables_of
+from recsys.config.system_config import ModelConfig, tables_of
 from recsys.events.hashing import uniforms
 from recsys.features.feature_set import Declared, FeatureSet, read_block
 from recsys.model.batch import Batch, assemble
 from recsys.model.model import Lookup, build_model, lookup_of, unique_keys, with_missing_row
+from recsys.model.ranker import dense_start
 from recsys.model.retrieval_vectors import field_vectors
 from tests.support.serving.request_batches import batch_of
 from tests.support.training.small_feed import FEATURES, SCHEMA, block, toy_config
@@ -136,8 +137,7 @@ def test_logits_and_gradients_are_those_of_each_example_by_itself(counts: tuple[
     naive = naive_logits(its, single, model)
     (naive**2).sum().backward()
     np.testing.assert_allclose(logits.detach(), naive.detach(), atol=1e-5)
-    head = model.scale.place.numel()  # sums of the batch, no gradient
-    np.testing.assert_allclose(dense[head:], model.dense_gradient()[head:], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(dense, model.dense_gradient(), rtol=1e-3, atol=1e-4)
     assert fused is not None
     for i, k in enumerate(keys):
         grad = single[k].grad
@@ -178,3 +178,11 @@ def test_vectors_of_items_are_where_the_model_reads_them() -> None:
         found = model.item_vectors(its, lookup_of(its), rows)
         expected = field_vectors(dense[:, start : start + 2], features.vector_fields, 4)
         assert np.allclose(found.detach().numpy(), expected) and expected.any()
+
+
+def test_columns_of_lists_say_nothing_until_lists_have_taught_them() -> None:
+    features = replace(FEATURES, declared=Declared(whole_list=True))
+    model = build_model(features, ModelConfig(dim=4, vector_dim=4, hidden=(8,)))
+    first, shape = model.ranker.get_parameter("layers.0.weight"), model.ranker.shape
+    dense = first[:, dense_start(shape) : dense_start(shape) + shape.dense]
+    assert not dense[:, -features.list_columns :].any() and dense[:, : -features.list_columns].all()

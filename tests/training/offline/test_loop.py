@@ -26,7 +26,7 @@ from training.offline.sharding import Sharding
 from training.offline.trainer import OfflineTrainer
 
 PLAN = Plan(last=3, epochs=2, step_examples=8, checkpoint_every=2)
-SIX_EPOCHS = Plan(last=3, epochs=8, step_examples=8)  # the fifth is the best
+FOUR_EPOCHS = Plan(last=3, epochs=8, step_examples=8)  # the third is the best
 
 
 def run(plan: Plan = PLAN, **changes: Any) -> tuple[OfflineLoop, OfflineTrainer, dict[str, float]]:
@@ -95,13 +95,13 @@ def in_files(folder: Path, sharding: Sharding = FOUR) -> tuple[OfflineTrainer, d
     blocks = toy_blocks()
     trainer = toy_trainer(blocks, sharding=sharding)
     files = FileCheckpoints(folder, sharding)
-    return trainer, OfflineLoop(blocks, trainer, files, SIX_EPOCHS).run()
+    return trainer, OfflineLoop(blocks, trainer, files, FOUR_EPOCHS).run()
 
 
 @cache
-def six_epochs() -> tuple[OfflineTrainer, dict[str, float]]:
-    loop, trainer, metrics = run(SIX_EPOCHS)
-    assert (loop.state.best, len(loop.state.judged)) == (5, 6)
+def four_epochs() -> tuple[OfflineTrainer, dict[str, float]]:
+    loop, trainer, metrics = run(FOUR_EPOCHS)
+    assert (loop.state.best, len(loop.state.judged)) == (3, 4)
     return trainer, metrics
 
 
@@ -118,7 +118,7 @@ def test_killed_between_parts_of_the_restored_epoch_it_ends_with_the_same_bits(
             raise KeyboardInterrupt
         return written
 
-    unhurt, expected = six_epochs()
+    unhurt, expected = four_epochs()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(job, "write_part", dies)
         in_files(tmp_path)
@@ -134,7 +134,7 @@ def test_without_the_checkpoint_of_the_best_epoch_all_workers_stop(
     real = FileCheckpoints.newest
 
     def work(sharding: Sharding) -> str:
-        with pytest.raises(RuntimeError, match="best epoch, 5, is missing or damaged") as raised:
+        with pytest.raises(RuntimeError, match="best epoch, 3, is missing or damaged") as raised:
             in_files(tmp_path, sharding)
         return str(raised.value)
 
@@ -148,7 +148,7 @@ def test_without_the_checkpoint_of_the_best_epoch_all_workers_stop(
 
     monkeypatch.setattr(FileCheckpoints, "newest", newest)
     found = together(2, work)
-    epochs = ["4" if rank in damaged else "5" for rank in range(2)]
+    epochs = ["2" if rank in damaged else "3" for rank in range(2)]
     assert all(f"workers see {epochs}" in text for text in found)
     assert all("remove parts/" in text for text in found)
 
