@@ -62,9 +62,8 @@ from serving.variants.model_variants import CanaryRouter, ModelVariants
 _LOG: Final = logging.getLogger(__name__)
 _CLICKS_S: Final = 2.0  # in which clicks of a batch get lists; later ones are counted only
 _ATTEMPTS: Final = 4  # of a request that asks retrieval shards: the last answers without them
-_OF_EACH: Final = (
-    10  # items to choose from for each one of a long list; lists of those that may be excluded
-)
+_OF_EACH: Final = 10  # items to choose from, for each one of a long list
+_READ_ON: Final = 10  # lists whose items a page that is read on excludes
 _PAGE: Final = 1_000  # items of one category, which are enough to choose from
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
@@ -228,7 +227,7 @@ class Service:
         length = self.reader.policies.lengths.get(request.surface, LENGTH)
         excluded = removed.get(EXCLUDED, 0) + removed.get("hidden", 0)
         share = self.config.bounds.free_share
-        if request.candidate_ids is not None or (share and excluded > _OF_EACH * length):
+        if request.candidate_ids is not None or (share and excluded > _READ_ON * length):
             return True
         living = self.replica.catalogue.living.count
         left, least = living - sum(removed.get(name, 0) for name in CHOSEN), share * living

@@ -276,7 +276,7 @@ class ReadLists:
 
     def confirm(
         self, reader: Engagement | Impression, bounds: Influence, engaged: int = 0
-    ) -> "ShownItems | None":
+    ) -> ShownItems | None:
         """The items that count from now on; None if the list is unknown, another reader's, without the item,
         or confirmed already. ``engaged``: key of an item that counts in any case, also where the bounds left
         it out when its list was confirmed."""

@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 from recsys.features.feature_set import RequestFeatures, Slot
 from recsys.model.linear_layer import linear
 from recsys.model.model import Model, unique_keys
-from recsys.model.ranker import Ranker, RankerShape
+from recsys.model.ranker import Ranker, RankerShape, dense_start
 from recsys.model.tile_kernels import LANES, add_shared, lay_items, lay_shared, pool_columns, times
 
 Keys = NDArray[np.int64]
@@ -208,7 +208,7 @@ def _split_of(ranker: Ranker, user_slots: int) -> _Split:
 def _columns(shape: RankerShape, user_slots: int) -> tuple[list[slice], list[slice]]:
     """Shared and own inputs of the first layer, in ``Ranker``'s order."""
     user = user_slots * shape.dim
-    wide = shape.slots * shape.dim + shape.slots * (shape.slots - 1) // 2 + shape.dense
+    wide = dense_start(shape) + shape.dense
     if not shape.history:
         return [slice(0, user)], [slice(user, wide)]
     attended = wide + shape.dim

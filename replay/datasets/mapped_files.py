@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +51,7 @@ Progress = Callable[[Iterator[Block], Path], Iterable[Block]]
 _SCALE: Final = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False, "": False, "none": False}
 _RANGE: Final = 250_000  # rows that are sorted at once
+_BLOCK: Final = 10_000  # rows that are decoded or written at once
 _NUMBER: Final = Field("number")
 _CONTENT: Final = Field("")  # of fields that aren't declared
 _ROW_MS: Final = 1_000  # between rows without a time
@@ -112,6 +113,10 @@ class MappedFiles(OfApp):
         merged = heapq.merge(*read, key=itemgetter(0))
         yield from self._decoded(merged)
 
+    def interactions(self) -> Iterator[Event]:
+        """All of them, without items and users."""
+        yield from self._decoded(self._scan[0].read(0, self.ends_ms))
+
     def warmup(self) -> Iterator[Event]:
         yield from self._decoded(self._scan[0].read(self.warm_ms, self.learned_ms))
 
@@ -163,7 +168,9 @@ class MappedFiles(OfApp):
         state.write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
         rows.close()
         state.close()
-        sightings.write(list(self._sightings(state)))
+        records = self._sightings(state)
+        while some := list(islice(records, _BLOCK)):
+            sightings.write(some)
         sightings.close()
         if not len(rows.times):
             why = "".join(f"; {n:,} {x}" for x, n in self.dead_letters.most_common(3))
@@ -336,7 +343,7 @@ class _Spill:
         for start, stop in zip(bounds, bounds[1:], strict=False):
             filters = [("time", ">=", start), ("time", "<", stop)]
             some = pq.read_table(self._file, filters=filters, pre_buffer=False).sort_by("time")
-            for batch in some.to_batches(max_chunksize=10_000):
+            for batch in some.to_batches(max_chunksize=_BLOCK):
                 yield from zip(batch["time"].to_pylist(), batch["event"].to_pylist(), strict=True)
 
 

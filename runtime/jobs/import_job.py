@@ -24,16 +24,7 @@ from parameter_server.storage import snapshots
 from recsys.app.data_files import Interactions
 from recsys.app.definition import BY_CLICK, App
 from recsys.config.system_config import Config
-from recsys.events.event_types import (
-    Engagement,
-    Event,
-    Impression,
-    Item,
-    Rejected,
-    User,
-    decode,
-    encode,
-)
+from recsys.events.event_types import Event, Item, Rejected, User, decode, encode
 from recsys.events.records import EVENTS, ITEMS, STEPS, record_of
 from recsys.log.protocol import Append, Log, read_range
 from recsys.process.part_process import write_atomically
@@ -214,9 +205,8 @@ class Importer:
         unless their lists ``may_follow`` from earlier imports."""
         if self.app.shown == BY_CLICK:
             return {}
-        features, join = self.app.feature_set(), self.config.join
-        events = (e for e in dataset.events() if isinstance(e, Engagement | Impression))
-        engaged, lost = lost_engagements(islice(events, _LOOKED), features.schema, join)
+        join, first = self.config.join, islice(dataset.interactions(), _LOOKED)
+        engaged, lost = lost_engagements(first, self.app.schema, join)
         if lost > engaged / 2 and not may_follow:
             raise ValueError(
                 f"{lost:,} of the first {engaged:,} engagements have no list before them that shows their "

@@ -302,8 +302,8 @@ def batch_of(
 
 
 def _hide_lists(dense_BF: Floats, columns: int, keys_B: Keys) -> None:
-    """Clears the columns of lists in a hashed part of the examples, in place: candidates are
-    first ranked without it."""
+    """Clears the columns of lists in a hashed part of the examples, in place: candidates are first ranked
+    without them."""
     hidden_B = uniforms(_HIDDEN_SEED, keys_B, 1)[:, 0] < _HIDDEN
     dense_BF[hidden_B, -columns:] = 0.0
 

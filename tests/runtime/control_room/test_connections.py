@@ -109,7 +109,7 @@ def ask(port: int, path: str = "/healthz") -> HTTPResponse:
     [
         (1000, b"GET /control HTTP/1.1\r\nHost: x\r\n"),
         (300, b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nab"),
-        (300, b"GET /control HTTP/1.1\r\nHost: x\r\n\r\n" * 100),
+        (300, b"GET /control HTTP/1.1\r\nHost: x\r\n\r\n" * 500),
     ],
     ids=["half a header", "half a body", "answers that nobody reads"],
 )

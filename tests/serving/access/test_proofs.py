@@ -62,7 +62,7 @@ def test_a_list_that_the_viewer_narrowed_says_so_in_its_token(
 def test_pages_that_are_read_on_and_large_categories_are_not_narrow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], narrowed: bool
 ) -> None:
-    monkeypatch.setattr("serving.service._OF_EACH", 2)
+    monkeypatch.setattr("serving.service._READ_ON", 2)
     monkeypatch.setattr("serving.service._PAGE", 5)
 
     async def scenario(w: World) -> None:

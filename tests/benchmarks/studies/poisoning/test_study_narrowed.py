@@ -11,7 +11,7 @@ from benchmarks.studies.poisoning.study_narrowed import measured
 @pytest.mark.slow
 def test_new_accounts_that_leave_one_item_to_choose_from_move_nothing(tmp_path: Path) -> None:
     rows = [
-        asyncio.run(measured(tmp_path / str(share), 8, 20, 4, 1, share)) for share in (0.5, 0.0)
+        asyncio.run(measured(tmp_path / str(share), 8, 20, 2, 1, share)) for share in (0.5, 0.0)
     ]
     bounded, believed = rows
     assert bounded["engagements"]["unproven"] == 0, "the lists have tokens"
