@@ -12,10 +12,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.assignment.policy import Policy
 from parameter_server.publish.deltas import StepDelta
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, digest
 from recsys.events.event_types import (
     UNPROVEN,
+    Choice,
     Engagement,
     Event,
     Impression,
@@ -24,16 +26,19 @@ from recsys.events.event_types import (
     Stamp,
     User,
 )
-from recsys.events.hashing import Id
+from recsys.events.hashing import Id, uniform
 from recsys.events.records import CLICK_LIST
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 from serving.click_lists import ClickLists
 from serving.pipeline import Pipeline
+from serving.query import Query
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
+from serving.request import Request
 
+_LOOKED_AT, _SEED = 0.25, 0xC401  # part of the lists whose choices are looked at
 _FLUSH = 512  # impressions scored together at the most; the scores don't depend on it
 
 
@@ -67,8 +72,6 @@ class Player:
     loop: Loop
     sync_every_ms: int = 0
     on_scored: Callable[[ScoredImpression], None] = lambda scored: None
-    # Whether co-visits and popularity are kept up, for sources of candidates and features.
-    feeds_sources: bool = True
     replica: Replica = field(init=False)
     sessions: dict[str, Session] = field(init=False, default_factory=dict)
     now_ms: int = field(init=False, default=0)
@@ -77,10 +80,10 @@ class Player:
         self.replica = Replica(self.features, self.config)
         self.pipeline = Pipeline(self.replica)
         self._click_lists = ClickLists(self.pipeline)
+        self._policy = Policy(self.config.policy, digest(self.config.policy))
         self.item_counters = ItemCounters(
-            self.features, self.config.bounds, covisits=self.config.covisits,
-            tracks_changes=self.feeds_sources,
-        )  # fmt: skip
+            self.features, self.config.bounds, covisits=self.config.covisits, tracks_changes=True
+        )
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
         self._held: list[StepDelta] = []
@@ -137,7 +140,6 @@ class Player:
 
     def sync_popularity(self) -> None:
         """Hands changed item counters to the replica's popularity, before candidates are retrieved."""
-        assert self.feeds_sources, "no popularity is kept: make the player with feeds_sources=True"
         if changed := self.item_counters.take_changed():
             self.replica.popularity.update(*self.item_counters.counters.export(changed))
 
@@ -155,9 +157,8 @@ class Player:
             self.take_visits()
 
     def take_visits(self) -> None:
-        """Adds visits one by one, or forgets them if nothing reads them."""
-        visits = self.item_counters.visits.take()
-        for visit in visits[:, None] if self.feeds_sources else ():
+        """Adds visits one by one."""
+        for visit in self.item_counters.visits.take()[:, None]:
             self.replica.covisits.add_within_limit(visit)
 
     def advance(self, now_ms: int) -> None:
@@ -192,6 +193,8 @@ class Player:
         indices = self._indices(event)
         session = self.session(event.user_id)
         if event.features is None:
+            if event.choice is msgspec.UNSET and uniform(_SEED, event.request_id, 0) < _LOOKED_AT:
+                event.choice = self._choice_of(event, session, indices)
             catalogue, counters = self.replica.catalogue, self.replica.counters
             self.read_before(session, catalogue.keys[indices])
             features = self.pipeline.builder.build(
@@ -223,8 +226,17 @@ class Player:
             time_ms=event.time_ms, request_id=event.request_id, user_id=event.user_id,
             items=[ServedItem(item_id=s.item_id, sources=["log"]) for s in event.items],
             context=event.context, surface=event.surface, stamp=Stamp(line=line, epoch=epoch, step=step),
-            features=features.block(), event_id=event.event_id, shown=event.shown,
+            features=features.block(), event_id=event.event_id, shown=event.shown, choice=event.choice,
         )  # fmt: skip
+
+    def _choice_of(
+        self, event: Impression, session: Session, indices: NDArray[np.int64]
+    ) -> Choice | msgspec.UnsetType:
+        """The candidates that the system would have had for a logged list."""
+        self.sync_popularity()
+        request = Request(event.user_id, len(indices), event.surface, event.context)
+        query = Query(request, session, self._policy, event.time_ms, event.request_id)
+        return self.pipeline.choice_of(query, indices) or msgspec.UNSET
 
     def _engagement(self, event: Engagement) -> None:
         self.loop.append(event)

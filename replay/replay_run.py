@@ -21,7 +21,6 @@ from recsys.config.system_config import Config, JoinConfig, StepConfig
 from recsys.events.event_types import Engagement, Event, Impression, Item, User
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id
-from recsys.features.feature_set import FeatureSet
 from recsys.process.latency_tuning import gc_seldom
 from recsys.process.malloc_tuning import return_freed_memory
 from replay.datasets.app_dataset import OfApp, feature_set_of
@@ -231,15 +230,8 @@ def replay_data(
     config = config or config_for(dataset, options, Config())
     features = feature_set_of(dataset, config)
     loop = DirectLoop(features, config, options.frozen_after_ms)
-    feeds = outputs.probe is not None or reads_visits(features)
-    player = Player(features, config, loop, options.sync_every_ms, feeds_sources=feeds)
+    player = Player(features, config, loop, options.sync_every_ms)
     return replay_with(player, dataset, options, progress, loop.digest, outputs)
-
-
-def reads_visits(features: FeatureSet) -> bool:
-    """Whether features or lists of clicks depend on co-visits."""
-    declared = features.declared
-    return declared.near or declared.visit_s > 0 or features.schema.shown_by == "click"
 
 
 def replay_with(

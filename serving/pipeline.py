@@ -7,7 +7,9 @@
     given           takes the caller's own candidates instead of these three
     pin             adds the items that the policy pins to ranks
     features, rank  predict engagements with each candidate and weigh them into one score
-    rank_list       ranks the best again, compared with each other, where the feature set declares this
+    choose, rank_list
+                    the choice model orders all candidates (recsys/model/choice_model.py), the ranker orders
+                    the first ones as a list, compared with each other where the feature set declares this
     limits          removes what the viewer doesn't want or mustn't see (serving/retrieval/filters.py)
     not_interested, rules
                     change scores or remove candidates (serving/ranking/stages.py)
@@ -36,12 +38,14 @@ from experiments.assignment.policy import Policy
 from recsys import plugins
 from recsys.arrays.bitmap import Bitmap
 from recsys.config.policy_config import MAX_LIST_LENGTH
-from recsys.events.event_types import Impression, RequestInputs, ServedItem, Stamp
-from recsys.events.hashing import Id
+from recsys.events.event_types import Choice, Impression, RequestInputs, ServedItem, Stamp
+from recsys.events.hashed_random import draws
+from recsys.events.hashing import Id, key_of
 from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import NOBODY
+from recsys.model.choice_model import log_odds, utilities
 from recsys.model.ranker import watch_seconds
 from recsys.observability.log_lines import LogThrottle
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, shorten_candidates
@@ -64,6 +68,7 @@ _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 Run = Callable[[Query, Candidates], Candidates]
 _NO_ITEMS: Final = np.zeros(0, np.int64)
+_OTHERS: Final = 16  # candidates that a choice looks at
 _MOST_KEYS: Final = 20_000  # of items that rules close, in a request to retrieval shards
 _MOST_HITS: Final = 20.0  # times as many are asked for where closed items are among them
 
@@ -114,7 +119,7 @@ class Pipeline:
             *self.retrieving, Stage("given", self._give, of_caller=True, span=RETRIEVE),
             Stage("pin", self._pin), Stage("features", self._build_features),
             Stage("rank", self._rank, UNRANKED, self._rank_by_popularity, span=RANK),
-            Stage("rank_list", self._rank_list), *self.adjustments, Stage("draw", self._draw, span=SELECT),
+            Stage("choose", self._choose), Stage("rank_list", self._rank_list), *self.adjustments, Stage("draw", self._draw, span=SELECT),
         )  # fmt: skip
 
     def recommend(self, query: Query) -> Answer:
@@ -139,6 +144,31 @@ class Pipeline:
         slate = Slate(np.arange(n), np.ones(n), np.zeros(n, np.bool_), 0, {})
         listed = ranked.having(slate=slate, slate_scores_R=ranked.scores_N)
         return self._assemble(query, listed).impression
+
+    def choice_of(self, query: Query, listed: NDArray[np.int64]) -> Choice | None:
+        """What an engagement with an item of a list by others, of these indices, chose from: the candidates of
+        the sources, of whom a sample is looked at. None where there are none."""
+        indices = np.array(self.candidates(query).indices, np.int64)
+        others = indices[~np.isin(indices, listed)]
+        if not len(others):
+            return None
+        seed = key_of("choice", query.request_id) & 0xFFFFFFFF
+        sample = others[np.argsort(draws(seed, others))[:_OTHERS]]
+        features, logits = self.first_ranking(query, np.concatenate([listed, sample]))
+        others_KF, each = features.dense_NF[len(listed) :], len(others) / len(sample)
+        standing_N = np.isin(listed, indices).astype(np.float32)
+        return Choice(standing_N.tobytes(), logits.tobytes(), others_KF.tobytes(), each)
+
+    def first_ranking(
+        self, query: Query, indices: NDArray[np.int64]
+    ) -> tuple[RequestFeatures, Floats]:
+        """Features of some items, not compared with each other, and the ranker's logits of the first label;
+        zeros before the first step."""
+        features, replica = self._features(query, indices), self.replica
+        if replica.step == 0:
+            return features, np.zeros(len(indices), np.float32)
+        predictions_NL = probabilities(replica.model, replica.rows, [replica.read(features)])
+        return features, log_odds(predictions_NL[:, 0])
 
     def adjusted(self, query: Query, candidates: Candidates) -> Candidates:
         """Ranked candidates as the query's policy scores and adjusts them, by the same predictions."""
@@ -253,17 +283,31 @@ class Pipeline:
             return self._rank_by_popularity(query, candidates, "rank")
         return candidates.scored(self.score(predictions_NL, query.policy))
 
+    def _choose(self, query: Query, candidates: Candidates) -> Candidates:
+        """The logarithm of each candidate's odds against the last of the list, by the choice model."""
+        weights_W = self.replica.model.choice.weights_W.detach().numpy()
+        n, count = query.request.n, len(candidates.sources)
+        if not _has_numbers(candidates.predictions_NL) or not weights_W.any() or n >= count:
+            return candidates
+        dense_NF = self.replica.read(candidates.features).dense_NF
+        logits_N = log_odds(candidates.predictions_NL[:, 0])
+        utilities_N = utilities(weights_W, logits_N, dense_NF, self.replica.model.features)
+        return candidates.having(odds_N=utilities_N - np.partition(utilities_N, -n)[-n])
+
     def _rank_list(self, query: Query, candidates: Candidates) -> Candidates:
         predictions_NL, replica = candidates.predictions_NL, self.replica
-        if not replica.model.features.list_columns or not _has_numbers(predictions_NL):
+        if not _has_numbers(predictions_NL):
             return candidates
-        most = min(query.request.n, MAX_LIST_LENGTH)  # comparing takes time in n²
-        best = np.argsort(-candidates.scores_N, kind="stable")[:most]
-        listed = replica.read(self._listed(candidates.features, best))
-        predictions_NL = predictions_NL.copy()
-        predictions_NL[best] = probabilities(replica.model, replica.rows, [listed])
-        candidates = candidates.having(predictions_NL=predictions_NL)
-        return candidates.scored(self.score(predictions_NL, query.policy))
+        order_N = candidates.scores_N if candidates.odds_N is None else candidates.odds_N
+        best = np.argsort(-order_N, kind="stable")[: query.request.n]
+        if replica.model.features.list_columns:
+            listed = best[:MAX_LIST_LENGTH]  # comparing takes time in n²
+            predictions_NL = predictions_NL.copy()
+            features = replica.read(self._listed(candidates.features, listed))
+            predictions_NL[listed] = probabilities(replica.model, replica.rows, [features])
+            candidates = candidates.having(predictions_NL=predictions_NL)
+        scores_N = self.score(predictions_NL, query.policy)
+        return candidates.scored(_below(scores_N, best, candidates.odds_N))
 
     def _rank_by_popularity(
         self, _: Query, candidates: Candidates, reason: str = UNRANKED
@@ -470,6 +514,18 @@ def without_profile_if_requested(query: Query) -> Query:
     if query.session.user_id == NOBODY or not (query.request.plain or query.session.plain):
         return query
     return replace(query, session=query.session.without_profile())
+
+
+def _below(
+    scores_N: NDArray[np.float64], best: NDArray[np.int64], odds_N: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """Scores of all candidates: of the best as they are, of the others below these, by their odds."""
+    if odds_N is None:
+        return scores_N
+    least = np.nanmin(scores_N[best])
+    below_N: NDArray[np.float64] = least - np.abs(least) * -np.expm1(np.minimum(odds_N, 0.0))
+    below_N[best] = scores_N[best]
+    return below_N
 
 
 def _has_numbers(predictions_NL: Floats | None) -> TypeGuard[Floats]:

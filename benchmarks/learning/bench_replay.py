@@ -23,7 +23,7 @@ from replay.datasets.app_dataset import feature_set_of
 from replay.datasets.open_dataset import open_dataset
 from replay.direct_loop import DirectLoop
 from replay.player import Player
-from replay.replay_run import ReplayOptions, config_for, reads_visits, replay_with
+from replay.replay_run import ReplayOptions, config_for, replay_with
 from runtime.jobs.time_option import parse_time
 from training.continual.learner import Lane, Learned, Learner
 from training.continual.worker import Worker
@@ -69,7 +69,7 @@ def measure_replay(data: Path, until: str) -> dict[str, Any]:
     learner = KeepingLearner(build_model(features, config.model))
     learner.lane_examples, learner.lane_counts = deque(maxlen=_LANES), deque(maxlen=_LANES)
     loop.worker = Worker(0, 1, loop.log, loop.client, learner, config)
-    player = Player(features, config, loop, feeds_sources=reads_visits(features))
+    player = Player(features, config, loop)
     warm_s = list[float]()
 
     def progress(events: Iterator[Event]) -> Iterator[Event]:

@@ -54,7 +54,7 @@ class Past:
         keys = {at: player.keys_of(self.items[at].item()) for at in np.sort(first).tolist()}
         keys_UI = np.array([keys[at] for at in first.tolist()], np.int64).reshape(len(items), -1)
         fold = PastFold(self, player.features, keys_UI, items, items_N)
-        fold.fold_counters(self, items_N, player.item_counters, player.feeds_sources)
+        fold.fold_counters(self, items_N, player.item_counters, True)
         player.take_visits()
         for session in player.sessions.values():
             fold.fold_session(session)

@@ -195,7 +195,7 @@ class Shard:
             if self.dense is None or lane.dense is None:
                 continue
             gradient, expected = np.asarray(lane.dense), self.dense.values
-            if (gradient.shape, gradient.dtype) != (expected.shape, expected.dtype):
+            if not self.dense.fits_model(gradient) or gradient.dtype != expected.dtype:
                 raise ValueError(
                     f"lane {lane.lane}: the dense gradient is {gradient.dtype} {gradient.shape}, expected "
                     f"{expected.dtype} {expected.shape}; start workers and shards with one configuration"

@@ -94,6 +94,20 @@ class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     backfilled: bool = False
 
 
+class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What an engagement with an item of a list chose from, where that isn't the list itself.
+
+    ``standing`` float32 (N,): the number of candidates that each item of the list stands for, 0 for one that
+    the sources didn't have. ``others`` float32 (K, F): the dense features of further candidates, ``each`` of
+    which stands for so many. ``logits`` float32 (N + K,): the ranker's, of the first label, of all of them.
+    """
+
+    standing: bytes
+    logits: bytes
+    others: bytes = b""
+    each: float = 1.0
+
+
 class Item(msgspec.Struct, tag="item", kw_only=True):
     """An item was published, changed, or removed (``removed``)."""
 
@@ -127,7 +141,7 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
 
     ``shown``: whether all items were on screen, known when the list is written: of a data set that says so,
     or of an app that renders each list that it asks for with a key. ``source``: as of an engagement, of who
-    asked for a list that is shown.
+    asked for a list that is shown. ``choice``: unset, an engagement chose from what was shown of the list.
     """
 
     time_ms: int
@@ -145,6 +159,7 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     shares: list[float] = []
     shown: bool | msgspec.UnsetType = msgspec.UNSET
     source: int | msgspec.UnsetType = msgspec.UNSET
+    choice: Choice | msgspec.UnsetType = msgspec.UNSET
     event_id: str | None = None
     v: int = 1
 

@@ -31,6 +31,8 @@ class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
     of examples without an engagement. ``sampled_out``: this one was left out and an engagement came later;
     its ``previous`` were never learned (training/continual/open_labels.py). ``measured``: it counts in
     experiments, and isn't learned: the click in its list is, in the list of candidates that it chose from.
+    ``choice`` float32 (R, 2 + F), of an item that got the first label: a row of itself and those of what it
+    was chosen before (recsys/model/choice_model.py).
     """
 
     partition: int
@@ -46,6 +48,7 @@ class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
     measured: bool | msgspec.UnsetType = msgspec.UNSET
     served_by: str = ""  # line/epoch; examples of one that was rolled back are not learned
     features: FeatureBlock | None = None  # of this item: N = 1
+    choice: bytes = b""
 
 
 class Example(TrainingExample, kw_only=True):

@@ -241,8 +241,14 @@ class FeatureSet:
     def compared(self) -> tuple[int, ...]:
         """Dense columns of which the difference to the list's mean is one: those that are ranked, or with
         ``whole_list`` all but vectors in which the items of a list may differ."""
-        if not self.declared.whole_list or self.kind != "all":
-            return self.ranked
+        return self.differing if self.declared.whole_list else self.ranked
+
+    @cached_property
+    def differing(self) -> tuple[int, ...]:
+        """Dense columns, but for vectors and columns of a list, in which the candidates of a request may
+        differ: the inputs of the choice model (recsys/model/choice_model.py)."""
+        if self.kind != "all":
+            return ()
         width, entities, one = len(self.numbers), self.entities, self.declared
         parts = [(bool(entity.right), width) for entity in entities]
         vectors = sum(length for _, length in self.schema.vectors)

@@ -1,4 +1,5 @@
-"""The model: ranker and user side over the rows of three tables, all dense parameters in one flat vector.
+"""The model: ranker and user side over the rows of three tables, and the choice model, which needs no rows. All
+dense parameters are one flat vector.
 
 Tables: ``features`` (a row per categorical value, D + 1 wide), ``items`` (item vectors) and ``users`` (user
 vectors). The model takes rows and the flat vector; it does not know where they come from.
@@ -20,6 +21,7 @@ from recsys.config.system_config import ModelConfig
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.model.batch import Batch
+from recsys.model.choice_model import choice_size
 from recsys.model.ranker import Ranker, RankerModule, RankerShape, dense_start, ranker_of
 from recsys.model.retrieval_vectors import UserSide, content_vectors, field_vectors
 from recsys.model.row_kernels import distinct
@@ -69,6 +71,15 @@ def unique_keys(*parts: Keys) -> tuple[Keys, Keys]:
     return unique[:count], at
 
 
+class ChoiceWeights(nn.Module):
+    """Weights of the choice model (recsys/model/choice_model.py). A module, since a module's own parameters
+    precede those of its parts."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weights_W = nn.Parameter(torch.zeros(size))
+
+
 class Model(nn.Module):
     """Ranker and user side. Rows are passed with a row of zeros after the last."""
 
@@ -98,6 +109,8 @@ class Model(nn.Module):
                 first = self.ranker.get_parameter("layers.0.weight")
                 first[:, end - features.list_columns : end] = 0.0
         self.user_side = UserSide(config.vector_dim)
+        # The last of the dense parameters, as shards expect.
+        self.choice = ChoiceWeights(choice_size(features))
 
     def rank(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
         """The ranker's logits (B, L), on the device of the rows."""

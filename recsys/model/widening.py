@@ -1,6 +1,6 @@
 """Starts the model of another feature set from a trained one: the wider model begins with its predictions.
 
-Only the ranker's first layer depends on the dense columns. New columns begin with weights of 0; those of a
+Only the ranker's first layer and the choice model depend on the dense columns. New columns begin with weights of 0; those of a
 replaced half-life begin with the weights of the one that it replaces; all else is copied.
 """
 
@@ -29,7 +29,20 @@ def widened(
     places = _places(before, after, config)
     vectors = [name for name in _VECTORS if name in arrays]
     moved = {name: np.where(places >= 0, arrays[name][places], 0) for name in vectors}
-    return arrays | {name: vector.astype(np.float32) for name, vector in moved.items()}
+    arrays = arrays | {name: vector.astype(np.float32) for name, vector in moved.items()}
+    old, new = arrays["dense/curvature"], _weights_from(before, after)
+    if len(old):
+        both = (new >= 0)[:, None] & (new >= 0)
+        arrays["dense/curvature"] = np.where(both, old[np.ix_(new, new)], 0.0)
+    return arrays
+
+
+def _weights_from(before: FeatureSet, after: FeatureSet) -> NDArray[np.int64]:
+    """The weight of the choice model of ``before`` that each one of ``after`` begins with; -1: none."""
+    place = {column: at for at, column in enumerate(before.differing, 1)}
+    columns = columns_from(before, after)
+    weights = [place.get(columns[column], -1) for column in after.differing]
+    return np.array([0, *weights] if weights else [], np.int64)
 
 
 def check_widens(config: ModelConfig) -> None:
@@ -56,7 +69,10 @@ def _places(before: FeatureSet, after: FeatureSet, config: ModelConfig) -> NDArr
         at += parameter.numel()
         if parameter is first:
             place = np.where(inputs >= 0, place[:, inputs], -1)
+        if parameter is old.choice.weights_W:
+            weights = _weights_from(before, after)
+            place = np.where(weights >= 0, place[weights], -1) if len(place) else weights
         parts.append(place.reshape(-1))
     places = np.concatenate(parts)
-    assert len(places) == new.dense_size(), "only the first layer depends on the columns"
+    assert len(places) == new.dense_size(), "only these depend on the columns"
     return places

@@ -5,7 +5,7 @@ Legend: B examples of the lane, K labels, L outputs (labels, then watch time), U
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +20,7 @@ from recsys.events.records import TrainingExample
 from recsys.features.feature_kernels import LOG_COUNT
 from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
+from recsys.model.choice_model import choice_size, choice_sums
 from recsys.model.model import Lookup, Model, joined, lookup_of, with_missing_row
 from recsys.model.prediction_metrics import bin_weights, bins_of
 from recsys.model.ranker import Ranker, loss_per_output, targets
@@ -46,6 +47,8 @@ class Lane:
     labels_BK: Floats
     watch_ms_B: Floats
     label_targets: LabelTargets
+    _: KW_ONLY
+    choices: Mapping[int, bytes] = field(default_factory=dict)  # what an item was chosen before
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Learner:
         targets = label_targets(examples, labels)
         if rehearsed:
             targets = with_rehearsed(targets, first, weight)
-        return self.lane_of(batch, labels, watch_ms, targets)
+        choices = {at: e.choice for at, e in enumerate(examples) if e.choice}
+        return replace(self.lane_of(batch, labels, watch_ms, targets), choices=choices)
 
     def lane_of(
         self, batch: Batch, labels_BK: Floats, watch_ms_B: Floats, targets: LabelTargets
@@ -202,8 +206,16 @@ class Learner:
             for name, keys in lane.lookup.keys.items():
                 gradients[name] = RowGradients(keys, _gradient(own[name]), counts[name])
                 metrics[f"moved.{name}"] = float(gradients[name].gradients.any(1).sum())
+            own_dense = self._with_choices(lane, dense, own_dense)
             out.append(Learned(probabilities, gradients, own_dense, metrics))
         return out
+
+    def _with_choices(self, lane: Lane, dense: Floats, gradient: Floats) -> Floats:
+        """A dense gradient with the sums of the choice model, whose parameters are the last."""
+        first = len(gradient) - choice_size(self.features)
+        liked = lane.label_targets.liked_B[np.array([*lane.choices], np.int64)]
+        sums = choice_sums(dense[first:], [*lane.choices.values()], liked, self.features)
+        return np.concatenate([gradient[:first], sums])
 
     def predict(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Floats:
         """The probabilities (B, L) alone, with the arguments of ``learn``."""

@@ -54,6 +54,7 @@ from recsys.events.records import CLICK_LIST, Example, Forget, Withdrawn, served
 from recsys.events.withdrawal import NO_REQUEST, withdraws_item
 from recsys.features.feature_set import item_block, item_predictions
 from recsys.features.influence import Influence, kind_bit
+from training.joining.choices import chosen_before
 from training.joining.delay import DelayState, LabelDelays
 from training.joining.impression_state import (
     AFTER,
@@ -477,6 +478,7 @@ class Joiner:
         if impression is None:
             self.counts["lost"] += 1
             return
+        is_liked = labels & 1 and (not again or not learned & 1)
         is_measured = self._has_choices and not impression.request_id.startswith(CLICK_LIST)
         served, block = impression.items[index], None if is_measured else impression.features
         self.counts["corrections" if correction else "examples"] += 1
@@ -491,6 +493,7 @@ class Joiner:
             features=item_block(block, index, len(impression.items)) if block else None,
             arrived=self._arrived(mark, again), sampling_rate=self.config.negatives,
             sampled_out=sampled_out, measured=True if is_measured else msgspec.UNSET,
+            choice=chosen_before(state, index, impression) if block and is_liked else b"",
         )  # fmt: skip
         out.append(example)
 

@@ -1,0 +1,117 @@
+"""The choice model: which of all candidates is taken, from numbers that are there from the first event on.
+
+A multinomial logit (McFadden 1974, "Conditional logit analysis of qualitative choice behavior"): candidate i
+is taken with probability exp(w · xᵢ) / Σⱼ exp(w · xⱼ), where x are the dense features in which candidates
+differ (counts and rates at each half-life, co-visits, age, the viewer's own counts), and the ranker's
+logit of the first label: what has learned little adds little. It is linear, so a
+hundred choices teach it what a network learns from many thousands. It orders all candidates; the ranker
+orders the first of them as a list.
+
+Of what an item was chosen before, a sample is learned from. A row that stands for k candidates has log k
+added to its utility (McFadden 1978, "Modelling the choice of residential location": sampling of alternatives).
+Shards descend by Newton's method (parameter_server/table/newton.py), for which a worker sends the gradient of
+-log P of each taken item and its second derivatives.
+
+Rows of a choice, float32 (R, 2 + F), the taken item first: log k, the ranker's logit, the dense features.
+
+Legend: C choices of a lane, R rows, W weights (of the logit, then of the features), N candidates, F dense.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from recsys.arrays.compiled import kernel, read_only
+from recsys.features.feature_set import FeatureSet
+
+UNIT: Final = 2.0**-10  # as in newton
+Floats = NDArray[np.float32]
+_FARTHEST: Final = np.float32(20.0)  # difference of a feature that counts
+_RAREST: Final = 4.5e-5  # probability
+_float, _double, _int = types.float32, types.float64, types.int64
+
+
+def log_odds(probabilities_N: Floats) -> Floats:
+    """Logits of probabilities, within ±10; 0 of what isn't a number."""
+    clipped = np.clip(np.nan_to_num(probabilities_N, nan=0.5), _RAREST, 1 - _RAREST)
+    odds: Floats = np.log(clipped / (1 - clipped)).astype(np.float32)
+    return odds
+
+
+def choice_size(features: FeatureSet) -> int:
+    """Number of weights; 0 for features in which candidates don't differ."""
+    return len(features.differing) and 1 + len(features.differing)
+
+
+def utilities(
+    weights_W: Floats, logits_N: Floats, dense_NF: Floats, features: FeatureSet
+) -> NDArray[np.float64]:
+    """The utility of each candidate (N,). It doesn't depend on the other candidates."""
+    used = np.column_stack([logits_N, np.take(dense_NF, features.differing, 1)])
+    total: NDArray[np.float64] = (used.astype(np.float64, "C") * weights_W).sum(1)
+    return total
+
+
+def choice_sums(
+    weights_W: Floats, choices: Sequence[bytes], weights_C: Floats, features: FeatureSet
+) -> Floats:
+    """The sums over choices that Newton's method needs, in its unit: gradient (W,), upper triangle of the
+    second derivatives, weight of all choices. ``choices``: the rows of each; ``weights_C``: of each."""
+    width, size = 2 + len(features.dense_names), choice_size(features)
+    columns = np.array([1, *(2 + column for column in features.differing)], np.int64)
+    gradient, curvature = np.zeros(size), np.zeros((size, size))
+    if size and len(choices):
+        rows = [np.frombuffer(choice, np.float32).reshape(-1, width) for choice in choices]
+        ends = np.cumsum([len(own) for own in rows])
+        _add_choices(
+            weights_W.astype(np.float64), np.concatenate(rows), columns, ends,
+            weights_C.astype(np.float64), gradient, curvature,
+        )  # fmt: skip
+    counted = [float(weights_C.sum())] if size else []
+    sums = np.concatenate([gradient, curvature[np.triu_indices(size)], counted])
+    return (sums * UNIT).astype(np.float32)
+
+
+@kernel(types.void(read_only(_double, 1), read_only(_float, 2), read_only(_int, 1),
+                   read_only(_int, 1), read_only(_double, 1), _double[::1], _double[:, ::1]))
+def _add_choices(weights: Any, rows: Any, columns: Any, ends: Any, of_choice: Any, gradient: Any,
+                 curvature: Any) -> None:  # fmt: skip
+    """Adds the gradient and the second derivatives (upper triangle) of each choice. The taken item's utility
+    is 0, that of a row its difference to it."""
+    size, start = weights.shape[0], 0
+    for c in range(ends.shape[0]):
+        taken, start = rows[start], start + 1
+        count = ends[c] - start
+        away = np.empty((count, size), np.double)
+        utility, mean = np.empty(count, np.double), np.zeros(size, np.double)
+        most = 0.0
+        for r in range(count):
+            row = rows[start + r]
+            utility[r] = row[0]
+            for j in range(size):
+                d = row[columns[j]] - taken[columns[j]]
+                away[r, j] = min(max(d, -_FARTHEST), _FARTHEST)
+                utility[r] += weights[j] * away[r, j]
+            most = max(most, utility[r])
+        total = np.exp(-most)
+        for r in range(count):
+            utility[r] = np.exp(utility[r] - most)
+            total += utility[r]
+        for r in range(count):
+            share = utility[r] / total
+            for j in range(size):
+                mean[j] += share * away[r, j]
+                part = of_choice[c] * share * away[r, j]
+                if part != 0:
+                    for k in range(j, size):
+                        curvature[j, k] += part * away[r, k]
+        for j in range(size):
+            gradient[j] += of_choice[c] * mean[j]
+            part = of_choice[c] * mean[j]
+            if part != 0:
+                for k in range(j, size):
+                    curvature[j, k] -= part * mean[k]
+        start = ends[c]
