@@ -26,19 +26,18 @@ from recsys.events.event_types import (
     Stamp,
     User,
 )
-from recsys.events.hashing import Id, uniform
+from recsys.events.hashing import Id
 from recsys.events.records import CLICK_LIST
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 from serving.click_lists import ClickLists
-from serving.pipeline import Pipeline
+from serving.pipeline import Pipeline, is_looked_at
 from serving.query import Query
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
 from serving.request import Request
 
-_LOOKED_AT, _SEED = 0.25, 0xC401  # part of the lists whose choices are looked at
 _FLUSH = 512  # impressions scored together at the most; the scores don't depend on it
 
 
@@ -82,7 +81,7 @@ class Player:
         self._click_lists = ClickLists(self.pipeline)
         self._policy = Policy(self.config.policy, digest(self.config.policy))
         self.item_counters = ItemCounters(
-            self.features, self.config.bounds, covisits=self.config.covisits, tracks_changes=True
+            self.features, self.config.bounds, covisits=self.config.covisits
         )
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
@@ -193,7 +192,7 @@ class Player:
         indices = self._indices(event)
         session = self.session(event.user_id)
         if event.features is None:
-            if event.choice is msgspec.UNSET and uniform(_SEED, event.request_id, 0) < _LOOKED_AT:
+            if event.choice is msgspec.UNSET and is_looked_at(event.request_id):
                 event.choice = self._choice_of(event, session, indices)
             catalogue, counters = self.replica.catalogue, self.replica.counters
             self.read_before(session, catalogue.keys[indices])

@@ -40,7 +40,7 @@ from recsys.arrays.bitmap import Bitmap
 from recsys.config.policy_config import MAX_LIST_LENGTH
 from recsys.events.event_types import Choice, Impression, RequestInputs, ServedItem, Stamp
 from recsys.events.hashed_random import draws
-from recsys.events.hashing import Id, key_of
+from recsys.events.hashing import Id, key_of, uniform
 from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
@@ -68,7 +68,9 @@ _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 Run = Callable[[Query, Candidates], Candidates]
 _NO_ITEMS: Final = np.zeros(0, np.int64)
+_LOOKED_AT, _SEED = 0.25, 0xC401  # part of the lists of others whose choices are looked at
 _OTHERS: Final = 16  # candidates that a choice looks at
+_LEAST: Final = 1e-9  # score
 _MOST_KEYS: Final = 20_000  # of items that rules close, in a request to retrieval shards
 _MOST_HITS: Final = 20.0  # times as many are asked for where closed items are among them
 
@@ -119,7 +121,8 @@ class Pipeline:
             *self.retrieving, Stage("given", self._give, of_caller=True, span=RETRIEVE),
             Stage("pin", self._pin), Stage("features", self._build_features),
             Stage("rank", self._rank, UNRANKED, self._rank_by_popularity, span=RANK),
-            Stage("choose", self._choose), Stage("rank_list", self._rank_list), *self.adjustments, Stage("draw", self._draw, span=SELECT),
+            Stage("choose", self._choose), Stage("rank_list", self._rank_list), *self.adjustments,
+            Stage("draw", self._draw, span=SELECT),
         )  # fmt: skip
 
     def recommend(self, query: Query) -> Answer:
@@ -146,8 +149,8 @@ class Pipeline:
         return self._assemble(query, listed).impression
 
     def choice_of(self, query: Query, listed: NDArray[np.int64]) -> Choice | None:
-        """What an engagement with an item of a list by others, of these indices, chose from: the candidates of
-        the sources, of whom a sample is looked at. None where there are none."""
+        """What an engagement with an item of another's list, by indices, chose from: the candidates of the
+        sources, a sample of which is looked at. None without any."""
         indices = np.array(self.candidates(query).indices, np.int64)
         others = indices[~np.isin(indices, listed)]
         if not len(others):
@@ -172,9 +175,12 @@ class Pipeline:
 
     def adjusted(self, query: Query, candidates: Candidates) -> Candidates:
         """Ranked candidates as the query's policy scores and adjusts them, by the same predictions."""
-        scores_N = candidates.scores_N
-        if _has_numbers(candidates.predictions_NL):
-            scores_N = self.score(candidates.predictions_NL, query.policy)
+        scores_N, predictions_NL = candidates.scores_N, candidates.predictions_NL
+        if _has_numbers(predictions_NL):
+            scores_N = self.score(predictions_NL, query.policy)
+            if candidates.chances_N is not None:
+                best, odds_N = _best(candidates.chances_N, scores_N, query.request.n)
+                scores_N = _below(scores_N, best, odds_N)
         return run_stages(self.adjustments, query, candidates.scored(scores_N))
 
     def open_items(self, query: Query, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -284,7 +290,7 @@ class Pipeline:
         return candidates.scored(self.score(predictions_NL, query.policy))
 
     def _choose(self, query: Query, candidates: Candidates) -> Candidates:
-        """The logarithm of each candidate's odds against the last of the list, by the choice model."""
+        """By the choice model, how much more or less likely than the ranker says each candidate is taken."""
         weights_W = self.replica.model.choice.weights_W.detach().numpy()
         n, count = query.request.n, len(candidates.sources)
         if not _has_numbers(candidates.predictions_NL) or not weights_W.any() or n >= count:
@@ -292,14 +298,17 @@ class Pipeline:
         dense_NF = self.replica.read(candidates.features).dense_NF
         logits_N = log_odds(candidates.predictions_NL[:, 0])
         utilities_N = utilities(weights_W, logits_N, dense_NF, self.replica.model.features)
-        return candidates.having(odds_N=utilities_N - np.partition(utilities_N, -n)[-n])
+        return candidates.having(chances_N=utilities_N + np.logaddexp(0, -logits_N))
 
     def _rank_list(self, query: Query, candidates: Candidates) -> Candidates:
         predictions_NL, replica = candidates.predictions_NL, self.replica
         if not _has_numbers(predictions_NL):
             return candidates
-        order_N = candidates.scores_N if candidates.odds_N is None else candidates.odds_N
-        best = np.argsort(-order_N, kind="stable")[: query.request.n]
+        scores_N, chances_N, odds_N = candidates.scores_N, candidates.chances_N, None
+        if chances_N is None:
+            best = np.argsort(-scores_N, kind="stable")[: query.request.n]
+        else:
+            best, odds_N = _best(chances_N, scores_N, query.request.n)
         if replica.model.features.list_columns:
             listed = best[:MAX_LIST_LENGTH]  # comparing takes time in n²
             predictions_NL = predictions_NL.copy()
@@ -307,7 +316,7 @@ class Pipeline:
             predictions_NL[listed] = probabilities(replica.model, replica.rows, [features])
             candidates = candidates.having(predictions_NL=predictions_NL)
         scores_N = self.score(predictions_NL, query.policy)
-        return candidates.scored(_below(scores_N, best, candidates.odds_N))
+        return candidates.scored(scores_N if odds_N is None else _below(scores_N, best, odds_N))
 
     def _rank_by_popularity(
         self, _: Query, candidates: Candidates, reason: str = UNRANKED
@@ -359,7 +368,10 @@ class Pipeline:
         """Input of the draw: candidates as ``adjusted`` for the query's policy."""
         config, replica = query.policy.config, self.replica
         indices = candidates.indices_N
-        unit = level(candidates.scores_N) if config.relative else 1.0
+        scores_N = candidates.scores_N
+        if candidates.chances_N is not None and candidates.predictions_NL is not None:
+            scores_N = self.score(candidates.predictions_NL, query.policy)
+        unit = level(scores_N) if config.relative else 1.0
         temperature = config.temperature * (unit or 1.0)
         exploration = temperature, config.explore, config.quota, config.diversity
         params = BY_SCORE if query.request.by_score else SamplingParams(*exploration)
@@ -399,6 +411,12 @@ class Pipeline:
 
     # --- the answer ---
 
+    def _choice_in(self, query: Query, listed: NDArray[np.int64]) -> Choice | msgspec.UnsetType:
+        """Of a list of the caller's candidates, which says nothing of what the sources have."""
+        if query.request.candidate_ids is None or not is_looked_at(query.request_id):
+            return msgspec.UNSET
+        return self.choice_of(query, listed) or msgspec.UNSET
+
     def _assemble(self, query: Query, candidates: Candidates) -> Answer:
         slate, request = candidates.slate, query.request
         assert slate is not None, "draw first"
@@ -419,7 +437,7 @@ class Pipeline:
             items=[_served(item) for item in items], context=request.context, surface=request.surface,
             stamp=stamp, features=self.builder.as_shown(listed).block(), predicted=predicted,
             degraded=list(candidates.degraded), inputs=self._inputs(query), teams=list(slate.teams),
-            shares=list(slate.shares),
+            shares=list(slate.shares), choice=self._choice_in(query, candidates.indices_N[positions_R]),
         )  # fmt: skip
         return Answer(
             query.request_id, items, impression, stamp, candidates.degraded, candidates.removed,
@@ -509,6 +527,11 @@ class Pipeline:
         return named | {"watch_s": float(watch_seconds(predictions_L[len(labels)]))}
 
 
+def is_looked_at(request_id: str) -> bool:
+    """Whether a list that the sources didn't make tells what its viewer chose from: some do, by hash."""
+    return uniform(_SEED, request_id, 0) < _LOOKED_AT
+
+
 def without_profile_if_requested(query: Query) -> Query:
     """The query without the viewer's profile and history, where the request or the viewer wants that."""
     if query.session.user_id == NOBODY or not (query.request.plain or query.session.plain):
@@ -516,12 +539,20 @@ def without_profile_if_requested(query: Query) -> Query:
     return replace(query, session=query.session.without_profile())
 
 
+def _best(
+    chances_N: NDArray[np.float64], scores_N: NDArray[np.float64], n: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Positions of the n candidates that are worth most, and the logarithm of each one's worth in that of the
+    last of these. Worth is the chance that an item is taken, times the score of an engagement with it."""
+    worth_N = chances_N + np.log(np.fmax(scores_N, _LEAST))
+    best = np.argsort(-worth_N, kind="stable")[:n]
+    return best, worth_N - worth_N[best[-1]]
+
+
 def _below(
-    scores_N: NDArray[np.float64], best: NDArray[np.int64], odds_N: NDArray[np.float64] | None
+    scores_N: NDArray[np.float64], best: NDArray[np.int64], odds_N: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Scores of all candidates: of the best as they are, of the others below these, by their odds."""
-    if odds_N is None:
-        return scores_N
     least = np.nanmin(scores_N[best])
     below_N: NDArray[np.float64] = least - np.abs(least) * -np.expm1(np.minimum(odds_N, 0.0))
     below_N[best] = scores_N[best]

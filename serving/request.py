@@ -64,9 +64,10 @@ class Candidates:
     ``features`` are the viewer's alone until the candidates are complete. ``sources`` names the sources that
     retrieved each item, by catalogue index. ``left_out`` gives the reason for each candidate of the caller
     that isn't among them. ``allowed`` are the items that passed the filters; ``pinned`` maps ranks to
-    catalogue indices. ``odds_N`` come from the choice model: 0 for the last that has a place in the list,
-    None where it doesn't choose. ``scores_N`` come from the ranker; ``added`` holds what each later stage
-    added to them, and ``open_N`` marks the candidates that none of these removed, ``limits_N`` those that the
+    catalogue indices. ``chances_N``: logarithms of how much more likely than the ranker says each is taken,
+    by the choice model; None where it doesn't choose. ``scores_N`` come from the ranker, those of candidates
+    beyond the list from the choice model; ``added`` holds what each later stage added to them, and ``open_N``
+    marks the candidates that none of these removed, ``limits_N`` those that the
     viewer's limits let through. ``removed`` counts removals by stage or filter; ``degraded`` names the stages
     that were skipped or failed.
     """
@@ -77,7 +78,7 @@ class Candidates:
     left_out: Mapping[Id, str] = field(default_factory=dict)
     pinned: Mapping[int, int] = field(default_factory=dict)
     predictions_NL: NDArray[np.float32] | None = None
-    odds_N: Floats | None = None
+    chances_N: Floats | None = None
     scores_N: Floats = field(default_factory=lambda: np.zeros(0))
     open_N: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     limits_N: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))

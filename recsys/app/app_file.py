@@ -174,7 +174,7 @@ class _Reader:
             history_of=history_of,
             item_age=bool(age),
             age_field=age if isinstance(age, str) else "",
-            near=self._flag(raw.get("near", False), "features", "near"),
+            near=self._flag(raw.get("near", True), "features", "near"),
             trend=self._flag(raw.get("trend", False), "features", "trend"),
             visit_s=self._seconds(raw["visit"], "features", "visit") if "visit" in raw else 0.0,
             position=self._flag(raw.get("position", False), "features", "position"),

@@ -4,6 +4,8 @@ since, by the ``control`` topic."""
 from collections.abc import Iterable
 from contextlib import suppress
 
+import numpy as np
+
 from recsys.events.control_records import Control, Definition
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import CONTROL
@@ -40,6 +42,17 @@ class BlockReader:
         """``log``: whose ``control`` names the other sets; None: there are none."""
         self._log, self._features = log, features
         self._narrowings: dict[str, Narrowing | None] = {features.digest: None}
+
+    def choice(self, digest: str, rows: bytes) -> bytes:
+        """Rows of a choice (recsys/model/choice_model.py) of the set ``digest``, as of ``features``."""
+        narrowing = self._narrowings.get(digest)
+        if narrowing is None or not rows:
+            return rows
+        columns = np.concatenate([[0, 1], 2 + narrowing.columns])
+        with suppress(ValueError, IndexError):
+            all_R = np.frombuffer(rows, np.float32).reshape(-1, 2 + narrowing.width)
+            return all_R[:, columns].tobytes()
+        return b""
 
     def read(self, block: FeatureBlock) -> FeatureBlock:
         """The block of one item as of ``features``; unchanged if its set lacks something or is unknown, or if

@@ -44,11 +44,11 @@ _CROSSES: Final = 20_000  # pairs whose crosses are kept: of a profile and an it
 
 class ItemCounters:
     """Folds events into counters of items, groups and their crosses with the context. ``tables``: how many
-    such folds divide the limits of memory among them; ``tracks_changes``: False where nobody takes them."""
+    such folds divide the limits of memory among them."""
 
     def __init__(
         self, features: FeatureSet, bounds: BoundsConfig | None = None, partitions: int = 1,
-        covisits: CovisitConfig | None = None, tables: int = 1, tracks_changes: bool = True,
+        covisits: CovisitConfig | None = None, tables: int = 1,
     ) -> None:  # fmt: skip
         self.features, self.visits = features, Visits(covisits or CovisitConfig(), tables)
         self.credits, self._requests = SourceCredits(tables), REQUESTS // tables
@@ -60,7 +60,7 @@ class ItemCounters:
         # Context, and segment of viewers with a profile, of the newest requests.
         self.context_by_request: OrderedDict[str, int] = OrderedDict()
         self.segment_by_request: OrderedDict[str, int] = OrderedDict()
-        self._changed, self._tracks_changes = set[int](), tracks_changes
+        self._changed = set[int]()
         self._kinds = features.engagement_kinds
         self.segments = OrderedDict[int, int]()  # of viewers, by the key of their ids
         self._viewers = VIEWERS // tables
@@ -276,10 +276,7 @@ class ItemCounters:
 
     def mark_changed(self, keys: Iterable[int]) -> None:
         """Has keys published whose counters changed."""
-        if self._tracks_changes:
-            self._changed.update(keys)
-        else:
-            self.operators.touched.clear()
+        self._changed.update(keys)
 
     def counted_keys(
         self, keys_I: Keys, context: int, segment: int, lefts: dict[str, int]

@@ -8,9 +8,9 @@ hundred choices teach it what a network learns from many thousands. It orders al
 orders the first of them as a list.
 
 Of what an item was chosen before, a sample is learned from. A row that stands for k candidates has log k
-added to its utility (McFadden 1978, "Modelling the choice of residential location": sampling of alternatives).
-Shards descend by Newton's method (parameter_server/table/newton.py), for which a worker sends the gradient of
--log P of each taken item and its second derivatives.
+added to its utility (McFadden 1978, "Modelling the choice of residential location"). Shards descend by
+Newton's method (parameter_server/table/newton.py), for which a worker sends the gradient of -log P of each
+taken item and its second derivatives.
 
 Rows of a choice, float32 (R, 2 + F), the taken item first: log k, the ranker's logit, the dense features.
 
@@ -44,6 +44,12 @@ def log_odds(probabilities_N: Floats) -> Floats:
 def choice_size(features: FeatureSet) -> int:
     """Number of weights; 0 for features in which candidates don't differ."""
     return len(features.differing) and 1 + len(features.differing)
+
+
+def is_choice(rows: bytes, features: FeatureSet) -> bool:
+    """Whether these are rows of a choice by features of this set, all of numbers that are finite."""
+    row = 4 * (2 + len(features.dense_names))
+    return len(rows) % row == 0 and bool(np.isfinite(np.frombuffer(rows, np.float32)).all())
 
 
 def utilities(

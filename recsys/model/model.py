@@ -1,5 +1,5 @@
-"""The model: ranker and user side over the rows of three tables, and the choice model, which needs no rows. All
-dense parameters are one flat vector.
+"""The model: ranker and user side over the rows of three tables, and the choice model, which needs no rows.
+All dense parameters are one flat vector.
 
 Tables: ``features`` (a row per categorical value, D + 1 wide), ``items`` (item vectors) and ``users`` (user
 vectors). The model takes rows and the flat vector; it does not know where they come from.

@@ -1,7 +1,8 @@
 """Starts the model of another feature set from a trained one: the wider model begins with its predictions.
 
-Only the ranker's first layer and the choice model depend on the dense columns. New columns begin with weights of 0; those of a
-replaced half-life begin with the weights of the one that it replaces; all else is copied.
+Only the ranker's first layer and the choice model depend on the dense columns. New columns begin with
+weights of 0; those of a replaced half-life begin with the weights of the one that it replaces; all else is
+copied.
 """
 
 from typing import Any, Final

@@ -170,6 +170,7 @@ class Narrowing:
                 f"feature set {wide.digest} lacks {lacks}, which {narrow.digest} reads: it was logged before "
                 "the feature was"
             )
+        self.width = len(wide.dense_names)
         self.columns: Keys = np.array([places[m] for m in column_ids(narrow)], np.int64)
         self._history = 8 * narrow.history_length * narrow.history_keys
         self._outcomes = 4 * narrow.history_length * narrow.outcomes

@@ -269,11 +269,3 @@ def test_an_empty_list_is_an_impression_of_nothing() -> None:
     past.player.play(shown("r2", "u1", "v1", at_ms=START_MS + 1))
     past.player.flush()
     assert [len(s.probabilities_NL) for s in past.scored] == [0, 1]
-
-
-def test_a_player_that_keeps_no_popularity_says_so() -> None:
-    config, loop = crowd_config(), Past().loop
-    player = Player(FEATURES, config, loop, feeds_sources=False)
-    with pytest.raises(AssertionError, match="feeds_sources=True"):
-        player.sync_popularity()
-    Player(FEATURES, config, loop).sync_popularity()

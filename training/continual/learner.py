@@ -20,7 +20,7 @@ from recsys.events.records import TrainingExample
 from recsys.features.feature_kernels import LOG_COUNT
 from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
-from recsys.model.choice_model import choice_size, choice_sums
+from recsys.model.choice_model import choice_size, choice_sums, is_choice
 from recsys.model.model import Lookup, Model, joined, lookup_of, with_missing_row
 from recsys.model.prediction_metrics import bin_weights, bins_of
 from recsys.model.ranker import Ranker, loss_per_output, targets
@@ -97,7 +97,8 @@ class Learner:
         targets = label_targets(examples, labels)
         if rehearsed:
             targets = with_rehearsed(targets, first, weight)
-        choices = {at: e.choice for at, e in enumerate(examples) if e.choice}
+        pairs = ((at, e.choice) for at, e in enumerate(examples) if e.choice)
+        choices = {at: choice for at, choice in pairs if is_choice(choice, self.features)}
         return replace(self.lane_of(batch, labels, watch_ms, targets), choices=choices)
 
     def lane_of(

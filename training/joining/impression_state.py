@@ -76,4 +76,6 @@ def size_of(impression: Impression) -> int:
     if block is not None:
         size += len(block.user_keys) + len(block.item_keys) + len(block.history)
         size += len(block.outcomes) + len(block.dense)
+    if impression.choice is not msgspec.UNSET:
+        size += len(impression.choice.others)
     return size

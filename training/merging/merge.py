@@ -182,8 +182,14 @@ def _uses(keys: Keys, used: Keys, counts: NDArray[Any]) -> NDArray[Any]:
 
 
 def _dense(online: Arrays, offline: Arrays, share: float) -> Arrays:
+    """Blended parameters; the choice model is the online parent's, since no offline job learns it."""
     names = [f"dense/{column}" for column in _DENSE]
     out = {name: _lerp(offline[name], online[name], share) for name in names}
+    curvature = online["dense/curvature"]
+    first = len(online["dense/values"]) - len(curvature)
+    for name in names:
+        out[name][first:] = online[name][first:]
+    out["dense/curvature"] = curvature.copy()
     steps = np.rint(_lerp(offline["dense/t"], online["dense/t"], share))
     return out | {"dense/t": steps.astype(np.int64)}
 

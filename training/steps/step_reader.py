@@ -300,9 +300,14 @@ class ExampleCheck:
         if all([block is None or block.feature_set == self._digest for block in blocks]):
             return examples
         return [
-            example if block is None else replace(example, features=self._blocks.read(block))
+            example if block is None else self._narrowed(example, block)
             for example, block in zip(examples, blocks, strict=True)
         ]
+
+    def _narrowed(self, example: TrainingExample, block: FeatureBlock) -> TrainingExample:
+        read = self._blocks.read(block)
+        choice = self._blocks.choice(block.feature_set, example.choice)
+        return replace(example, features=read, choice=choice)
 
     def reason(self, example: TrainingExample) -> str:
         """The reason why an example can't be learned from; empty if it can."""

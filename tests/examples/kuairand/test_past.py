@@ -42,8 +42,8 @@ def past(lists: int = 300, users: int = 4, items: int = 40) -> Past:
     return Past(user_N, draw.integers(0, items, lists), times, places, codes, KINDS)
 
 
-def player_of(features: FeatureSet = FEATURES, *, feeds_sources: bool = True) -> Player:
-    player = Player(features, Config(), NoLoop(), feeds_sources=feeds_sources)  # type: ignore[arg-type]
+def player_of(features: FeatureSet = FEATURES) -> Player:
+    player = Player(features, Config(), NoLoop())  # type: ignore[arg-type]
     for n in range(30):  # fewer than the past has
         fields = {"author": f"a{n % 7}", "tags": [f"t{n % 3}", "t"], "duration_ms": 1000 * (n + 1)}
         player.play(Item(time_ms=0, item_id=n, fields=fields))
@@ -109,13 +109,6 @@ def test_features_that_need_each_event_get_it(features: FeatureSet) -> None:
     events, columns = past(), player_of(features)
     assert not events.fold_into(columns)
     assert not columns.sessions.keys() - {"2"} and not columns.item_counters.take_changed()
-
-
-def test_visits_that_nothing_reads_are_not_made() -> None:
-    player = player_of(feeds_sources=False)
-    assert past().fold_into(player)
-    assert not len(player.replica.covisits) and not player.item_counters.visits.users
-    assert not player.item_counters.take_changed() and len(player.item_counters.counters)
 
 
 def test_hidden_items_are_those_of_the_viewer() -> None:

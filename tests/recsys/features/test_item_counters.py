@@ -202,14 +202,6 @@ def test_changes_are_told_once() -> None:
     assert V1 in changed and changed == sorted(set(changed)) and its.take_changed() == []
 
 
-def test_changes_that_nobody_takes_are_not_remembered() -> None:
-    its, silent = ItemCounters(FEATURES), ItemCounters(FEATURES, tracks_changes=False)
-    for one in (its, silent):
-        one.engagement(did("r1", 1, "like"), keys_of(1))
-    assert its.take_changed() and not silent.take_changed()
-    assert count(silent, V1, "like") == count(its, V1, "like") == 1.0
-
-
 def test_the_oldest_requests_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(item_counters, "REQUESTS", 2)
     its = ItemCounters(FEATURES)

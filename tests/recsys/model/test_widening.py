@@ -1,6 +1,7 @@
 """A wider model begins with the predictions of the old one; a replaced half-life keeps its weights."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from recsys.config.system_config import ModelConfig, tables_of
 from recsys.features.feature_set import Declared, FeatureSet, RequestFeatures
+from recsys.model.choice_model import choice_size
 from recsys.model.model import Model, build_model
 from recsys.model.widening import widened
 from recsys.model.wider_set import Narrowing, columns_from, united
@@ -20,14 +22,16 @@ DAY = replace(FEATURES, declared=Declared(half_lives_h=(6.0, 24.0, 336.0), near=
 FASTER = replace(FEATURES, declared=Declared(half_lives_h=(1.0, 336.0)))
 
 
-def trained(features: FeatureSet) -> tuple[Model, dict[str, NDArray[np.float32]]]:
+def trained(features: FeatureSet) -> tuple[Model, dict[str, NDArray[Any]]]:
     """A model with other weights in each place, and its part of a snapshot."""
     model = build_model(features, CONFIG)
     draw = np.random.default_rng(1)
-    vectors = {
+    vectors: dict[str, NDArray[Any]] = {
         f"dense/{name}": draw.normal(0, 0.3, model.dense_size()).astype(np.float32)
         for name in ("values", "averaged", "m", "v")
     }
+    size = choice_size(features)
+    vectors["dense/curvature"] = draw.normal(0, 1, (size, size))
     model.write_dense(vectors["dense/values"])
     return model, vectors
 
@@ -96,8 +100,12 @@ def test_optimizer_state_of_new_columns_begins_at_0() -> None:
     _, arrays = trained(FEATURES)
     wide = united(FEATURES, DAY)
     added = len(wide.dense_names) - len(FEATURES.dense_names)
-    for name, vector in widened(arrays, FEATURES, wide, CONFIG).items():
-        assert np.count_nonzero(vector == 0) == added * CONFIG.hidden[0], name
+    begun, old = widened(arrays, FEATURES, wide, CONFIG), choice_size(FEATURES)
+    curvature = begun.pop("dense/curvature")
+    assert curvature.shape == (choice_size(wide),) * 2 and np.count_nonzero(curvature) == old**2
+    for name, vector in begun.items():
+        wanted = added * CONFIG.hidden[0] + choice_size(wide) - old
+        assert np.count_nonzero(vector == 0) == wanted, name
         assert vector.dtype == np.float32
 
 

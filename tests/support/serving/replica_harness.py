@@ -15,6 +15,7 @@ from recsys.events.records import ItemState
 from recsys.features.feature_set import FeatureSet
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
+from recsys.model.choice_model import choice_size
 from serving.replica.replica import Replica
 from tests.support.training.small_feed import FEATURES, START_MS, toy_config
 
@@ -45,6 +46,7 @@ def step_delta(replica: Replica, step: int, items: int = 40, dense: bool = True)
         tables[table.name] = Changed(keys, rows, np.empty(0, np.int64))
     flat = replica.model.read_dense()
     moved = flat + np.float32(0.05) * np.sin(np.arange(len(flat), dtype=np.float32) + step)
+    moved[len(flat) - choice_size(replica.features) :] = 0.0  # the ranker alone orders candidates
     return StepDelta(step, START_MS + step, tables, moved if dense else None, {})
 
 

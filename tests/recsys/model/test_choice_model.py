@@ -1,0 +1,138 @@
+"""The choice model: its derivatives, what it learns, and what it is asked."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from parameter_server.table.dense import Dense
+from parameter_server.table.newton import UNIT, sums_size
+from recsys.features.feature_set import Declared
+from recsys.model import choice_model
+from recsys.model.choice_model import choice_size, choice_sums, is_choice, log_odds, utilities
+from tests.support.training.small_feed import FEATURES
+
+Doubles = NDArray[np.float64]
+F = len(FEATURES.dense_names)
+W = choice_size(FEATURES)
+
+
+def rows_of(draw: np.random.Generator, rows: int = 6, scale: float = 0.5) -> bytes:
+    """A choice: the taken item, and others that stand for one to nine candidates."""
+    rows_RC = draw.normal(0, scale, (rows, 2 + F)).astype(np.float32)
+    rows_RC[:, 0] = np.log(draw.integers(1, 10, rows))
+    rows_RC[0, 0] = 0.0
+    return rows_RC.tobytes()
+
+
+def loss(weights_W: Doubles, choices: list[bytes]) -> float:
+    """-log P of the taken items, row by row."""
+    columns, total = [1, *(2 + column for column in FEATURES.differing)], 0.0
+    for choice in choices:
+        rows_RC = np.frombuffer(choice, np.float32).reshape(-1, 2 + F).astype(np.float64)
+        utility_R = rows_RC[:, columns] @ weights_W + rows_RC[:, 0]
+        total += np.log(np.exp(utility_R).sum()) - utility_R[0]
+    return total
+
+
+def test_the_sums_are_the_derivatives_of_the_log_likelihood() -> None:
+    draw = np.random.default_rng(0)
+    choices = [rows_of(draw) for _ in range(4)]
+    weights = draw.normal(0, 0.3, W).astype(np.float32)
+    sums = choice_sums(weights, choices, np.ones(4, np.float32), FEATURES) / UNIT
+    gradient, curvature, count = sums[:W], np.zeros((W, W)), sums[-1]
+    curvature[np.triu_indices(W)] = sums[W:-1]
+    assert count == 4 and len(sums) == W + sums_size(W)
+    at, step = weights.astype(np.float64), 1e-4
+    for place in range(0, W, 7):
+        away = np.eye(W)[place] * step
+        slope = (loss(at + away, choices) - loss(at - away, choices)) / (2 * step)
+        assert gradient[place] == pytest.approx(slope, abs=2e-3)
+        bend = (
+            loss(at + away, choices) - 2 * loss(at, choices) + loss(at - away, choices)
+        ) / step**2
+        assert curvature[place, place] == pytest.approx(bend, abs=2e-2)
+
+
+def test_a_choice_counts_by_its_weight() -> None:
+    draw = np.random.default_rng(1)
+    choices, weights = [rows_of(draw), rows_of(draw)], np.zeros(W, np.float32)
+    both = choice_sums(weights, choices, np.array([1, 0], np.float32), FEATURES)
+    first = choice_sums(weights, choices[:1], np.ones(1, np.float32), FEATURES)
+    assert np.array_equal(both, first) and both.any()
+
+
+def test_a_hundred_choices_teach_what_people_take() -> None:
+    """One column decides; all others are noise. The taken item is drawn by its utility."""
+    draw, wanted = np.random.default_rng(2), np.zeros(W)
+    wanted[5] = 2.0
+    columns = [1, *(2 + column for column in FEATURES.differing)]
+    dense = Dense(np.zeros(3 + W, np.float32), 0.001)
+    for _ in range(25):
+        choices = []
+        for _ in range(8):
+            rows_RC = draw.normal(0, 1, (9, 2 + F)).astype(np.float32)
+            rows_RC[:, 0] = 0.0
+            utility = rows_RC[:, columns] @ wanted
+            taken = int(np.argmax(utility + draw.gumbel(size=9)))
+            rows_RC[[0, taken]] = rows_RC[[taken, 0]]
+            choices.append(rows_RC.tobytes())
+        sums = choice_sums(dense.values[3:], choices, np.ones(8, np.float32), FEATURES)
+        assert dense.apply(np.concatenate([np.zeros(3, np.float32), sums]))
+    learned = dense.values[3:]
+    assert learned[5] == pytest.approx(2.0, abs=0.5)
+    assert np.abs(np.delete(learned, 5)).max() < 0.6
+    assert np.array_equal(dense.averaged[3:], learned)  # served as they are
+
+
+def test_a_row_that_stands_for_many_candidates_counts_as_many() -> None:
+    draw = np.random.default_rng(3)
+    rows_RC = np.frombuffer(rows_of(draw, 2), np.float32).reshape(2, -1).copy()
+    rows_RC[1, 0] = np.log(3.0)
+    thrice = np.concatenate([rows_RC[:1], np.repeat(rows_RC[1:], 3, 0)])
+    thrice[:, 0] = 0.0
+    weights, one = draw.normal(0, 0.3, W).astype(np.float32), np.ones(1, np.float32)
+    by_weight = choice_sums(weights, [rows_RC.tobytes()], one, FEATURES)
+    by_rows = choice_sums(weights, [thrice.tobytes()], one, FEATURES)
+    np.testing.assert_allclose(by_weight, by_rows, atol=1e-6)
+
+
+def test_a_utility_does_not_depend_on_the_other_candidates() -> None:
+    draw = np.random.default_rng(4)
+    weights, dense = draw.normal(0, 1, W).astype(np.float32), draw.normal(0, 1, (300, F))
+    logits, dense_NF = draw.normal(0, 1, 300).astype(np.float32), dense.astype(np.float32)
+    together = utilities(weights, logits, dense_NF, FEATURES)
+    for at in (0, 7, 299):
+        own = slice(at, at + 1)
+        assert utilities(weights, logits[own], dense_NF[own], FEATURES)[0] == together[at]
+
+
+def test_rows_of_another_width_or_without_a_number_are_no_choice() -> None:
+    rows = rows_of(np.random.default_rng(5))
+    assert is_choice(rows, FEATURES)
+    assert not is_choice(rows[:-4], FEATURES)
+    broken = np.frombuffer(rows, np.float32).copy()
+    broken[7] = np.inf
+    assert not is_choice(broken.tobytes(), FEATURES)
+
+
+def test_features_of_keys_alone_have_no_choice_model() -> None:
+    assert choice_size(replace(FEATURES, kind="ids")) == 0
+    assert (
+        len(choice_sums(np.zeros(0, np.float32), [], np.zeros(0), replace(FEATURES, kind="ids")))
+        == 0
+    )
+
+
+def test_columns_of_a_list_are_no_inputs() -> None:
+    whole = replace(FEATURES, declared=Declared(whole_list=True, near=True))
+    names = [whole.dense_names[column] for column in whole.differing]
+    assert "item.near" in names and not [name for name in names if name.startswith("list.")]
+    assert choice_size(whole) == choice_size(replace(FEATURES, declared=Declared(near=True)))
+
+
+def test_log_odds_are_bounded() -> None:
+    odds = log_odds(np.array([0.0, 0.5, 1.0, np.nan], np.float32))
+    assert odds.tolist() == pytest.approx([-10.0, 0.0, 10.0, 0.0], abs=0.02)
+    assert choice_model.UNIT == UNIT  # of workers and shards

@@ -1,0 +1,105 @@
+"""What an item was chosen before, as examples carry it."""
+
+import numpy as np
+import pytest
+from msgspec import structs
+from numpy.typing import NDArray
+
+from recsys.config.system_config import JoinConfig
+from recsys.events.event_types import Choice, Impression
+from recsys.events.records import Example
+from tests.support.training.small_feed import FEATURES, START_MS, engagement, impression
+from training.joining.choices import chosen_before
+from training.joining.impression_state import SHOWN, new_state
+from training.joining.joiner import Joiner
+
+F = len(FEATURES.dense_names)
+
+
+def dense_of(event: Impression) -> NDArray[np.float32]:
+    assert event.features is not None
+    return np.frombuffer(event.features.dense, np.float32).reshape(len(event.items), F)
+
+
+def rows_of(choice: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(choice, np.float32).reshape(-1, 2 + F)
+
+
+def with_candidates(event: Impression, standing: list[float], others: int) -> Impression:
+    size = len(event.items) + others
+    logits = np.arange(size, dtype=np.float32)
+    rows = np.full((others, F), 9.0, np.float32)
+    choice = Choice(np.array(standing, np.float32).tobytes(), logits.tobytes(), rows.tobytes(), 4.0)
+    return structs.replace(event, choice=choice)
+
+
+def taken(event: Impression, index: int, *engaged: int) -> NDArray[np.float32]:
+    state = new_state(0, event)
+    for place in range(len(event.items)):
+        state.marks[place] |= SHOWN
+        state.labels[place] = int(place in engaged)
+    return rows_of(chosen_before(state, index, event))
+
+
+LIST = impression(1, 4, START_MS)
+SIZE = len(LIST.items)
+
+
+def test_of_a_list_of_the_system_the_items_that_were_shown_are_chosen_from() -> None:
+    rows = taken(LIST, 2, 2)
+    assert len(rows) == SIZE and np.array_equal(rows[:, 0], np.zeros(SIZE))
+    others = [place for place in range(SIZE) if place != 2]
+    assert np.array_equal(rows[:, 2:], dense_of(LIST)[[2, *others]])
+
+
+def test_an_item_that_was_engaged_with_too_is_none_that_was_passed_by() -> None:
+    assert len(taken(LIST, 0, 0, 1)) == SIZE - 1
+
+
+def test_items_that_were_not_shown_say_nothing() -> None:
+    state = new_state(0, LIST)
+    state.marks[1] |= SHOWN
+    assert chosen_before(state, 1, LIST) == b""
+    state.marks[0] |= SHOWN
+    assert len(rows_of(chosen_before(state, 1, LIST))) == 2
+
+
+def test_candidates_stand_for_those_that_were_not_looked_at() -> None:
+    event = with_candidates(LIST, [1.0] + [0.0] * (SIZE - 1), 3)
+    rows = taken(event, 0, 0)
+    assert np.array_equal(rows[:, 0], np.log(np.array([1, 4, 4, 4], np.float32)))
+    assert rows[:, 1].tolist() == [0.0, SIZE, SIZE + 1, SIZE + 2]
+    assert np.array_equal(rows[1:, 2:], np.full((3, F), 9.0))
+
+
+def test_an_item_that_the_sources_did_not_have_teaches_nothing() -> None:
+    event = with_candidates(LIST, [0.0] + [1.0] * (SIZE - 1), 3)
+    assert len(taken(event, 0, 0)) == 0 and len(taken(event, 1, 1)) > 0
+
+
+def test_of_a_long_list_a_part_is_looked_at_that_stands_for_all() -> None:
+    assert LIST.features is not None
+    block = structs.replace(LIST.features, dense=LIST.features.dense * 10)
+    event = structs.replace(LIST, items=LIST.items * 10, features=block)
+    rows = taken(event, 3, 3)
+    assert len(rows) <= 1 + 8
+    assert np.exp(rows[1:, 0]).sum() == pytest.approx(len(event.items) - 1, rel=0.2)
+
+
+@pytest.mark.parametrize("shown_by", ["view", "impression"])
+def test_examples_of_the_first_label_carry_their_choice_once(shown_by: str) -> None:
+    its = Joiner(0, list(FEATURES.schema.labels), JoinConfig(window_s=60), shown_by=shown_by)
+    events = [
+        LIST,
+        engagement(LIST, 0, "view", 1_000, watch_ms=900),
+        engagement(LIST, 1, "long_view", 8_000),
+        engagement(LIST, 1, "view", 9_000, watch_ms=9_000),
+        engagement(LIST, 1, "like", 9_500),
+    ]
+    joined = [e for n, event in enumerate(events) for e in its.feed(n, event)]
+    joined += its.advance(START_MS + 120_000)
+    examples = [e for e in joined if isinstance(e, Example)]
+    with_choice = [e for e in examples if e.choice]
+    assert len(with_choice) == 1 and with_choice[0].index == 1
+    shown = SIZE if shown_by == "impression" else 2
+    assert len(rows_of(with_choice[0].choice)) == shown
