@@ -192,7 +192,7 @@ class Player:
         indices = self._indices(event)
         session = self.session(event.user_id)
         if event.features is None:
-            if event.choice is msgspec.UNSET and is_looked_at(event.request_id):
+            if event.choice is msgspec.UNSET and is_looked_at(event.request_id, self.replica.step):
                 event.choice = self._choice_of(event, session, indices)
             catalogue, counters = self.replica.catalogue, self.replica.counters
             self.read_before(session, catalogue.keys[indices])

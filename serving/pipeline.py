@@ -68,7 +68,9 @@ _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 Run = Callable[[Query, Candidates], Candidates]
 _NO_ITEMS: Final = np.zeros(0, np.int64)
-_LOOKED_AT, _SEED = 0.25, 0xC401  # part of the lists of others whose choices are looked at
+_EARLY: Final = 50  # steps in which the choices of all lists of others are looked at
+_ONE_IN: Final = 32  # lists of others, in the end
+_SEED: Final = 0xC401
 _OTHERS: Final = 16  # candidates that a choice looks at
 _LEAST: Final = 1e-9  # score
 _MOST_KEYS: Final = 20_000  # of items that rules close, in a request to retrieval shards
@@ -151,7 +153,10 @@ class Pipeline:
     def choice_of(self, query: Query, listed: NDArray[np.int64]) -> Choice | None:
         """What an engagement with an item of another's list, by indices, chose from: the candidates of the
         sources, a sample of which is looked at. None without any."""
-        indices = np.array(self.candidates(query).indices, np.int64)
+        retrieved = self.candidates(
+            replace(query, request=replace(query.request, candidate_ids=None))
+        )
+        indices = np.array(retrieved.indices, np.int64)
         others = indices[~np.isin(indices, listed)]
         if not len(others):
             return None
@@ -413,7 +418,9 @@ class Pipeline:
 
     def _choice_in(self, query: Query, listed: NDArray[np.int64]) -> Choice | msgspec.UnsetType:
         """Of a list of the caller's candidates, which says nothing of what the sources have."""
-        if query.request.candidate_ids is None or not is_looked_at(query.request_id):
+        if query.request.candidate_ids is None or not is_looked_at(
+            query.request_id, self.replica.step
+        ):
             return msgspec.UNSET
         return self.choice_of(query, listed) or msgspec.UNSET
 
@@ -527,9 +534,10 @@ class Pipeline:
         return named | {"watch_s": float(watch_seconds(predictions_L[len(labels)]))}
 
 
-def is_looked_at(request_id: str) -> bool:
-    """Whether a list that the sources didn't make tells what its viewer chose from: some do, by hash."""
-    return uniform(_SEED, request_id, 0) < _LOOKED_AT
+def is_looked_at(request_id: str, step: int) -> bool:
+    """Whether a list that the sources didn't make tells what its viewer chose from: all do at first, then
+    fewer and fewer, by hash, since retrieval takes milliseconds and later choices teach little more."""
+    return uniform(_SEED, request_id, 0) * step < max(_EARLY, step / _ONE_IN)
 
 
 def without_profile_if_requested(query: Query) -> Query:

@@ -120,7 +120,11 @@ def test_rows_of_another_width_or_without_a_number_are_no_choice() -> None:
 def test_features_of_keys_alone_have_no_choice_model() -> None:
     assert choice_size(replace(FEATURES, kind="ids")) == 0
     assert (
-        len(choice_sums(np.zeros(0, np.float32), [], np.zeros(0), replace(FEATURES, kind="ids")))
+        len(
+            choice_sums(
+                np.zeros(0, np.float32), [], np.zeros(0, np.float32), replace(FEATURES, kind="ids")
+            )
+        )
         == 0
     )
 

@@ -6,7 +6,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from recsys.config.system_config import JoinConfig
-from recsys.events.event_types import Choice, Impression
+from recsys.events.event_types import Choice, Event, Impression
 from recsys.events.records import Example
 from tests.support.training.small_feed import FEATURES, START_MS, engagement, impression
 from training.joining.choices import chosen_before
@@ -89,7 +89,7 @@ def test_of_a_long_list_a_part_is_looked_at_that_stands_for_all() -> None:
 @pytest.mark.parametrize("shown_by", ["view", "impression"])
 def test_examples_of_the_first_label_carry_their_choice_once(shown_by: str) -> None:
     its = Joiner(0, list(FEATURES.schema.labels), JoinConfig(window_s=60), shown_by=shown_by)
-    events = [
+    events: list[Event] = [
         LIST,
         engagement(LIST, 0, "view", 1_000, watch_ms=900),
         engagement(LIST, 1, "long_view", 8_000),
