@@ -147,8 +147,7 @@ class ClickLists:
         standing_N = np.zeros(len(listed), np.float32)
         standing_N[0] = len(indices) < count
         standing_N[1 : 1 + len(others)] = len(indices) / max(1, len(others))
-        _, logits = self._pipeline.first_ranking(query, np.array(listed, np.int64))
-        return listed, Choice(standing_N.tobytes(), logits.tobytes())
+        return listed, Choice(standing_N.tobytes())
 
     def _remember(self, click: Engagement, request_id: str) -> None:
         """Notes the list that a further label of the item joins; "" if the joiner has to find it."""

@@ -73,6 +73,7 @@ _ONE_IN: Final = 32  # lists of others, in the end
 _SEED: Final = 0xC401
 _OTHERS: Final = 16  # candidates that a choice looks at
 _LEAST: Final = 1e-9  # score
+CHOICE: Final = "choice"  # in ``Candidates.added``
 _MOST_KEYS: Final = 20_000  # of items that rules close, in a request to retrieval shards
 _MOST_HITS: Final = 20.0  # times as many are asked for where closed items are among them
 
@@ -152,7 +153,9 @@ class Pipeline:
 
     def choice_of(self, query: Query, listed: NDArray[np.int64]) -> Choice | None:
         """What an engagement with an item of another's list, by indices, chose from: the candidates of the
-        sources, a sample of which is looked at. None without any."""
+        sources, a sample of which is looked at. None without any, or without numbers to tell them apart."""
+        if not self.builder.dense_width:
+            return None
         retrieved = self.candidates(
             replace(query, request=replace(query.request, candidate_ids=None))
         )
@@ -162,31 +165,20 @@ class Pipeline:
             return None
         seed = key_of("choice", query.request_id) & 0xFFFFFFFF
         sample = others[np.argsort(draws(seed, others))[:_OTHERS]]
-        features, logits = self.first_ranking(query, np.concatenate([listed, sample]))
-        others_KF, each = features.dense_NF[len(listed) :], len(others) / len(sample)
+        others_KF, each = self._features(query, sample).dense_NF, len(others) / len(sample)
         standing_N = np.isin(listed, indices).astype(np.float32)
-        return Choice(standing_N.tobytes(), logits.tobytes(), others_KF.tobytes(), each)
-
-    def first_ranking(
-        self, query: Query, indices: NDArray[np.int64]
-    ) -> tuple[RequestFeatures, Floats]:
-        """Features of some items, not compared with each other, and the ranker's logits of the first label;
-        zeros before the first step."""
-        features, replica = self._features(query, indices), self.replica
-        if replica.step == 0:
-            return features, np.zeros(len(indices), np.float32)
-        predictions_NL = probabilities(replica.model, replica.rows, [replica.read(features)])
-        return features, log_odds(predictions_NL[:, 0])
+        return Choice(standing_N.tobytes(), others_KF.tobytes(), each)
 
     def adjusted(self, query: Query, candidates: Candidates) -> Candidates:
         """Ranked candidates as the query's policy scores and adjusts them, by the same predictions."""
         scores_N, predictions_NL = candidates.scores_N, candidates.predictions_NL
         if _has_numbers(predictions_NL):
             scores_N = self.score(predictions_NL, query.policy)
-            if candidates.chances_N is not None:
-                best, odds_N = _best(candidates.chances_N, scores_N, query.request.n)
-                scores_N = _below(scores_N, best, odds_N)
-        return run_stages(self.adjustments, query, candidates.scored(scores_N))
+        candidates, chances_N = candidates.scored(scores_N), candidates.chances_N
+        if chances_N is not None:
+            best, odds_N = _best(chances_N, scores_N, query.request.n)
+            candidates = candidates.add_scores(CHOICE, _lowered(scores_N, best, odds_N))
+        return run_stages(self.adjustments, query, candidates)
 
     def open_items(self, query: Query, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Marks the items (n,) that the viewer's limits and the policy's rules let through."""
@@ -296,14 +288,19 @@ class Pipeline:
 
     def _choose(self, query: Query, candidates: Candidates) -> Candidates:
         """By the choice model, how much more or less likely than the ranker says each candidate is taken."""
-        weights_W = self.replica.model.choice.weights_W.detach().numpy()
+        replica = self.replica
+        if (
+            replica.features.schema.shown_by == "click"
+        ):  # whose ranker learns from candidates itself
+            return candidates
+        weights_W = replica.model.choice.weights_W.detach().numpy()
         n, count = query.request.n, len(candidates.sources)
         if not _has_numbers(candidates.predictions_NL) or not weights_W.any() or n >= count:
             return candidates
-        dense_NF = self.replica.read(candidates.features).dense_NF
-        logits_N = log_odds(candidates.predictions_NL[:, 0])
-        utilities_N = utilities(weights_W, logits_N, dense_NF, self.replica.model.features)
-        return candidates.having(chances_N=utilities_N + np.logaddexp(0, -logits_N))
+        dense_NF = replica.read(candidates.features).dense_NF
+        utilities_N = utilities(weights_W, dense_NF, replica.model.features)
+        engaged_N = log_odds(candidates.predictions_NL[:, 0])
+        return candidates.having(chances_N=utilities_N + np.logaddexp(0, -engaged_N))
 
     def _rank_list(self, query: Query, candidates: Candidates) -> Candidates:
         predictions_NL, replica = candidates.predictions_NL, self.replica
@@ -321,7 +318,10 @@ class Pipeline:
             predictions_NL[listed] = probabilities(replica.model, replica.rows, [features])
             candidates = candidates.having(predictions_NL=predictions_NL)
         scores_N = self.score(predictions_NL, query.policy)
-        return candidates.scored(scores_N if odds_N is None else _below(scores_N, best, odds_N))
+        candidates = candidates.scored(scores_N)
+        if odds_N is None:
+            return candidates
+        return candidates.add_scores(CHOICE, _lowered(scores_N, best, odds_N))
 
     def _rank_by_popularity(
         self, _: Query, candidates: Candidates, reason: str = UNRANKED
@@ -373,10 +373,7 @@ class Pipeline:
         """Input of the draw: candidates as ``adjusted`` for the query's policy."""
         config, replica = query.policy.config, self.replica
         indices = candidates.indices_N
-        scores_N = candidates.scores_N
-        if candidates.chances_N is not None and candidates.predictions_NL is not None:
-            scores_N = self.score(candidates.predictions_NL, query.policy)
-        unit = level(scores_N) if config.relative else 1.0
+        unit = level(candidates.scores_N) if config.relative else 1.0
         temperature = config.temperature * (unit or 1.0)
         exploration = temperature, config.explore, config.quota, config.diversity
         params = BY_SCORE if query.request.by_score else SamplingParams(*exploration)
@@ -557,14 +554,15 @@ def _best(
     return best, worth_N - worth_N[best[-1]]
 
 
-def _below(
+def _lowered(
     scores_N: NDArray[np.float64], best: NDArray[np.int64], odds_N: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Scores of all candidates: of the best as they are, of the others below these, by their odds."""
+    """What is added to scores so that all but the best are below these, by their odds."""
     least = np.nanmin(scores_N[best])
     below_N: NDArray[np.float64] = least - np.abs(least) * -np.expm1(np.minimum(odds_N, 0.0))
-    below_N[best] = scores_N[best]
-    return below_N
+    added_N = below_N - scores_N
+    added_N[best] = 0.0
+    return added_N
 
 
 def _has_numbers(predictions_NL: Floats | None) -> TypeGuard[Floats]:

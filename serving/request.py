@@ -65,8 +65,8 @@ class Candidates:
     retrieved each item, by catalogue index. ``left_out`` gives the reason for each candidate of the caller
     that isn't among them. ``allowed`` are the items that passed the filters; ``pinned`` maps ranks to
     catalogue indices. ``chances_N``: logarithms of how much more likely than the ranker says each is taken,
-    by the choice model; None where it doesn't choose. ``scores_N`` come from the ranker, those of candidates
-    beyond the list from the choice model; ``added`` holds what each later stage added to them, and ``open_N``
+    by the choice model; None where it doesn't choose. ``scores_N`` come from the ranker; ``added`` holds
+    what the choice model and each later stage added to them, and ``open_N``
     marks the candidates that none of these removed, ``limits_N`` those that the
     viewer's limits let through. ``removed`` counts removals by stage or filter; ``degraded`` names the stages
     that were skipped or failed.

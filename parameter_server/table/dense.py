@@ -59,7 +59,7 @@ class Dense:
         self._m = np.zeros_like(self.values)
         self._v = np.zeros_like(self.values)
         self._t = 0
-        self._curvature = np.zeros((0, 0))  # (W, W), once W is known
+        self._curvature = np.zeros((0, 0), np.float32)  # (W, W), once W is known
 
     def fits_model(self, gradient: Vector) -> bool:
         """Whether a gradient is of as many parameters."""
@@ -95,7 +95,7 @@ class Dense:
         kernels.adam(*before, as_rows(gradient), step_size, unbiased, keep, *new)
         if len(sums):
             if not len(self._curvature):
-                self._curvature = np.zeros((len(chosen), len(chosen)))
+                self._curvature = np.zeros((len(chosen),) * 2, np.float32)
             weights, self._curvature = newton_step(before[0][first:], chosen, sums, self._curvature)
             self.values[first:] = self.averaged[first:] = weights
         return True
@@ -117,7 +117,7 @@ class Dense:
             np.array(arrays[name], np.float32) for name in DENSE_COLUMNS[:4]
         )
         self._t = int(arrays["t"][0])
-        self._curvature = np.array(arrays["curvature"], np.float64)
+        self._curvature = np.array(arrays["curvature"], np.float32)
 
     def digest(self) -> str:
         """SHA-256 of parameters and optimizer state."""

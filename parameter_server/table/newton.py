@@ -5,7 +5,7 @@
 with the sums over a step of the gradients and second derivatives at w, and f = 2^(-choices / MEMORY). So each
 choice counts once, by what it says about w (online Newton step, Hazan, Agarwal and Kale 2007, "Logarithmic
 regret algorithms for online convex optimization"; here with derivatives instead of products of gradients).
-Float64, in the order written: the same bits on every machine.
+Float64, in the order written: the same bits on every machine. What is kept of H is float32.
 """
 
 from typing import Any, Final
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from recsys.arrays.compiled import kernel, read_only
 
-Doubles = NDArray[np.float64]
 UNIT: Final = 2.0**-10  # of all sums, so that those of a step fit the bound on gradients
 _MEMORY: Final = 20_000  # choices after which one counts half
 _RIDGE: Final = 1.0  # λ: as if that had been seen already in each direction
@@ -38,8 +37,8 @@ def weights_of(extra: int) -> int:
 
 def newton_step(
     weights_W: NDArray[np.float32], gradient_W: NDArray[np.float32], sums: NDArray[np.float32],
-    curvature_WW: Doubles,
-) -> tuple[NDArray[np.float32], Doubles]:  # fmt: skip
+    curvature_WW: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
     """New weights and second derivatives (W, W), from the sums of a step, in ``UNIT``. Without choices, or
     where a number isn't finite, as before."""
     size = len(weights_W)
@@ -49,14 +48,14 @@ def newton_step(
     added = np.zeros((size, size))
     added[np.triu_indices(size)] = own
     keep = 2.0 ** (-choices / _MEMORY)
-    curvature = curvature_WW * keep + added + np.triu(added, 1).T
+    curvature = curvature_WW.astype(np.float64) * keep + added + np.triu(added, 1).T
     step = np.empty(size)
     _solve(curvature + _RIDGE * np.eye(size), gradient_W.astype(np.float64) / UNIT, step)
     longest = np.abs(step).max(initial=0.0)
     if not np.isfinite(longest):
         return weights_W, curvature_WW
     step *= min(1.0, _LONGEST / max(longest, _LONGEST))
-    return (weights_W - step).astype(np.float32), curvature
+    return (weights_W - step).astype(np.float32), curvature.astype(np.float32)
 
 
 @kernel(types.void(read_only(_double, 2), read_only(_double, 1), _double[::1]))

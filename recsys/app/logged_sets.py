@@ -48,9 +48,9 @@ class BlockReader:
         narrowing = self._narrowings.get(digest)
         if narrowing is None or not rows:
             return rows
-        columns = np.concatenate([[0, 1], 2 + narrowing.columns])
+        columns = np.concatenate([[0], 1 + narrowing.columns])
         with suppress(ValueError, IndexError):
-            all_R = np.frombuffer(rows, np.float32).reshape(-1, 2 + narrowing.width)
+            all_R = np.frombuffer(rows, np.float32).reshape(-1, 1 + narrowing.width)
             return all_R[:, columns].tobytes()
         return b""
 

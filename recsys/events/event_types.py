@@ -99,11 +99,10 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``standing`` float32 (N,): the number of candidates that each item of the list stands for, 0 for one that
     the sources didn't have. ``others`` float32 (K, F): the dense features of further candidates, ``each`` of
-    which stands for so many. ``logits`` float32 (N + K,): the ranker's, of the first label, of all of them.
+    which stands for so many.
     """
 
     standing: bytes
-    logits: bytes
     others: bytes = b""
     each: float = 1.0
 

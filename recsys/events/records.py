@@ -31,7 +31,7 @@ class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
     of examples without an engagement. ``sampled_out``: this one was left out and an engagement came later;
     its ``previous`` were never learned (training/continual/open_labels.py). ``measured``: it counts in
     experiments, and isn't learned: the click in its list is, in the list of candidates that it chose from.
-    ``choice`` float32 (R, 2 + F), of an item that got the first label: a row of itself and those of what it
+    ``choice`` float32 (R, 1 + F), of an item that got the first label: a row of itself and those of what it
     was chosen before (recsys/model/choice_model.py).
     """
 

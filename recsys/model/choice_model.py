@@ -2,8 +2,7 @@
 
 A multinomial logit (McFadden 1974, "Conditional logit analysis of qualitative choice behavior"): candidate i
 is taken with probability exp(w · xᵢ) / Σⱼ exp(w · xⱼ), where x are the dense features in which candidates
-differ (counts and rates at each half-life, co-visits, age, the viewer's own counts), and the ranker's
-logit of the first label: what has learned little adds little. It is linear, so a
+differ: counts and rates at each half-life, co-visits, age, the viewer's own counts. It is linear, so a
 hundred choices teach it what a network learns from many thousands. It orders all candidates; the ranker
 orders the first of them as a list.
 
@@ -12,9 +11,9 @@ added to its utility (McFadden 1978, "Modelling the choice of residential locati
 Newton's method (parameter_server/table/newton.py), for which a worker sends the gradient of -log P of each
 taken item and its second derivatives.
 
-Rows of a choice, float32 (R, 2 + F), the taken item first: log k, the ranker's logit, the dense features.
+Rows of a choice, float32 (R, 1 + F), the taken item first: log k, the dense features.
 
-Legend: C choices of a lane, R rows, W weights (of the logit, then of the features), N candidates, F dense.
+Legend: C choices of a lane, R rows, W weights, N candidates, F dense features.
 """
 
 from collections.abc import Sequence
@@ -43,20 +42,18 @@ def log_odds(probabilities_N: Floats) -> Floats:
 
 def choice_size(features: FeatureSet) -> int:
     """Number of weights; 0 for features in which candidates don't differ."""
-    return len(features.differing) and 1 + len(features.differing)
+    return len(features.differing)
 
 
 def is_choice(rows: bytes, features: FeatureSet) -> bool:
     """Whether these are rows of a choice by features of this set, all of numbers that are finite."""
-    row = 4 * (2 + len(features.dense_names))
+    row = 4 * (1 + len(features.dense_names))
     return len(rows) % row == 0 and bool(np.isfinite(np.frombuffer(rows, np.float32)).all())
 
 
-def utilities(
-    weights_W: Floats, logits_N: Floats, dense_NF: Floats, features: FeatureSet
-) -> NDArray[np.float64]:
+def utilities(weights_W: Floats, dense_NF: Floats, features: FeatureSet) -> NDArray[np.float64]:
     """The utility of each candidate (N,). It doesn't depend on the other candidates."""
-    used = np.column_stack([logits_N, np.take(dense_NF, features.differing, 1)])
+    used = np.take(dense_NF, features.differing, 1)
     total: NDArray[np.float64] = (used.astype(np.float64, "C") * weights_W).sum(1)
     return total
 
@@ -66,8 +63,8 @@ def choice_sums(
 ) -> Floats:
     """The sums over choices that Newton's method needs, in its unit: gradient (W,), upper triangle of the
     second derivatives, weight of all choices. ``choices``: the rows of each; ``weights_C``: of each."""
-    width, size = 2 + len(features.dense_names), choice_size(features)
-    columns = np.array([1, *(2 + column for column in features.differing)], np.int64)
+    width, size = 1 + len(features.dense_names), choice_size(features)
+    columns = np.array([1 + column for column in features.differing], np.int64)
     gradient, curvature = np.zeros(size), np.zeros((size, size))
     if size and len(choices):
         rows = [np.frombuffer(choice, np.float32).reshape(-1, width) for choice in choices]
@@ -81,8 +78,17 @@ def choice_sums(
     return (sums * UNIT).astype(np.float32)
 
 
-@kernel(types.void(read_only(_double, 1), read_only(_float, 2), read_only(_int, 1),
-                   read_only(_int, 1), read_only(_double, 1), _double[::1], _double[:, ::1]))
+@kernel(
+    types.void(
+        read_only(_double, 1),
+        read_only(_float, 2),
+        read_only(_int, 1),
+        read_only(_int, 1),
+        read_only(_double, 1),
+        _double[::1],
+        _double[:, ::1],
+    )
+)
 def _add_choices(weights: Any, rows: Any, columns: Any, ends: Any, of_choice: Any, gradient: Any,
                  curvature: Any) -> None:  # fmt: skip
     """Adds the gradient and the second derivatives (upper triangle) of each choice. The taken item's utility

@@ -40,10 +40,9 @@ def widened(
 
 def _weights_from(before: FeatureSet, after: FeatureSet) -> NDArray[np.int64]:
     """The weight of the choice model of ``before`` that each one of ``after`` begins with; -1: none."""
-    place = {column: at for at, column in enumerate(before.differing, 1)}
+    place = {column: at for at, column in enumerate(before.differing)}
     columns = columns_from(before, after)
-    weights = [place.get(columns[column], -1) for column in after.differing]
-    return np.array([0, *weights] if weights else [], np.int64)
+    return np.array([place.get(columns[column], -1) for column in after.differing], np.int64)
 
 
 def check_widens(config: ModelConfig) -> None:

@@ -6,29 +6,28 @@ import msgspec
 import numpy as np
 
 from recsys.events.event_types import Impression
-from recsys.model.choice_model import log_odds
 from training.joining.impression_state import SHOWN, ImpressionState
 
 _MOST: Final = 8  # items of the list; of more every second, third … is taken, and stands for as many
 
 
 def chosen_before(state: ImpressionState, index: int, impression: Impression) -> bytes:
-    """Rows (R, 2 + F) of an engaged item and its alternatives. Items that were engaged with, too, are none.
+    """Rows (R, 1 + F) of an engaged item and its alternatives. Items that were engaged with, too, are none.
     Empty without any, and for an item that the sources didn't have."""
     block, items, choice = impression.features, len(impression.items), impression.choice
     assert block is not None, "logged without features"
+    if not block.dense:
+        return b""
     dense_NF = np.frombuffer(block.dense, np.float32).reshape(items, -1)
     others_KF, each = dense_NF[:0], 1.0
     if choice is msgspec.UNSET:
         standing_N = np.array([float(mark & SHOWN != 0) for mark in state.marks], np.float32)
         standing_N[index] = 1.0
-        predicted = np.frombuffer(impression.predicted, np.float32).reshape(items, -1)
-        logits = log_odds(predicted[:, 0]) if predicted.size else np.zeros(items, np.float32)
     else:
         standing_N = np.frombuffer(choice.standing, np.float32)
         others_KF = np.frombuffer(choice.others, np.float32).reshape(-1, dense_NF.shape[1])
-        logits, each = np.frombuffer(choice.logits, np.float32), choice.each
-    if not standing_N[index] or not dense_NF.shape[1]:
+        each = choice.each
+    if not standing_N[index]:
         return b""
     engaged_N = np.array(state.labels, np.int64) & 1 > 0
     (listed,) = np.nonzero((standing_N > 0) & ~engaged_N & (np.arange(items) != index))
@@ -37,7 +36,5 @@ def chosen_before(state: ImpressionState, index: int, impression: Impression) ->
     if not len(listed) and not len(others_KF):
         return b""
     standing = np.ones(1), standing_N[listed] * stride, np.full(len(others_KF), each)
-    places = np.concatenate([[index], listed, np.arange(items, items + len(others_KF))])
     rows = np.concatenate([dense_NF[index : index + 1], dense_NF[listed], others_KF])
-    columns = np.log(np.concatenate(standing)), logits[places], rows
-    return np.column_stack(columns).astype(np.float32).tobytes()
+    return np.column_stack([np.log(np.concatenate(standing)), rows]).astype(np.float32).tobytes()

@@ -24,7 +24,7 @@ def test_a_step_solves_with_all_derivatives_so_far() -> None:
     half = draw.normal(0, 3, (20, W))
     curvature, gradient = half.T @ half, draw.normal(0, 3, W)
     args = (gradient * UNIT).astype(np.float32), sums_of(curvature, 1e-9)
-    weights, state = newton_step(np.ones(W, np.float32), *args, np.zeros((W, W)))
+    weights, state = newton_step(np.ones(W, np.float32), *args, np.zeros((W, W), np.float32))
     wanted = 1 - np.linalg.solve(curvature + np.eye(W), gradient)
     np.testing.assert_allclose(weights, wanted, atol=1e-4)
     weights, state = newton_step(weights, *args, state)
@@ -36,7 +36,7 @@ def test_a_step_solves_with_all_derivatives_so_far() -> None:
 def test_a_weight_moves_by_two_at_most() -> None:
     gradient = np.full(W, 900.0, np.float32)
     weights, _ = newton_step(
-        np.zeros(W, np.float32), gradient, sums_of(np.eye(W), 1), np.zeros((W, W))
+        np.zeros(W, np.float32), gradient, sums_of(np.eye(W), 1), np.zeros((W, W), np.float32)
     )
     assert np.array_equal(weights, np.full(W, -2.0, np.float32))
 
@@ -48,7 +48,7 @@ def test_a_step_without_choices_changes_nothing() -> None:
 
 
 def test_old_choices_fade() -> None:
-    nothing = sums_of(np.zeros((W, W)), 20_000)
+    nothing = sums_of(np.zeros((W, W), np.float32), 20_000)
     _, state = newton_step(np.zeros(W, np.float32), np.zeros(W, np.float32), nothing, np.eye(W))
     np.testing.assert_allclose(state, np.eye(W) / 2)
 

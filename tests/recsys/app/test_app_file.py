@@ -416,7 +416,7 @@ def test_a_text_without_an_end_is_refused(text: str) -> None:
 
 def test_an_empty_definition_has_defaults() -> None:
     app = app_of("{}")
-    assert app == App() and app.labels == ("click",)
+    assert app == App(features=Declared(near=True)) and app.labels == ("click",)
     assert app.schema.kinds == ("click", "view")  # shown by view, so clients may send one
     assert app_of("shown: list").schema.kinds == ("click",)
 

@@ -20,7 +20,7 @@ W = choice_size(FEATURES)
 
 def rows_of(draw: np.random.Generator, rows: int = 6, scale: float = 0.5) -> bytes:
     """A choice: the taken item, and others that stand for one to nine candidates."""
-    rows_RC = draw.normal(0, scale, (rows, 2 + F)).astype(np.float32)
+    rows_RC = draw.normal(0, scale, (rows, 1 + F)).astype(np.float32)
     rows_RC[:, 0] = np.log(draw.integers(1, 10, rows))
     rows_RC[0, 0] = 0.0
     return rows_RC.tobytes()
@@ -28,9 +28,9 @@ def rows_of(draw: np.random.Generator, rows: int = 6, scale: float = 0.5) -> byt
 
 def loss(weights_W: Doubles, choices: list[bytes]) -> float:
     """-log P of the taken items, row by row."""
-    columns, total = [1, *(2 + column for column in FEATURES.differing)], 0.0
+    columns, total = [1 + column for column in FEATURES.differing], 0.0
     for choice in choices:
-        rows_RC = np.frombuffer(choice, np.float32).reshape(-1, 2 + F).astype(np.float64)
+        rows_RC = np.frombuffer(choice, np.float32).reshape(-1, 1 + F).astype(np.float64)
         utility_R = rows_RC[:, columns] @ weights_W + rows_RC[:, 0]
         total += np.log(np.exp(utility_R).sum()) - utility_R[0]
     return total
@@ -67,12 +67,12 @@ def test_a_hundred_choices_teach_what_people_take() -> None:
     """One column decides; all others are noise. The taken item is drawn by its utility."""
     draw, wanted = np.random.default_rng(2), np.zeros(W)
     wanted[5] = 2.0
-    columns = [1, *(2 + column for column in FEATURES.differing)]
+    columns = [1 + column for column in FEATURES.differing]
     dense = Dense(np.zeros(3 + W, np.float32), 0.001)
     for _ in range(25):
         choices = []
         for _ in range(8):
-            rows_RC = draw.normal(0, 1, (9, 2 + F)).astype(np.float32)
+            rows_RC = draw.normal(0, 1, (9, 1 + F)).astype(np.float32)
             rows_RC[:, 0] = 0.0
             utility = rows_RC[:, columns] @ wanted
             taken = int(np.argmax(utility + draw.gumbel(size=9)))
@@ -101,11 +101,11 @@ def test_a_row_that_stands_for_many_candidates_counts_as_many() -> None:
 def test_a_utility_does_not_depend_on_the_other_candidates() -> None:
     draw = np.random.default_rng(4)
     weights, dense = draw.normal(0, 1, W).astype(np.float32), draw.normal(0, 1, (300, F))
-    logits, dense_NF = draw.normal(0, 1, 300).astype(np.float32), dense.astype(np.float32)
-    together = utilities(weights, logits, dense_NF, FEATURES)
+    dense_NF = dense.astype(np.float32)
+    together = utilities(weights, dense_NF, FEATURES)
     for at in (0, 7, 299):
         own = slice(at, at + 1)
-        assert utilities(weights, logits[own], dense_NF[own], FEATURES)[0] == together[at]
+        assert utilities(weights, dense_NF[own], FEATURES)[0] == together[at]
 
 
 def test_rows_of_another_width_or_without_a_number_are_no_choice() -> None:

@@ -22,14 +22,12 @@ def dense_of(event: Impression) -> NDArray[np.float32]:
 
 
 def rows_of(choice: bytes) -> NDArray[np.float32]:
-    return np.frombuffer(choice, np.float32).reshape(-1, 2 + F)
+    return np.frombuffer(choice, np.float32).reshape(-1, 1 + F)
 
 
 def with_candidates(event: Impression, standing: list[float], others: int) -> Impression:
-    size = len(event.items) + others
-    logits = np.arange(size, dtype=np.float32)
     rows = np.full((others, F), 9.0, np.float32)
-    choice = Choice(np.array(standing, np.float32).tobytes(), logits.tobytes(), rows.tobytes(), 4.0)
+    choice = Choice(np.array(standing, np.float32).tobytes(), rows.tobytes(), 4.0)
     return structs.replace(event, choice=choice)
 
 
@@ -49,7 +47,7 @@ def test_of_a_list_of_the_system_the_items_that_were_shown_are_chosen_from() -> 
     rows = taken(LIST, 2, 2)
     assert len(rows) == SIZE and np.array_equal(rows[:, 0], np.zeros(SIZE))
     others = [place for place in range(SIZE) if place != 2]
-    assert np.array_equal(rows[:, 2:], dense_of(LIST)[[2, *others]])
+    assert np.array_equal(rows[:, 1:], dense_of(LIST)[[2, *others]])
 
 
 def test_an_item_that_was_engaged_with_too_is_none_that_was_passed_by() -> None:
@@ -68,8 +66,7 @@ def test_candidates_stand_for_those_that_were_not_looked_at() -> None:
     event = with_candidates(LIST, [1.0] + [0.0] * (SIZE - 1), 3)
     rows = taken(event, 0, 0)
     assert np.array_equal(rows[:, 0], np.log(np.array([1, 4, 4, 4], np.float32)))
-    assert rows[:, 1].tolist() == [0.0, SIZE, SIZE + 1, SIZE + 2]
-    assert np.array_equal(rows[1:, 2:], np.full((3, F), 9.0))
+    assert np.array_equal(rows[1:, 1:], np.full((3, F), 9.0))
 
 
 def test_an_item_that_the_sources_did_not_have_teaches_nothing() -> None:
