@@ -38,6 +38,10 @@ from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
 from serving.request import Request
 
+_EARLY, _SHARE = (
+    2_000,
+    1 / 32,
+)  # lists, and the share of them in the end, whose choices are looked at
 _FLUSH = 512  # impressions scored together at the most; the scores don't depend on it
 
 
@@ -79,6 +83,7 @@ class Player:
         self.replica = Replica(self.features, self.config)
         self.pipeline = Pipeline(self.replica)
         self._click_lists = ClickLists(self.pipeline)
+        self._lists = 0  # logged ones so far
         self._policy = Policy(self.config.policy, digest(self.config.policy))
         self.item_counters = ItemCounters(
             self.features, self.config.bounds, covisits=self.config.covisits
@@ -192,7 +197,9 @@ class Player:
         indices = self._indices(event)
         session = self.session(event.user_id)
         if event.features is None:
-            if event.choice is msgspec.UNSET and is_looked_at(event.request_id, self.replica.step):
+            self._lists += 1  # all are looked at first: later choices teach little more
+            share = max(_EARLY / self._lists, _SHARE)
+            if event.choice is msgspec.UNSET and is_looked_at(event.request_id, share):
                 event.choice = self._choice_of(event, session, indices)
             catalogue, counters = self.replica.catalogue, self.replica.counters
             self.read_before(session, catalogue.keys[indices])

@@ -60,7 +60,7 @@ from serving.replica.replica import Replica
 from serving.request import Answer, AnswerItem, Candidates, Slate
 from serving.retrieval import filters
 from serving.retrieval.retrieval import Retrieval
-from serving.retrieval.retrieval_plan import VECTOR, RetrievalPlan, VectorQuery
+from serving.retrieval.retrieval_plan import SIMILAR, VECTOR, RetrievalPlan, VectorQuery
 from serving.retrieval.source_shares import engaged_shares
 from serving.tracing.request_trace import FILTER, RANK, RETRIEVE, SELECT
 
@@ -68,8 +68,7 @@ _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 Run = Callable[[Query, Candidates], Candidates]
 _NO_ITEMS: Final = np.zeros(0, np.int64)
-_EARLY: Final = 50  # steps in which the choices of all lists of others are looked at
-_ONE_IN: Final = 32  # lists of others, in the end
+_SHARE: Final = 0.125  # of the lists of others whose choices are looked at
 _SEED: Final = 0xC401
 _OTHERS: Final = 16  # candidates that a choice looks at
 _LEAST: Final = 1e-9  # score
@@ -156,10 +155,12 @@ class Pipeline:
         sources, a sample of which is looked at. None without any, or without numbers to tell them apart."""
         if not self.builder.dense_width:
             return None
-        retrieved = self.candidates(
-            replace(query, request=replace(query.request, candidate_ids=None))
-        )
-        indices = np.array(retrieved.indices, np.int64)
+        query = replace(query, request=replace(query.request, candidate_ids=None))
+        shares = engaged_shares(self.replica, query.policy.config.sources, query.now_ms)
+        # Without those that a model has: what is learned mustn't depend on the version that served.
+        shares = {name: share for name, share in shares.items() if name not in (VECTOR, SIMILAR)}
+        viewer = self._filter(query, Candidates(self._features(query)))
+        indices = np.array(self._retrieve(query, viewer, shares).indices, np.int64)
         others = indices[~np.isin(indices, listed)]
         if not len(others):
             return None
@@ -415,9 +416,8 @@ class Pipeline:
 
     def _choice_in(self, query: Query, listed: NDArray[np.int64]) -> Choice | msgspec.UnsetType:
         """Of a list of the caller's candidates, which says nothing of what the sources have."""
-        if query.request.candidate_ids is None or not is_looked_at(
-            query.request_id, self.replica.step
-        ):
+        request = query.request
+        if request.candidate_ids is None or request.filters or not is_looked_at(query.request_id):
             return msgspec.UNSET
         return self.choice_of(query, listed) or msgspec.UNSET
 
@@ -531,10 +531,10 @@ class Pipeline:
         return named | {"watch_s": float(watch_seconds(predictions_L[len(labels)]))}
 
 
-def is_looked_at(request_id: str, step: int) -> bool:
-    """Whether a list that the sources didn't make tells what its viewer chose from: all do at first, then
-    fewer and fewer, by hash, since retrieval takes milliseconds and later choices teach little more."""
-    return uniform(_SEED, request_id, 0) * step < max(_EARLY, step / _ONE_IN)
+def is_looked_at(request_id: str, share: float = _SHARE) -> bool:
+    """Whether a list that the sources didn't make tells what its viewer chose from: a share of them, by hash,
+    since retrieval takes milliseconds."""
+    return uniform(_SEED, request_id, 0) < share
 
 
 def without_profile_if_requested(query: Query) -> Query:

@@ -15,7 +15,7 @@ from tests.support.serving.golden_answers import (
 )
 from tests.support.serving.replica_harness import NOW_MS
 
-DIGEST = "b88626c187a389c5"
+DIGEST = "60b98a6d14b5b989"
 
 
 def ask(case: GoldenCase, request_id: str, deadline: RecordedDeadline) -> Answer:
