@@ -1,4 +1,4 @@
-"""What an item was chosen before: rows for the choice model (recsys/model/choice_model.py)."""
+"""Rows for the choice model (recsys/model/choice_model.py): an engaged item and what it was chosen before."""
 
 from typing import Final
 
@@ -8,7 +8,9 @@ import numpy as np
 from recsys.events.event_types import Impression
 from training.joining.impression_state import SHOWN, ImpressionState
 
-_MOST: Final = 8  # items of the list; of more every second, third … is taken, and stands for as many
+_MOST: Final = (
+    8  # items of the list; of more every second, third … is taken, and stands for as many
+)
 
 
 def chosen_before(state: ImpressionState, index: int, impression: Impression) -> bytes:

@@ -1,4 +1,4 @@
-"""What an item was chosen before, as examples carry it."""
+"""Rows of a choice, as examples carry them."""
 
 import numpy as np
 import pytest
