@@ -7,6 +7,7 @@ lists for a log's clicks, a replica for those that it takes. A click in a served
 a choice from that list, too."""
 
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -15,9 +16,9 @@ import numpy as np
 
 from experiments.assignment.policy import Policy
 from recsys.config.system_config import digest
-from recsys.events.event_types import Choice, Engagement, Event, Impression, ServedItem, event_id_of
+from recsys.events.event_types import Engagement, Event, Impression, ServedItem, event_id_of
 from recsys.events.hashed_random import draws
-from recsys.events.hashing import digest_of, key_of
+from recsys.events.hashing import Id, digest_of, key_of
 from recsys.events.records import CLICK_LIST
 from recsys.features.session import PLAIN_LIST, Session
 from serving.pipeline import Pipeline
@@ -53,15 +54,12 @@ class ClickLists:
         query = self._query(click, session, click.time_ms)
         request_id = _logged_id(query.request_id)
         self._remember(click, request_id)
-        indices, choice = self._items(click, query)
-        item_ids = map(self._pipeline.replica.catalogue.ids.__getitem__, indices)
         return Impression(
             time_ms=click.time_ms,
             request_id=request_id,
             user_id=click.user_id,
-            items=[ServedItem(item_id=item_id) for item_id in item_ids],
+            items=[ServedItem(item_id=item_id) for item_id in self._items(click, query)],
             surface=click.surface,
-            choice=choice,
         )
 
     def needs_list(self, event: Engagement) -> bool:
@@ -106,12 +104,11 @@ class ClickLists:
             joined = msgspec.structs.replace(click, request_id=before or named, event_id=event_id)
             if before and before != named:
                 return (joined,)
-        indices, choice = self._items(click, query)
+        index_of = self._pipeline.replica.catalogue.index_of
+        indices = [i for i in map(index_of, self._items(click, query)) if i is not None]
         request = replace(query.request, n=len(indices))
         query = replace(query, request=request, request_id=named)
-        impression = self._pipeline.impression_of(query, indices)
-        impression.choice = choice
-        return impression, joined
+        return self._pipeline.impression_of(query, indices), joined
 
     def _logged_before(self, event: Engagement, session: Session) -> str:
         """As ``list_before``; the session has lists of other replicas, too."""
@@ -131,23 +128,18 @@ class ClickLists:
         request = Request(click.user_id, 1, click.surface)
         return Query(request, session, self._policy, now_ms, request_id)
 
-    def _items(self, click: Engagement, query: Query) -> tuple[list[int], Choice]:
-        """Catalogue indices of the items, each once, the clicked one first, and what the click chose from."""
+    def _items(self, click: Engagement, query: Query) -> Iterable[Id]:
+        """The items, each once, the clicked one first."""
         catalogue = self._pipeline.replica.catalogue
         indices = np.array(self._pipeline.candidates(query).indices, np.int64)
-        count, clicked = len(indices), catalogue.index_of(click.item_id)
-        assert clicked is not None, "published, or added when it was clicked"
-        indices = indices[indices != clicked]
+        indices = indices[indices != catalogue.index_of(click.item_id)]
         # Not the draws of the request: by these the sources have chosen.
         seed = key_of("click list", query.request_id) & 0xFFFFFFFF
         others = indices[np.argsort(draws(seed, indices))[:_OTHERS]].tolist()
         drawn = (draws(seed, _ANYWHERE) * len(catalogue)).astype(np.int64)
         anywhere = drawn[catalogue.alive[drawn]][:1].tolist()
-        listed = [*dict.fromkeys([clicked, *others, *anywhere])]
-        standing_N = np.zeros(len(listed), np.float32)
-        standing_N[0] = len(indices) < count
-        standing_N[1 : 1 + len(others)] = len(indices) / max(1, len(others))
-        return listed, Choice(standing_N.tobytes())
+        listed = [click.item_id, *map(catalogue.ids.__getitem__, [*others, *anywhere])]
+        return dict.fromkeys(listed)
 
     def _remember(self, click: Engagement, request_id: str) -> None:
         """Notes the list that a further label of the item joins; "" if the joiner has to find it."""

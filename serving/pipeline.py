@@ -45,7 +45,7 @@ from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import NOBODY
-from recsys.model.choice_model import log_odds, utilities
+from recsys.model.choice_model import choice_size, log_odds, utilities
 from recsys.model.ranker import watch_seconds
 from recsys.observability.log_lines import LogThrottle
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, shorten_candidates
@@ -151,9 +151,9 @@ class Pipeline:
         return self._assemble(query, listed).impression
 
     def choice_of(self, query: Query, listed: NDArray[np.int64]) -> Choice | None:
-        """What an engagement with an item of another's list, by indices, chose from: the candidates of the
-        sources, a sample of which is looked at. None without any, or without numbers to tell them apart."""
-        if not self.builder.dense_width:
+        """The candidates of the sources, a sample of which is looked at, that an engagement with an item of
+        another's list chose from. None without any, or without a choice model."""
+        if not choice_size(self.replica.features):
             return None
         query = replace(query, request=replace(query.request, candidate_ids=None))
         shares = engaged_shares(self.replica, query.policy.config.sources, query.now_ms)
@@ -290,10 +290,6 @@ class Pipeline:
     def _choose(self, query: Query, candidates: Candidates) -> Candidates:
         """By the choice model, how much more or less likely than the ranker says each candidate is taken."""
         replica = self.replica
-        if (
-            replica.features.schema.shown_by == "click"
-        ):  # whose ranker learns from candidates itself
-            return candidates
         weights_W = replica.model.choice.weights_W.detach().numpy()
         n, count = query.request.n, len(candidates.sources)
         if not _has_numbers(candidates.predictions_NL) or not weights_W.any() or n >= count:
@@ -415,7 +411,7 @@ class Pipeline:
     # --- the answer ---
 
     def _choice_in(self, query: Query, listed: NDArray[np.int64]) -> Choice | msgspec.UnsetType:
-        """Of a list of the caller's candidates, which says nothing of what the sources have."""
+        """The choice of a list of the caller's candidates, which doesn't show what the sources have."""
         request = query.request
         if request.candidate_ids is None or request.filters or not is_looked_at(query.request_id):
             return msgspec.UNSET
@@ -557,7 +553,7 @@ def _best(
 def _lowered(
     scores_N: NDArray[np.float64], best: NDArray[np.int64], odds_N: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """What is added to scores so that all but the best are below these, by their odds."""
+    """Additions to scores that put all but the best below these, by their odds."""
     least = np.nanmin(scores_N[best])
     below_N: NDArray[np.float64] = least - np.abs(least) * -np.expm1(np.minimum(odds_N, 0.0))
     added_N = below_N - scores_N

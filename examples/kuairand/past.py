@@ -54,7 +54,7 @@ class Past:
         keys = {at: player.keys_of(self.items[at].item()) for at in np.sort(first).tolist()}
         keys_UI = np.array([keys[at] for at in first.tolist()], np.int64).reshape(len(items), -1)
         fold = PastFold(self, player.features, keys_UI, items, items_N)
-        fold.fold_counters(self, items_N, player.item_counters, True)
+        fold.fold_counters(self, items_N, player.item_counters)
         player.take_visits()
         for session in player.sessions.values():
             fold.fold_session(session)
@@ -185,10 +185,8 @@ class PastFold:
         # By viewer: where rows start and stop, numbers of their counters and of engagements.
         self._rows = dict(zip(map(str, users.tolist()), rows, strict=True))
 
-    def fold_counters(
-        self, past: Past, items_N: Keys, counters: ItemCounters, with_visits: bool
-    ) -> None:
-        """Counts everything of all viewers, with their visits if anything reads them."""
+    def fold_counters(self, past: Past, items_N: Keys, counters: ItemCounters) -> None:
+        """Counts everything of all viewers, with their visits."""
         main = self._features.main_labels[0]
         keys = [counters.counted_keys(keys_I, self._context, 0, {}) for keys_I in self._keys_UI]
         groups, everyone = Groups.of([*keys, (ALL,)]).in_table(counters.counters), len(keys)
@@ -202,7 +200,7 @@ class PastFold:
             groups.add(items, added, past.codes[block].astype(np.int64), times)
             times = times[liked[block]]
             groups.add(np.full(len(times), everyone), credit, np.zeros(len(times), np.int64), times)
-        for row in np.flatnonzero(liked).tolist() if with_visits else ():
+        for row in np.flatnonzero(liked).tolist():
             item = int(self._keys_UI[items_N[row], 0])
             counters.visits.add(past.users[row].item(), item, int(past.time_ms[row]))
 

@@ -59,7 +59,7 @@ class Dense:
         self._m = np.zeros_like(self.values)
         self._v = np.zeros_like(self.values)
         self._t = 0
-        self._curvature = np.zeros((0, 0), np.float32)  # (W, W), once W is known
+        self._curvature = np.zeros(0, np.float32)  # upper triangle, once W is known
 
     def fits_model(self, gradient: Vector) -> bool:
         """Whether a gradient is of as many parameters."""
@@ -94,9 +94,8 @@ class Dense:
         new = self._m, self._v, self.values, self.averaged
         kernels.adam(*before, as_rows(gradient), step_size, unbiased, keep, *new)
         if len(sums):
-            if not len(self._curvature):
-                self._curvature = np.zeros((len(chosen),) * 2, np.float32)
-            weights, self._curvature = newton_step(before[0][first:], chosen, sums, self._curvature)
+            curvature = self._curvature if len(self._curvature) else np.zeros_like(sums[:-1])
+            weights, self._curvature = newton_step(before[0][first:], chosen, sums, curvature)
             self.values[first:] = self.averaged[first:] = weights
         return True
 

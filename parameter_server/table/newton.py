@@ -15,8 +15,8 @@ from numba import types
 from numpy.typing import NDArray
 
 from recsys.arrays.compiled import kernel, read_only
+from recsys.model.choice_model import UNIT
 
-UNIT: Final = 2.0**-10  # of all sums, so that those of a step fit the bound on gradients
 _MEMORY: Final = 20_000  # choices after which one counts half
 _RIDGE: Final = 1.0  # λ: as if that had been seen already in each direction
 _LONGEST: Final = 2.0  # most that a weight moves in a step
@@ -37,30 +37,30 @@ def weights_of(extra: int) -> int:
 
 def newton_step(
     weights_W: NDArray[np.float32], gradient_W: NDArray[np.float32], sums: NDArray[np.float32],
-    curvature_WW: NDArray[np.float32],
+    curvature: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
-    """New weights and second derivatives (W, W), from the sums of a step, in ``UNIT``. Without choices, or
-    where a number isn't finite, as before."""
-    size = len(weights_W)
-    *own, choices = sums.astype(np.float64) / UNIT
+    """New weights and second derivatives (upper triangle), from the sums of a step, in ``UNIT``. Without
+    choices, or where a number isn't finite, as before."""
+    size, all_sums = len(weights_W), sums.astype(np.float64) / UNIT
+    choices = all_sums[-1]
     if not choices:
-        return weights_W, curvature_WW
-    added = np.zeros((size, size))
-    added[np.triu_indices(size)] = own
-    keep = 2.0 ** (-choices / _MEMORY)
-    curvature = curvature_WW.astype(np.float64) * keep + added + np.triu(added, 1).T
-    step = np.empty(size)
-    _solve(curvature + _RIDGE * np.eye(size), gradient_W.astype(np.float64) / UNIT, step)
+        return weights_W, curvature
+    faded = curvature * 2.0 ** (-choices / _MEMORY) + all_sums[:-1]
+    matrix, step = np.zeros((size, size)), np.empty(size)
+    matrix.T[np.triu_indices(size)] = faded
+    matrix[np.diag_indices(size)] += _RIDGE
+    _solve(matrix, gradient_W.astype(np.float64) / UNIT, step)
     longest = np.abs(step).max(initial=0.0)
     if not np.isfinite(longest):
-        return weights_W, curvature_WW
+        return weights_W, curvature
     step *= min(1.0, _LONGEST / max(longest, _LONGEST))
-    return (weights_W - step).astype(np.float32), curvature.astype(np.float32)
+    return (weights_W - step).astype(np.float32), faded.astype(np.float32)
 
 
 @kernel(types.void(read_only(_double, 2), read_only(_double, 1), _double[::1]))
 def _solve(matrix: Any, right: Any, out: Any) -> None:
-    """Solves matrix x = right by Cholesky's factors; the matrix is symmetric and positive definite."""
+    """Solves matrix x = right by Cholesky's factors. Of the matrix, which is symmetric and positive definite,
+    the lower triangle is read."""
     size = matrix.shape[0]
     factor = np.zeros((size, size))
     for i in range(size):

@@ -95,7 +95,7 @@ class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What an engagement with an item of a list chose from, where that isn't the list itself.
+    """The candidates that an engagement with an item of a list chose from, where they aren't the list itself.
 
     ``standing`` float32 (N,): the number of candidates that each item of the list stands for, 0 for one that
     the sources didn't have. ``others`` float32 (K, F): the dense features of further candidates, ``each`` of

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from recsys.arrays.compiled import kernel, read_only
 from recsys.features.feature_set import FeatureSet
 
-UNIT: Final = 2.0**-10  # as in newton
 Floats = NDArray[np.float32]
+UNIT: Final = 2.0**-10  # of all sums, so that those of a step fit the bound on gradients
 _FARTHEST: Final = np.float32(20.0)  # difference of a feature that counts
 _RAREST: Final = 4.5e-5  # probability
 _float, _double, _int = types.float32, types.float64, types.int64
@@ -40,9 +40,14 @@ def log_odds(probabilities_N: Floats) -> Floats:
     return odds
 
 
+def choice_columns(features: FeatureSet) -> tuple[int, ...]:
+    """Dense columns that have a weight; none for logs of clicks, whose ranker learns from candidates."""
+    return () if features.schema.shown_by == "click" else features.differing
+
+
 def choice_size(features: FeatureSet) -> int:
-    """Number of weights; 0 for features in which candidates don't differ."""
-    return len(features.differing)
+    """Number of weights."""
+    return len(choice_columns(features))
 
 
 def is_choice(rows: bytes, features: FeatureSet) -> bool:
@@ -53,7 +58,7 @@ def is_choice(rows: bytes, features: FeatureSet) -> bool:
 
 def utilities(weights_W: Floats, dense_NF: Floats, features: FeatureSet) -> NDArray[np.float64]:
     """The utility of each candidate (N,). It doesn't depend on the other candidates."""
-    used = np.take(dense_NF, features.differing, 1)
+    used = np.take(dense_NF, choice_columns(features), 1)
     total: NDArray[np.float64] = (used.astype(np.float64, "C") * weights_W).sum(1)
     return total
 
@@ -64,7 +69,7 @@ def choice_sums(
     """The sums over choices that Newton's method needs, in its unit: gradient (W,), upper triangle of the
     second derivatives, weight of all choices. ``choices``: the rows of each; ``weights_C``: of each."""
     width, size = 1 + len(features.dense_names), choice_size(features)
-    columns = np.array([1 + column for column in features.differing], np.int64)
+    columns = np.array([1 + column for column in choice_columns(features)], np.int64)
     gradient, curvature = np.zeros(size), np.zeros((size, size))
     if size and len(choices):
         rows = [np.frombuffer(choice, np.float32).reshape(-1, width) for choice in choices]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet
+from recsys.model.choice_model import choice_columns, choice_size
 from recsys.model.model import build_model
 from recsys.model.ranker import dense_start
 from recsys.model.wider_set import columns_from
@@ -31,18 +32,20 @@ def widened(
     vectors = [name for name in _VECTORS if name in arrays]
     moved = {name: np.where(places >= 0, arrays[name][places], 0) for name in vectors}
     arrays = arrays | {name: vector.astype(np.float32) for name, vector in moved.items()}
-    old, new = arrays["dense/curvature"], _weights_from(before, after)
-    if len(old):
-        both = (new >= 0)[:, None] & (new >= 0)
-        arrays["dense/curvature"] = np.where(both, old[np.ix_(new, new)], 0.0)
+    if len(triangle := arrays["dense/curvature"]):
+        new, old = _weights_from(before, after), np.zeros((choice_size(before),) * 2, np.float32)
+        old[np.triu_indices(len(old))] = triangle
+        both, symmetric = (new >= 0)[:, None] & (new >= 0), old + np.triu(old, 1).T
+        moved_WW = np.where(both, symmetric[np.ix_(new, new)], np.float32(0))
+        arrays["dense/curvature"] = moved_WW[np.triu_indices(len(new))]
     return arrays
 
 
 def _weights_from(before: FeatureSet, after: FeatureSet) -> NDArray[np.int64]:
     """The weight of the choice model of ``before`` that each one of ``after`` begins with; -1: none."""
-    place = {column: at for at, column in enumerate(before.differing)}
+    place = {column: at for at, column in enumerate(choice_columns(before))}
     columns = columns_from(before, after)
-    return np.array([place.get(columns[column], -1) for column in after.differing], np.int64)
+    return np.array([place.get(columns[column], -1) for column in choice_columns(after)], np.int64)
 
 
 def check_widens(config: ModelConfig) -> None:

@@ -8,9 +8,8 @@ import numpy as np
 from recsys.events.event_types import Impression
 from training.joining.impression_state import SHOWN, ImpressionState
 
-_MOST: Final = (
-    8  # items of the list; of more every second, third … is taken, and stands for as many
-)
+# Items of the list; of more every second, third … is taken, and stands for as many.
+_MOST: Final = 8
 
 
 def chosen_before(state: ImpressionState, index: int, impression: Impression) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from parameter_server.table.newton import weights_of
 from parameter_server.table.routing import Keys
 from parameter_server.table.sketch import SKETCH_COLUMNS
 from parameter_server.table.table import ROW_COLUMNS
@@ -186,7 +187,8 @@ def _dense(online: Arrays, offline: Arrays, share: float) -> Arrays:
     names = [f"dense/{column}" for column in _DENSE]
     out = {name: _lerp(offline[name], online[name], share) for name in names}
     curvature = online["dense/curvature"]
-    first = len(online["dense/values"]) - len(curvature)
+    weights = weights_of(len(curvature) + 1) if len(curvature) else 0
+    first = len(online["dense/values"]) - weights
     for name in names:
         out[name][first:] = online[name][first:]
     out["dense/curvature"] = curvature.copy()

@@ -7,10 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from parameter_server.table.dense import Dense
-from parameter_server.table.newton import UNIT, sums_size
+from parameter_server.table.newton import sums_size
 from recsys.features.feature_set import Declared
-from recsys.model import choice_model
-from recsys.model.choice_model import choice_size, choice_sums, is_choice, log_odds, utilities
+from recsys.model.choice_model import UNIT, choice_size, choice_sums, is_choice, log_odds, utilities
 from tests.support.training.small_feed import FEATURES
 
 Doubles = NDArray[np.float64]
@@ -129,6 +128,11 @@ def test_features_of_keys_alone_have_no_choice_model() -> None:
     )
 
 
+def test_logs_of_clicks_have_no_choice_model() -> None:
+    clicks = replace(FEATURES, schema=replace(FEATURES.schema, shown_by="click"))
+    assert choice_size(clicks) == 0 and len(clicks.differing) == W
+
+
 def test_columns_of_a_list_are_no_inputs() -> None:
     whole = replace(FEATURES, declared=Declared(whole_list=True, near=True))
     names = [whole.dense_names[column] for column in whole.differing]
@@ -139,4 +143,3 @@ def test_columns_of_a_list_are_no_inputs() -> None:
 def test_log_odds_are_bounded() -> None:
     odds = log_odds(np.array([0.0, 0.5, 1.0, np.nan], np.float32))
     assert odds.tolist() == pytest.approx([-10.0, 0.0, 10.0, 0.0], abs=0.02)
-    assert choice_model.UNIT == UNIT  # of workers and shards

@@ -31,7 +31,8 @@ def trained(features: FeatureSet) -> tuple[Model, dict[str, NDArray[Any]]]:
         for name in ("values", "averaged", "m", "v")
     }
     size = choice_size(features)
-    vectors["dense/curvature"] = draw.normal(0, 1, (size, size))
+    curvature = draw.normal(0, 1, size * (size + 1) // 2)
+    vectors["dense/curvature"] = curvature.astype(np.float32)
     model.write_dense(vectors["dense/values"])
     return model, vectors
 
@@ -102,7 +103,8 @@ def test_optimizer_state_of_new_columns_begins_at_0() -> None:
     added = len(wide.dense_names) - len(FEATURES.dense_names)
     begun, old = widened(arrays, FEATURES, wide, CONFIG), choice_size(FEATURES)
     curvature = begun.pop("dense/curvature")
-    assert curvature.shape == (choice_size(wide),) * 2 and np.count_nonzero(curvature) == old**2
+    sizes = [size * (size + 1) // 2 for size in (choice_size(wide), old)]
+    assert [len(curvature), np.count_nonzero(curvature)] == sizes
     for name, vector in begun.items():
         wanted = added * CONFIG.hidden[0] + choice_size(wide) - old
         assert np.count_nonzero(vector == 0) == wanted, name

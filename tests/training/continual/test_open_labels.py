@@ -109,7 +109,7 @@ class Trainer:
             if table.name in lane.lookup.keys
         }
         learned = self.learner.learn(lane, rows, self.dense)
-        self.dense = self.dense - self.rate * learned.dense
+        self.dense = self.dense - self.rate * learned.dense[: len(self.dense)]
         for name, (keys, gradients, _) in learned.gradients.items():
             for key, row, gradient in zip(keys, rows[name], gradients, strict=True):
                 self.rows[name, int(key)] = row - self.rate * gradient

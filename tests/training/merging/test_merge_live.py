@@ -16,6 +16,7 @@ from recsys.config.system_config import digest
 from recsys.events.control_records import Live
 from recsys.events.event_types import User
 from recsys.events.hashing import key_of
+from recsys.model.choice_model import choice_size
 from training.candidates.registry import Provenance, Refused, plain_config, reference_to
 from training.lines.line import MAIN
 from training.merging.merge import Blend, Blends
@@ -95,7 +96,7 @@ def test_it_stands_where_live_does_with_weights_between_both(tmp_path: Path) -> 
         assert before_ms < its.until_ms < run.system.now_ms  # the newest example's time, and 1 ms
         online = live.live.read(0, lambda name: name == "dense/values")["dense/values"]
         offline = run.registry.snapshot("cand-1").read(0)["dense/values"]
-        network = len(online) - len(made.arrays["dense/curvature"])
+        network = len(online) - choice_size(run.system.features)
         values, middle = made.arrays["dense/values"], (online + offline) / 2
         assert values[:network] == pytest.approx(middle[:network], abs=1e-6)
         assert np.array_equal(values[network:], online[network:])  # the choice model is live's
