@@ -16,14 +16,15 @@ from recsys.features.feature_set import FeatureSet
 Indices = NDArray[np.int64]
 _TOP: Final = 4096
 _REFRESH_MS: Final = 1000
+_FEW: Final = 256
 _ROUNDING: Final = 1e-4  # a count that only decayed keeps its value, up to float32's last bits
 
 
 class Popularity:
     """Values by catalogue index, and the most popular items.
 
-    These are determined anew once per second of event time, when counters change, and never by requests: so
-    replicas that folded the same records agree.
+    These are determined anew once per second of event time, of few items at once, when counters change, and
+    never by requests: so replicas that folded the same records agree.
     """
 
     def __init__(self, features: FeatureSet, catalogue: Catalogue) -> None:
@@ -60,7 +61,8 @@ class Popularity:
         items = np.flatnonzero(indices >= 0)
         self._set(indices[items], counters[items], last_ms[items])
         before_ms, self._newest_ms = self._newest_ms, max(self._newest_ms, int(last_ms.max()))
-        if before_ms // _REFRESH_MS != self._newest_ms // _REFRESH_MS:
+        is_later = before_ms // _REFRESH_MS != self._newest_ms // _REFRESH_MS
+        if is_later or len(self.top) + sum(map(len, self._moved)) <= _FEW:
             self.top = self._most_popular()
             self._floor = self._values[self.top[-1]] if len(self.top) else np.inf
             self._fell, self._moved = False, []

@@ -54,16 +54,25 @@ def test_only_what_somebody_engaged_with_is_popular() -> None:
     assert its.top.tolist() == [3] and np.isneginf(its.values[4])
 
 
-def test_the_best_are_found_anew_once_a_second_of_event_time() -> None:
+def test_the_best_of_many_are_found_anew_once_a_second_of_event_time() -> None:
+    its, counters = fixture(1_000)
+    for n in range(500):
+        happen(counters, n, 1.0, START_MS)
+    told(its, counters)
+    happen(counters, 600, 9.0, START_MS + 500)
+    told(its, counters)
+    assert 600 not in its.top  # within the second
+    happen(counters, 700, 0.1, START_MS + 1_000)
+    told(its, counters)
+    assert its.top[0] == 600 and its.top[-1] == 700
+
+
+def test_few_are_ranked_anew_at_each_change() -> None:
     its, counters = fixture()
-    happen(counters, 0, 1.0, START_MS)
-    told(its, counters)
-    happen(counters, 1, 9.0, START_MS + 500)
-    told(its, counters)
-    assert its.top.tolist() == [0]  # within the second
-    happen(counters, 2, 0.1, START_MS + 1_000)
-    told(its, counters)
-    assert its.top.tolist() == [1, 0, 2]
+    for n, times in enumerate((1.0, 9.0)):
+        happen(counters, n, times, START_MS + n)
+        told(its, counters)
+    assert its.top.tolist() == [1, 0]
 
 
 def test_entities_that_are_no_items_are_passed_over() -> None:
