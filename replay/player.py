@@ -91,6 +91,9 @@ class Player:
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
         self._held: list[StepDelta] = []
+        self._moment: list[
+            Event
+        ] = []  # clicks with their lists, not folded: a basket has one moment
         self._users: dict[str, User] = {}  # of those who have no session yet
         self.fold_before: Callable[[Session], None] = lambda session: None  # events not folded yet
         self.read_before: Callable[[Session, NDArray[np.int64]], None] = lambda session, keys_NI: (
@@ -167,6 +170,8 @@ class Player:
 
     def advance(self, now_ms: int) -> None:
         """Moves time: due steps are learned, and served from their next sync on."""
+        if now_ms > self.now_ms:
+            self.fold_moment()
         before_ms, self.now_ms = self.now_ms, max(self.now_ms, now_ms)
         self._held.extend(self.loop.advance(now_ms))
         if not self._held:
@@ -212,7 +217,19 @@ class Player:
             if len(self._waiting) >= _FLUSH:
                 self.flush()
         self.loop.append(event)
-        self.fold(event)
+        self._fold_after_moment(event)
+
+    def _fold_after_moment(self, event: Impression | Engagement) -> None:
+        """Folds an event; in a log of clicks once time moves on, so that none of a moment sees another."""
+        self._moment.append(event)
+        if self.features.schema.shown_by != "click":
+            self.fold_moment()
+
+    def fold_moment(self) -> None:
+        """Folds the events of the newest moment."""
+        moment, self._moment = self._moment, []
+        for event in moment:
+            self.fold(event)
 
     def _user(self, event: User) -> None:
         self.loop.append(event)
@@ -246,7 +263,7 @@ class Player:
 
     def _engagement(self, event: Engagement) -> None:
         self.loop.append(event)
-        self.fold(event)
+        self._fold_after_moment(event)
 
     def _indices(self, event: Impression) -> NDArray[np.int64]:
         return np.array([self._index(served.item_id) for served in event.items], np.int64)

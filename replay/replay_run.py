@@ -272,6 +272,7 @@ def replay_with(
                 elif isinstance(played, Engagement):
                     recorder.happened(played)
                 player.play(played)
+        player.fold_moment()
         player.flush()
         if options.until_step is not None:
             _learn_the_rest(player, options.until_step)

@@ -7,7 +7,7 @@ lists for a log's clicks, a replica for those that it takes. A click in a served
 a choice from that list, too."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.assignment.policy import Policy
 from recsys.config.system_config import digest
-from recsys.events.event_types import Engagement, Event, Impression, ServedItem, event_id_of
+from recsys.events.event_types import Choice, Engagement, Event, Impression, ServedItem, event_id_of
 from recsys.events.hashed_random import draws
 from recsys.events.hashing import Id, digest_of, key_of
 from recsys.events.records import CLICK_LIST
@@ -54,12 +54,14 @@ class ClickLists:
         query = self._query(click, session, click.time_ms)
         request_id = _logged_id(query.request_id)
         self._remember(click, request_id)
+        item_ids, choice = self._choice(click, query)
         return Impression(
             time_ms=click.time_ms,
             request_id=request_id,
             user_id=click.user_id,
-            items=[ServedItem(item_id=item_id) for item_id in self._items(click, query)],
+            items=[ServedItem(item_id=item_id) for item_id in item_ids],
             surface=click.surface,
+            choice=choice,
         )
 
     def needs_list(self, event: Engagement) -> bool:
@@ -105,10 +107,11 @@ class ClickLists:
             if before and before != named:
                 return (joined,)
         index_of = self._pipeline.replica.catalogue.index_of
-        indices = [i for i in map(index_of, self._items(click, query)) if i is not None]
+        item_ids, choice = self._choice(click, query)
+        indices = [i for i in map(index_of, item_ids) if i is not None]
         request = replace(query.request, n=len(indices))
         query = replace(query, request=request, request_id=named)
-        return self._pipeline.impression_of(query, indices), joined
+        return self._pipeline.impression_of(query, indices, choice), joined
 
     def _logged_before(self, event: Engagement, session: Session) -> str:
         """As ``list_before``; the session has lists of other replicas, too."""
@@ -128,18 +131,21 @@ class ClickLists:
         request = Request(click.user_id, 1, click.surface)
         return Query(request, session, self._policy, now_ms, request_id)
 
-    def _items(self, click: Engagement, query: Query) -> Iterable[Id]:
-        """The items, each once, the clicked one first."""
+    def _choice(self, click: Engagement, query: Query) -> tuple[Sequence[Id], Choice]:
+        """The items, each once, the clicked one first, and how many candidates each stands for."""
         catalogue = self._pipeline.replica.catalogue
-        indices = np.array(self._pipeline.candidates(query).indices, np.int64)
-        indices = indices[indices != catalogue.index_of(click.item_id)]
+        candidates = np.array(self._pipeline.candidates(query).indices, np.int64)
+        indices = candidates[candidates != catalogue.index_of(click.item_id)]
         # Not the draws of the request: by these the sources have chosen.
         seed = key_of("click list", query.request_id) & 0xFFFFFFFF
         others = indices[np.argsort(draws(seed, indices))[:_OTHERS]].tolist()
         drawn = (draws(seed, _ANYWHERE) * len(catalogue)).astype(np.int64)
         anywhere = drawn[catalogue.alive[drawn]][:1].tolist()
-        listed = [click.item_id, *map(catalogue.ids.__getitem__, [*others, *anywhere])]
-        return dict.fromkeys(listed)
+        each, had = len(indices) / max(1, len(others)), len(indices) < len(candidates)
+        standing = {click.item_id: float(had)} | {catalogue.ids[i]: each for i in others}
+        item_ids = [*dict.fromkeys([*standing, *(catalogue.ids[i] for i in anywhere)])]
+        standing_N = np.array([standing.get(item_id, 0.0) for item_id in item_ids], np.float32)
+        return item_ids, Choice(standing_N.tobytes())
 
     def _remember(self, click: Engagement, request_id: str) -> None:
         """Notes the list that a further label of the item joins; "" if the joiner has to find it."""

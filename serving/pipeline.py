@@ -45,7 +45,7 @@ from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import NOBODY
-from recsys.model.choice_model import choice_size, log_odds, utilities
+from recsys.model.choice_model import choice_size, log_odds, reads_ranker, utilities
 from recsys.model.ranker import watch_seconds
 from recsys.observability.log_lines import LogThrottle
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, shorten_candidates
@@ -140,20 +140,24 @@ class Pipeline:
         query = without_profile_if_requested(query)
         return run_stages(self.retrieving, query, Candidates(self._features(query)))
 
-    def impression_of(self, query: Query, indices: list[int]) -> Impression:
+    def impression_of(self, query: Query, indices: list[int], choice: Choice) -> Impression:
         """Impression of a list of ``query.request.n`` items, by their indices, as if it had been answered,
-        but without sources."""
+        but without sources. ``choice``: what each stands for."""
         n, features = len(indices), self._features(query, np.array(indices, np.int64))
         sources: dict[int, list[str]] = {index: [] for index in indices}
         ranked = self._rank_list(query, self._rank(query, Candidates(features, sources=sources)))
         slate = Slate(np.arange(n), np.ones(n), np.zeros(n, np.bool_), 0, {})
         listed = ranked.having(slate=slate, slate_scores_R=ranked.scores_N)
-        return self._assemble(query, listed).impression
+        impression = self._assemble(query, listed).impression
+        impression.choice = choice
+        return impression
 
     def choice_of(self, query: Query, listed: NDArray[np.int64]) -> Choice | None:
         """The candidates of the sources, a sample of which is looked at, that an engagement with an item of
-        another's list chose from. None without any, or without a choice model."""
-        if not choice_size(self.replica.features):
+        another's list chose from. None without any, without a choice model, and where clicks have lists of
+        candidates (serving/click_lists.py)."""
+        features = self.replica.features
+        if not choice_size(features) or reads_ranker(features):
             return None
         query = replace(query, request=replace(query.request, candidate_ids=None))
         shares = engaged_shares(self.replica, query.policy.config.sources, query.now_ms)
@@ -295,8 +299,8 @@ class Pipeline:
         if not _has_numbers(candidates.predictions_NL) or not weights_W.any() or n >= count:
             return candidates
         dense_NF = replica.read(candidates.features).dense_NF
-        utilities_N = utilities(weights_W, dense_NF, replica.model.features)
         engaged_N = log_odds(candidates.predictions_NL[:, 0])
+        utilities_N = utilities(weights_W, dense_NF, engaged_N, replica.model.features)
         return candidates.having(chances_N=utilities_N + np.logaddexp(0, -engaged_N))
 
     def _rank_list(self, query: Query, candidates: Candidates) -> Candidates:

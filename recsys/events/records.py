@@ -32,7 +32,8 @@ class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
     its ``previous`` were never learned (training/continual/open_labels.py). ``measured``: it counts in
     experiments, and isn't learned: the click in its list is, in the list of candidates that it chose from.
     ``choice`` float32 (R, 1 + F), of an item that got the first label: a row of itself and those of what it
-    was chosen before (recsys/model/choice_model.py).
+    was chosen before (recsys/model/choice_model.py). In a click's list of candidates the first number alone:
+    the other examples of the list are the other rows.
     """
 
     partition: int

@@ -11,7 +11,10 @@ added to its utility (McFadden 1978, "Modelling the choice of residential locati
 Newton's method (parameter_server/table/newton.py), for which a worker sends the gradient of -log P of each
 taken item and its second derivatives.
 
-Rows of a choice, float32 (R, 1 + F), the taken item first: log k, the dense features.
+Where a log has clicks alone, the ranker learns from candidates, and its log odds are one more input. They are
+those of the ranker before it learns from the choice, so they don't depend on the version that served.
+
+Rows of a choice, float32 (R, 1 + F), the taken item first: log k, the dense features, then those log odds.
 
 Legend: C choices of a lane, R rows, W weights, N candidates, F dense features.
 """
@@ -40,42 +43,49 @@ def log_odds(probabilities_N: Floats) -> Floats:
     return odds
 
 
-def choice_columns(features: FeatureSet) -> tuple[int, ...]:
-    """Dense columns that have a weight; none for logs of clicks, whose ranker learns from candidates."""
-    return () if features.schema.shown_by == "click" else features.differing
+def reads_ranker(features: FeatureSet) -> bool:
+    """Whether the ranker's log odds are an input."""
+    return features.schema.shown_by == "click" and bool(features.differing)
 
 
 def choice_size(features: FeatureSet) -> int:
-    """Number of weights."""
-    return len(choice_columns(features))
+    """Number of weights: of ``FeatureSet.differing``, then of the ranker's log odds."""
+    return len(features.differing) + reads_ranker(features)
 
 
-def is_choice(rows: bytes, features: FeatureSet) -> bool:
-    """Whether these are rows of a choice by features of this set, all of numbers that are finite."""
-    row = 4 * (1 + len(features.dense_names))
-    return len(rows) % row == 0 and bool(np.isfinite(np.frombuffer(rows, np.float32)).all())
+def choice_rows(rows: bytes, features: FeatureSet) -> Floats | None:
+    """The rows of a choice by features of this set, without the ranker's log odds; None where these aren't
+    such, or a number isn't finite."""
+    width, values = 1 + len(features.dense_names), np.frombuffer(rows, np.float32)
+    if len(values) % width or not np.isfinite(values).all():
+        return None
+    return values.reshape(-1, width)
 
 
-def utilities(weights_W: Floats, dense_NF: Floats, features: FeatureSet) -> NDArray[np.float64]:
-    """The utility of each candidate (N,). It doesn't depend on the other candidates."""
-    used = np.take(dense_NF, choice_columns(features), 1)
-    total: NDArray[np.float64] = (used.astype(np.float64, "C") * weights_W).sum(1)
+def utilities(
+    weights_W: Floats, dense_NF: Floats, odds_N: Floats, features: FeatureSet
+) -> NDArray[np.float64]:
+    """The utility of each candidate (N,), which doesn't depend on the other candidates. ``odds_N``: the
+    ranker's log odds, where they are an input."""
+    used = np.take(dense_NF, features.differing, 1).astype(np.float64, "C")
+    if reads_ranker(features):
+        used = np.column_stack([used, odds_N])
+    total: NDArray[np.float64] = (used * weights_W).sum(1)
     return total
 
 
 def choice_sums(
-    weights_W: Floats, choices: Sequence[bytes], weights_C: Floats, features: FeatureSet
+    weights_W: Floats, choices: Sequence[Floats], weights_C: Floats, features: FeatureSet
 ) -> Floats:
     """The sums over choices that Newton's method needs, in its unit: gradient (W,), upper triangle of the
     second derivatives, weight of all choices. ``choices``: the rows of each; ``weights_C``: of each."""
-    width, size = 1 + len(features.dense_names), choice_size(features)
-    columns = np.array([1 + column for column in choice_columns(features)], np.int64)
+    size, last = choice_size(features), [len(features.dense_names)] * reads_ranker(features)
+    columns = 1 + np.array([*features.differing, *last], np.int64)
     gradient, curvature = np.zeros(size), np.zeros((size, size))
     if size and len(choices):
-        rows = [np.frombuffer(choice, np.float32).reshape(-1, width) for choice in choices]
-        ends = np.cumsum([len(own) for own in rows])
+        ends = np.cumsum([len(own) for own in choices])
         _add_choices(
-            weights_W.astype(np.float64), np.concatenate(rows), columns, ends,
+            weights_W.astype(np.float64), np.concatenate(choices), columns, ends,
             weights_C.astype(np.float64), gradient, curvature,
         )  # fmt: skip
     counted = [float(weights_C.sum())] if size else []

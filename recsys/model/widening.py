@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet
-from recsys.model.choice_model import choice_columns, choice_size
+from recsys.model.choice_model import choice_size, reads_ranker
 from recsys.model.model import build_model
 from recsys.model.ranker import dense_start
 from recsys.model.wider_set import columns_from
@@ -43,9 +43,10 @@ def widened(
 
 def _weights_from(before: FeatureSet, after: FeatureSet) -> NDArray[np.int64]:
     """The weight of the choice model of ``before`` that each one of ``after`` begins with; -1: none."""
-    place = {column: at for at, column in enumerate(choice_columns(before))}
-    columns = columns_from(before, after)
-    return np.array([place.get(columns[column], -1) for column in choice_columns(after)], np.int64)
+    place = {column: at for at, column in enumerate(before.differing)}
+    columns, last = columns_from(before, after), [len(place)] * reads_ranker(after)
+    weights = [place.get(columns[column], -1) for column in after.differing]
+    return np.array([*weights, *last], np.int64)
 
 
 def check_widens(config: ModelConfig) -> None:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from recsys.app.app_file import app_of
-from recsys.events.event_types import Engagement
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, Event, Impression, Item
 from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
+from replay.direct_loop import DirectLoop
+from replay.player import Player
 from replay.replay_run import ReplayOptions, ReplayResult, replay_data
 
 NEWS = """
@@ -168,3 +171,34 @@ def test_a_click_is_learned_as_the_choice_from_candidates(tmp_path: Path) -> Non
         assert len(set(listed)) == len(listed)
     scores = np.asarray(predictions.scores["buy"])
     assert scores[-60:].mean() < 0.9  # there are negatives
+
+
+def test_items_of_a_basket_are_not_each_others_past() -> None:
+    """The features of all lists of a moment are of before it; those of the next moment know it."""
+    app = app_of(SHOP.replace("[all, item]", "[all, item, user]"))
+    config = app.config(Config())
+    features = app.feature_set(config.model.features)
+    loop, lists = DirectLoop(features, config), list[Impression]()
+    player, append = Player(features, config, loop), loop.append
+
+    def noted(event: Event) -> None:
+        lists.extend([event] if isinstance(event, Impression) else [])
+        append(event)
+
+    loop.append = noted  # type: ignore[method-assign]
+    for n in range(9):
+        player.play(Item(time_ms=START_MS, item_id=f"v{n}"))
+    for after_ms, item in ((1_000, 1), (1_000, 2), (1_000, 3), (60_000, 4)):
+        bought = Engagement(
+            time_ms=START_MS + after_ms,
+            request_id="",
+            user_id="ann",
+            item_id=f"v{item}",
+            kind="buy",
+        )
+        for played in player.as_lists(bought):
+            player.play(played)
+    histories = [shown.features.history for shown in lists if shown.features is not None]
+    counts = [np.frombuffer(h, np.int64).reshape(features.history_length, -1) for h in histories]
+    assert [int((own[:, 0] != 0).sum()) for own in counts] == [0, 0, 0, 3]
+    assert all(shown.choice for shown in lists)

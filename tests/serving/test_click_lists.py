@@ -150,6 +150,11 @@ def test_a_click_comes_after_the_list_that_replay_makes_of_it(tmp_path: Path) ->
         assert [i.item_id for i in listed.items] == [i.item_id for i in again.items]
         assert listed.items[0].item_id == "v7" and 5 < len(listed.items) <= 7
         assert listed.features == builder.as_shown(served).block()
+        assert listed.choice == again.choice is not msgspec.UNSET
+        standing_N = np.frombuffer(listed.choice.standing, np.float32)
+        candidates = shop.config.serve.candidates
+        assert standing_N[0] in (0, 1) and set(standing_N[6:]) <= {0}
+        assert standing_N[:6].sum() == pytest.approx(candidates - 1 + standing_N[0], abs=1)
         assert "u1" not in listed.request_id and listed.predicted
         assert not any(shown.sources for shown in listed.items)
         shop.turn()

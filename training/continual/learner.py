@@ -5,7 +5,7 @@ Legend: B examples of the lane, K labels, L outputs (labels, then watch time), U
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,7 @@ from recsys.events.records import TrainingExample
 from recsys.features.feature_kernels import LOG_COUNT
 from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
-from recsys.model.choice_model import choice_size, choice_sums, is_choice
+from recsys.model.choice_model import choice_rows, choice_size, choice_sums, log_odds, reads_ranker
 from recsys.model.model import Lookup, Model, joined, lookup_of, with_missing_row
 from recsys.model.prediction_metrics import bin_weights, bins_of
 from recsys.model.ranker import Ranker, loss_per_output, targets
@@ -30,6 +30,9 @@ from training.continual.row_usage import examples_per_row
 
 _HIDDEN: Final = 0.25  # part of the examples that are learned without the context of their list
 _HIDDEN_SEED: Final = 0x1157
+_STANDING: Final = (
+    4  # bytes of the number of candidates that an example of a list of candidates stands for
+)
 _WHOLE: Final = 16  # examples: rows of a block of a matrix product
 _SMALL: Final = 64  # examples of a lane beyond which one pass for several saves little
 Keys = NDArray[np.int64]
@@ -48,7 +51,17 @@ class Lane:
     watch_ms_B: Floats
     label_targets: LabelTargets
     _: KW_ONLY
-    choices: Mapping[int, bytes] = field(default_factory=dict)  # what an item was chosen before
+    choices: Sequence["LaneChoice"] = ()
+
+
+@dataclass(frozen=True)
+class LaneChoice:
+    """A choice in a lane, of the example ``taken``: rows of the choice model (R, 1 + F), itself first, and
+    the examples that they are of (R,), where the ranker's log odds are an input."""
+
+    taken: int
+    rows_RC: Floats
+    places_R: Keys | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +110,36 @@ class Learner:
         targets = label_targets(examples, labels)
         if rehearsed:
             targets = with_rehearsed(targets, first, weight)
-        pairs = ((at, e.choice) for at, e in enumerate(examples) if e.choice)
-        choices = {at: choice for at, choice in pairs if is_choice(choice, self.features)}
-        return replace(self.lane_of(batch, labels, watch_ms, targets), choices=choices)
+        lane = self.lane_of(batch, labels, watch_ms, targets)
+        find = self._choices_of_lists if reads_ranker(self.features) else self._choices
+        return replace(lane, choices=find(examples, lane))
+
+    def _choices(self, examples: Sequence[TrainingExample], lane: Lane) -> list[LaneChoice]:
+        """Choices whose rows are in the example of the taken item."""
+        pairs = [
+            (at, choice_rows(e.choice, self.features)) for at, e in enumerate(examples) if e.choice
+        ]
+        return [LaneChoice(at, rows) for at, rows in pairs if rows is not None]
+
+    def _choices_of_lists(
+        self, examples: Sequence[TrainingExample], lane: Lane
+    ) -> list[LaneChoice]:
+        """Choices whose rows are the examples of a list of candidates, as far as they are in this lane."""
+        lists = dict[tuple[int, int], list[int]]()
+        for at, example in enumerate(examples):
+            if len(example.choice) == _STANDING:
+                lists.setdefault((example.partition, example.offset), []).append(at)
+        out = []
+        for places in lists.values():
+            taken = [at for at in places if lane.label_targets.liked_B[at]]
+            others = [at for at in places if at not in taken]
+            for at in taken if others else ():
+                of = np.array([at, *others], np.int64)
+                logs = np.frombuffer(b"".join(examples[place].choice for place in of), np.float32)
+                if np.isfinite(logs).all():
+                    rows = np.column_stack([logs, lane.batch.dense_BF[of]])
+                    out.append(LaneChoice(at, rows, of))
+        return out
 
     def lane_of(
         self, batch: Batch, labels_BK: Floats, watch_ms_B: Floats, targets: LabelTargets
@@ -207,15 +247,23 @@ class Learner:
             for name, keys in lane.lookup.keys.items():
                 gradients[name] = RowGradients(keys, _gradient(own[name]), counts[name])
                 metrics[f"moved.{name}"] = float(gradients[name].gradients.any(1).sum())
-            own_dense = self._with_choices(lane, dense, own_dense)
+            own_dense = self._with_choices(lane, dense, own_dense, probabilities[:, 0])
             out.append(Learned(probabilities, gradients, own_dense, metrics))
         return out
 
-    def _with_choices(self, lane: Lane, dense: Floats, gradient: Floats) -> Floats:
+    def _with_choices(
+        self, lane: Lane, dense: Floats, gradient: Floats, probabilities_B: Floats
+    ) -> Floats:
         """A dense gradient with the sums of the choice model, whose parameters are the last."""
-        first = len(gradient) - choice_size(self.features)
-        liked = lane.label_targets.liked_B[np.array([*lane.choices], np.int64)]
-        sums = choice_sums(dense[first:], [*lane.choices.values()], liked, self.features)
+        first, odds_B = len(gradient) - choice_size(self.features), log_odds(probabilities_B)
+        liked = lane.label_targets.liked_B[[choice.taken for choice in lane.choices]]
+        rows = [
+            one.rows_RC
+            if one.places_R is None
+            else np.column_stack([one.rows_RC, odds_B[one.places_R]])
+            for one in lane.choices
+        ]
+        sums = choice_sums(dense[first:], rows, liked, self.features)
         return np.concatenate([gradient[:first], sums])
 
     def predict(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Floats:

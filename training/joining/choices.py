@@ -1,15 +1,23 @@
 """Rows for the choice model (recsys/model/choice_model.py): an engaged item and what it was chosen before."""
 
+import math
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from recsys.events.event_types import Impression
+from recsys.events.event_types import Choice, Impression
 from training.joining.impression_state import SHOWN, ImpressionState
 
 # Items of the list; of more every second, third … is taken, and stands for as many.
 _MOST: Final = 8
+
+
+def candidates_of(choice: Choice, index: int) -> bytes:
+    """The logarithm of the number of candidates that an item of a list of candidates stands for, float32;
+    empty where it was none. The examples of the list are the other rows."""
+    standing = float(np.frombuffer(choice.standing, np.float32)[index])
+    return np.float32(math.log(standing)).tobytes() if standing > 0 else b""
 
 
 def chosen_before(state: ImpressionState, index: int, impression: Impression) -> bytes:

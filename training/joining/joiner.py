@@ -29,7 +29,7 @@ An impression is held whole while its window is open, afterwards only its engage
 state goes to disk (training/joining/pending_impressions.py), without effect on the output.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -54,7 +54,7 @@ from recsys.events.records import CLICK_LIST, Example, Forget, Withdrawn, served
 from recsys.events.withdrawal import NO_REQUEST, withdraws_item
 from recsys.features.feature_set import item_block, item_predictions
 from recsys.features.influence import Influence, kind_bit
-from training.joining.choices import chosen_before
+from training.joining.choices import candidates_of, chosen_before
 from training.joining.delay import DelayState, LabelDelays
 from training.joining.impression_state import (
     AFTER,
@@ -368,21 +368,45 @@ class Joiner:
             self._emit(state, index, impression, (self.watermark_ms, ended_ms), out)
         if self._shows_lists or self._has_choices and is_label:
             # Candidates weren't read by anybody.
-            self._confirm(state, None if request_id.startswith(CLICK_LIST) else engagement)
+            if request_id.startswith(CLICK_LIST):
+                self._confirm(state, taken=self._taken_beside(place))
+            else:
+                self._confirm(state, engagement)
             self._show_late(place, out)
         if opened is None:
             self.impressions.update(request_id, state)
         return True
 
+    def _taken_beside(self, place: _Place) -> set[str]:
+        """Items that the viewer took in their other open lists of candidates. Those that have this item as
+        another candidate no longer do: items of a basket are no alternatives to each other."""
+        request_id, index, state, _ = place
+        taken, item_id = set[str](), state.item_ids[index]
+        for other in self._opened.get(state.user_id, [])[-_LOOKED:]:
+            if other == request_id or not other.startswith(CLICK_LIST):
+                continue
+            self.impressions.load(other)
+            if (opened := self.impressions.open.get(other)) is None:
+                continue
+            beside = opened.state
+            for at, name in enumerate(beside.item_ids):
+                if beside.labels[at]:
+                    taken.add(name)
+                elif name == item_id and beside.learned[at] == NEVER:
+                    beside.marks[at] &= ~SHOWN
+        return taken
+
     def _confirm(
-        self, state: ImpressionState, reader: Engagement | Impression | None = None
-    ) -> None:
-        """Shows a list as a whole, once; of ``reader`` only as much as the bounds of influence admit."""
+        self, state: ImpressionState, reader: Engagement | Impression | None = None,
+        taken: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """Shows a list as a whole, once, but for items ``taken`` elsewhere; of ``reader`` only as much as the
+        bounds of influence admit."""
         if state.confirmed:
             return
         state.confirmed = True
         for index, item_id in enumerate(state.item_ids):
-            if state.marks[index] & SHOWN:
+            if state.marks[index] & SHOWN or item_id in taken:
                 continue
             if reader is None or self._readings.admits_item(reader, key_of("item", item_id)):
                 state.marks[index] |= SHOWN
@@ -482,6 +506,11 @@ class Joiner:
         is_measured = self._has_choices and not impression.request_id.startswith(CLICK_LIST)
         served, block = impression.items[index], None if is_measured else impression.features
         self.counts["corrections" if correction else "examples"] += 1
+        choice = b""
+        if not self._has_choices:
+            choice = chosen_before(state, index, impression) if block and is_liked else b""
+        elif impression.choice is not msgspec.UNSET and (is_liked or not again):
+            choice = candidates_of(impression.choice, index)
         example = Example(
             partition=self.partition, offset=state.offset, index=index, sequence=self.sequence,
             request_id=impression.request_id, user_id=impression.user_id, item_id=served.item_id,
@@ -493,7 +522,7 @@ class Joiner:
             features=item_block(block, index, len(impression.items)) if block else None,
             arrived=self._arrived(mark, again), sampling_rate=self.config.negatives,
             sampled_out=sampled_out, measured=True if is_measured else msgspec.UNSET,
-            choice=chosen_before(state, index, impression) if block and is_liked else b"",
+            choice=choice,
         )  # fmt: skip
         out.append(example)
 

@@ -9,27 +9,37 @@ from numpy.typing import NDArray
 from parameter_server.table.dense import Dense
 from parameter_server.table.newton import sums_size
 from recsys.features.feature_set import Declared
-from recsys.model.choice_model import UNIT, choice_size, choice_sums, is_choice, log_odds, utilities
+from recsys.model.choice_model import (
+    UNIT,
+    choice_rows,
+    choice_size,
+    choice_sums,
+    log_odds,
+    reads_ranker,
+    utilities,
+)
 from tests.support.training.small_feed import FEATURES
 
 Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
 F = len(FEATURES.dense_names)
+CLICKS = replace(FEATURES, schema=replace(FEATURES.schema, shown_by="click"))
 W = choice_size(FEATURES)
 
 
-def rows_of(draw: np.random.Generator, rows: int = 6, scale: float = 0.5) -> bytes:
+def rows_of(draw: np.random.Generator, rows: int = 6, scale: float = 0.5) -> Floats:
     """A choice: the taken item, and others that stand for one to nine candidates."""
     rows_RC = draw.normal(0, scale, (rows, 1 + F)).astype(np.float32)
     rows_RC[:, 0] = np.log(draw.integers(1, 10, rows))
     rows_RC[0, 0] = 0.0
-    return rows_RC.tobytes()
+    return rows_RC
 
 
-def loss(weights_W: Doubles, choices: list[bytes]) -> float:
+def loss(weights_W: Doubles, choices: list[Floats]) -> float:
     """-log P of the taken items, row by row."""
     columns, total = [1 + column for column in FEATURES.differing], 0.0
     for choice in choices:
-        rows_RC = np.frombuffer(choice, np.float32).reshape(-1, 1 + F).astype(np.float64)
+        rows_RC = choice.astype(np.float64)
         utility_R = rows_RC[:, columns] @ weights_W + rows_RC[:, 0]
         total += np.log(np.exp(utility_R).sum()) - utility_R[0]
     return total
@@ -76,7 +86,7 @@ def test_a_hundred_choices_teach_what_people_take() -> None:
             utility = rows_RC[:, columns] @ wanted
             taken = int(np.argmax(utility + draw.gumbel(size=9)))
             rows_RC[[0, taken]] = rows_RC[[taken, 0]]
-            choices.append(rows_RC.tobytes())
+            choices.append(rows_RC)
         sums = choice_sums(dense.values[3:], choices, np.ones(8, np.float32), FEATURES)
         assert dense.apply(np.concatenate([np.zeros(3, np.float32), sums]))
     learned = dense.values[3:]
@@ -87,13 +97,13 @@ def test_a_hundred_choices_teach_what_people_take() -> None:
 
 def test_a_row_that_stands_for_many_candidates_counts_as_many() -> None:
     draw = np.random.default_rng(3)
-    rows_RC = np.frombuffer(rows_of(draw, 2), np.float32).reshape(2, -1).copy()
+    rows_RC = rows_of(draw, 2)
     rows_RC[1, 0] = np.log(3.0)
     thrice = np.concatenate([rows_RC[:1], np.repeat(rows_RC[1:], 3, 0)])
     thrice[:, 0] = 0.0
     weights, one = draw.normal(0, 0.3, W).astype(np.float32), np.ones(1, np.float32)
-    by_weight = choice_sums(weights, [rows_RC.tobytes()], one, FEATURES)
-    by_rows = choice_sums(weights, [thrice.tobytes()], one, FEATURES)
+    by_weight = choice_sums(weights, [rows_RC], one, FEATURES)
+    by_rows = choice_sums(weights, [thrice], one, FEATURES)
     np.testing.assert_allclose(by_weight, by_rows, atol=1e-6)
 
 
@@ -101,36 +111,38 @@ def test_a_utility_does_not_depend_on_the_other_candidates() -> None:
     draw = np.random.default_rng(4)
     weights, dense = draw.normal(0, 1, W).astype(np.float32), draw.normal(0, 1, (300, F))
     dense_NF = dense.astype(np.float32)
-    together = utilities(weights, dense_NF, FEATURES)
+    odds_N = draw.normal(0, 1, 300).astype(np.float32)
+    together = utilities(weights, dense_NF, odds_N, FEATURES)
     for at in (0, 7, 299):
         own = slice(at, at + 1)
-        assert utilities(weights, dense_NF[own], FEATURES)[0] == together[at]
+        assert utilities(weights, dense_NF[own], odds_N[own], FEATURES)[0] == together[at]
 
 
 def test_rows_of_another_width_or_without_a_number_are_no_choice() -> None:
     rows = rows_of(np.random.default_rng(5))
-    assert is_choice(rows, FEATURES)
-    assert not is_choice(rows[:-4], FEATURES)
-    broken = np.frombuffer(rows, np.float32).copy()
-    broken[7] = np.inf
-    assert not is_choice(broken.tobytes(), FEATURES)
+    assert np.array_equal(choice_rows(rows.tobytes(), FEATURES), rows)  # type: ignore[arg-type]
+    assert choice_rows(rows.tobytes()[:-4], FEATURES) is None
+    rows[1, 6] = np.inf
+    assert choice_rows(rows.tobytes(), FEATURES) is None
 
 
 def test_features_of_keys_alone_have_no_choice_model() -> None:
-    assert choice_size(replace(FEATURES, kind="ids")) == 0
-    assert (
-        len(
-            choice_sums(
-                np.zeros(0, np.float32), [], np.zeros(0, np.float32), replace(FEATURES, kind="ids")
-            )
-        )
-        == 0
-    )
+    for features in (replace(FEATURES, kind="ids"), replace(CLICKS, kind="ids")):
+        nothing = np.zeros(0, np.float32)
+        assert choice_size(features) == 0 == len(choice_sums(nothing, [], nothing, features))
 
 
-def test_logs_of_clicks_have_no_choice_model() -> None:
-    clicks = replace(FEATURES, schema=replace(FEATURES.schema, shown_by="click"))
-    assert choice_size(clicks) == 0 and len(clicks.differing) == W
+def test_where_a_log_has_clicks_alone_the_rankers_log_odds_are_the_last_input() -> None:
+    draw, weights = np.random.default_rng(6), np.zeros(W + 1, np.float32)
+    assert reads_ranker(CLICKS) and not reads_ranker(FEATURES) and choice_size(CLICKS) == W + 1
+    dense_NF, odds_N = np.zeros((3, F), np.float32), np.array([-1, 0, 2], np.float32)
+    weights[-1] = 0.5
+    assert utilities(weights, dense_NF, odds_N, CLICKS).tolist() == [-0.5, 0.0, 1.0]
+    rows_RC = np.column_stack([rows_of(draw, 2), np.array([1, -1], np.float32)])
+    rows_RC[:, :-1] = 0.0
+    sums = choice_sums(weights, [rows_RC], np.ones(1, np.float32), CLICKS) / UNIT
+    passed_by = 1 / (1 + np.exp(1))  # P of the other one, two log odds below, at a weight of a half
+    assert sums[W] == pytest.approx(-2 * passed_by, rel=1e-4) and not sums[:W].any()
 
 
 def test_columns_of_a_list_are_no_inputs() -> None:

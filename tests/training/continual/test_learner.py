@@ -2,14 +2,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from parameter_server.table.table import initial_rows
 from recsys.config.system_config import tables_of
 from recsys.events.event_types import FeatureBlock
 from recsys.features.feature_set import UnknownFeatureSet
+from recsys.model.choice_model import choice_size, choice_sums, log_odds
 from recsys.model.model import build_model
 from tests.support.training.learner_cases import CONFIG, learned, learner, rows_of
 from tests.support.training.small_feed import FEATURES, example
+from tests.support.training.small_feed import block as feature_block
 from training.continual.jagged import keyed_jagged
 from training.continual.learner import Learner
 
@@ -132,3 +135,31 @@ def test_features_of_another_set_are_refused() -> None:
         its.prepare([example(0, features=FeatureBlock(feature_set="other"))])
     with pytest.raises(ValueError, match="no features"):
         its.prepare([example(0, features=None)])
+
+
+def test_the_examples_of_a_list_of_candidates_are_one_choice() -> None:
+    """Two lists in a lane; of the second no item was taken, and one item was no candidate."""
+    features = replace(FEATURES, schema=replace(FEATURES.schema, shown_by="click"))
+    its = Learner(build_model(features, CONFIG.model))
+    stands = [np.float32(np.log(n)).tobytes() for n in (1, 3, 5)] + [b""]
+    examples = []
+    for n in range(8):
+        block = structs.replace(feature_block(n), feature_set=features.digest)
+        about = {
+            "labels": [float(n == 1), 0.0],
+            "offset": n // 4,
+            "partition": 0,
+            "choice": stands[(n + 3) % 4],
+        }
+        examples.append(example(n, features=block, **about))
+    lane = its.prepare(examples)
+    assert [choice.taken for choice in lane.choices] == [1]
+    out, first = learned(its, lane), its.model.dense_size() - choice_size(features)
+    places = [1, 2, 3]
+    rows_RC = np.column_stack(
+        [np.log([1, 3, 5]), lane.batch.dense_BF[places], log_odds(out.probabilities_BL[places, 0])]
+    )
+    weights, one_choice = its.model.read_dense()[first:], lane.label_targets.liked_B[1:2]
+    sums = choice_sums(weights, [rows_RC.astype(np.float32)], one_choice, features)
+    np.testing.assert_allclose(out.dense[first:], sums, atol=1e-6)
+    assert sums.any()

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from msgspec import structs
+from msgspec import UNSET, structs
 from numpy.typing import NDArray
 
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Choice, Event, Impression
-from recsys.events.records import Example
+from recsys.events.records import CLICK_LIST, Example
 from tests.support.training.small_feed import FEATURES, START_MS, engagement, impression
-from training.joining.choices import chosen_before
+from training.joining.choices import candidates_of, chosen_before
 from training.joining.impression_state import SHOWN, new_state
 from training.joining.joiner import Joiner
 
@@ -100,3 +100,45 @@ def test_examples_of_the_first_label_carry_their_choice_once(shown_by: str) -> N
     assert len(with_choice) == 1 and with_choice[0].index == 1
     shown = SIZE if shown_by == "impression" else 2
     assert len(rows_of(with_choice[0].choice)) == shown
+
+
+def click_list(name: str, n: int) -> Impression:
+    """A list of the candidates of a click on its first item, in which the last one was no candidate."""
+    standing = np.array([1.0] + [7.0] * (SIZE - 2) + [0.0], np.float32)
+    event = impression(n, SIZE, START_MS)
+    return structs.replace(
+        event, request_id=CLICK_LIST + name, user_id="ann", choice=Choice(standing.tobytes())
+    )
+
+
+def test_examples_of_a_list_of_candidates_say_how_many_each_stands_for() -> None:
+    its = Joiner(0, ["like"], JoinConfig(window_s=60), shown_by="click")
+    event = click_list("a", 1)
+    its.feed(0, event)
+    its.feed(1, engagement(event, 0, "like", 0))
+    examples = [e for e in its.advance(START_MS + 120_000) if isinstance(e, Example)]
+    logs = [np.frombuffer(e.choice, np.float32).tolist() for e in examples]
+    assert logs == [[0.0], *[[np.float32(np.log(7.0))]] * (SIZE - 2), []]
+    assert event.choice is not UNSET and candidates_of(event.choice, SIZE - 1) == b""
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_items_of_a_basket_are_no_alternatives_to_each_other(order: tuple[int, int]) -> None:
+    """Each of two clicks has the other item among its candidates."""
+    its, lists = Joiner(0, ["like"], JoinConfig(window_s=60), shown_by="click"), []
+    for n in order:
+        event = click_list(f"l{n}", n)
+        items = list(LIST.items)
+        items[0], items[n] = items[n], items[0]
+        lists.append(event := structs.replace(event, items=items))
+        its.feed(2 * n, event)
+        its.feed(2 * n + 1, engagement(event, 0, "like", 0))
+    examples = [e for e in its.advance(START_MS + 120_000) if isinstance(e, Example)]
+    both = {LIST.items[0].item_id, LIST.items[1].item_id}
+    assert [e.item_id in both for e in examples if not e.labels[0]] == [False] * 2 * (SIZE - 2)
+    assert {e.item_id for e in examples if e.labels[0]} == both
+    other = structs.replace(lists[0], request_id=CLICK_LIST + "later", time_ms=START_MS + 120_000)
+    its.feed(9, other)
+    its.feed(10, engagement(other, 0, "like", 0))
+    later = [e for e in its.advance(START_MS + 240_000) if isinstance(e, Example)]
+    assert len(later) == SIZE  # a visit later they are
