@@ -5,14 +5,16 @@ Names of columns decide first, then their values. ``recsys init`` shows the gues
 
 import re
 import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import yaml
 
 from recsys.app.data_files import Entities, Interactions, list_of, moment_of
@@ -20,15 +22,15 @@ from recsys.app.feature_checks import RESERVED
 
 _USER: Final = (
     "user|visitor|customer|viewer|member|account|reviewer|profile|player|reader|listener|guest"
-    "|traveller|traveler"
+    "|traveller|traveler|household|shopper|buyer|client|subscriber|person"
 )
 _ITEM: Final = (
     "item|movie|product|article|video|song|track|book|news|post|sku|asin|isbn|recipe|anime|game|episode"
-    "|podcast|hotel|listing|job|course|restaurant|document|story|photo"
+    "|podcast|hotel|listing|job|course|restaurant|document|story|photo|stock|film|venue|poi|business"
 )
 _ROLES: Final = {
     "user": rf"({_USER})s?(_?(id|no|key))?|u_?id",
-    "item": rf"(parent_)?({_ITEM})s?(_?(id|no|key|code))?|i_?id",
+    "item": rf"(parent_)?({_ITEM})s?(_?(id|no|key|code))?|content_?id|i_?id",
     "time": r".*(time|timestamp|date|datetime)(_?(ms|s|utc))?|ts|t|at|when|.*_at",
     "rating": r".*(rating|score|stars)|rate|overall",
     "kind": r".*(event|action|behaviou?r|interaction)(_?(type|name|kind))?|type|kind",
@@ -49,6 +51,7 @@ _FEW: Final = 50  # values of a column of kinds, at most
 _WHOLE: Final = 2_000  # first rows of a sample, in which engagements are sought among shown items …
 _APART: Final = 0.1  # … and the least share of them that is found where they have rows of their own
 _FOUND: Final = 20  # engagements, for a share
+_REPEATED: Final = 0.1  # share of rows from which on items repeat
 _RATED: Final = 5  # categories of items with rates: tastes follow any of them
 _HOUR_S: Final = 3600.0
 
@@ -71,11 +74,12 @@ class Guess:
 
 
 def guess(
-    name: str, samples: Mapping[str, Columns], given: Mapping[str, str], shown_kind: str = ""
-) -> Guess:
+    name: str, samples: Mapping[str, Columns], given: Mapping[str, str], shown_kind: str = "",
+    repeated: Callable[[Interactions], float] | None = None,
+) -> Guess:  # fmt: skip
     """The definition of an app. ``samples``: some rows by file; ``given``: columns that a person named, by
-    role; ``shown_kind``: the kind of rows that are shown items. Raises ValueError if no file has users and
-    items."""
+    role; ``shown_kind``: the kind of rows that are shown items; ``repeated``: see ``repeated_share``, by default
+    of the samples. Raises ValueError if no file has users and items."""
     out, tables, merged = Guess({"app": name, "fields": {}}), dict[str, Any](), dict[str, Columns]()
     table: Any
     kinds = _kinds_of_files(samples, given)
@@ -112,7 +116,9 @@ def guess(
         kinds_met = ", ".join(events) or ", ".join(table.shown)
         what = f"{table.kind!r} has {kinds_met}, expected a kind that tells what viewers like"
         raise ValueError(f"{what}: add such rows, or name another column with --kind")
-    out.definition |= {"events": events, "repeats": _repeats(columns, table)}
+    share = repeated_share([columns], table) if repeated is None else repeated(table)
+    out.definition |= {"events": events, "repeats": share > _REPEATED}
+    out.rows.append((table.files[0], "", f"repeats: {share:.0%} of the rows are of an item again"))
     categories = _coarsest(tables, merged, out.definition["fields"].get("item", {}))[:_RATED]
     shown = "list" if table.shown or table.labels else "clicks"
     if table.shown and "view" in events:
@@ -324,11 +330,15 @@ def _half_lives(columns: Columns, table: Interactions) -> list[str]:
     return [f"{hours:.0f}h" for hours in (fast, slow)]
 
 
-def _repeats(columns: Columns, table: Interactions) -> bool:
-    """Whether viewers come back to items: two kinds of event with one are no return."""
-    named = [columns[name] for name in (table.user, table.item, table.kind) if name]
-    pairs = list(zip(*named, strict=True))
-    return len(set(map(str, pairs))) < 0.9 * len(pairs)
+def repeated_share(blocks: Iterable[Columns], table: Interactions) -> float:
+    """Share of the rows in which viewers come back to items: two kinds of event with one are no return.
+    State: 8 bytes a row."""
+    names, hashes = [name for name in (table.user, table.item, table.kind) if name], array("q")
+    for columns in blocks:
+        missing = [None] * len(columns.get(table.user, ()))  # lines of JSON needn't have all
+        rows = zip(*(columns.get(name, missing) for name in names), strict=True)
+        hashes.extend(hash(tuple(map(str, row))) for row in rows if None not in row)
+    return 1 - len(np.unique(np.array(hashes, np.int64))) / max(1, len(hashes))
 
 
 def _kind_of(values: Sequence[Any], name: str) -> Any:

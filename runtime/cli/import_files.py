@@ -17,8 +17,8 @@ from tqdm import tqdm
 from typer import Argument, Option
 
 from recsys.app.app_file import app_of
-from recsys.app.data_files import read_data_files
-from recsys.app.guess import guess
+from recsys.app.data_files import Interactions, read_data_files
+from recsys.app.guess import guess, repeated_share
 from recsys.log.protocol import LogLost, LogUnavailable
 from recsys.process.clock_file import clock_of, start_clock
 from recsys.process.open_log import create_topics, open_log
@@ -61,7 +61,13 @@ def init(
             raise ValueError(
                 f"no file has the column {missing[0]!r}; there are {', '.join(columns)}"
             )
-        guessed = guess(to.resolve().parent.name, samples, given, shown)
+
+        def repeated(table: Interactions) -> float:
+            paths = (to.parent / name for name in table.files)
+            blocks = (block.columns for path in paths for block in read_blocks(path))
+            return repeated_share(blocks, table)
+
+        guessed = guess(to.resolve().parent.name, samples, given, shown, repeated)
         app_of(guessed.text, to)
         to.write_text(guessed.text, "utf-8")
     console.print(plain_table(("file", "column", "taken for"), guessed.rows))

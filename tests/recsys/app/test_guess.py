@@ -150,6 +150,15 @@ def test_viewers_who_come_back_to_items_are_noticed(tmp_path: Path) -> None:
     assert app.repeats and app.features.last == (("click", "user×item"),)
 
 
+@pytest.mark.parametrize(
+    ("user", "item"), [("household_id", "product_id"), ("CustomerID", "StockCode"), ("personId", "contentId"),
+                       ("user_id", "venue_id"), ("shopper", "sku"), ("client_id", "film_id")]
+)  # fmt: skip
+def test_names_of_users_and_items_are_known(user: str, item: str, tmp_path: Path) -> None:
+    _, files = read(tmp_path, {"log.csv": {user: ["a", "b"], item: ["x", "y"]}})
+    assert (files.interactions.user, files.interactions.item) == (user, item)
+
+
 def test_columns_without_telling_names_can_be_named(tmp_path: Path) -> None:
     columns = {"a": ["1", "2"], "b": ["3", "4"], "c": ["1700000000", "1700000001"]}
     with pytest.raises(ValueError, match=r"no file has .* users .*a, b, c.* --user and --item"):

@@ -84,6 +84,19 @@ def test_lines_of_json_may_lack_a_column_for_long(
     assert result.exit_code == 0 and "event view: positive" in result.output, result.output
 
 
+def test_rows_of_an_item_again_are_counted_in_the_whole_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the second half, which repeats the first, the sample has one row in each block."""
+    monkeypatch.setattr(table_rows, "ROWS", 100)
+    monkeypatch.setattr("runtime.cli.import_files._SAMPLE", 1)
+    pairs = [f"u{n},i{n % 7}" for n in range(300)]
+    (folder / "log.csv").write_text("\n".join(["user,item", *pairs, *pairs[:100]]))
+    result = recsys("init", "log.csv")
+    assert "repeats: 25% of the rows are of an item again" in result.output, result.output
+    assert read_app(folder / "app.yaml").repeats
+
+
 @pytest.mark.slow
 def test_import_reports_and_names_refused_rows(folder: Path) -> None:
     with (folder / "ratings.csv").open("a") as file:
