@@ -37,7 +37,9 @@ def choosing(monkeypatch: pytest.MonkeyPatch) -> Replica:
     with torch.no_grad():
         replica.model.choice.weights_W[0] = 1.0
     monkeypatch.setattr(
-        pipeline_module, "utilities", lambda weights, dense, features: 1.0 * np.arange(len(dense))
+        pipeline_module,
+        "utilities",
+        lambda weights, dense, odds, features: 1.0 * np.arange(len(dense)),
     )
     return replica
 
@@ -76,7 +78,9 @@ def test_a_policy_s_weights_count_in_what_is_chosen(
 ) -> None:
     """By the chance of being taken times the score of an engagement: with equal chances by this."""
     replica = choosing
-    monkeypatch.setattr(pipeline_module, "utilities", lambda w, dense, f: np.zeros(len(dense)))
+    monkeypatch.setattr(
+        pipeline_module, "utilities", lambda w, dense, odds, f: np.zeros(len(dense))
+    )
     likes = policy(explore=0.0, quota=0.0, per_author=0, weights={"like": 1.0})
     answer = ask(replica, by=likes)
     candidates = answer.candidates
