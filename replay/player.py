@@ -31,6 +31,7 @@ from recsys.events.records import CLICK_LIST
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
+from replay.constant_columns import ConstantColumns
 from serving.click_lists import ClickLists
 from serving.pipeline import Pipeline, is_looked_at
 from serving.query import Query
@@ -84,6 +85,7 @@ class Player:
         self.pipeline = Pipeline(self.replica)
         self._click_lists = ClickLists(self.pipeline)
         self._lists = 0  # logged ones so far
+        self.constant = ConstantColumns(self.features)
         self._policy = Policy(self.config.policy, digest(self.config.policy))
         self.item_counters = ItemCounters(
             self.features, self.config.bounds, covisits=self.config.covisits
@@ -213,6 +215,7 @@ class Player:
                 is_list=True, covisits=self.replica.covisits,
             )  # fmt: skip
             event = self._as_served(event, self.pipeline.builder.as_shown(features))
+            self.constant.add(features.dense_NF)
             self._waiting.append((features, event))
             if len(self._waiting) >= _FLUSH:
                 self.flush()

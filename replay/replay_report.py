@@ -84,6 +84,8 @@ def _about(
     about = {} if replayed.retrieval is None else {"retrieval": replayed.retrieval}
     if replayed.function_errors:
         about["function_errors"] = replayed.function_errors
+    if replayed.constant_columns:
+        about["constant_columns"] = replayed.constant_columns
     return about | {
         "data": dataset.name,
         "folder": data.name,

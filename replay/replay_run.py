@@ -65,6 +65,7 @@ class ReplayResult:
     digest: str
     retrieval: dict[str, Any] | None = None
     function_errors: dict[str, int] = field(default_factory=dict)  # by column of a function
+    constant_columns: list[str] = field(default_factory=list)  # of one value in the whole log
 
 
 class Probe(Protocol):
@@ -284,7 +285,7 @@ def replay_with(
     return ReplayResult(
         predictions, recorder.contexts(), player.replica.step, time.monotonic() - started, dict(counts),
         digest(), None if probe is None else probe.report(),
-        dict(player.pipeline.builder.derivation.errors),
+        dict(player.pipeline.builder.derivation.errors), player.constant.names,
     )  # fmt: skip
 
 

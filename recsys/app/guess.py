@@ -78,8 +78,8 @@ def guess(
     repeated: Callable[[Interactions], float] | None = None,
 ) -> Guess:  # fmt: skip
     """The definition of an app. ``samples``: some rows by file; ``given``: columns that a person named, by
-    role; ``shown_kind``: the kind of rows that are shown items; ``repeated``: see ``repeated_share``, by default
-    of the samples. Raises ValueError if no file has users and items."""
+    role; ``shown_kind``: the kind of rows that are shown items; ``repeated``: see ``repeated_share``, by
+    default of the samples. Raises ValueError if no file has users and items."""
     out, tables, merged = Guess({"app": name, "fields": {}}), dict[str, Any](), dict[str, Columns]()
     table: Any
     kinds = _kinds_of_files(samples, given)

@@ -184,6 +184,8 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
     if "steps" in result:
         text = f"{result['steps']:,} steps from the newest {result['learned']:,} rows"
         rows += [("trained", text)]
+    if constant := result.get("constant_columns"):
+        rows += [("columns of one value, which teach nothing", ", ".join(constant))]
     if "missing" in result:
         text = f"no: {result['missing']:,} rows of earlier imports are in none of these files; add "
         text += "theirs, or train from these alone, with --learn of a quarter of their number"

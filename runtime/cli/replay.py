@@ -168,6 +168,8 @@ def _print(report: dict[str, Any], replayed: ReplayResult) -> None:
     console.print(plain_table(("label", *numbers), rows, title=title, right=numbers))
     if "against" in report:
         console.print(report["against"])
+    if constant := report.get("constant_columns"):
+        console.print(f"columns of one value, which teach nothing: {', '.join(constant)}")
     if "retrieval" in report:
         console.print(retrieval_table(report["retrieval"]))
         print_questions(console, report["retrieval"])

@@ -292,7 +292,10 @@ class Importer:
         replayed = replay_with(player, dataset, options, self.progress, loop.digest, outputs)
         self._make_live(loop, replayed.steps)
         self.on_trained(player)
-        return {"steps": replayed.steps, "learned": len(learned), "retrieval": replayed.retrieval}
+        return {
+            "steps": replayed.steps, "learned": len(learned), "retrieval": replayed.retrieval,
+            "constant_columns": replayed.constant_columns,
+        }  # fmt: skip
 
     def _make_live(self, loop: DirectLoop, step: int) -> None:
         folder, before = Path(self.config.state) / "snapshots", live_epoch(self.log)
