@@ -1,4 +1,4 @@
-"""Which columns of features have one value in a whole log: these teach nothing."""
+"""Columns of features with one value in a whole log: these teach nothing."""
 
 import numpy as np
 from numpy.typing import NDArray
