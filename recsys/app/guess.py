@@ -234,6 +234,8 @@ def _interactions(
         if about["unit"] is None:
             first = f"{roles['time']!r} has {str(columns[roles['time']][0])[:40]!r}"
             raise ValueError(f"{first}, expected times such as 2026-01-31 12:00: convert them")
+    else:
+        _check_times(columns, roles)
     if shown_kind and "kind" not in roles:
         raise ValueError(f"--shown {shown_kind!r} needs a column of kinds: name it with --kind")
     flags = [n for n, v in columns.items() if n not in roles.values() and _is_flag(v)]
@@ -278,6 +280,20 @@ def _interactions(
     rows += [("", f"event {kind}: {_words(label)}") for kind, label in events.items()]
     rows += [(n, _taken_for("not read", v)) for n, v in columns.items() if n not in table.columns]
     return table, events, rows
+
+
+def _check_times(columns: Columns, roles: Mapping[str, str]) -> None:
+    """Raises ValueError for a column of times with too many values that are none: without it, rows would
+    count in the order of the file."""
+    for name, values in columns.items():
+        if name not in roles.values() and re.fullmatch(_ROLES["time"], _clean(name)):
+            bad = [value for value in values if _unit([value]) is None]
+            if 0 < len(bad) <= len(values) / 2:
+                raise ValueError(
+                    f"{name!r} has {str(bad[0])[:40]!r}, and in all {len(bad)} of {len(values)} values that "
+                    "are no times, expected ones such as 2026-01-31 12:00: correct these rows or leave them "
+                    "out, or name another column with --time"
+                )
 
 
 def _shown_kinds(columns: Columns, roles: Mapping[str, str], shown: Sequence[str]) -> list[str]:

@@ -159,6 +159,18 @@ def test_names_of_users_and_items_are_known(user: str, item: str, tmp_path: Path
     assert (files.interactions.user, files.interactions.item) == (user, item)
 
 
+@pytest.mark.parametrize("good", ["2026-01-31 12:00", "1700000000"])
+def test_a_column_of_times_with_others_among_few_rows_is_named(good: str, tmp_path: Path) -> None:
+    """Without its times, rows would count in the order of the file."""
+    log = {"user": list("abc"), "item": list("xyz"), "when": [good, "soon", good]}
+    with pytest.raises(ValueError, match="'when' has ''"):
+        read(tmp_path, {"log.csv": log | {"when": [good, good, ""]}})
+    with pytest.raises(ValueError, match=r"'when' has 'soon', and in all 1 of 3 .* --time"):
+        read(tmp_path, {"log.csv": log})
+    _, files = read(tmp_path, {"log.csv": log | {"when": ["soon", "later", good]}})
+    assert not files.interactions.time
+
+
 def test_columns_without_telling_names_can_be_named(tmp_path: Path) -> None:
     columns = {"a": ["1", "2"], "b": ["3", "4"], "c": ["1700000000", "1700000001"]}
     with pytest.raises(ValueError, match=r"no file has .* users .*a, b, c.* --user and --item"):
