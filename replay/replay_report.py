@@ -81,7 +81,7 @@ def slices_of(
 def _about(
     data: Path, dataset: Dataset, options: ReplayOptions, replayed: ReplayResult
 ) -> dict[str, Any]:
-    about = {} if replayed.retrieval is None else {"retrieval": replayed.retrieval}
+    about: dict[str, Any] = {} if replayed.retrieval is None else {"retrieval": replayed.retrieval}
     if replayed.function_errors:
         about["function_errors"] = replayed.function_errors
     if replayed.constant_columns:
