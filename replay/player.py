@@ -207,7 +207,8 @@ class Player:
             self._lists += 1  # all are looked at first: later choices teach little more
             share = max(_EARLY / self._lists, _SHARE)
             if event.choice is msgspec.UNSET and is_looked_at(event.request_id, share):
-                event.choice = self._choice_of(event, session, indices)
+                choice = self._choice_of(event, session, indices)
+                event = msgspec.structs.replace(event, choice=choice)
             catalogue, counters = self.replica.catalogue, self.replica.counters
             self.read_before(session, catalogue.keys[indices])
             features = self.pipeline.builder.build(
