@@ -39,10 +39,8 @@ from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
 from serving.request import Request
 
-_EARLY, _SHARE = (
-    2_000,
-    1 / 32,
-)  # lists, and the share of them in the end, whose choices are looked at
+_EARLY = 2_000  # first lists, all of whose choices are looked at …
+_SHARE = 1 / 32  # … and the share of later ones in the end
 _FLUSH = 512  # impressions scored together at the most; the scores don't depend on it
 
 

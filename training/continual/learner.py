@@ -30,9 +30,7 @@ from training.continual.row_usage import examples_per_row
 
 _HIDDEN: Final = 0.25  # part of the examples that are learned without the context of their list
 _HIDDEN_SEED: Final = 0x1157
-_STANDING: Final = (
-    4  # bytes of the number of candidates that an example of a list of candidates stands for
-)
+_STANDING: Final = 4  # bytes of an example's number in the choice of its list of candidates
 _WHOLE: Final = 16  # examples: rows of a block of a matrix product
 _SMALL: Final = 64  # examples of a lane beyond which one pass for several saves little
 Keys = NDArray[np.int64]
@@ -62,6 +60,12 @@ class LaneChoice:
     taken: int
     rows_RC: Floats
     places_R: Keys | None = None
+
+    def rows_with(self, odds_B: Floats) -> Floats:
+        """The rows, with the ranker's log odds of the lane's examples where they are an input."""
+        if self.places_R is None:
+            return self.rows_RC
+        return np.column_stack([self.rows_RC, odds_B[self.places_R]])
 
 
 @dataclass(frozen=True)
@@ -257,12 +261,7 @@ class Learner:
         """A dense gradient with the sums of the choice model, whose parameters are the last."""
         first, odds_B = len(gradient) - choice_size(self.features), log_odds(probabilities_B)
         liked = lane.label_targets.liked_B[[choice.taken for choice in lane.choices]]
-        rows = [
-            one.rows_RC
-            if one.places_R is None
-            else np.column_stack([one.rows_RC, odds_B[one.places_R]])
-            for one in lane.choices
-        ]
+        rows = [choice.rows_with(odds_B) for choice in lane.choices]
         sums = choice_sums(dense[first:], rows, liked, self.features)
         return np.concatenate([gradient[:first], sums])
 
