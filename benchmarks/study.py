@@ -15,15 +15,15 @@ from benchmarks.studies.promotion.study_broken import broken
 from benchmarks.studies.promotion.study_compression import compression
 from benchmarks.studies.promotion.study_promotion import promotion
 from benchmarks.studies.promotion.study_student import student
-from benchmarks.studies.quality.study_baselines import baselines
 from benchmarks.studies.quality.study_coldstart import coldstart
 from benchmarks.studies.quality.study_freshness import freshness
+from benchmarks.studies.quality.study_league import league
 from benchmarks.studies.quality.study_quality import quality
 from benchmarks.studies.quality.study_reading import reading
 
 study = typer.Typer(add_completion=False, no_args_is_help=True)
 for command in (
-    freshness, quality, baselines, coldstart, promotion, broken, forgetting, drift, student, arms,
+    freshness, quality, league, coldstart, promotion, broken, forgetting, drift, student, arms,
     experiments, counterfactual, interleaving, poisoning, narrowed, reaction, compression, reading,
 ):  # fmt: skip
     study.command()(command)

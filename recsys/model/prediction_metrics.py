@@ -27,7 +27,7 @@ def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) 
 def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> float:
     """Mean AUC within each user, over users with both labels, weighted by their number of rows (Zhu et al.
     2017, arXiv:1706.06978, equation 10)."""
-    each, rows = _auc_by_group(scores, labels, groups)
+    _, each, rows = auc_by_group(scores, labels, groups)
     return float(np.average(each, weights=rows)) if len(each) else float("nan")
 
 
@@ -47,7 +47,7 @@ def list_metrics(
     gain = np.bincount(request_P[near], 1 / np.log2(rank_P[near] + 1), len(own))
     first = rank_P[np.diff(request_P, prepend=-1) != 0]
     values = {
-        "auc": _auc_by_group(score, label, group)[0],
+        "auc": auc_by_group(score, label, group)[1],
         f"ndcg@{k}": gain / ideal,
         "mrr": 1 / first,
         f"hit@{k}": (first <= k).astype(np.float64),
@@ -165,10 +165,12 @@ class _Order:
         return float((positive * (below[self._from] + below[self._to])).sum() / 2 / pairs)
 
 
-def _auc_by_group(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]:
-    """AUC and number of rows of each group with both labels."""
+def auc_by_group(
+    scores: ArrayLike, labels: ArrayLike, groups: ArrayLike
+) -> tuple[NDArray[Any], Floats, Floats]:
+    """Groups with both labels, sorted, and their AUC and numbers of rows."""
     score, label = _floats(scores), _floats(labels)
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
     order = np.lexsort((score, group))
     score, label, group = score[order], label[order], group[order]
     new_group = np.diff(group, prepend=-1) != 0
@@ -176,14 +178,15 @@ def _auc_by_group(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> tu
     rank = _mean_ranks(new_tie)
     starts = np.flatnonzero(new_group)
     if not len(starts):
-        return np.zeros(0), np.zeros(0)
+        return names, np.zeros(0), np.zeros(0)
     total = np.diff(np.append(starts, score.size)).astype(np.float64)
     positives = np.add.reduceat(label, starts)
     # Ranks run through all groups: subtract those before the group's first row.
     above = np.add.reduceat(rank * label, starts) - starts * positives
     pairs = positives * (total - positives)
     both = pairs > 0
-    return (above - positives * (positives + 1) / 2)[both] / pairs[both], total[both]
+    each = (above - positives * (positives + 1) / 2)[both] / pairs[both]
+    return names[both], each, total[both]
 
 
 def _ranks_of_positives(

@@ -16,7 +16,7 @@ from replay.judging.bounded_state import Indices, NewestItems
 from replay.judging.ease import Ease
 from replay.judging.neighbour_lists import ItemKnn, SessionKnn
 from replay.judging.questions import Visits
-from replay.judging.simple_lists import Popularity, SimpleList, Transitions
+from replay.judging.simple_lists import OwnItems, Popularity, SimpleList, Transitions
 
 _HALF_LIVES_H: Final = (1, 6, 24, 7 * 24, 30 * 24)
 _PAUSES_H: Final = (0.5, 24)  # sparse logs need the longer one
@@ -25,14 +25,15 @@ _ITEMS: Final = 1_000_000
 _BLOCK: Final = 1_000  # rows
 
 
-def simple_lists() -> list[SimpleList]:
-    """A new one of each."""
+def simple_lists(repeats: bool) -> list[SimpleList]:
+    """A new one of each; the viewer's own items only where items repeat."""
     return [
         *(Popularity(hours) for hours in _HALF_LIVES_H),
         Transitions(),
         ItemKnn(),
         *(SessionKnn(hours) for hours in _PAUSES_H),
         Ease(),
+        *([OwnItems()] if repeats else []),
     ]
 
 
@@ -53,7 +54,7 @@ class AskedLists:
     def __init__(
         self, pause_s: float, repeats: bool, lists: Sequence[SimpleList] | None = None
     ) -> None:
-        self._lists = simple_lists() if lists is None else lists
+        self._lists = simple_lists(repeats) if lists is None else lists
         self._visits, self._repeats = Visits(pause_s), repeats
         self._seen = NewestItems(_SEEN)
         self._moment_ms = 0

@@ -23,7 +23,7 @@ from replay.judging.answers import Answers, rank_of
 from replay.judging.asked_lists import AskedLists, simple_lists
 from replay.judging.bounded_state import Indices
 from replay.judging.questions import pause_of
-from replay.judging.simple_lists import SimpleList
+from replay.judging.simple_lists import Popularity, SimpleList
 from replay.judging.targets import Targets
 from replay.player import Player
 from replay.replay_run import Probe, ReplayOptions
@@ -36,6 +36,8 @@ from serving.retrieval.retrieval_plan import VECTOR
 KS: Final = (10, 100, 300)
 UNION: Final = "union"
 PATH: Final = "retrieved and ranked"
+SHOWN: Final = "shown of late, clicked or not"
+_SHOWN_H: Final = 1.0  # half-life
 
 
 class RetrievalRecall:
@@ -52,6 +54,7 @@ class RetrievalRecall:
         self._counts: Counter[str] = Counter()
         self._shares: Counter[str] = Counter()
         self._new: Engagement | None = None  # played, but not learned by the lists
+        self._shown = Popularity(_SHOWN_H)  # of items in logged lists
 
     def before(self, event: Event) -> None:
         if not isinstance(event, Item | User):
@@ -67,6 +70,10 @@ class RetrievalRecall:
             self._player.advance(event.time_ms)
             self._measure(event, items)
         self._new = event if isinstance(event, Engagement) else None
+        if isinstance(event, Impression):
+            for served in event.items:
+                if (index := self._player.replica.catalogue.index_of(served.item_id)) is not None:
+                    self._shown.learn("", index, event.time_ms)
 
     def report(self) -> dict[str, Any]:
         """Figures by group and name, and by question. ``hits``: share of the union's hits that each source
@@ -122,6 +129,7 @@ class RetrievalRecall:
         )
         allowed, _ = allowed_items(player.replica, query)
         ranks = self._measure_system(query, allowed, wanted)
+        self._measure_shown(query, allowed, wanted)
         self._lists.ask(user_id, now_ms, wanted, ranks, allowed)
 
     def _measure_system(self, query: Query, allowed: Bitmap, wanted: Sequence[int]) -> list[int]:
@@ -152,6 +160,18 @@ class RetrievalRecall:
             self._counts["union"] += target in candidates.sources
         return path
 
+    def _measure_shown(self, query: Query, allowed: Bitmap, wanted: Sequence[int]) -> None:
+        """Adds the ranks of the wanted items by how often they were shown lately. Where this share is high, a
+        log's next click tells what its site chose to show."""
+        indices, scores = self._shown.scores("", query.now_ms)
+        if not len(indices):
+            return
+        is_open = allowed[indices]
+        indices, scores, user_id = indices[is_open], scores[is_open], str(query.request.user_id)
+        for target in wanted:
+            rank = rank_of(indices, scores, target)
+            self._groups["exposure"].add(user_id, self._lists.rows, {SHOWN: rank})
+
 
 def probe_for(
     dataset: Dataset, options: ReplayOptions, share: float = 1.0, cases: int | None = None,
@@ -172,7 +192,7 @@ def probe_for(
     past = dataset.warmup() if options.warm_up else ()
 
     def probe(player: Player) -> Probe:
-        lists = AskedLists(pause_s, repeats, [*simple_lists(), *others])
+        lists = AskedLists(pause_s, repeats, [*simple_lists(repeats), *others])
         return RetrievalRecall(player, targets, lists, past)
 
     return probe

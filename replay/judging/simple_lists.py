@@ -1,4 +1,4 @@
-"""Simple lists that a recommender must beat, and the two simplest: popularity and transitions.
+"""Simple lists that a recommender must beat, and the simplest: popularity, transitions, and the viewer's own.
 
 They learn from engagements with the first label, one by one in the order of time, and know nothing else.
 """
@@ -7,10 +7,12 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from recsys.events.hashing import key_of
 from replay.judging.bounded_state import ByItem, Floats, Indices, NewestItems, PairCounts
 
 HOUR_MS: Final = 3_600_000
 _TRANSITIONS: Final = 1_000_000
+_OWN: Final = 200  # newest items of a viewer
 
 
 class SimpleList(Protocol):
@@ -69,3 +71,23 @@ class Transitions:
             items, counts = self._counts.of(newest)
             return items, counts.astype(np.float64)
         return np.zeros(0, np.int64), np.zeros(0)
+
+
+class OwnItems:
+    """The viewer's own items, those with the most engagements first; of equal ones the newest. State: the
+    newest 200 items of users (``NewestItems``), and two million counts (``PairCounts``)."""
+
+    name = "own items"
+
+    def __init__(self) -> None:
+        self._items, self._counts = NewestItems(_OWN), PairCounts()
+
+    def learn(self, user_id: str, item: int, time_ms: int) -> None:
+        self._items.add(user_id, item)
+        self._counts.add(key_of("user", user_id), item)
+
+    def scores(self, user_id: str, now_ms: int) -> tuple[Indices, Floats]:
+        own = np.array(self._items.of(user_id)[::-1], np.int64)
+        items, counts = self._counts.of(key_of("user", user_id))
+        times = dict(zip(items.tolist(), counts.tolist(), strict=True))
+        return own, np.array([times.get(item, 0) for item in own.tolist()], np.float64)

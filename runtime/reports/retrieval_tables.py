@@ -19,7 +19,7 @@ def retrieval_table(retrieval: Mapping[str, Any]) -> Table:
     """Figures of each source, the union and the whole path, over all questions."""
     rows = [
         (name, *(_figure(measured, metric) for metric in _BY_SOURCE))
-        for group in ("sources", "path")
+        for group in ("sources", "exposure", "path")
         for name, measured in retrieval.get(group, {}).items()
     ]
     title = f"Retrieval of {retrieval['targets']:,} engaged items"
@@ -61,6 +61,8 @@ def print_questions(console: Console, retrieval: Mapping[str, Any]) -> None:
             "a simple list is ahead: learn from more rows (--learn), compare features on the same rows "
             "(docs/how-to/features.md), and rehearse before you connect anything (recsys rehearse)"
         )
+    for name, shown in retrieval.get("exposure", {}).items():
+        lines.append(f"by what was {name}: {HIT} {_figure(shown, HIT)}, {shown['cases']:,} cases")
     if count := retrieval["seen_before"]:
         lines.append(f"not asked: {count:,} items that the viewer had seen")
     for line in lines:

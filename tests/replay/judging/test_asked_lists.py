@@ -146,5 +146,5 @@ def test_items_beyond_the_limit_are_cases_that_no_list_learns() -> None:
 def test_the_same_rows_give_the_same_figures() -> None:
     rows = rows_of_two_groups()
     assert judged(rows, False) == judged(rows, False)
-    names = [each.name for each in simple_lists()]
-    assert len(set(names)) == len(names) == 10
+    names = [each.name for each in simple_lists(repeats=True)]
+    assert len(set(names)) == len(names) == 11

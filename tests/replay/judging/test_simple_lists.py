@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.judging.neighbour_lists import ItemKnn, SessionKnn
-from replay.judging.simple_lists import HOUR_MS, Popularity, Transitions
+from replay.judging.simple_lists import HOUR_MS, OwnItems, Popularity, Transitions
 
 # (user, item, minutes after the one before)
 LOG = st.lists(
@@ -161,3 +161,17 @@ def test_state_stays_within_its_bounds():
 def test_names_say_the_half_life():
     names = [Popularity(hours).name for hours in (1, 24, 168, 720)]
     assert names == [f"popularity, {time}" for time in ("1 h", "24 h", "7 d", "30 d")]
+
+
+@given(LOG)
+def test_own_items_are_in_the_order_of_their_counts(log):
+    own, times = OwnItems(), defaultdict(list)
+    for user, item, now_ms in timed(log):
+        own.learn(user, item, now_ms)
+        times[user].append(item)
+    for user in "abc":
+        items, scores = own.scores(user, 0)
+        order = np.argsort(-scores, kind="stable")
+        newest = times[user][::-1]
+        slow = sorted(set(newest), key=lambda item: (-newest.count(item), newest.index(item)))
+        assert items[order].tolist() == slow

@@ -1,0 +1,304 @@
+"""`recsys study league LOG…`: our system beside simple and common recommenders, log by log, on the same rows.
+
+Each log is replayed once. Beside it online linear learners and nightly trees score the lists that the log
+has, and simple lists name the items that a viewer engages with next (replay/judging).
+"""
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+from numpy.typing import ArrayLike, NDArray
+from rich.console import Console
+
+from benchmarks.harness.commands import study_command
+from benchmarks.studies.quality.league_logs import LOGS
+from benchmarks.studies.quality.sequence_baselines import SEQUENCE_MODELS, SequenceModel
+from benchmarks.studies.quality.study_linear import Linear, linear_learners
+from benchmarks.studies.quality.study_quality import LoopBeside, PlayerBeside
+from recsys.app.app_file import read_app
+from recsys.config.loader import load
+from recsys.events.event_types import Engagement, FeatureBlock, Impression
+from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.model.prediction_metrics import auc_by_group, days
+from replay.datasets.app_dataset import feature_set_of
+from replay.datasets.dataset import Dataset
+from replay.datasets.open_dataset import open_dataset
+from replay.judging.answers import AHEAD, AT_LEAST, BEHIND, LEVEL, OURS, user_intervals
+from replay.judging.questions import QUESTIONS
+from replay.judging.retrieval_recall import probe_for
+from replay.judging.simple_lists import SimpleList
+from replay.predictions import Predictions, build_report, compare
+from replay.replay_report import judged_rows, with_bar
+from replay.replay_run import Outputs, Progress, ReplayOptions, config_for, replay_with
+from runtime.jobs.time_option import parse_time
+from runtime.reports.retrieval_tables import print_questions, retrieval_table
+from runtime.reports.tables import plain_table
+
+RANKED: Final = "order of the log's lists"
+SCORED: Final = "chance of each shown item"
+_COLUMNS: Final = ("auc", "lists.auc", "lists.ndcg@10", "lists.mrr", "log_loss", "calibration")
+_ROWS: Final = 1_000_000  # newest examples that trees are grown from
+_AT_LEAST: Final = 1_000
+
+
+class NightlyTrees:
+    """LightGBM with default settings over our numeric features, grown anew each midnight from all examples
+    whose window had closed. Before the first night it predicts the base rate."""
+
+    name = "LightGBM each night, all numbers"
+
+    def __init__(self, utc_offset_h: float) -> None:
+        self._utc_offset_h, self._day = utc_offset_h, -1
+        self._dense: list[NDArray[np.float32]] = []
+        self._labels: list[bool] = []
+        self._trees: Any = None
+
+    def move(self, now_ms: int) -> None:
+        day = int(days([now_ms], self._utc_offset_h)[0])
+        if day != self._day and len(self._labels) >= _AT_LEAST and len(set(self._labels)) == 2:
+            self._grow()
+        self._day = day
+
+    def score(self, request: RequestFeatures) -> list[float]:
+        if self._trees is None:
+            rate = (sum(self._labels) + 1) / (len(self._labels) + 2)
+            return [rate] * len(request.dense_NF)
+        scores: list[float] = self._trees.predict(request.dense_NF, num_threads=1).tolist()
+        return scores
+
+    def learn(self, features: FeatureBlock, label: bool) -> None:
+        self._dense.append(np.frombuffer(features.dense, np.float32))
+        self._labels.append(label)
+
+    def _grow(self) -> None:
+        import lightgbm
+
+        self._dense, self._labels = self._dense[-_ROWS:], self._labels[-_ROWS:]
+        examples = lightgbm.Dataset(np.stack(self._dense), np.array(self._labels, np.float32))
+        options = {"objective": "binary", "verbosity": -1, "num_threads": 1, "seed": 0}
+        self._trees = lightgbm.train(options, examples, num_boost_round=100)
+
+
+def learners_for(features: FeatureSet, dataset: Dataset) -> list[Linear]:
+    """Learners to compare with, as far as their packages are installed. None where the log has no lists."""
+    if dataset.schema.shown_by == "click":
+        return []
+    trees = importlib.util.find_spec("lightgbm") is not None and features.kind == "all"
+    return [*linear_learners(features), *([NightlyTrees(dataset.utc_offset_h)] if trees else [])]
+
+
+def measure_log(
+    dataset: Dataset,
+    options: ReplayOptions,
+    *,
+    share: float = 1.0,
+    cases: int | None = None,
+    others: Sequence[SimpleList] = (),
+    progress: Progress = iter,
+) -> dict[str, Any]:
+    """Metrics of the judged rows by learner, those of retrieval by source and list, and ``contests``: what
+    our system is compared in, with the best other. ``others``: further lists."""
+    config = load("laptop", lambda base: config_for(dataset, options, base))
+    features = feature_set_of(dataset, config)
+    learners = learners_for(features, dataset)
+    loop = LoopBeside(features, config)
+    loop.others = learners
+    player = PlayerBeside(features, config, loop, others=learners)
+    outputs = Outputs(probe=probe_for(dataset, options, share, cases, others))
+    replayed = replay_with(player, dataset, options, progress, loop.digest, outputs)
+    predictions, label = replayed.predictions, dataset.labels[0]
+    truth = predictions.labels[label]
+    scores = {OURS: predictions.scores[label]} | {
+        name: np.array(column, np.float32) for name, column in player.learner_scores.items()
+    }
+    judged = replace(predictions, scores=scores, labels=dict.fromkeys(scores, truth)).rows(
+        judged_rows(dataset, predictions, options.judge_from_ms)
+    )
+    report = build_report(judged, utc_offset_h=dataset.utc_offset_h, k=options.k)
+    return {
+        "data": dataset.name,
+        "label": label,
+        "rows": report["rows"],
+        "ranking": report["labels"],
+        "retrieval": replayed.retrieval,
+        "contests": [
+            *_question_contests(replayed.retrieval or {"questions": {}}),
+            *_ranking_contests(judged, report["labels"]),
+        ],
+    }
+
+
+def _question_contests(retrieval: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Our lists beside the best simple one, by question with enough cases."""
+    for question, measured in retrieval["questions"].items():
+        verdict = measured["verdict"]
+        if verdict["verdict"] is not None:
+            yield {
+                "contest": QUESTIONS[question],
+                "ours": measured["ours"][verdict["metric"]],
+            } | verdict
+
+
+def _ranking_contests(judged: Predictions, ranking: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Our scores beside those of the best learner: over all rows, and within lists of several items."""
+    others = [name for name in ranking if name != OURS and ranking[name]["auc"] is not None]
+    if not others or ranking[OURS]["auc"] is None:
+        return
+    best = max(others, key=lambda name: ranking[name]["auc"])
+    found = compare(_one(judged, OURS), _one(judged, best), SCORED)
+    yield _contest(
+        SCORED, "auc", ranking[OURS]["auc"], best, found["rows"],
+        found["difference"], found["low"], found["high"],
+    )  # fmt: skip
+    if ranking[OURS]["lists"]["requests"] < AT_LEAST:
+        return
+    best = max(others, key=lambda name: ranking[name]["lists"]["auc"])
+    requests = [*map(str, judged.request_id)]
+    (own, ours, _), (_, theirs, _) = (
+        auc_by_group(judged.scores[name], judged.labels[name], requests) for name in (OURS, best)
+    )
+    user_of = dict(zip(requests, map(str, judged.user_id), strict=True))
+    users = np.unique([user_of[request] for request in own], return_inverse=True)[1]
+    low, high = user_intervals(users, (ours - theirs)[:, None])
+    yield _contest(
+        RANKED, "AUC in a list", float(ours.mean()), best, len(own), float((ours - theirs).mean()),
+        float(low[0]), float(high[0]),
+    )  # fmt: skip
+
+
+def _one(judged: Predictions, name: str) -> Predictions:
+    def under(columns: Mapping[str, ArrayLike]) -> dict[str, ArrayLike]:
+        return {SCORED: columns[name]}
+
+    return replace(judged, scores=under(judged.scores), labels=under(judged.labels))
+
+
+def _contest(
+    name: str, metric: str, ours: float, best: str, cases: int, difference: float, low: float, high: float
+) -> dict[str, Any]:  # fmt: skip
+    verdict = LEVEL if low <= 0 <= high else AHEAD if low > 0 else BEHIND
+    return {
+        "contest": name, "ours": round(ours, 4), "verdict": verdict, "best": best, "metric": metric,
+        "difference": round(difference, 4), "interval": [round(low, 4), round(high, 4)], "cases": cases,
+    }  # fmt: skip
+
+
+def options_of(
+    dataset: Dataset, rows: int | None, judge_from: str | None, until: str | None
+) -> ReplayOptions:
+    """Options of a log's replay. ``rows``: impressions, and engagements without one, after which it stops."""
+    zone = dataset.utc_offset_h
+    until_ms = parse_time(until, zone)
+    if rows is not None:
+        own = (
+            event.time_ms
+            for event in dataset.events(until_ms=until_ms)
+            if isinstance(event, Impression)
+            or (isinstance(event, Engagement) and dataset.schema.shown_by == "click")
+        )
+        until_ms = next(islice(own, rows, None), until_ms)
+    return ReplayOptions(until_ms=until_ms, judge_from_ms=parse_time(judge_from, zone))
+
+
+@study_command
+def league(
+    logs: Annotated[
+        list[str], typer.Argument(help=f"Folders with app.yaml, FOLDER=APP.YAML, or {', '.join(LOGS)}.")
+    ],
+    rows: Annotated[int | None, typer.Option(help="Rows of each log after which it stops.")] = None,
+    judge_from: Annotated[
+        str | None, typer.Option(help="Event time judged from; by default the later half.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Event time to stop before.")] = None,
+    retrieval: Annotated[
+        float, typer.Option(help="Share of the judged engagements whose retrieval is measured.")
+    ] = 1.0,
+    cases: Annotated[
+        int | None, typer.Option(help="Cases of each question, at most about so many.")
+    ] = None,
+    recbole: Annotated[
+        bool, typer.Option(help="Also lists of RecBole's SASRec and GRU4Rec, trained on each day.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of simulated logs.")] = 0,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Ranking and retrieval of our system beside simple and common others, log by log; losses first."""
+    console, figures = Console(), dict[str, Any]()
+    for log in logs:
+        with tempfile.TemporaryDirectory() if log in LOGS else nullcontext(log) as folder:
+            dataset = _open(log, str(folder), seed)
+            options = options_of(dataset, rows, judge_from, until)
+            others = [SequenceModel(model) for model in SEQUENCE_MODELS if recbole]
+            found = measure_log(
+                dataset, options, share=retrieval, cases=cases, others=others, progress=with_bar
+            )
+        _print_log(console, log, found)
+        figures[log] = found
+        yield {"logs": figures}
+    console.print(league_table(figures))
+
+
+def _open(log: str, folder: str, seed: int) -> Dataset:
+    if log in LOGS:
+        LOGS[log](Path(folder), seed)
+        file: Path | None = Path(folder) / "app.yaml"
+    else:
+        folder, _, name = folder.partition("=")
+        file = Path(name) if name else Path(folder) / "app.yaml"
+        file = file if name or file.exists() else None
+    return open_dataset(folder, None if file is None else read_app(file), file)
+
+
+def _print_log(console: Console, log: str, found: Mapping[str, Any]) -> None:
+    rows = [(name, *_cells(measured)) for name, measured in found["ranking"].items()]
+    title = f"{log}: {found['rows']:,} scores of {found['label']}"
+    console.print(plain_table(("ranked by", *_COLUMNS), rows, title=title, right=_COLUMNS))
+    if found["retrieval"] is not None:
+        console.print(retrieval_table(found["retrieval"]))
+        print_questions(console, found["retrieval"])
+
+
+def league_table(figures: Mapping[str, Any]) -> Any:
+    """All contests, the greatest loss first: in shares of the best other's figure."""
+    contests = [(log, one) for log, found in figures.items() for one in found["contests"]]
+    contests.sort(key=lambda pair: _ahead(pair[1]))
+    names = (
+        "log",
+        "asked for",
+        "cases",
+        "metric",
+        "this system",
+        "ahead",
+        "difference",
+        "best other",
+    )
+    lines = [
+        (log, one["contest"], f"{one['cases']:,}", one["metric"], f"{one['ours']:.3f}",
+         f"{_ahead(one):+.0%}", _difference(one), one["best"])
+        for log, one in contests
+    ]  # fmt: skip
+    return plain_table(names, lines, right=names[2:7:2])
+
+
+def _ahead(contest: Mapping[str, Any]) -> float:
+    best = contest["ours"] - contest["difference"]
+    return contest["difference"] / best if best > 0 else np.inf if contest["ours"] else 0.0
+
+
+def _difference(contest: Mapping[str, Any]) -> str:
+    low, high = contest["interval"]
+    half = "" if low is None or high is None else f" ±{(high - low) / 2:.3f}"
+    return f"{contest['difference']:+.3f}{half}"
+
+
+def _cells(measured: dict[str, Any]) -> list[str]:
+    lists = {f"lists.{name}": value for name, value in measured["lists"].items()}
+    values = [(measured | lists).get(name) for name in _COLUMNS]
+    return ["–" if value is None else f"{value:.4f}" for value in values]
