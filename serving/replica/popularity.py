@@ -89,10 +89,16 @@ class Popularity:
 
     def _most_popular(self) -> Indices:
         """The best by (value, index): of ``top`` and the changed items, as values only grow."""
-        pool = np.concatenate([self.top, *self._moved])
         if self._fell:
-            pool = np.arange(len(self.values))
-        return self.best(np.unique(pool))
+            return self.best(np.arange(len(self.values)))
+        has_moved = np.zeros(len(self._values), np.bool_)
+        has_moved[np.concatenate([self.top[:0], *self._moved])] = True
+        moved = self.best(np.flatnonzero(has_moved))
+        if len(moved) > _FEW:
+            has_moved[self.top] = True
+            return self.best(np.flatnonzero(has_moved))
+        stayed = self.top[~has_moved[self.top]]
+        return _merged(stayed, moved, self._values)[:_TOP]
 
     def best(self, pool: Indices) -> Indices:
         """The most popular of some items, given in ascending order, without those nobody engaged with."""
@@ -108,3 +114,12 @@ class Popularity:
         while len(self._values) < len(self._catalogue) + more:
             self._values = np.concatenate([self._values, np.full_like(self._values, -np.inf)])
             self._shown = np.concatenate([self._shown, np.zeros_like(self._shown)])
+
+
+def _merged(stayed: Indices, moved: Indices, values: NDArray[np.float64]) -> Indices:
+    """Both in one order: by falling value, equal ones by index, as each of them is."""
+    falling = -values[stayed]
+    places, ends = (np.searchsorted(falling, -values[moved], side) for side in ("left", "right"))
+    for n in np.flatnonzero(ends > places):  # of equal values
+        places[n] += np.searchsorted(stayed[places[n] : ends[n]], moved[n])
+    return np.insert(stayed, places, moved)

@@ -1,8 +1,13 @@
+from unittest.mock import patch
+
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
 from recsys.features.counters import HALF_LIVES_MS, CounterTable
+from serving.replica import popularity
 from serving.replica.popularity import Popularity
 from tests.support.training.small_feed import FEATURES, START_MS
 
@@ -127,3 +132,22 @@ def test_an_item_that_is_known_later_than_its_counters_is_as_popular() -> None:
     assert later.top.tolist() == [2, 0, 1]
     later.enter(later._catalogue.apply(Item(time_ms=0, item_id="v3")), counters)
     assert later.values[3] == -np.inf
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 38), st.sampled_from([1.0, 2.0, 4.0])), max_size=6),
+        max_size=12,
+    )
+)
+def test_a_change_of_few_gives_the_order_of_all(changes: list[list[tuple[int, float]]]) -> None:
+    """Many have equal counts; the best 30 are kept."""
+    with patch.object(popularity, "_TOP", 30), patch.object(popularity, "_FEW", 3):
+        its, counters = fixture(40)
+        for second, changed in enumerate(changes):
+            keys = [happen(counters, item, times, START_MS) for item, times in changed]
+            keys.append(happen(counters, 39, 1.0, START_MS + 1000 * second))
+            its.update(*counters.export(np.unique(np.concatenate(keys)).tolist()))
+            values = its.values
+            slow = [i for i in np.argsort(-values, kind="stable") if values[i] > -np.inf]
+            assert its.top.tolist() == slow[:30]
