@@ -82,22 +82,19 @@ def run_source(
 
 
 class _PopularByGroup:
-    """The most popular items by group; valid until popularity or groups change."""
+    """The groups of the most popular items; valid until popularity or groups change."""
 
     def __init__(self, replica: Replica, columns: list[int]) -> None:
         self._top, self._moves = replica.popularity.top, replica.groups.moves
-        top = self._top[:_POPULAR_MEMBERS]
-        groups = replica.catalogue.keys[top][:, columns].ravel()
-        order = np.argsort(groups, kind="stable")
-        self._groups, self._items = groups[order], np.repeat(top, len(columns))[order]
+        self._items = self._top[:_POPULAR_MEMBERS]
+        self._groups = replica.catalogue.keys[self._items[:, None], np.array(columns, np.int64)]
 
     def is_current(self, replica: Replica) -> bool:
         return self._top is replica.popularity.top and self._moves == replica.groups.moves
 
     def members(self, key: int) -> Indices:
-        """Popular items of a group. An item that has the group twice comes twice."""
-        start = np.searchsorted(self._groups, key, "left")
-        return self._items[start : np.searchsorted(self._groups, key, "right")]
+        """Popular items of a group."""
+        return self._items[(self._groups == key).any(1)]
 
 
 class Retrieval:
