@@ -67,6 +67,15 @@ class Answers:
             "interval": [low, high], "cases": len(self),
         }  # fmt: skip
 
+    def difference(self, other: "Answers") -> tuple[float | None, ...]:
+        """The difference of our hits among the first ten to those of other answers to the same cases, and its
+        interval; None of too few. Raises ValueError for other cases."""
+        if (len(self), self._codes) != (len(other), other._codes):
+            raise ValueError(f"{len(self)} and {len(other)} cases differ, expected the same ones")
+        own, others = (case_metrics(each._ranks[OURS])[:, 0] for each in (self, other))
+        (((difference, low, high),),) = self._means([(own - others)[:, None]])
+        return difference, low, high
+
     def blocks(self, rows: int) -> list[dict[str, Any]]:
         """Hits among the first ten by list, for each block of so many rows that has cases."""
         block_of = np.array(self._rows, np.int64) // rows
@@ -107,6 +116,10 @@ class QuestionedAnswers:
                 "verdict": answers.verdict()
             }
         return report
+
+    def curves(self, rows: int = 1_000) -> dict[str, list[dict[str, Any]]]:
+        """Hits of each list by question and block of so many rows."""
+        return {question: answers.blocks(rows) for question, answers in self.by_question.items()}
 
 
 def is_behind(retrieval: Mapping[str, Any] | None) -> bool:

@@ -154,7 +154,7 @@ class Judge:
         return {
             "rows": self._asked.rows, **self._counts,
             "questions": answers.report(self._depth),
-            "curves": {q: each.blocks(block) for q, each in answers.by_question.items()},
+            "curves": answers.curves(block),
         }  # fmt: skip
 
     def _judge(self, user: str, item: str, time_ms: int) -> None:

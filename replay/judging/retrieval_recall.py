@@ -19,14 +19,14 @@ from recsys.events.hashing import Id
 from recsys.features.feature_set import Declared
 from replay.datasets.app_dataset import OfApp
 from replay.datasets.dataset import Dataset
-from replay.judging.answers import Answers, rank_of
+from replay.judging.answers import Answers, QuestionedAnswers, rank_of
 from replay.judging.asked_lists import AskedLists, simple_lists
 from replay.judging.bounded_state import Indices
 from replay.judging.questions import pause_of
 from replay.judging.simple_lists import Popularity, SimpleList
 from replay.judging.targets import Targets
 from replay.player import Player
-from replay.replay_run import Probe, ReplayOptions
+from replay.replay_run import ReplayOptions
 from serving.admission.deadline import shorten_candidates
 from serving.query import Query
 from serving.request import Request
@@ -75,6 +75,11 @@ class RetrievalRecall:
                 if (index := self._player.replica.catalogue.index_of(served.item_id)) is not None:
                     self._shown.learn("", index, event.time_ms)
 
+    @property
+    def answers(self) -> QuestionedAnswers:
+        """Those of this system and of the simple lists, by question."""
+        return self._lists.answers
+
     def report(self) -> dict[str, Any]:
         """Figures by group and name, and by question. ``hits``: share of the union's hits that each source
         has."""
@@ -92,6 +97,7 @@ class RetrievalRecall:
             **groups,
             "hits": {name: round(count / hits, 4) for name, count in self._shares.most_common()},
             "questions": self._lists.answers.report(),
+            "curves": self._lists.answers.curves(),
         }
 
     def _learn(self, event: Event) -> None:
@@ -176,7 +182,7 @@ class RetrievalRecall:
 def probe_for(
     dataset: Dataset, options: ReplayOptions, share: float = 1.0, cases: int | None = None,
     others: Sequence[SimpleList] = (),
-) -> Callable[[Player], Probe] | None:  # fmt: skip
+) -> Callable[[Player], RetrievalRecall] | None:  # fmt: skip
     """The measurement of a share of the judged engagements, about ``cases`` of each question at most, beside
     simple lists and others; None for a share of 0."""
     if not 0 <= share <= 1:
@@ -191,7 +197,7 @@ def probe_for(
     targets = Targets(dataset, options, share, cases, pause_s, repeats)
     past = dataset.warmup() if options.warm_up else ()
 
-    def probe(player: Player) -> Probe:
+    def probe(player: Player) -> RetrievalRecall:
         lists = AskedLists(pause_s, repeats, [*simple_lists(repeats), *others])
         return RetrievalRecall(player, targets, lists, past)
 

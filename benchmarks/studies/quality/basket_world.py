@@ -61,7 +61,7 @@ class BasketWorld:
     def _sales_of(self, household: int) -> list[tuple[int, int, int]]:
         """Times in seconds, the household, and products."""
         draws = self._draws
-        kinds = min(draws.integers(15, 60), self._categories // 2)
+        kinds = min(int(draws.integers(15, 60)), self._categories // 2)
         liked = draws.choice(self._categories, kinds, replace=False, p=self._shares)
         tastes = 0.1 * self._shares
         tastes[liked] += draws.dirichlet(np.full(len(liked), 0.7))

@@ -8,7 +8,8 @@ import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,17 +25,28 @@ from benchmarks.studies.quality.sequence_baselines import SEQUENCE_MODELS, Seque
 from benchmarks.studies.quality.study_linear import Linear, linear_learners
 from benchmarks.studies.quality.study_quality import LoopBeside, PlayerBeside
 from recsys.app.app_file import read_app
+from recsys.app.definition import App
 from recsys.config.loader import load
 from recsys.events.event_types import Engagement, FeatureBlock, Impression
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import Declared, FeatureSet, RequestFeatures
 from recsys.model.prediction_metrics import auc_by_group, days
 from replay.datasets.app_dataset import feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.datasets.open_dataset import open_dataset
-from replay.judging.answers import AHEAD, AT_LEAST, BEHIND, LEVEL, OURS, user_intervals
-from replay.judging.questions import QUESTIONS
-from replay.judging.retrieval_recall import probe_for
+from replay.judging.answers import (
+    AHEAD,
+    AT_LEAST,
+    BEHIND,
+    HIT,
+    LEVEL,
+    OURS,
+    QuestionedAnswers,
+    user_intervals,
+)
+from replay.judging.questions import FIRST, NEXT, QUESTIONS
+from replay.judging.retrieval_recall import RetrievalRecall, probe_for
 from replay.judging.simple_lists import SimpleList
+from replay.player import Player
 from replay.predictions import Predictions, build_report, compare
 from replay.replay_report import judged_rows, with_bar
 from replay.replay_run import Outputs, Progress, ReplayOptions, config_for, replay_with
@@ -95,6 +107,16 @@ def learners_for(features: FeatureSet, dataset: Dataset) -> list[Linear]:
     return [*linear_learners(features), *([NightlyTrees(dataset.utc_offset_h)] if trees else [])]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Figures of a log, and what they are of: our scores and the others' of the judged rows, and all answers
+    to the questions."""
+
+    figures: dict[str, Any]
+    judged: Predictions
+    answers: QuestionedAnswers | None
+
+
 def measure_log(
     dataset: Dataset,
     options: ReplayOptions,
@@ -103,7 +125,7 @@ def measure_log(
     cases: int | None = None,
     others: Sequence[SimpleList] = (),
     progress: Progress = iter,
-) -> dict[str, Any]:
+) -> Measured:
     """Metrics of the judged rows by learner, those of retrieval by source and list, and ``contests``: what
     our system is compared in, with the best other. ``others``: further lists."""
     config = load("laptop", lambda base: config_for(dataset, options, base))
@@ -112,7 +134,14 @@ def measure_log(
     loop = LoopBeside(features, config)
     loop.others = learners
     player = PlayerBeside(features, config, loop, others=learners)
-    outputs = Outputs(probe=probe_for(dataset, options, share, cases, others))
+    made, probes = probe_for(dataset, options, share, cases, others), list[RetrievalRecall]()
+
+    def probe(player: Player) -> RetrievalRecall:
+        assert made is not None
+        probes.append(made(player))
+        return probes[0]
+
+    outputs = Outputs(probe=probe if made else None)
     replayed = replay_with(player, dataset, options, progress, loop.digest, outputs)
     predictions, label = replayed.predictions, dataset.labels[0]
     truth = predictions.labels[label]
@@ -123,7 +152,7 @@ def measure_log(
         judged_rows(dataset, predictions, options.judge_from_ms)
     )
     report = build_report(judged, utc_offset_h=dataset.utc_offset_h, k=options.k)
-    return {
+    figures = {
         "data": dataset.name,
         "label": label,
         "rows": report["rows"],
@@ -134,6 +163,25 @@ def measure_log(
             *_ranking_contests(judged, report["labels"]),
         ],
     }
+    return Measured(figures, judged, probes[0].answers if probes else None)
+
+
+def worth_of(name: str, whole: Measured, without: Measured) -> Iterator[dict[str, Any]]:
+    """What a part of the definition is worth: differences of our figures with it to those without it."""
+    found = compare(_one(whole.judged, OURS), _one(without.judged, OURS), SCORED)
+    yield {"part": name, "of": SCORED, "metric": "auc", "cases": found["rows"]} | {
+        key: None if found[key] is None else round(found[key], 4)
+        for key in ("difference", "low", "high")
+    }
+    if whole.answers is None or without.answers is None:
+        return
+    for question in (NEXT, FIRST):
+        one, other = (each.by_question[question] for each in (whole.answers, without.answers))
+        difference, low, high = one.difference(other)
+        yield {
+            "part": name, "of": QUESTIONS[question], "metric": HIT, "cases": len(one),
+            "difference": difference, "low": low, "high": high,
+        }  # fmt: skip
 
 
 def _question_contests(retrieval: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -224,6 +272,10 @@ def league(
     cases: Annotated[
         int | None, typer.Option(help="Cases of each question, at most about so many.")
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Also replays each log without this feature, e.g. near, trend or whole_list."),
+    ] = None,
     recbole: Annotated[
         bool, typer.Option(help="Also lists of RecBole's SASRec and GRU4Rec, trained on each day.")
     ] = False,
@@ -231,29 +283,50 @@ def league(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Ranking and retrieval of our system beside simple and common others, log by log; losses first."""
     console, figures = Console(), dict[str, Any]()
+    if unknown := set(without or ()) - {declared.name for declared in fields(Declared)}:
+        names = ", ".join(declared.name for declared in fields(Declared))
+        raise ValueError(f"--without is {min(unknown)!r}, expected one of: {names}")
     for log in logs:
         with tempfile.TemporaryDirectory() if log in LOGS else nullcontext(log) as folder:
             dataset = _open(log, str(folder), seed)
             options = options_of(dataset, rows, judge_from, until)
             others = [SequenceModel(model) for model in SEQUENCE_MODELS if recbole]
-            found = measure_log(
-                dataset, options, share=retrieval, cases=cases, others=others, progress=with_bar
+            measure = partial(
+                measure_log, options=options, share=retrieval, cases=cases, progress=with_bar
             )
+            whole = measure(dataset, others=others)
+            found = whole.figures | {"worth": []}
+            for name in without or ():
+                less = measure(_open(log, str(folder), None, name))
+                found["worth"] += worth_of(name, whole, less)
         _print_log(console, log, found)
         figures[log] = found
         yield {"logs": figures}
     console.print(league_table(figures))
 
 
-def _open(log: str, folder: str, seed: int) -> Dataset:
-    if log in LOGS:
+def _open(log: str, folder: str, seed: int | None, without: str = "") -> Dataset:
+    """``seed``: of the simulated log that is made; None: it is there. ``without``: a feature's name."""
+    if log in LOGS and seed is not None:
         LOGS[log](Path(folder), seed)
+    if log in LOGS:
         file: Path | None = Path(folder) / "app.yaml"
     else:
         folder, _, name = folder.partition("=")
         file = Path(name) if name else Path(folder) / "app.yaml"
         file = file if name or file.exists() else None
-    return open_dataset(folder, None if file is None else read_app(file), file)
+    app = None if file is None else read_app(file)
+    if without:
+        app = _without(log, app, without)
+    return open_dataset(folder, app, file)
+
+
+def _without(log: str, app: App | None, name: str) -> App:
+    if app is None:
+        raise ValueError(
+            f"--without is {name!r}, but {log} has no definition: name one, FOLDER=APP.YAML"
+        )
+    return replace(app, features=replace(app.features, **{name: getattr(Declared, name)}))
 
 
 def _print_log(console: Console, log: str, found: Mapping[str, Any]) -> None:
@@ -263,6 +336,20 @@ def _print_log(console: Console, log: str, found: Mapping[str, Any]) -> None:
     if found["retrieval"] is not None:
         console.print(retrieval_table(found["retrieval"]))
         print_questions(console, found["retrieval"])
+    rows = [
+        (
+            one["part"],
+            one["of"],
+            f"{one['cases']:,}",
+            one["metric"],
+            _plus_minus(one["difference"], one["low"], one["high"]),
+        )
+        for one in found["worth"]
+    ]  # fmt: skip
+    if rows:
+        console.print(
+            plain_table(("with and without", "asked for", "cases", "metric", "worth"), rows)
+        )
 
 
 def league_table(figures: Mapping[str, Any]) -> Any:
@@ -281,7 +368,7 @@ def league_table(figures: Mapping[str, Any]) -> Any:
     )
     lines = [
         (log, one["contest"], f"{one['cases']:,}", one["metric"], f"{one['ours']:.3f}",
-         f"{_ahead(one):+.0%}", _difference(one), one["best"])
+         f"{_ahead(one):+.0%}", _plus_minus(one["difference"], *one["interval"]), one["best"])
         for log, one in contests
     ]  # fmt: skip
     return plain_table(names, lines, right=names[2:7:2])
@@ -292,10 +379,11 @@ def _ahead(contest: Mapping[str, Any]) -> float:
     return contest["difference"] / best if best > 0 else np.inf if contest["ours"] else 0.0
 
 
-def _difference(contest: Mapping[str, Any]) -> str:
-    low, high = contest["interval"]
+def _plus_minus(difference: float | None, low: float | None, high: float | None) -> str:
+    if difference is None:
+        return "–"
     half = "" if low is None or high is None else f" ±{(high - low) / 2:.3f}"
-    return f"{contest['difference']:+.3f}{half}"
+    return f"{difference:+.3f}{half}"
 
 
 def _cells(measured: dict[str, Any]) -> list[str]:

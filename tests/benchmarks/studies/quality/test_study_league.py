@@ -19,6 +19,7 @@ from benchmarks.studies.quality.study_league import (
     league_table,
     measure_log,
     options_of,
+    worth_of,
 )
 from benchmarks.study import study
 from recsys.app.app_file import read_app
@@ -41,7 +42,10 @@ def small_baskets(seed: int) -> BasketWorld:
 
 @pytest.mark.slow
 def test_all_are_judged_on_the_same_rows() -> None:
-    found = measure_log(small(), ReplayOptions(step_examples=24))
+    measured = measure_log(small(), ReplayOptions(step_examples=24))
+    found = measured.figures
+    for one in worth_of("nothing", measured, measured):
+        assert not any(one[name] for name in ("difference", "low", "high"))
     names = list(found["ranking"])
     assert names[0] == OURS and len(names) > 1
     assert {measured["rows"] for measured in found["ranking"].values()} == {found["rows"]}
@@ -57,7 +61,8 @@ def test_a_league_of_small_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(study_league, "with_bar", iter)
     monkeypatch.setattr(league_logs, "BasketWorld", small_baskets)
     file = tmp_path / "league.json"
-    command = ["league", "baskets", "shop", "--rows", "1500", "--cases", "60", "--json", str(file)]
+    command = ["league", "baskets", "shop", "--rows", "1000", "--cases", "60", "--without", "near"]
+    command += ["--json", str(file)]
     result = CliRunner().invoke(study, command)
     assert result.exit_code == 0, result.output
     logs = json.loads(file.read_text())["logs"]
@@ -65,7 +70,11 @@ def test_a_league_of_small_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for found in logs.values():
         for contest in found["contests"]:
             assert contest["verdict"] != BEHIND, contest
+        assert {one["part"] for one in found["worth"]} == {"near"}
+        assert any(one["difference"] for one in found["worth"])
     assert any(found["contests"] for found in logs.values())
+    result = CliRunner().invoke(study, ["league", "shop", "--without", "luck"])
+    assert result.exit_code == 2 and "'luck', expected" in result.output
     assert "own items" in logs["baskets"]["retrieval"]["questions"]["first"]["lists"]
 
 
