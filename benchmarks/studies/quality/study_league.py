@@ -43,7 +43,7 @@ from replay.judging.answers import (
     QuestionedAnswers,
     user_intervals,
 )
-from replay.judging.questions import FIRST, NEXT, QUESTIONS
+from replay.judging.questions import FIRST, NEXT
 from replay.judging.retrieval_recall import RetrievalRecall, probe_for
 from replay.judging.simple_lists import SimpleList
 from replay.player import Player
@@ -54,8 +54,8 @@ from runtime.jobs.time_option import parse_time
 from runtime.reports.retrieval_tables import print_questions, retrieval_table
 from runtime.reports.tables import plain_table
 
-RANKED: Final = "order of the log's lists"
-SCORED: Final = "chance of each shown item"
+RANKED: Final = "lists"  # the order of the log's lists
+SCORED: Final = "items"  # the chance of each shown item
 _COLUMNS: Final = ("auc", "lists.auc", "lists.ndcg@10", "lists.mrr", "log_loss", "calibration")
 _ROWS: Final = 1_000_000  # newest examples that trees are grown from
 _AT_LEAST: Final = 1_000
@@ -179,7 +179,7 @@ def worth_of(name: str, whole: Measured, without: Measured) -> Iterator[dict[str
         one, other = (each.by_question[question] for each in (whole.answers, without.answers))
         difference, low, high = one.difference(other)
         yield {
-            "part": name, "of": QUESTIONS[question], "metric": HIT, "cases": len(one),
+            "part": name, "of": question, "metric": HIT, "cases": len(one),
             "difference": difference, "low": low, "high": high,
         }  # fmt: skip
 
@@ -190,7 +190,7 @@ def _question_contests(retrieval: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         verdict = measured["verdict"]
         if verdict["verdict"] is not None:
             yield {
-                "contest": QUESTIONS[question],
+                "contest": question,
                 "ours": measured["ours"][verdict["metric"]],
             } | verdict
 
@@ -299,6 +299,7 @@ def league(
             for name in without or ():
                 less = measure(_open(log, str(folder), None, name))
                 found["worth"] += worth_of(name, whole, less)
+        log = log if log in LOGS else Path(log.partition("=")[0]).resolve().name
         _print_log(console, log, found)
         figures[log] = found
         yield {"logs": figures}
@@ -347,25 +348,14 @@ def _print_log(console: Console, log: str, found: Mapping[str, Any]) -> None:
         for one in found["worth"]
     ]  # fmt: skip
     if rows:
-        console.print(
-            plain_table(("with and without", "asked for", "cases", "metric", "worth"), rows)
-        )
+        console.print(plain_table(("part", "of", "cases", "metric", "worth"), rows))
 
 
 def league_table(figures: Mapping[str, Any]) -> Any:
     """All contests, the greatest loss first: in shares of the best other's figure."""
     contests = [(log, one) for log, found in figures.items() for one in found["contests"]]
     contests.sort(key=lambda pair: _ahead(pair[1]))
-    names = (
-        "log",
-        "asked for",
-        "cases",
-        "metric",
-        "this system",
-        "ahead",
-        "difference",
-        "best other",
-    )
+    names = ("log", "of", "cases", "metric", "ours", "ahead", "difference", "best other")
     lines = [
         (log, one["contest"], f"{one['cases']:,}", one["metric"], f"{one['ours']:.3f}",
          f"{_ahead(one):+.0%}", _plus_minus(one["difference"], *one["interval"]), one["best"])
