@@ -133,6 +133,8 @@ def logits_compiled(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
     lay_items(user, items, lists.owner_N, history, lists.outcomes_RTO, ranker.shape.item_slot,
               split.sharpness, lists.dense_NF, own, main)  # fmt: skip
     logits = _layers(ranker, split, own, begun, lists.owner_N)
+    if ranker.shape.direct:
+        times(lists.dense_NF, split.direct_FL, logits)
     logits[:, 0] += main
     return logits[: lists.total]
 
@@ -178,6 +180,7 @@ class _Split:
     own_JI: Tensor
     bias_J: Floats
     zeros_J: Tensor
+    direct_FL: Floats
     sharpness: np.float32
 
 
@@ -188,7 +191,8 @@ def _split_of(ranker: Ranker, user_slots: int) -> _Split:
     """Splits once per change of the parameters, by torch's version counters."""
     first = ranker.layers[0]
     assert isinstance(first, nn.Linear)
-    version = first.weight._version + first.bias._version + ranker.sharpness._version
+    parts = first.weight, first.bias, ranker.sharpness, ranker.direct_LF
+    version = sum(part._version for part in parts)
     split = _splits.get(ranker)
     if split is None or split.version != version:
         weight = first.weight.detach()
@@ -199,10 +203,20 @@ def _split_of(ranker: Ranker, user_slots: int) -> _Split:
             torch.cat([weight[:, part] for part in own], 1).contiguous(),
             first.bias.detach().numpy().copy(),
             torch.zeros_like(first.bias.detach()),
+            _direct(ranker),
             np.float32(ranker.sharpness.item()),
         )
         _splits[ranker] = split
     return split
+
+
+def _direct(ranker: Ranker) -> Floats:
+    """The weights of direct inputs, scaled."""
+    if not ranker.shape.direct:
+        return np.empty((0, ranker.shape.outputs), np.float32)
+    weight = ranker.direct_LF.detach()[:, : ranker.shape.dense] * ranker.scale_F
+    direct_FL: Floats = weight.t().contiguous().numpy()
+    return direct_FL
 
 
 def _columns(shape: RankerShape, user_slots: int) -> tuple[list[slice], list[slice]]:

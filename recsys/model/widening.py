@@ -1,8 +1,8 @@
 """Starts the model of another feature set from a trained one: the wider model begins with its predictions.
 
-Only the ranker's first layer and the choice model depend on the dense columns. New columns begin with
-weights of 0; those of a replaced half-life begin with the weights of the one that it replaces; all else is
-copied.
+Only the ranker's first layer, its direct inputs and the choice model depend on the dense columns. New columns
+begin with weights of 0; those of a replaced half-life begin with the weights of the one that it replaces; all
+else is copied.
 """
 
 from typing import Any, Final
@@ -63,8 +63,8 @@ def _places(before: FeatureSet, after: FeatureSet, config: ModelConfig) -> NDArr
     old, new = build_model(before, config), build_model(after, config)
     shape, first = old.ranker.shape, old.ranker.get_parameter("layers.0.weight")
     start = dense_start(shape)
-    columns = np.array(columns_from(before, after), np.int64)
-    columns = np.where(columns >= 0, start + columns, -1)
+    from_old = np.array(columns_from(before, after), np.int64)
+    columns = np.where(from_old >= 0, start + from_old, -1)
     rest = np.arange(start + shape.dense, first.shape[1])
     inputs = np.concatenate([np.arange(start), columns, rest])
     parts, at = [], 0
@@ -73,6 +73,11 @@ def _places(before: FeatureSet, after: FeatureSet, config: ModelConfig) -> NDArr
         at += parameter.numel()
         if parameter is first:
             place = np.where(inputs >= 0, place[:, inputs], -1)
+        if parameter is old.ranker.direct_LF:
+            moved = np.full(new.ranker.get_parameter("direct_LF").shape, -1)
+            if old.ranker.shape.direct and len(moved.T):
+                moved[:, : len(from_old)] = np.where(from_old >= 0, place[:, from_old], -1)
+            place = moved
         if parameter is old.choice.weights_W:
             weights = _weights_from(before, after)
             place = np.where(weights >= 0, place[weights], -1) if len(place) else weights

@@ -19,6 +19,7 @@ from tests.support.training.small_feed import FEATURES
 
 CONFIG = ModelConfig(dim=4, vector_dim=4, hidden=(8, 5))
 DAY = replace(FEATURES, declared=Declared(half_lives_h=(6.0, 24.0, 336.0), near=True))
+LISTS = replace(FEATURES, declared=Declared(whole_list=True))
 FASTER = replace(FEATURES, declared=Declared(half_lives_h=(1.0, 336.0)))
 
 
@@ -69,19 +70,27 @@ def test_another_ranker_does_not_begin_from_a_narrower_model() -> None:
         widened(arrays, FEATURES, DAY, plugin)
 
 
-@pytest.mark.parametrize("new", [DAY, replace(FEATURES, history=9)])
-def test_the_wider_model_predicts_as_before(new: FeatureSet) -> None:
-    old, arrays = trained(FEATURES)
-    wide = united(FEATURES, new)
+@pytest.mark.parametrize(
+    ("narrow", "new"),
+    [
+        (FEATURES, DAY),
+        (FEATURES, replace(FEATURES, history=9)),
+        (FEATURES, LISTS),
+        (LISTS, replace(DAY, declared=replace(DAY.declared, whole_list=True))),
+    ],
+)
+def test_the_wider_model_predicts_as_before(narrow: FeatureSet, new: FeatureSet) -> None:
+    old, arrays = trained(narrow)
+    wide = united(narrow, new)
     model = build_model(wide, CONFIG)
     arrays["held/dense"] = arrays["dense/values"]  # what replicas hold is widened, too
-    begun = widened(arrays, FEATURES, wide, CONFIG)
+    begun = widened(arrays, narrow, wide, CONFIG)
     assert np.array_equal(begun["held/dense"], begun["dense/values"])
     model.write_dense(begun["dense/values"])
     request = request_of(wide)
     if wide.history > FEATURES.history:  # older entries are new: without them
         request.outcomes_TO[FEATURES.history :] = 0.0
-    before = predict(old, Narrowing(wide, FEATURES).features(request))
+    before = predict(old, Narrowing(wide, narrow).features(request))
     after = predict(model, request)
     np.testing.assert_allclose(after, before, atol=1e-6)
     assert np.ptp(before) > 0.01

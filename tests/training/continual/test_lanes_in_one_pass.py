@@ -40,6 +40,13 @@ def lanes_of(its: Learner, sizes: Sequence[int]) -> list[Lane]:
     ]
 
 
+@pytest.mark.parametrize("whole_list", [False, True])
+def test_lanes_of_each_kind_of_features_are_joined(whole_list: bool) -> None:
+    declared = replace(FEATURES.declared, whole_list=whole_list)
+    its = Learner(build_model(replace(FEATURES, declared=declared), ModelConfig()))
+    assert its._verified_joint_model(4, 16) is not None
+
+
 @pytest.mark.parametrize(
     ("model", "joins"), [("toy", False), ("narrow vectors", False), *((m, True) for m in WHOLE)]
 )
@@ -116,7 +123,7 @@ def test_lanes_that_are_compared_move_every_parameter_and_table(
     parameters = [
         (name, p.numel())
         for name, p in its.model.named_parameters()
-        if not name.startswith("choice") and (retrieval or name.startswith("ranker"))
+        if p.numel() and not name.startswith("choice") and (retrieval or name.startswith("ranker"))
     ]
     assert len(compared) == 8
     for one in compared:
