@@ -39,8 +39,8 @@ STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_archive.py fl
 	$(addprefix tests/training/candidates/test_,arms_loop.py feature_change.py guard_loop.py promotion_loop.py \
 	student_loop.py) tests/serving/http/test_fuzz_routes.py \
 	$(addprefix tests/benchmarks/studies/,drift/test_study_drift.py poisoning/test_study_poisoning.py \
-	promotion/test_study_guard.py $(addprefix quality/test_,sequence_baselines.py study_league.py \
-	study_freshness.py study_quality.py))
+	promotion/test_study_guard.py $(addprefix league/test_,sequence_baselines.py study_league.py) \
+	$(addprefix quality/test_,study_freshness.py study_quality.py))
 # The longest first.
 IN_PAIRS := tests/live/test_example_pages.py tests/live/test_feed_page.py tests/runtime/cli/test_up.py \
 	tests/examples/ratings/test_ten_minutes.py tests/recsys/log/test_protocol.py \

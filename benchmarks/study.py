@@ -9,6 +9,7 @@ from benchmarks.studies.experiments.study_arms import arms
 from benchmarks.studies.experiments.study_counterfactual import counterfactual
 from benchmarks.studies.experiments.study_experiments import experiments
 from benchmarks.studies.experiments.study_interleaving import interleaving
+from benchmarks.studies.league.study_league import league
 from benchmarks.studies.poisoning.study_narrowed import narrowed
 from benchmarks.studies.poisoning.study_poisoning import poisoning
 from benchmarks.studies.promotion.study_broken import broken
@@ -17,7 +18,6 @@ from benchmarks.studies.promotion.study_promotion import promotion
 from benchmarks.studies.promotion.study_student import student
 from benchmarks.studies.quality.study_coldstart import coldstart
 from benchmarks.studies.quality.study_freshness import freshness
-from benchmarks.studies.quality.study_league import league
 from benchmarks.studies.quality.study_quality import quality
 from benchmarks.studies.quality.study_reading import reading
 

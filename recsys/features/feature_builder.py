@@ -13,7 +13,14 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.counters import CounterTable
 from recsys.features.covisits import Covisits
 from recsys.features.feature_kernels import LOG_COUNT, gather_rates, latest, lay_rates, operate
-from recsys.features.feature_set import MOMENT, FeatureSet, Floats, Keys, RequestFeatures
+from recsys.features.feature_set import (
+    EVENTS_UNIT,
+    MOMENT,
+    FeatureSet,
+    Floats,
+    Keys,
+    RequestFeatures,
+)
 from recsys.features.item_counters import GLOBAL
 from recsys.features.operators import SINCE, VALUE, Derivation
 from recsys.features.running_rates import CONTEXT, PROFILE
@@ -223,7 +230,7 @@ def _moment(session: Session, now_ms: int) -> Floats:
     """Time of day, time since the last event, and number of events of the user."""
     turn = 2 * np.pi * (now_ms % _DAY_MS) / _DAY_MS
     gap_s = (now_ms - session.last_ms) / 1000.0 if session.last_ms else 1e6
-    since, events = np.log1p(max(0.0, gap_s)) / 10.0, np.log1p(session.events) / 5.0
+    since, events = np.log1p(max(0.0, gap_s)) / 10.0, np.log1p(session.events) / EVENTS_UNIT
     return np.array([np.sin(turn), np.cos(turn), since, events], np.float32)
 
 

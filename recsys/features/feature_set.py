@@ -78,6 +78,7 @@ class Slot:
 
 # Columns of the moment of a request.
 MOMENT: Final = ("hour.sin", "hour.cos", "since_last_event", "events")
+EVENTS_UNIT: Final = 5.0  # of the logarithm of the number of events
 AGE: Final = "item.age"
 NEAR: Final = "item.near"
 NEAR_IN_VISIT: Final = "item.near.visit"
@@ -242,6 +243,13 @@ class FeatureSet:
         """Dense columns of which the difference to the list's mean is one: those that are ranked, or with
         ``whole_list`` all but vectors in which the items of a list may differ."""
         return self.differing if self.declared.whole_list else self.ranked
+
+    @cached_property
+    def of_item(self) -> tuple[int, ...]:
+        """Dense columns of everybody's counters of an item: what there is to choose by for a new viewer."""
+        width, entities = len(self.numbers), enumerate(self.entities if self.kind == "all" else ())
+        starts = (k * width for k, e in entities if e.right == "item" and not (e.own or e.left))
+        return tuple(start + column for start in starts for column in range(width))
 
     @cached_property
     def differing(self) -> tuple[int, ...]:

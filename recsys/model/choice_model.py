@@ -11,6 +11,10 @@ added to its utility (McFadden 1978, "Modelling the choice of residential locati
 Newton's method (parameter_server/table/newton.py), for which a worker sends the gradient of -log P of each
 taken item and its second derivatives.
 
+What others take has another weight for a viewer of whom nothing is known, since co-visits and own counts,
+which are 0 then, correlate with it: so everybody's counters of an item are inputs twice, once times
+1 / (1 + the viewer's events).
+
 Where a log has clicks alone, the ranker learns from candidates, and its log odds are one more input. They are
 those of the ranker before it learns from the choice, so they don't depend on the version that served.
 
@@ -27,7 +31,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from recsys.arrays.compiled import kernel, read_only
-from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set import EVENTS_UNIT, FeatureSet
 
 Floats = NDArray[np.float32]
 UNIT: Final = 2.0**-10  # of all sums, so that those of a step fit the bound on gradients
@@ -49,8 +53,18 @@ def reads_ranker(features: FeatureSet) -> bool:
 
 
 def choice_size(features: FeatureSet) -> int:
-    """Number of weights: of ``FeatureSet.differing``, then of the ranker's log odds."""
-    return len(features.differing) + reads_ranker(features)
+    """Number of weights: of ``FeatureSet.differing``, of ``FeatureSet.of_item`` for new viewers, then of the
+    ranker's log odds."""
+    return len(features.differing) + len(features.of_item) + reads_ranker(features)
+
+
+def _for_new_viewers(dense_NF: Floats, features: FeatureSet) -> Floats:
+    """Everybody's counters of items, times 1 / (1 + the viewer's events)."""
+    events = features.dense_names.index("events") if features.of_item else 0
+    events_N1 = np.maximum(dense_NF[:, events : events + 1], 0)
+    newness_N1 = np.exp(-np.float32(EVENTS_UNIT) * events_N1)
+    out: Floats = np.take(dense_NF, features.of_item, 1) * newness_N1
+    return out
 
 
 def choice_rows(rows: bytes, features: FeatureSet) -> Floats | None:
@@ -68,6 +82,8 @@ def utilities(
     """The utility of each candidate (N,), which doesn't depend on the other candidates. ``odds_N``: the
     ranker's log odds, where they are an input."""
     used = np.take(dense_NF, features.differing, 1).astype(np.float64, "C")
+    if features.of_item:
+        used = np.column_stack([used, _for_new_viewers(dense_NF, features)])
     if reads_ranker(features):
         used = np.column_stack([used, odds_N])
     total: NDArray[np.float64] = (used * weights_W).sum(1)
@@ -79,13 +95,16 @@ def choice_sums(
 ) -> Floats:
     """The sums over choices that Newton's method needs, in its unit: gradient (W,), upper triangle of the
     second derivatives, weight of all choices. ``choices``: the rows of each; ``weights_C``: of each."""
-    size, last = choice_size(features), [len(features.dense_names)] * reads_ranker(features)
-    columns = 1 + np.array([*features.differing, *last], np.int64)
+    size, width = choice_size(features), 1 + len(features.dense_names) + reads_ranker(features)
+    new = np.arange(width, width + len(features.of_item))
+    last = [width - 1] * reads_ranker(features)
+    columns = np.array([*(1 + column for column in features.differing), *new, *last], np.int64)
     gradient, curvature = np.zeros(size), np.zeros((size, size))
     if size and len(choices):
-        ends = np.cumsum([len(own) for own in choices])
+        ends, rows = np.cumsum([len(own) for own in choices]), np.concatenate(choices)
+        rows = np.column_stack([rows, _for_new_viewers(rows[:, 1:], features)])
         _add_choices(
-            weights_W.astype(np.float64), np.concatenate(choices), columns, ends,
+            weights_W.astype(np.float64), rows, columns, ends,
             weights_C.astype(np.float64), gradient, curvature,
         )  # fmt: skip
     counted = [float(weights_C.sum())] if size else []

@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 from recsys.features.feature_set import RequestFeatures, Slot
 from recsys.model.linear_layer import linear
 from recsys.model.model import Model, unique_keys
-from recsys.model.ranker import Ranker, RankerShape, dense_start
+from recsys.model.ranker import DIRECT, Ranker, RankerShape, dense_start
 from recsys.model.tile_kernels import LANES, add_shared, lay_items, lay_shared, pool_columns, times
 
 Keys = NDArray[np.int64]
@@ -214,7 +214,7 @@ def _direct(ranker: Ranker) -> Floats:
     """The weights of direct inputs, scaled."""
     if not ranker.shape.direct:
         return np.empty((0, ranker.shape.outputs), np.float32)
-    weight = ranker.direct_LF.detach()[:, : ranker.shape.dense] * ranker.scale_F
+    weight = DIRECT * ranker.direct_LF.detach()[:, : ranker.shape.dense]
     direct_FL: Floats = weight.t().contiguous().numpy()
     return direct_FL
 

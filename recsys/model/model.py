@@ -80,13 +80,6 @@ class ChoiceWeights(nn.Module):
         self.weights_W = nn.Parameter(torch.zeros(size))
 
 
-def _direct(features: FeatureSet) -> tuple[int, ...]:
-    """Dense columns that the ranker's outputs have directly: where it compares the items of a list, those in
-    which they may differ."""
-    width, of_list = len(features.dense_names), features.list_columns
-    return (*features.differing, *range(width - of_list, width)) if of_list else ()
-
-
 class Model(nn.Module):
     """Ranker and user side. Rows are passed with a row of zeros after the last."""
 
@@ -106,7 +99,7 @@ class Model(nn.Module):
         shape = RankerShape(
             slots=len(slots), dim=config.dim, item_slot=[slot.name for slot in slots].index("item"),
             history=features.history_length, outcomes=features.outcomes, dense=dense_width,
-            labels=len(features.schema.labels), hidden=config.hidden, direct=_direct(features),
+            labels=len(features.schema.labels), hidden=config.hidden, direct=features.list_columns > 0,
         )  # fmt: skip
         self.ranker = ranker(shape, config.seed)
         if isinstance(self.ranker, Ranker) and features.list_columns:

@@ -3,8 +3,8 @@
 It sees only rows, of the parameter server online and of torchrec tables offline. Parts: a linear term per
 row, dot products between slots (a factorisation machine, Rendle 2010), attention of the candidate over the
 recent history with outcomes (dot products), and an MLP over all of it and the running counters. Where the
-features compare the items of a list, what they differ in enters each output directly, too (Cheng et al. 2016,
-"Wide & deep learning for recommender systems").
+features compare the items of a list, counters and other numbers enter each output directly, too (Cheng et al.
+2016, "Wide & deep learning for recommender systems").
 
 Legend: B batch, S slots, D embedding, T history, O outcomes, F dense, L outputs (labels, then watch time).
 """
@@ -24,7 +24,7 @@ from recsys.model.row_layers import interacted
 from recsys.plugins import MODELS, load_version
 
 WATCH_SCALE: Final = 6.4  # log1p(600 s): the watch output is a fraction of it
-_DIRECT: Final = (
+DIRECT: Final = (
     4.0  # factor on direct inputs: their weights move as if their rate were as many times higher
 )
 _LINE: Final = 16  # inputs of a product whose rows don't depend on their place
@@ -43,7 +43,7 @@ class RankerShape:
     dense: int
     labels: int
     hidden: tuple[int, ...] = (128, 64)
-    direct: tuple[int, ...] = ()  # dense inputs that enter each output directly, too
+    direct: bool = False  # whether the dense inputs enter each output directly, too
 
     @property
     def outputs(self) -> int:
@@ -75,8 +75,6 @@ class RankerModule(nn.Module):
 class Ranker(RankerModule):
     """The built-in ranker."""
 
-    scale_F: Tensor
-
     def __init__(self, shape: RankerShape, seed: int = 0) -> None:
         super().__init__(shape, seed)
         pairs = shape.slots * (shape.slots - 1) // 2
@@ -89,9 +87,6 @@ class Ranker(RankerModule):
         width = -(-shape.dense // _LINE) * _LINE if shape.direct else 0
         self.direct_LF = nn.Parameter(torch.zeros(shape.outputs, width))  # the last ones of zeros
         self.sharpness = nn.Parameter(torch.tensor(1.0))
-        scale_F = torch.zeros(shape.dense)
-        scale_F[list(shape.direct)] = _DIRECT
-        self.register_buffer("scale_F", scale_F, persistent=False)
         _reset(layers, seed)
 
     def forward(
@@ -111,7 +106,7 @@ class Ranker(RankerModule):
             x = F.relu(linear(x, layer.weight, layer.bias))
         logits_BL = linear(x, last.weight, last.bias, by_torch=True)
         if self.shape.direct:
-            x = F.pad(dense_BF * self.scale_F, (0, self.direct_LF.shape[-1] - self.shape.dense))
+            x = F.pad(DIRECT * dense_BF, (0, self.direct_LF.shape[-1] - self.shape.dense))
             none = torch.zeros_like(self.direct_LF[..., 0])
             logits_BL = logits_BL + linear(x, self.direct_LF, none, by_torch=True)
         return torch.cat([logits_BL[:, :1] + main_B[:, None], logits_BL[:, 1:]], 1)

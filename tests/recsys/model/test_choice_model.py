@@ -35,12 +35,19 @@ def rows_of(draw: np.random.Generator, rows: int = 6, scale: float = 0.5) -> Flo
     return rows_RC
 
 
+def inputs_of(rows_RC: Floats) -> Doubles:
+    """The inputs that have weights (R, W)."""
+    dense = rows_RC[:, 1:].astype(np.float64)
+    events = np.maximum(dense[:, FEATURES.dense_names.index("events")], 0)
+    for_new = dense[:, FEATURES.of_item] * np.exp(-5 * events)[:, None]
+    return np.column_stack([dense[:, FEATURES.differing], for_new])
+
+
 def loss(weights_W: Doubles, choices: list[Floats]) -> float:
     """-log P of the taken items, row by row."""
-    columns, total = [1 + column for column in FEATURES.differing], 0.0
+    total = 0.0
     for choice in choices:
-        rows_RC = choice.astype(np.float64)
-        utility_R = rows_RC[:, columns] @ weights_W + rows_RC[:, 0]
+        utility_R = inputs_of(choice) @ weights_W + choice[:, 0]
         total += np.log(np.exp(utility_R).sum()) - utility_R[0]
     return total
 
@@ -76,14 +83,13 @@ def test_a_hundred_choices_teach_what_people_take() -> None:
     """One column decides; all others are noise. The taken item is drawn by its utility."""
     draw, wanted = np.random.default_rng(2), np.zeros(W)
     wanted[5] = 2.0
-    columns = [1 + column for column in FEATURES.differing]
     dense = Dense(np.zeros(3 + W, np.float32), 0.001)
     for _ in range(25):
         choices = []
         for _ in range(8):
             rows_RC = draw.normal(0, 1, (9, 1 + F)).astype(np.float32)
             rows_RC[:, 0] = 0.0
-            utility = rows_RC[:, columns] @ wanted
+            utility = inputs_of(rows_RC) @ wanted
             taken = int(np.argmax(utility + draw.gumbel(size=9)))
             rows_RC[[0, taken]] = rows_RC[[taken, 0]]
             choices.append(rows_RC)
@@ -93,6 +99,20 @@ def test_a_hundred_choices_teach_what_people_take() -> None:
     assert learned[5] == pytest.approx(2.0, abs=0.5)
     assert np.abs(np.delete(learned, 5)).max() < 0.6
     assert np.array_equal(dense.averaged[3:], learned)  # served as they are
+
+
+def test_new_viewers_have_their_own_weights_of_what_others_take() -> None:
+    """Items that others take are passed by where co-visits tell more, and taken where nothing is known."""
+    at, column = FEATURES.of_item[2], FEATURES.dense_names.index("events")
+    dense_NF = np.zeros((2, F), np.float32)
+    dense_NF[0, at] = 1.0
+    weights, odds = np.zeros(W, np.float32), np.zeros(2, np.float32)
+    weights[FEATURES.differing.index(at)] = -1.0
+    weights[len(FEATURES.differing) + 2] = 3.0
+    for events, wanted in ((0, 2.0), (1, 0.5), (1e6, -1.0)):
+        dense_NF[:, column] = np.log1p(events) / 5
+        found = utilities(weights, dense_NF, odds, FEATURES)
+        assert found.tolist() == pytest.approx([wanted, 0.0], abs=1e-4)
 
 
 def test_a_row_that_stands_for_many_candidates_counts_as_many() -> None:

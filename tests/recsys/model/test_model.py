@@ -188,14 +188,11 @@ def test_columns_of_lists_say_nothing_until_lists_have_taught_them() -> None:
     assert not dense[:, -features.list_columns :].any() and dense[:, : -features.list_columns].all()
 
 
-def test_what_items_of_a_list_differ_in_enters_the_outputs_directly() -> None:
+def test_where_lists_are_compared_numbers_enter_the_outputs_directly() -> None:
     features = replace(FEATURES, declared=Declared(whole_list=True))
     ranker = build_model(features, ModelConfig(dim=4, vector_dim=4, hidden=(8,))).ranker
-    width = len(features.dense_names)
-    of_list = range(width - features.list_columns, width)
-    assert ranker.shape.direct == (*features.differing, *of_list)
     assert not ranker.direct_LF.any() and ranker.direct_LF.shape[1] % 16 == 0
-    dense = torch.ones((1, width))
+    dense = torch.ones((1, len(features.dense_names)))
     pooled = torch.zeros((1, ranker.shape.slots, 5))
     history = torch.zeros((1, ranker.shape.history, 5))
     outcomes = torch.zeros((1, ranker.shape.history, ranker.shape.outcomes))
@@ -203,6 +200,6 @@ def test_what_items_of_a_list_differ_in_enters_the_outputs_directly() -> None:
     with torch.no_grad():
         ranker.direct_LF.fill_(0.01)
     added = ranker(pooled, history, outcomes, dense) - before
-    assert np.allclose(added.detach().numpy(), 0.04 * len(ranker.shape.direct), atol=1e-4)
+    assert np.allclose(added.detach().numpy(), 0.04 * ranker.shape.dense, atol=1e-4)
     plain = build_model(FEATURES, ModelConfig(dim=4, vector_dim=4, hidden=(8,))).ranker
-    assert plain.shape.direct == () and not plain.direct_LF.numel()
+    assert not plain.shape.direct and not plain.direct_LF.numel()

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.studies.quality import league_logs, study_league
-from benchmarks.studies.quality.basket_world import BasketWorld
-from benchmarks.studies.quality.simulated_world_log import WorldLog
-from benchmarks.studies.quality.study_league import (
+from benchmarks.studies.league import league_logs, study_league
+from benchmarks.studies.league.basket_world import BasketWorld
+from benchmarks.studies.league.study_league import (
     RANKED,
     SCORED,
     NightlyTrees,
@@ -21,6 +20,7 @@ from benchmarks.studies.quality.study_league import (
     options_of,
     worth_of,
 )
+from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.study import study
 from recsys.app.app_file import read_app
 from recsys.events.event_types import Engagement, FeatureBlock

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.studies.quality.sequence_baselines import SequenceModel
+from benchmarks.studies.league.sequence_baselines import SequenceModel
 from benchmarks.study import study
 
 DAY_MS = 86_400_000
@@ -88,5 +88,5 @@ def test_without_a_pair_of_items_nothing_has_a_score(recbole: None) -> None:
 
 def test_without_recbole_the_study_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "recbole", None)
-    result = CliRunner().invoke(study, ["baselines", "folder", "--recbole"])
+    result = CliRunner().invoke(study, ["league", "folder", "--recbole"])
     assert result.exit_code == 2 and "pip install --no-deps recbole" in result.output

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from benchmarks.studies.quality import basket_world
-from benchmarks.studies.quality.basket_world import BasketWorld
+from benchmarks.studies.league import basket_world
+from benchmarks.studies.league.basket_world import BasketWorld
 from examples.news.make_log import make_log as make_news
 from examples.news.news_world import NewsWorld
 from examples.shop.make_log import make_log as make_shop

@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 
 from benchmarks.harness.commands import study_command
-from benchmarks.studies.quality.league_logs import LOGS
-from benchmarks.studies.quality.sequence_baselines import SEQUENCE_MODELS, SequenceModel
+from benchmarks.studies.league.league_logs import LOGS
+from benchmarks.studies.league.sequence_baselines import SEQUENCE_MODELS, SequenceModel
 from benchmarks.studies.quality.study_linear import Linear, linear_learners
 from benchmarks.studies.quality.study_quality import LoopBeside, PlayerBeside
 from recsys.app.app_file import read_app
@@ -287,10 +287,10 @@ def league(
         names = ", ".join(declared.name for declared in fields(Declared))
         raise ValueError(f"--without is {min(unknown)!r}, expected one of: {names}")
     for log in logs:
+        others = [SequenceModel(model) for model in SEQUENCE_MODELS if recbole]
         with tempfile.TemporaryDirectory() if log in LOGS else nullcontext(log) as folder:
             dataset = _open(log, str(folder), seed)
             options = options_of(dataset, rows, judge_from, until)
-            others = [SequenceModel(model) for model in SEQUENCE_MODELS if recbole]
             measure = partial(
                 measure_log, options=options, share=retrieval, cases=cases, progress=with_bar
             )

@@ -1,0 +1,1 @@
+"""How the system compares with others, log by log."""
