@@ -245,29 +245,40 @@ class FeatureSet:
         return self.differing if self.declared.whole_list else self.ranked
 
     @cached_property
-    def of_item(self) -> tuple[int, ...]:
-        """Dense columns of everybody's counters of an item: what there is to choose by for a new viewer."""
-        width, entities = len(self.numbers), enumerate(self.entities if self.kind == "all" else ())
-        starts = (k * width for k, e in entities if e.right == "item" and not (e.own or e.left))
-        return tuple(start + column for start in starts for column in range(width))
-
-    @cached_property
     def differing(self) -> tuple[int, ...]:
         """Dense columns, but for vectors and columns of a list, in which the candidates of a request may
         differ: the inputs of the choice model (recsys/model/choice_model.py)."""
-        if self.kind != "all":
-            return ()
-        width, entities, one = len(self.numbers), self.entities, self.declared
-        parts = [(bool(entity.right), width) for entity in entities]
-        vectors = sum(length for _, length in self.schema.vectors)
-        parts += [(True, self.number_columns - vectors), (False, vectors), (False, len(MOMENT))]
-        parts.append((True, one.item_age + one.near + (one.visit_s > 0)))
-        parts += [(bool(e.right), len(self.speeds) - 1) for e in entities if one.trend]
-        parts.append((False, one.position + len(one.numbers)))
-        parts += [(bool(entities[cell.entity].right), 1) for cell in self.cells]
-        parts.append((True, len(self.derived)))
-        differ = np.repeat([differs for differs, _ in parts], [columns for _, columns in parts])
+        parts = self._candidate_columns
+        differ = np.repeat([differs for differs, *_ in parts], [columns for *_, columns in parts])
         return tuple(np.flatnonzero(differ).tolist())
+
+    @cached_property
+    def impersonal(self) -> tuple[int, ...]:
+        """Those of ``differing`` that the viewer's past has no part in: what there is to choose by for a new
+        viewer."""
+        parts = self._candidate_columns
+        differ = [differs and not own for differs, own, _ in parts]
+        places = np.repeat(np.array(differ, np.bool_), [columns for *_, columns in parts])
+        return tuple(np.flatnonzero(places).tolist())
+
+    @cached_property
+    def _candidate_columns(self) -> list[tuple[bool, bool, int]]:
+        """Of runs of dense columns, but those of a list: whether candidates may differ in them, whether the
+        viewer's past has a part in them, and their number."""
+        if self.kind != "all":
+            return [(False, False, 0)]
+        width, entities, one = len(self.numbers), self.entities, self.declared
+        parts = [(bool(entity.right), entity.own, width) for entity in entities]
+        vectors = sum(length for _, length in self.schema.vectors)
+        parts += [(True, False, self.number_columns - vectors), (False, False, vectors)]
+        parts += [(False, True, len(MOMENT)), (True, False, int(one.item_age))]
+        parts.append((True, True, one.near + (one.visit_s > 0)))
+        parts += [(bool(e.right), e.own, len(self.speeds) - 1) for e in entities if one.trend]
+        parts.append((False, False, one.position + len(one.numbers)))
+        of_cells = (entities[cell.entity] for cell in self.cells)
+        parts += [(bool(entity.right), entity.own, 1) for entity in of_cells]
+        parts.append((True, True, len(self.derived)))
+        return parts
 
     @cached_property
     def ranked(self) -> tuple[int, ...]:

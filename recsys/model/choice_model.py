@@ -12,8 +12,8 @@ Newton's method (parameter_server/table/newton.py), for which a worker sends the
 taken item and its second derivatives.
 
 What others take has another weight for a viewer of whom nothing is known, since co-visits and own counts,
-which are 0 then, correlate with it: so everybody's counters of an item are inputs twice, once times
-1 / (1 + the viewer's events).
+which are 0 then, correlate with it: so numbers that the viewer's past has no part in are inputs twice, once
+times 1 / (1 + the viewer's events), and so are the ranker's log odds.
 
 Where a log has clicks alone, the ranker learns from candidates, and its log odds are one more input. They are
 those of the ranker before it learns from the choice, so they don't depend on the version that served.
@@ -53,17 +53,21 @@ def reads_ranker(features: FeatureSet) -> bool:
 
 
 def choice_size(features: FeatureSet) -> int:
-    """Number of weights: of ``FeatureSet.differing``, of ``FeatureSet.of_item`` for new viewers, then of the
-    ranker's log odds."""
-    return len(features.differing) + len(features.of_item) + reads_ranker(features)
+    """Number of weights: of ``FeatureSet.differing``, of ``FeatureSet.impersonal`` for new viewers; where the
+    ranker's log odds are an input, of these for new viewers and for all."""
+    return len(features.differing) + len(features.impersonal) + 2 * reads_ranker(features)
 
 
-def _for_new_viewers(dense_NF: Floats, features: FeatureSet) -> Floats:
-    """Everybody's counters of items, times 1 / (1 + the viewer's events)."""
-    events = features.dense_names.index("events") if features.of_item else 0
+def _for_new_viewers(dense_NF: Floats, odds_N: Floats | None, features: FeatureSet) -> Floats:
+    """``FeatureSet.impersonal``, and the ranker's log odds if there are, times 1 / (1 + the viewer's
+    events)."""
+    events = features.dense_names.index("events") if features.differing else 0
     events_N1 = np.maximum(dense_NF[:, events : events + 1], 0)
     newness_N1 = np.exp(-np.float32(EVENTS_UNIT) * events_N1)
-    out: Floats = np.take(dense_NF, features.of_item, 1) * newness_N1
+    used = np.take(dense_NF, features.impersonal, 1)
+    if odds_N is not None:
+        used = np.column_stack([used, odds_N])
+    out: Floats = used * newness_N1
     return out
 
 
@@ -82,9 +86,11 @@ def utilities(
     """The utility of each candidate (N,), which doesn't depend on the other candidates. ``odds_N``: the
     ranker's log odds, where they are an input."""
     used = np.take(dense_NF, features.differing, 1).astype(np.float64, "C")
-    if features.of_item:
-        used = np.column_stack([used, _for_new_viewers(dense_NF, features)])
-    if reads_ranker(features):
+    reads = reads_ranker(features)
+    if features.differing:
+        own = _for_new_viewers(dense_NF, odds_N if reads else None, features)
+        used = np.column_stack([used, own])
+    if reads:
         used = np.column_stack([used, odds_N])
     total: NDArray[np.float64] = (used * weights_W).sum(1)
     return total
@@ -96,13 +102,14 @@ def choice_sums(
     """The sums over choices that Newton's method needs, in its unit: gradient (W,), upper triangle of the
     second derivatives, weight of all choices. ``choices``: the rows of each; ``weights_C``: of each."""
     size, width = choice_size(features), 1 + len(features.dense_names) + reads_ranker(features)
-    new = np.arange(width, width + len(features.of_item))
+    new = np.arange(width, width + len(features.impersonal) + reads_ranker(features))
     last = [width - 1] * reads_ranker(features)
     columns = np.array([*(1 + column for column in features.differing), *new, *last], np.int64)
     gradient, curvature = np.zeros(size), np.zeros((size, size))
     if size and len(choices):
         ends, rows = np.cumsum([len(own) for own in choices]), np.concatenate(choices)
-        rows = np.column_stack([rows, _for_new_viewers(rows[:, 1:], features)])
+        odds = rows[:, -1] if reads_ranker(features) else None
+        rows = np.column_stack([rows, _for_new_viewers(rows[:, 1:], odds, features)])
         _add_choices(
             weights_W.astype(np.float64), rows, columns, ends,
             weights_C.astype(np.float64), gradient, curvature,

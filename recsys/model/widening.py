@@ -44,11 +44,11 @@ def widened(
 def _weights_from(before: FeatureSet, after: FeatureSet) -> NDArray[np.int64]:
     """The weight of the choice model of ``before`` that each one of ``after`` begins with; -1: none."""
     place = {column: at for at, column in enumerate(before.differing)}
-    for_new = {column: at for at, column in enumerate(before.of_item, len(place))}
+    for_new = {column: at for at, column in enumerate(before.impersonal, len(place))}
     columns, size = columns_from(before, after), choice_size(before)
     weights = [place.get(columns[column], -1) for column in after.differing]
-    weights += [for_new.get(columns[column], -1) for column in after.of_item]
-    return np.array([*weights, *[size - 1] * reads_ranker(after)], np.int64)
+    weights += [for_new.get(columns[column], -1) for column in after.impersonal]
+    return np.array([*weights, *[size - 2, size - 1][: 2 * reads_ranker(after)]], np.int64)
 
 
 def check_widens(config: ModelConfig) -> None:

@@ -333,6 +333,11 @@ def test_of_a_whole_list_all_columns_that_differ_are_compared_and_the_length_is_
     alike |= {name for name in names if name.startswith(("all/", "user/"))}
     assert compared == {*names[: len(names) - features.list_columns]} - alike
     assert {"item/watch.24h", "item/trend.1h", NEAR, NEAR_IN_VISIT, AGE, "both"} < compared
+    impersonal = {names[column] for column in features.impersonal}
+    assert {"item/watch.24h", "item/trend.1h", AGE} < impersonal
+    assert impersonal == {name for name in compared if not name.startswith("user×")} - {
+        NEAR, NEAR_IN_VISIT, "both",
+    }  # fmt: skip
     assert names[-1] == LENGTH and [n for n in names if n.startswith("list.rank")] == [
         f"list.rank({names[column]})" for column in features.ranked
     ]

@@ -39,7 +39,7 @@ def inputs_of(rows_RC: Floats) -> Doubles:
     """The inputs that have weights (R, W)."""
     dense = rows_RC[:, 1:].astype(np.float64)
     events = np.maximum(dense[:, FEATURES.dense_names.index("events")], 0)
-    for_new = dense[:, FEATURES.of_item] * np.exp(-5 * events)[:, None]
+    for_new = dense[:, FEATURES.impersonal] * np.exp(-5 * events)[:, None]
     return np.column_stack([dense[:, FEATURES.differing], for_new])
 
 
@@ -89,6 +89,7 @@ def test_a_hundred_choices_teach_what_people_take() -> None:
         for _ in range(8):
             rows_RC = draw.normal(0, 1, (9, 1 + F)).astype(np.float32)
             rows_RC[:, 0] = 0.0
+            rows_RC[:, 1 + FEATURES.dense_names.index("events")] = 2.0  # none is new
             utility = inputs_of(rows_RC) @ wanted
             taken = int(np.argmax(utility + draw.gumbel(size=9)))
             rows_RC[[0, taken]] = rows_RC[[taken, 0]]
@@ -103,7 +104,7 @@ def test_a_hundred_choices_teach_what_people_take() -> None:
 
 def test_new_viewers_have_their_own_weights_of_what_others_take() -> None:
     """Items that others take are passed by where co-visits tell more, and taken where nothing is known."""
-    at, column = FEATURES.of_item[2], FEATURES.dense_names.index("events")
+    at, column = FEATURES.impersonal[2], FEATURES.dense_names.index("events")
     dense_NF = np.zeros((2, F), np.float32)
     dense_NF[0, at] = 1.0
     weights, odds = np.zeros(W, np.float32), np.zeros(2, np.float32)
@@ -153,8 +154,8 @@ def test_features_of_keys_alone_have_no_choice_model() -> None:
 
 
 def test_where_a_log_has_clicks_alone_the_rankers_log_odds_are_the_last_input() -> None:
-    draw, weights = np.random.default_rng(6), np.zeros(W + 1, np.float32)
-    assert reads_ranker(CLICKS) and not reads_ranker(FEATURES) and choice_size(CLICKS) == W + 1
+    draw, weights = np.random.default_rng(6), np.zeros(W + 2, np.float32)
+    assert reads_ranker(CLICKS) and not reads_ranker(FEATURES) and choice_size(CLICKS) == W + 2
     dense_NF, odds_N = np.zeros((3, F), np.float32), np.array([-1, 0, 2], np.float32)
     weights[-1] = 0.5
     assert utilities(weights, dense_NF, odds_N, CLICKS).tolist() == [-0.5, 0.0, 1.0]
@@ -162,7 +163,13 @@ def test_where_a_log_has_clicks_alone_the_rankers_log_odds_are_the_last_input() 
     rows_RC[:, :-1] = 0.0
     sums = choice_sums(weights, [rows_RC], np.ones(1, np.float32), CLICKS) / UNIT
     passed_by = 1 / (1 + np.exp(1))  # P of the other one, two log odds below, at a weight of a half
-    assert sums[W] == pytest.approx(-2 * passed_by, rel=1e-4) and not sums[:W].any()
+    assert sums[W + 1] == pytest.approx(-2 * passed_by, rel=1e-4) and not sums[:W].any()
+    assert sums[W] == sums[W + 1]  # of a new viewer
+    weights[-2:] = 0.0, 1.0
+    dense_NF[:, FEATURES.dense_names.index("events")] = 2.0  # 22,000 events
+    assert utilities(weights, dense_NF, odds_N, CLICKS).tolist() == [-1.0, 0.0, 2.0]
+    weights[-2:] = 1.0, 0.0
+    assert np.abs(utilities(weights, dense_NF, odds_N, CLICKS)).max() < 1e-3
 
 
 def test_columns_of_a_list_are_no_inputs() -> None:
