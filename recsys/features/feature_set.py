@@ -254,8 +254,7 @@ class FeatureSet:
 
     @cached_property
     def impersonal(self) -> tuple[int, ...]:
-        """Those of ``differing`` that the viewer's past has no part in: what there is to choose by for a new
-        viewer."""
+        """Columns of ``differing`` that the viewer's past has no part in: by these new viewers choose."""
         parts = self._candidate_columns
         differ = [differs and not own for differs, own, _ in parts]
         places = np.repeat(np.array(differ, np.bool_), [columns for *_, columns in parts])
@@ -263,7 +262,7 @@ class FeatureSet:
 
     @cached_property
     def _candidate_columns(self) -> list[tuple[bool, bool, int]]:
-        """Of runs of dense columns, but those of a list: whether candidates may differ in them, whether the
+        """Runs of dense columns, but for those of a list: whether candidates may differ in them, whether the
         viewer's past has a part in them, and their number."""
         if self.kind != "all":
             return [(False, False, 0)]

@@ -77,7 +77,7 @@ class RetrievalRecall:
 
     @property
     def answers(self) -> QuestionedAnswers:
-        """Those of this system and of the simple lists, by question."""
+        """Answers of this system and of the simple lists, by question."""
         return self._lists.answers
 
     def report(self) -> dict[str, Any]:

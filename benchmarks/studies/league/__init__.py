@@ -1,1 +1,1 @@
-"""How the system compares with others, log by log."""
+"""Comparisons of the system with others, log by log."""

@@ -167,10 +167,10 @@ def measure_log(
 
 
 def worth_of(name: str, whole: Measured, without: Measured) -> Iterator[dict[str, Any]]:
-    """What a part of the definition is worth: differences of our figures with it to those without it."""
-    found = compare(_one(whole.judged, OURS), _one(without.judged, OURS), SCORED)
-    yield {"part": name, "of": SCORED, "metric": "auc", "cases": found["rows"]} | {
-        key: None if found[key] is None else round(found[key], 4)
+    """Differences of our figures with a part of the definition to those without it."""
+    compared = compare(_one(whole.judged, OURS), _one(without.judged, OURS), SCORED)
+    yield {"part": name, "of": SCORED, "metric": "auc", "cases": compared["rows"]} | {
+        key: None if compared[key] is None else round(compared[key], 4)
         for key in ("difference", "low", "high")
     }
     if whole.answers is None or without.answers is None:
@@ -201,10 +201,10 @@ def _ranking_contests(judged: Predictions, ranking: Mapping[str, Any]) -> Iterat
     if not others or ranking[OURS]["auc"] is None:
         return
     best = max(others, key=lambda name: ranking[name]["auc"])
-    found = compare(_one(judged, OURS), _one(judged, best), SCORED)
+    compared = compare(_one(judged, OURS), _one(judged, best), SCORED)
     yield _contest(
-        SCORED, "auc", ranking[OURS]["auc"], best, found["rows"],
-        found["difference"], found["low"], found["high"],
+        SCORED, "auc", ranking[OURS]["auc"], best, compared["rows"],
+        compared["difference"], compared["low"], compared["high"],
     )  # fmt: skip
     if ranking[OURS]["lists"]["requests"] < AT_LEAST:
         return
@@ -295,13 +295,13 @@ def league(
                 measure_log, options=options, share=retrieval, cases=cases, progress=with_bar
             )
             whole = measure(dataset, others=others)
-            found = whole.figures | {"worth": []}
+            figures_of_log = whole.figures | {"worth": []}
             for name in without or ():
                 less = measure(_open(log, str(folder), None, name))
-                found["worth"] += worth_of(name, whole, less)
+                figures_of_log["worth"] += worth_of(name, whole, less)
         log = log if log in LOGS else Path(log.partition("=")[0]).resolve().name
-        _print_log(console, log, found)
-        figures[log] = found
+        _print_log(console, log, figures_of_log)
+        figures[log] = figures_of_log
         yield {"logs": figures}
     console.print(league_table(figures))
 
@@ -330,13 +330,13 @@ def _without(log: str, app: App | None, name: str) -> App:
     return replace(app, features=replace(app.features, **{name: getattr(Declared, name)}))
 
 
-def _print_log(console: Console, log: str, found: Mapping[str, Any]) -> None:
-    rows = [(name, *_cells(measured)) for name, measured in found["ranking"].items()]
-    title = f"{log}: {found['rows']:,} scores of {found['label']}"
+def _print_log(console: Console, log: str, figures_of_log: Mapping[str, Any]) -> None:
+    rows = [(name, *_cells(measured)) for name, measured in figures_of_log["ranking"].items()]
+    title = f"{log}: {figures_of_log['rows']:,} scores of {figures_of_log['label']}"
     console.print(plain_table(("ranked by", *_COLUMNS), rows, title=title, right=_COLUMNS))
-    if found["retrieval"] is not None:
-        console.print(retrieval_table(found["retrieval"]))
-        print_questions(console, found["retrieval"])
+    if figures_of_log["retrieval"] is not None:
+        console.print(retrieval_table(figures_of_log["retrieval"]))
+        print_questions(console, figures_of_log["retrieval"])
     rows = [
         (
             one["part"],
@@ -345,7 +345,7 @@ def _print_log(console: Console, log: str, found: Mapping[str, Any]) -> None:
             one["metric"],
             _plus_minus(one["difference"], one["low"], one["high"]),
         )
-        for one in found["worth"]
+        for one in figures_of_log["worth"]
     ]  # fmt: skip
     if rows:
         console.print(plain_table(("part", "of", "cases", "metric", "worth"), rows))
@@ -353,7 +353,9 @@ def _print_log(console: Console, log: str, found: Mapping[str, Any]) -> None:
 
 def league_table(figures: Mapping[str, Any]) -> Any:
     """All contests, the greatest loss first: in shares of the best other's figure."""
-    contests = [(log, one) for log, found in figures.items() for one in found["contests"]]
+    contests = [
+        (log, one) for log, figures_of_log in figures.items() for one in figures_of_log["contests"]
+    ]
     contests.sort(key=lambda pair: _ahead(pair[1]))
     names = ("log", "of", "cases", "metric", "ours", "ahead", "difference", "best other")
     lines = [

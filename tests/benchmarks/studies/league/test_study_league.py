@@ -57,7 +57,7 @@ def test_all_are_judged_on_the_same_rows() -> None:
 
 @pytest.mark.slow
 def test_a_league_of_small_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each simulated log by itself is in the running of lists; the worst of all is named first."""
+    """On no log is a simple list ahead; each feature left out has its worth."""
     monkeypatch.setattr(study_league, "with_bar", iter)
     monkeypatch.setattr(league_logs, "BasketWorld", small_baskets)
     file = tmp_path / "league.json"
