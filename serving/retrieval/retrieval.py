@@ -94,7 +94,8 @@ class _PopularByGroup:
 
     def members(self, key: int) -> Indices:
         """Popular items of a group."""
-        return self._items[(self._groups == key).any(1)]
+        chosen: Indices = self._items[(self._groups == key).any(1)]
+        return chosen
 
 
 class Retrieval:
