@@ -248,17 +248,17 @@ class FeatureSet:
     def differing(self) -> tuple[int, ...]:
         """Dense columns, but for vectors and columns of a list, in which the candidates of a request may
         differ: the inputs of the choice model (recsys/model/choice_model.py)."""
-        parts = self._candidate_columns
-        differ = np.repeat([differs for differs, *_ in parts], [columns for *_, columns in parts])
-        return tuple(np.flatnonzero(differ).tolist())
+        return self._columns_where([differs for differs, *_ in self._candidate_columns])
 
     @cached_property
     def impersonal(self) -> tuple[int, ...]:
         """Columns of ``differing`` that the viewer's past has no part in: by these new viewers choose."""
-        parts = self._candidate_columns
-        differ = [differs and not own for differs, own, _ in parts]
-        places = np.repeat(np.array(differ, np.bool_), [columns for *_, columns in parts])
-        return tuple(np.flatnonzero(places).tolist())
+        return self._columns_where([one and not own for one, own, _ in self._candidate_columns])
+
+    def _columns_where(self, chosen: Sequence[bool]) -> tuple[int, ...]:
+        """The columns of some runs of ``_candidate_columns``."""
+        columns = np.repeat(chosen, [size for *_, size in self._candidate_columns])
+        return tuple(np.flatnonzero(columns).tolist())
 
     @cached_property
     def _candidate_columns(self) -> list[tuple[bool, bool, int]]:

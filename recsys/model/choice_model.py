@@ -58,17 +58,14 @@ def choice_size(features: FeatureSet) -> int:
     return len(features.differing) + len(features.impersonal) + 2 * reads_ranker(features)
 
 
-def _for_new_viewers(dense_NF: Floats, odds_N: Floats | None, features: FeatureSet) -> Floats:
-    """``FeatureSet.impersonal``, and the ranker's log odds if there are, times 1 / (1 + the viewer's
-    events)."""
-    events = features.dense_names.index("events") if features.differing else 0
-    events_N1 = np.maximum(dense_NF[:, events : events + 1], 0)
-    newness_N1 = np.exp(-np.float32(EVENTS_UNIT) * events_N1)
-    used = np.take(dense_NF, features.impersonal, 1)
-    if odds_N is not None:
-        used = np.column_stack([used, odds_N])
-    out: Floats = used * newness_N1
-    return out
+def _inputs(dense_NF: Floats, odds_N: Floats, features: FeatureSet) -> Floats:
+    """Inputs (N, W) in the order of the weights: ``choice_size`` names them."""
+    odds_NO = odds_N[:, None] if reads_ranker(features) else dense_NF[:, :0]
+    events = features.dense_names.index("events")
+    newness_N1 = np.exp(-np.float32(EVENTS_UNIT) * np.maximum(dense_NF[:, [events]], 0))
+    impersonal_NI = np.concatenate([np.take(dense_NF, features.impersonal, 1), odds_NO], 1)
+    differing_ND = np.take(dense_NF, features.differing, 1)
+    return np.concatenate([differing_ND, impersonal_NI * newness_N1, odds_NO], 1)
 
 
 def choice_rows(rows: bytes, features: FeatureSet) -> Floats | None:
@@ -85,13 +82,7 @@ def utilities(
 ) -> NDArray[np.float64]:
     """The utility of each candidate (N,), which doesn't depend on the other candidates. ``odds_N``: the
     ranker's log odds, where they are an input."""
-    used = np.take(dense_NF, features.differing, 1).astype(np.float64, "C")
-    reads = reads_ranker(features)
-    if features.differing:
-        own = _for_new_viewers(dense_NF, odds_N if reads else None, features)
-        used = np.column_stack([used, own])
-    if reads:
-        used = np.column_stack([used, odds_N])
+    used = _inputs(dense_NF, odds_N, features).astype(np.float64)
     total: NDArray[np.float64] = (used * weights_W).sum(1)
     return total
 
@@ -101,17 +92,13 @@ def choice_sums(
 ) -> Floats:
     """The sums over choices that Newton's method needs, in its unit: gradient (W,), upper triangle of the
     second derivatives, weight of all choices. ``choices``: the rows of each; ``weights_C``: of each."""
-    size, width = choice_size(features), 1 + len(features.dense_names) + reads_ranker(features)
-    new = np.arange(width, width + len(features.impersonal) + reads_ranker(features))
-    last = [width - 1] * reads_ranker(features)
-    columns = np.array([*(1 + column for column in features.differing), *new, *last], np.int64)
+    size = choice_size(features)
     gradient, curvature = np.zeros(size), np.zeros((size, size))
     if size and len(choices):
         ends, rows = np.cumsum([len(own) for own in choices]), np.concatenate(choices)
-        odds = rows[:, -1] if reads_ranker(features) else None
-        rows = np.column_stack([rows, _for_new_viewers(rows[:, 1:], odds, features)])
+        inputs = _inputs(rows[:, 1 : 1 + len(features.dense_names)], rows[:, -1], features)
         _add_choices(
-            weights_W.astype(np.float64), rows, columns, ends,
+            weights_W.astype(np.float64), rows[:, 0].astype(np.float64), inputs, ends,
             weights_C.astype(np.float64), gradient, curvature,
         )  # fmt: skip
     counted = [float(weights_C.sum())] if size else []
@@ -122,30 +109,30 @@ def choice_sums(
 @kernel(
     types.void(
         read_only(_double, 1),
+        read_only(_double, 1),
         read_only(_float, 2),
-        read_only(_int, 1),
         read_only(_int, 1),
         read_only(_double, 1),
         _double[::1],
         _double[:, ::1],
     )
 )
-def _add_choices(weights: Any, rows: Any, columns: Any, ends: Any, of_choice: Any, gradient: Any,
+def _add_choices(weights: Any, standing: Any, inputs: Any, ends: Any, of_choice: Any, gradient: Any,
                  curvature: Any) -> None:  # fmt: skip
     """Adds the gradient and the second derivatives (upper triangle) of each choice. The taken item's utility
     is 0, that of a row its difference to it."""
     size, start = weights.shape[0], 0
     for c in range(ends.shape[0]):
-        taken, start = rows[start], start + 1
+        taken, start = inputs[start], start + 1
         count = ends[c] - start
         away = np.empty((count, size), np.double)
         utility, mean = np.empty(count, np.double), np.zeros(size, np.double)
         most = 0.0
         for r in range(count):
-            row = rows[start + r]
-            utility[r] = row[0]
+            row = inputs[start + r]
+            utility[r] = standing[start + r]
             for j in range(size):
-                d = row[columns[j]] - taken[columns[j]]
+                d = row[j] - taken[j]
                 away[r, j] = min(max(d, -_FARTHEST), _FARTHEST)
                 utility[r] += weights[j] * away[r, j]
             most = max(most, utility[r])

@@ -23,12 +23,11 @@ from torch.nn import functional as F  # noqa: N812
 from recsys.features.feature_set import RequestFeatures, Slot
 from recsys.model.linear_layer import linear
 from recsys.model.model import Model, unique_keys
-from recsys.model.ranker import DIRECT, Ranker, RankerShape, dense_start
+from recsys.model.ranker import DIRECT, LINE, Ranker, RankerShape, dense_start
 from recsys.model.tile_kernels import LANES, add_shared, lay_items, lay_shared, pool_columns, times
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
-_LINE: Final = 16  # float32 numbers in a cache line
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _last(x: Tensor, layer: nn.Module) -> Floats:
     """The narrow last layer. Unless its inputs are whole cache lines, torch's product of a row depends on the
     row's position, so it is multiplied row by row."""
     assert isinstance(layer, nn.Linear)
-    if layer.in_features % _LINE == 0:
+    if layer.in_features % LINE == 0:
         logits: Floats = F.linear(x, layer.weight, layer.bias).numpy()
         return logits
     out = np.repeat(layer.bias.detach().numpy()[None], len(x), 0)

@@ -27,7 +27,7 @@ WATCH_SCALE: Final = 6.4  # log1p(600 s): the watch output is a fraction of it
 DIRECT: Final = (
     4.0  # factor on direct inputs: their weights move as if their rate were as many times higher
 )
-_LINE: Final = 16  # inputs of a product whose rows don't depend on their place
+LINE: Final = 16  # float32 numbers in a cache line
 _PRIOR_LOGIT: Final = -1.5  # initial bias of every output: most items get no engagement
 
 
@@ -84,7 +84,7 @@ class Ranker(RankerModule):
         sizes = [width, *shape.hidden, shape.outputs]
         layers = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
         self.layers = nn.ModuleList(layers)
-        width = -(-shape.dense // _LINE) * _LINE if shape.direct else 0
+        width = -(-shape.dense // LINE) * LINE if shape.direct else 0
         self.direct_LF = nn.Parameter(torch.zeros(shape.outputs, width))  # the last ones of zeros
         self.sharpness = nn.Parameter(torch.tensor(1.0))
         _reset(layers, seed)

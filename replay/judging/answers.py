@@ -61,9 +61,8 @@ class Answers:
             return {"verdict": None, "cases": len(self)}
         best = max(hits, key=lambda name: hits[name].sum())  # of equal ones the first
         (((difference, low, high),),) = self._means([(ours - hits[best])[:, None]])
-        verdict = LEVEL if low is None or low <= 0 <= high else AHEAD if low > 0 else BEHIND
         return {
-            "verdict": verdict, "best": best, "metric": HIT, "difference": difference,
+            "verdict": verdict_of(low, high), "best": best, "metric": HIT, "difference": difference,
             "interval": [low, high], "cases": len(self),
         }  # fmt: skip
 
@@ -120,6 +119,13 @@ class QuestionedAnswers:
     def curves(self, rows: int = 1_000) -> dict[str, list[dict[str, Any]]]:
         """Hits of each list by question and block of so many rows."""
         return {question: answers.blocks(rows) for question, answers in self.by_question.items()}
+
+
+def verdict_of(low: float | None, high: float | None) -> str:
+    """How we compare, by the ends of a difference's interval; level without one."""
+    if low is None or high is None or low <= 0 <= high:
+        return LEVEL
+    return AHEAD if low > 0 else BEHIND
 
 
 def is_behind(retrieval: Mapping[str, Any] | None) -> bool:

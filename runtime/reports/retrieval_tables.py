@@ -84,8 +84,8 @@ def _sentence(question: str, measured: Mapping[str, Any]) -> str:
     verdict = measured["verdict"]
     if verdict["verdict"] is None:
         return f"{name}: –, {cases}"
-    by = f"{verdict['difference']:+.3f}{_half_width(*verdict['interval'])} in {verdict['metric']}"
-    return f"{name}: {verdict['verdict']} {verdict['best']} by {by}, {cases}"
+    by = plus_minus(verdict["difference"], *verdict["interval"])
+    return f"{name}: {verdict['verdict']} {verdict['best']} by {by} in {verdict['metric']}, {cases}"
 
 
 def _new_viewers(measured: Mapping[str, Any]) -> str:
@@ -102,6 +102,11 @@ def _figure(measured: Mapping[str, Any], metric: str) -> str:
     if measured.get(metric) is None:
         return "–"
     return f"{measured[metric]:.3f}{_half_width(*measured['intervals'][metric])}"
+
+
+def plus_minus(difference: float, low: float | None, high: float | None) -> str:
+    """A difference with its sign and half the width of its interval."""
+    return f"{difference:+.3f}{_half_width(low, high)}"
 
 
 def _half_width(low: float | None, high: float | None) -> str:

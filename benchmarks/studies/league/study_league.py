@@ -25,7 +25,6 @@ from benchmarks.studies.league.sequence_baselines import SEQUENCE_MODELS, Sequen
 from benchmarks.studies.quality.study_linear import Linear, linear_learners
 from benchmarks.studies.quality.study_quality import LoopBeside, PlayerBeside
 from recsys.app.app_file import read_app
-from recsys.app.definition import App
 from recsys.config.loader import load
 from recsys.events.event_types import Engagement, FeatureBlock, Impression
 from recsys.features.feature_set import Declared, FeatureSet, RequestFeatures
@@ -34,14 +33,12 @@ from replay.datasets.app_dataset import feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.judging.answers import (
-    AHEAD,
     AT_LEAST,
-    BEHIND,
     HIT,
-    LEVEL,
     OURS,
     QuestionedAnswers,
     user_intervals,
+    verdict_of,
 )
 from replay.judging.questions import FIRST, NEXT
 from replay.judging.retrieval_recall import RetrievalRecall, probe_for
@@ -51,7 +48,7 @@ from replay.predictions import Predictions, build_report, compare
 from replay.replay_report import judged_rows, with_bar
 from replay.replay_run import Outputs, Progress, ReplayOptions, config_for, replay_with
 from runtime.jobs.time_option import parse_time
-from runtime.reports.retrieval_tables import print_questions, retrieval_table
+from runtime.reports.retrieval_tables import plus_minus, print_questions, retrieval_table
 from runtime.reports.tables import plain_table
 
 RANKED: Final = "lists"  # the order of the log's lists
@@ -189,10 +186,7 @@ def _question_contests(retrieval: Mapping[str, Any]) -> Iterator[dict[str, Any]]
     for question, measured in retrieval["questions"].items():
         verdict = measured["verdict"]
         if verdict["verdict"] is not None:
-            yield {
-                "contest": question,
-                "ours": measured["ours"][verdict["metric"]],
-            } | verdict
+            yield {"contest": question, "ours": measured["ours"][HIT]} | verdict
 
 
 def _ranking_contests(judged: Predictions, ranking: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -210,14 +204,15 @@ def _ranking_contests(judged: Predictions, ranking: Mapping[str, Any]) -> Iterat
         return
     best = max(others, key=lambda name: ranking[name]["lists"]["auc"])
     requests = [*map(str, judged.request_id)]
-    (own, ours, _), (_, theirs, _) = (
+    (own, ours, _), (_, others_aucs, _) = (
         auc_by_group(judged.scores[name], judged.labels[name], requests) for name in (OURS, best)
     )
+    differences = ours - others_aucs
     user_of = dict(zip(requests, map(str, judged.user_id), strict=True))
     users = np.unique([user_of[request] for request in own], return_inverse=True)[1]
-    low, high = user_intervals(users, (ours - theirs)[:, None])
+    low, high = user_intervals(users, differences[:, None])
     yield _contest(
-        RANKED, "AUC in a list", float(ours.mean()), best, len(own), float((ours - theirs).mean()),
+        RANKED, "AUC in a list", float(ours.mean()), best, len(own), float(differences.mean()),
         float(low[0]), float(high[0]),
     )  # fmt: skip
 
@@ -232,10 +227,10 @@ def _one(judged: Predictions, name: str) -> Predictions:
 def _contest(
     name: str, metric: str, ours: float, best: str, cases: int, difference: float, low: float, high: float
 ) -> dict[str, Any]:  # fmt: skip
-    verdict = LEVEL if low <= 0 <= high else AHEAD if low > 0 else BEHIND
     return {
-        "contest": name, "ours": round(ours, 4), "verdict": verdict, "best": best, "metric": metric,
-        "difference": round(difference, 4), "interval": [round(low, 4), round(high, 4)], "cases": cases,
+        "contest": name, "ours": round(ours, 4), "verdict": verdict_of(low, high), "best": best,
+        "metric": metric, "difference": round(difference, 4),
+        "interval": [round(low, 4), round(high, 4)], "cases": cases,
     }  # fmt: skip
 
 
@@ -283,13 +278,15 @@ def league(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Ranking and retrieval of our system beside simple and common others, log by log; losses first."""
     console, figures = Console(), dict[str, Any]()
-    if unknown := set(without or ()) - {declared.name for declared in fields(Declared)}:
-        names = ", ".join(declared.name for declared in fields(Declared))
-        raise ValueError(f"--without is {min(unknown)!r}, expected one of: {names}")
+    names = [declared.name for declared in fields(Declared)]
+    if unknown := set(without or ()) - set(names):
+        raise ValueError(f"--without is {min(unknown)!r}, expected one of: {', '.join(names)}")
     for log in logs:
         others = [SequenceModel(model) for model in SEQUENCE_MODELS if recbole]
         with tempfile.TemporaryDirectory() if log in LOGS else nullcontext(log) as folder:
-            dataset = _open(log, str(folder), seed)
+            if log in LOGS:
+                LOGS[log](Path(folder), seed)
+            dataset = _open(str(folder))
             options = options_of(dataset, rows, judge_from, until)
             measure = partial(
                 measure_log, options=options, share=retrieval, cases=cases, progress=with_bar
@@ -297,7 +294,7 @@ def league(
             whole = measure(dataset, others=others)
             figures_of_log = whole.figures | {"worth": []}
             for name in without or ():
-                less = measure(_open(log, str(folder), None, name))
+                less = measure(_open(str(folder), name))
                 figures_of_log["worth"] += worth_of(name, whole, less)
         log = log if log in LOGS else Path(log.partition("=")[0]).resolve().name
         _print_log(console, log, figures_of_log)
@@ -306,28 +303,18 @@ def league(
     console.print(league_table(figures))
 
 
-def _open(log: str, folder: str, seed: int | None, without: str = "") -> Dataset:
-    """``seed``: of the simulated log that is made; None: it is there. ``without``: a feature's name."""
-    if log in LOGS and seed is not None:
-        LOGS[log](Path(folder), seed)
-    if log in LOGS:
-        file: Path | None = Path(folder) / "app.yaml"
-    else:
-        folder, _, name = folder.partition("=")
-        file = Path(name) if name else Path(folder) / "app.yaml"
-        file = file if name or file.exists() else None
-    app = None if file is None else read_app(file)
-    if without:
-        app = _without(log, app, without)
-    return open_dataset(folder, app, file)
-
-
-def _without(log: str, app: App | None, name: str) -> App:
-    if app is None:
+def _open(log: str, without: str = "") -> Dataset:
+    """The log of a folder, or of FOLDER=APP.YAML. ``without``: a feature's name."""
+    folder, _, name = log.partition("=")
+    file = Path(name) if name else Path(folder) / "app.yaml"
+    app = read_app(file) if name or file.exists() else None
+    if without and app is None:
         raise ValueError(
-            f"--without is {name!r}, but {log} has no definition: name one, FOLDER=APP.YAML"
+            f"--without is {without!r}, but {log} has no definition: name one, FOLDER=APP.YAML"
         )
-    return replace(app, features=replace(app.features, **{name: getattr(Declared, name)}))
+    if without and app is not None:
+        app = replace(app, features=replace(app.features, **{without: getattr(Declared, without)}))
+    return open_dataset(folder, app, None if app is None else file)
 
 
 def _print_log(console: Console, log: str, figures_of_log: Mapping[str, Any]) -> None:
@@ -343,7 +330,8 @@ def _print_log(console: Console, log: str, figures_of_log: Mapping[str, Any]) ->
             one["of"],
             f"{one['cases']:,}",
             one["metric"],
-            _plus_minus(one["difference"], one["low"], one["high"]),
+            "–" if one["difference"] is None
+            else plus_minus(one["difference"], one["low"], one["high"]),
         )
         for one in figures_of_log["worth"]
     ]  # fmt: skip
@@ -360,7 +348,7 @@ def league_table(figures: Mapping[str, Any]) -> Any:
     names = ("log", "of", "cases", "metric", "ours", "ahead", "difference", "best other")
     lines = [
         (log, one["contest"], f"{one['cases']:,}", one["metric"], f"{one['ours']:.3f}",
-         f"{_ahead(one):+.0%}", _plus_minus(one["difference"], *one["interval"]), one["best"])
+         f"{_ahead(one):+.0%}", plus_minus(one["difference"], *one["interval"]), one["best"])
         for log, one in contests
     ]  # fmt: skip
     return plain_table(names, lines, right=names[2:7:2])
@@ -369,13 +357,6 @@ def league_table(figures: Mapping[str, Any]) -> Any:
 def _ahead(contest: Mapping[str, Any]) -> float:
     best = contest["ours"] - contest["difference"]
     return contest["difference"] / best if best > 0 else np.inf if contest["ours"] else 0.0
-
-
-def _plus_minus(difference: float | None, low: float | None, high: float | None) -> str:
-    if difference is None:
-        return "–"
-    half = "" if low is None or high is None else f" ±{(high - low) / 2:.3f}"
-    return f"{difference:+.3f}{half}"
 
 
 def _cells(measured: dict[str, Any]) -> list[str]:
