@@ -237,6 +237,8 @@ class MappedFiles(OfApp):
         events, request_id = list[Event](), ""
         if is_shown:
             request = row[table.request] if table.request else ""
+            if isinstance(request, list | dict):
+                raise _Unusable(f"{table.request}: expected one id in each row, not several", request)
             request_id = f"{request}:{user_id}:{now_ms}"[-MAX_ID_LENGTH:]
             events = [
                 Impression(

@@ -91,6 +91,18 @@ def test_ids_keep_their_type(tmp_path: Path) -> None:
     assert seen(dataset(file).events()) == [(1_000, 7, "7", "click")]
 
 
+def test_a_request_of_several_ids_is_refused_with_its_line(tmp_path: Path) -> None:
+    row = {"user": "a", "item": "x", "time": 10, "shown": 1}
+    lines = [json.dumps(row | {"request": request}) for request in ("r", ["r", "s"])]
+    file, bad = write(tmp_path / "log.jsonl", "\n".join(lines)), list[BadRow]()
+    table = CLICKS | {"request": "request", "labels": {"shown": "click"}}
+    events = [*dataset(file, bad=bad, shown="list", interactions=table).events()]
+    assert [e.request_id for e in events if isinstance(e, Impression)] == ["r:a:10000"]
+    (refused,) = bad
+    assert (refused.line, refused.value) == (2, "['r', 's']")
+    assert refused.reason == "request: expected one id in each row, not several"
+
+
 def test_whole_decimals_are_ids_and_nulls_in_lists_are_no_values(tmp_path: Path) -> None:
     number = 2**62 + 1
     ids = pa.array([Decimal(number)], pa.decimal128(38, 0))
