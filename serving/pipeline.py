@@ -2,7 +2,7 @@
 
     filter          leaves out items gone, filtered, excluded, hidden or seen, and those that safety rules or
                     rules of the policy (of two policies: of both) close (serving/retrieval/filters.py)
-    retrieve        collects candidates, each source with its share (serving/retrieval/retrieval.py)
+    retrieve        collects candidates, each source with its share (serving/sources/retrieval.py)
     shorten         under time pressure keeps the first candidates of each source
     given           takes the caller's own candidates instead of these three
     pin             adds the items that the policy pins to ranks
@@ -59,9 +59,9 @@ from serving.ranking.team_draft import draft_slate
 from serving.replica.replica import Replica
 from serving.request import Answer, AnswerItem, Candidates, Slate
 from serving.retrieval import filters
-from serving.retrieval.retrieval import Retrieval
 from serving.retrieval.retrieval_plan import SIMILAR, VECTOR, RetrievalPlan, VectorQuery
 from serving.retrieval.source_shares import engaged_shares
+from serving.sources.retrieval import Retrieval
 from serving.tracing.request_trace import FILTER, RANK, RETRIEVE, SELECT
 
 _log = logging.getLogger(__name__)

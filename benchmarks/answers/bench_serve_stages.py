@@ -38,6 +38,7 @@ WORK: Final = {
     "features": ("recsys/features/",),
     "retrieve": (
         "serving/retrieval/",
+        "serving/sources/",
         "serving/index/",
         "serving/replica/group_index",
         "serving/replica/popularity",

@@ -24,7 +24,7 @@ from serving.ranking.added_stages import apply_stage
 from serving.replica.replica import Replica
 from serving.request import Candidates, Request
 from serving.retrieval.filters import allowed_items
-from serving.retrieval.retrieval import run_source
+from serving.sources.source import Checked
 
 _START_MS: Final = 1_700_000_000_000
 _ITEMS: Final = 200
@@ -71,7 +71,7 @@ def _source_calls(plugin: Any) -> list[partial[bytes]]:
 
     def call(query: Query) -> bytes:
         viewer, allowed = pipeline.candidates(query).features, allowed_items(replica, query)[0]
-        return run_source(plugin, replica, query, viewer, allowed, 30).tobytes()
+        return Checked(plugin)(replica, query, viewer, allowed, 30).tobytes()
 
     return [partial(call, query) for query in _queries(plugin, replica)]
 

@@ -329,7 +329,7 @@ def test_a_broken_index_leaves_the_other_sources(monkeypatch: pytest.MonkeyPatch
 def test_with_everything_broken_a_list_still_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     replica = made()
     monkeypatch.setattr(replica.index, "search", broken)
-    monkeypatch.setattr("serving.retrieval.retrieval._sample", broken)
+    monkeypatch.setattr("serving.sources.newest.sample", broken)
     monkeypatch.setattr(module, "probabilities", broken)
     answer = ask(replica)
     assert answer.degraded == ("retrieval", "rank") and len(answer.items) == 5

@@ -26,7 +26,7 @@ APP = [
             ],
             "features",
         ),
-        (["/y/numpy/core.py", "/x/serving/retrieval/retrieval.py", "/x/serving/pipeline.py"], "retrieve"),
+        (["/y/numpy/core.py", "/x/serving/sources/retrieval.py", "/x/serving/pipeline.py"], "retrieve"),
         (["/x/recsys/events/event_types.py"], "impression"),
         (["/x/serving/pipeline.py"], "answer"),
         ([], "answer"),  # the service itself

@@ -148,7 +148,7 @@ def test_what_a_field_cant_be_compared_with_is_refused(
 
 def test_a_narrow_filter_fills_the_list_from_all_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few items match, all older than the newest that sources look at, and none among the popular."""
-    monkeypatch.setattr("serving.retrieval.retrieval._NEWEST", 50)
+    monkeypatch.setattr("serving.sources.newest._NEWEST", 50)
     monkeypatch.setattr("serving.replica.popularity._TOP", 60)
     count, matching = 600, set(range(0, 500, 20))
     replica = Replica(made(1).features, config(candidates=60))

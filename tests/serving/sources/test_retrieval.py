@@ -20,7 +20,8 @@ from serving.query import Query
 from serving.ranking.scoring import user_vector
 from serving.replica.replica import Replica
 from serving.request import Request
-from serving.retrieval.retrieval import Retrieval, liked_groups
+from serving.sources.retrieval import BUILT_IN, Retrieval
+from serving.sources.topic import Topic, liked_groups
 from tests.support.serving.replica_harness import (
     NOW_MS,
     item,
@@ -65,7 +66,7 @@ def collect(
 
 
 def test_the_policy_names_the_sources_that_there_are() -> None:
-    assert (*ALL, "again") == SOURCES == (*PolicyConfig().sources, "again")
+    assert (*ALL, "again") == SOURCES == (*BUILT_IN,) == (*PolicyConfig().sources, "again")
     assert collect(made(), {"vectr": 3}).failed == [
         "vectr"
     ]  # no policy has it: it is refused before
@@ -308,7 +309,7 @@ def test_an_empty_catalogue_has_no_candidates() -> None:
 def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.retrieval.retrieval._POOL", 12)
+    monkeypatch.setattr("serving.sources.topic._POOL", 12)
     replica = made(items=300)
     popular(replica, {5: 9, 15: 8, 295: 7, 4: 99})  # 4 is of another tag
     group = set(
@@ -330,13 +331,13 @@ def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(
 def test_a_popular_item_is_found_in_the_groups_that_it_has_now(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.retrieval.retrieval._POOL", 12)
+    monkeypatch.setattr("serving.sources.topic._POOL", 12)
     replica = made(items=300)
     popular(replica, {5: 9, 4: 99})  # 4 is of another tag
-    source = Retrieval(replica)
+    source = Topic()
     column = replica.features.slot("item.tags").start
     tag = int(replica.catalogue.keys[5, column])
     draws = np.zeros(12)
-    assert 4 not in source._members(tag, draws) and 5 in source._members(tag, draws)
+    assert 4 not in source.members(replica, tag, draws) and 5 in source.members(replica, tag, draws)
     replica.apply_item(msgspec.structs.replace(item(4), fields=item(5).fields), 301)
-    assert 4 in source._members(tag, draws)
+    assert 4 in source.members(replica, tag, draws)

@@ -1,0 +1,1 @@
+"""Sources of candidates, a file each."""
