@@ -1,7 +1,7 @@
 """Cuts the stream of examples into steps. A step is data: its record is appended before it is learned.
 
 Pure: arrived examples and the time go in, step records come out. The ranges of the last record say which
-examples are next. A lane costs some milliseconds whatever is in it, so a small live step fills few of them.
+examples are next. A lane costs some milliseconds whatever is in it, so a small step fills few of them.
 Many small steps at the whole learning rate would move frequent rows further than few large ones do, so they
 learn at a lower one.
 """
@@ -37,8 +37,7 @@ class Sequencer:
         offsets: dict[int, int] | None = None,
         live: bool = False,
     ) -> None:
-        """``live``: small steps fill few lanes at a lower rate, and one is cut sooner while the trainer is
-        ``idle``."""
+        """``live``: small steps learn at a lower rate, and one is cut sooner while the trainer is ``idle``."""
         self.config, self._live = config, live
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
@@ -99,7 +98,7 @@ class Sequencer:
             lanes=self.config.lanes, time_ms=max(closed_ms for *_, closed_ms, _, _ in taken),
             config=self.digest, defers_rows=self.step % self.gathered != 0,
             rate=self.rate * max(_LEAST_RATE, share**0.5),
-            filled=max(1, min(-(-learned // LANE_EXAMPLES), self.config.lanes)) if self._live else 0,
+            filled=max(1, min(-(-learned // LANE_EXAMPLES), self.config.lanes)),
             views=self._sample([(view, p, o) for _, p, o, _, view, _ in taken if view], now_ms),
         )  # fmt: skip
 

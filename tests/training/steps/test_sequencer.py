@@ -116,14 +116,13 @@ def test_a_small_live_step_learns_at_a_lower_rate(examples: int, rate: float) ->
 @pytest.mark.parametrize(
     ("examples", "filled"), [(1, 1), (LANE_EXAMPLES, 1), (LANE_EXAMPLES + 1, 2), (1_000, 4)]
 )
-def test_a_live_step_fills_as_many_lanes_as_its_size_needs(examples: int, filled: int) -> None:
-    for live in (True, False):
-        config = StepConfig(examples=1_000, lanes=4)
-        lanes = Sequencer(config, line="main", epoch=0, digest="", live=live)
-        for offset in range(examples):
-            lanes.arrived(0, offset, 0, now_ms=0)
-        step = lanes.cut(10_000)
-        assert step is not None and (step.lanes, step.filled) == (4, filled if live else 0)
+def test_a_step_fills_as_many_lanes_as_its_size_needs(examples: int, filled: int) -> None:
+    config = StepConfig(examples=1_000, lanes=4)
+    lanes = Sequencer(config, line="main", epoch=0, digest="")
+    for offset in range(examples):
+        lanes.arrived(0, offset, 0, now_ms=0)
+    step = lanes.cut(10_000)
+    assert step is not None and (step.lanes, step.filled) == (4, filled)
 
 
 def test_it_goes_on_from_a_place() -> None:
