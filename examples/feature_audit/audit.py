@@ -18,10 +18,9 @@ from examples.feature_audit.audit_source import PlacedImpression
 from examples.feature_audit.recompute import CantRecompute, CountersAsOf, Recomputer
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import uniform
+from recsys.features.columns import NEAR, NEAR_IN_VISIT
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import (
-    NEAR,
-    NEAR_IN_VISIT,
     FeatureSet,
     RequestFeatures,
     UnknownFeatureSet,

@@ -8,7 +8,8 @@ from typing import Final
 
 from recsys import plugins
 from recsys.events.field_schema import NUMERIC
-from recsys.features.feature_set import POSITION, Declared, FeatureSet
+from recsys.features.columns import POSITION
+from recsys.features.feature_set import Declared, FeatureSet
 from recsys.features.operators import EXPRESSIONS, FUNCTION
 from recsys.features.running_rates import ALL, CONTEXT, DURATION, ITEM, PROFILE, USER, entity_of
 

@@ -15,7 +15,6 @@ from recsys.features.covisits import Covisits
 from recsys.features.feature_kernels import LOG_COUNT, gather_rates, latest, lay_rates, operate
 from recsys.features.feature_set import (
     EVENTS_UNIT,
-    MOMENT,
     FeatureSet,
     Floats,
     Keys,
@@ -61,23 +60,20 @@ class FeatureBuilder:
         self._compared = np.array(features.compared, np.int64)
         self._ranked = np.array(features.ranked, np.int64)
         self._list = len(features.dense_names) - features.list_columns
-        self._numbers = len(entities) * len(features.numbers)  # the first column after the rates
-        self._moment = self._numbers + features.number_columns
-        self._age = self._moment + len(MOMENT)
-        self._near = self._age + features.declared.item_age
-        self._visit = self._near + features.declared.near
-        self._trend = self._visit + (features.declared.visit_s > 0)
-        self._position = self._trend + len(features.trends)
+        self._age, self._near, self._visit = map(features.span, ("age", "near", "visit"))
+        self._moment, self._trend = features.span("moment"), features.span("trend")
+        first = self._moment.start
+        self._numbers = slice(first - features.number_columns, first)  # and vectors
+        self._position, fields = features.span("position"), features.span("fields")
         starts = np.arange(len(entities)) * len(features.numbers)
         self._faster = (starts[:, None] + np.arange(len(features.speeds) - 1)).ravel()
-        fields = self._position + features.declared.position
-        numbers = list(enumerate(features.declared.numbers, fields))
+        numbers = list(enumerate(features.declared.numbers, fields.start))
         self._user_numbers = [at for at, name in numbers if name.startswith("user.")]
         self._context_numbers = [at for at, name in numbers if name.startswith("context.")]
         # Places of the entities' counters: whether among those of each item, and the place there.
         places = {at: (False, n) for n, at in enumerate(self._same_at.tolist())}
         places |= {at: (True, n) for n, at in enumerate(self._each_at.tolist())}
-        self._cells = _Cells(features, places, fields + len(numbers))
+        self._cells = _Cells(features, places, features.span("operators").start)
         self.derivation = Derivation(features.derived, features.dense_names)
         self.dense_width = len(features.dense_names)  # F: 0 unless the feature set is ``all``
 
@@ -106,20 +102,20 @@ class FeatureBuilder:
             if self.features.declared.numbers:
                 dense[:, self._user_numbers] = session.numbers or 0.0
                 dense[:, self._context_numbers] = self.features.own_numbers("context", context)
-            dense[:, self._numbers : self._moment] = catalogue.numbers[candidates]
-            dense[:, self._moment : self._age] = _moment(session, now_ms)
+            dense[:, self._numbers] = catalogue.numbers[candidates]
+            dense[:, self._moment] = _moment(session, now_ms)
             if self.features.declared.item_age:
-                dense[:, self._age] = _ages(catalogue.published_ms[candidates], now_ms)
+                dense[:, self._age] = _ages(catalogue.published_ms[candidates], now_ms)[:, None]
             if self.features.declared.near and covisits is not None:
                 near_N = covisits.scores(items_NI[:, 0], session.history, now_ms)
-                dense[:, self._near] = np.log1p(_NEAR * near_N)
+                dense[:, self._near] = np.log1p(_NEAR * near_N)[:, None]
             if (visit_s := self.features.declared.visit_s) and covisits is not None:
                 visit = newest_visit(session.history, visit_s, now_ms)
                 near_N = covisits.scores(items_NI[:, 0], visit, now_ms)
-                dense[:, self._visit] = np.log1p(_NEAR * near_N)
-            if self.features.trends:
+                dense[:, self._visit] = np.log1p(_NEAR * near_N)[:, None]
+            if self.features.declared.trend:
                 change = dense[:, self._faster] - dense[:, self._faster + 1]
-                dense[:, self._trend : self._position] = LOG_COUNT * change
+                dense[:, self._trend] = LOG_COUNT * change
             self.derivation.write(dense, dense)
             if is_list:
                 self.compare(dense)
@@ -143,7 +139,7 @@ class FeatureBuilder:
             return features
         dense = features.dense_NF.copy()
         positions = np.log1p(np.arange(len(dense)))
-        dense[:, self._position] = positions - positions.mean()
+        dense[:, self._position] = (positions - positions.mean())[:, None]
         return replace(features, dense_NF=dense)
 
     def compare(self, dense: Floats) -> None:

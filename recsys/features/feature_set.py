@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from recsys.events.event_types import Engagement, FeatureBlock, Impression
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema, values_of
 from recsys.events.hashing import Id, digest_of, key_of
+from recsys.features.columns import AGE, LENGTH, NEAR, Column, Hours, entity_measure, item_columns
 from recsys.features.counters import CounterTable, amounts
 from recsys.features.feature_kernels import crossed
 from recsys.features.operators import (
@@ -76,14 +77,7 @@ class Slot:
     stop: int
 
 
-# Columns of the moment of a request.
-MOMENT: Final = ("hour.sin", "hour.cos", "since_last_event", "events")
 EVENTS_UNIT: Final = 5.0  # of the logarithm of the number of events
-AGE: Final = "item.age"
-NEAR: Final = "item.near"
-NEAR_IN_VISIT: Final = "item.near.visit"
-POSITION: Final = "list.position"
-LENGTH: Final = "list.length"
 
 
 @dataclass(frozen=True)
@@ -197,46 +191,44 @@ class FeatureSet:
         return ("fast", "slow") if half_lives == Declared.half_lives_h else speed_names(half_lives)
 
     @cached_property
+    def dense(self) -> tuple[Column, ...]:
+        """The dense columns (F,): those of single items, then those of a list; empty unless the kind is
+        ``all``."""
+        own = self._item_columns
+        lists = [
+            Column("list", f"list.{how}({own[at].name})", (f"list.{how}", own[at].measure))
+            for how, columns in (("above", self.compared), ("rank", self.ranked))
+            for at in columns
+        ]
+        if self.declared.whole_list and self.kind == "all":
+            lists.append(Column("list", LENGTH, (LENGTH,)))
+        return (*own, *lists)
+
+    @cached_property
     def dense_names(self) -> tuple[str, ...]:
-        """The names of the dense columns (F,): rates of the entities, the item's own numbers, the moment, the
-        age and what is compared within the list; empty unless the kind is ``all``."""
-        if self.kind != "all":
-            return ()
-        rates = tuple(f"{e.name}/{number}" for e in self.entities for number in self.numbers)
-        numeric = (f"item.{name}" for name in self.schema.names("item", NUMERIC))
-        lengths = self.schema.vectors
-        vectors = (f"item.{name}[{n}]" for name, length in lengths for n in range(length))
-        own = (*rates, *numeric, *vectors, *MOMENT, *((AGE,) if self.declared.item_age else ()))
-        own += (NEAR,) if self.declared.near else ()
-        own += (NEAR_IN_VISIT,) if self.declared.visit_s else ()
-        own += self.trends
-        own += (POSITION,) if self.declared.position else ()
-        own += (*self.declared.numbers, *(cell.name for cell in self.cells))
-        own += tuple(one.name for one in self.derived)
-        above = (f"list.above({own[column]})" for column in self.compared)
-        ranks = (f"list.rank({own[column]})" for column in self.ranked)
-        return (*own, *above, *ranks, *((LENGTH,) if self.declared.whole_list else ()))
+        """The names of the dense columns (F,)."""
+        return tuple(column.name for column in self.dense)
 
     @cached_property
-    def trends(self) -> tuple[str, ...]:
-        """Columns of how an entity's count at each half-life compares with that at the next longer one."""
-        if not self.declared.trend:
-            return ()
-        return tuple(f"{e.name}/trend.{s}" for e in self.entities for s in self.speeds[:-1])
+    def _item_columns(self) -> tuple[Column, ...]:
+        return tuple(item_columns(self)) if self.kind == "all" else ()
+
+    def span(self, family: str) -> slice:
+        """The dense columns of a feature, which follow each other; an empty slice without any."""
+        return self._spans.get(family, slice(0, 0))
 
     @cached_property
-    def numbers(self) -> tuple[str, ...]:
-        """Numbers of each entity."""
-        return numbers(self.main_labels, self.speeds, self.declared.watches)
+    def _spans(self) -> dict[str, slice]:
+        families = [column.family for column in self.dense]
+        return {
+            family: slice(families.index(family), families.index(family) + families.count(family))
+            for family in dict.fromkeys(families)
+        }
 
     @cached_property
     def list_columns(self) -> int:
         """How many of the last dense columns are of a list: 0 in the features of a single item."""
-        return (
-            len(self.compared)
-            + len(self.ranked)
-            + (self.declared.whole_list and self.kind == "all")
-        )
+        return len(self.dense) - len(self._item_columns)
 
     @cached_property
     def compared(self) -> tuple[int, ...]:
@@ -248,57 +240,49 @@ class FeatureSet:
     def differing(self) -> tuple[int, ...]:
         """Dense columns, but for vectors and columns of a list, in which the candidates of a request may
         differ: the inputs of the choice model (recsys/model/choice_model.py)."""
-        return self._columns_where([differs for differs, *_ in self._candidate_columns])
+        return tuple(at for at, column in enumerate(self._item_columns) if column.differs)
 
     @cached_property
     def impersonal(self) -> tuple[int, ...]:
         """Columns of ``differing`` that the viewer's past has no part in: by these new viewers choose."""
-        return self._columns_where([one and not own for one, own, _ in self._candidate_columns])
-
-    def _columns_where(self, chosen: Sequence[bool]) -> tuple[int, ...]:
-        """The columns of some runs of ``_candidate_columns``."""
-        columns = np.repeat(chosen, [size for *_, size in self._candidate_columns])
-        return tuple(np.flatnonzero(columns).tolist())
-
-    @cached_property
-    def _candidate_columns(self) -> list[tuple[bool, bool, int]]:
-        """Runs of dense columns, but for those of a list: whether candidates may differ in them, whether the
-        viewer's past has a part in them, and their number."""
-        if self.kind != "all":
-            return [(False, False, 0)]
-        width, entities, one = len(self.numbers), self.entities, self.declared
-        parts = [(bool(entity.right), entity.own, width) for entity in entities]
-        vectors = sum(length for _, length in self.schema.vectors)
-        parts += [(True, False, self.number_columns - vectors), (False, False, vectors)]
-        parts += [(False, True, len(MOMENT)), (True, False, int(one.item_age))]
-        parts.append((True, True, one.near + (one.visit_s > 0)))
-        parts += [(bool(e.right), e.own, len(self.speeds) - 1) for e in entities if one.trend]
-        parts.append((False, False, one.position + len(one.numbers)))
-        of_cells = (entities[cell.entity] for cell in self.cells)
-        parts += [(bool(entity.right), entity.own, 1) for entity in of_cells]
-        parts.append((True, True, len(self.derived)))
-        return parts
+        return tuple(at for at in self.differing if not self._item_columns[at].own)
 
     @cached_property
     def ranked(self) -> tuple[int, ...]:
         """Dense columns that are ranked within the list: rates of ``list_context``, age and co-visits."""
-        if not self.declared.list_context or self.kind != "all":
+        if not self.declared.list_context:
             return ()
-        names = [entity.name for entity in self.entities]
-        width, speeds = len(self.numbers), len(self.speeds)
-        starts = [names.index(name) * width for name in self.declared.list_context]
-        last = width - self.declared.watches
-        rates = [start + number for start in starts for number in range(speeds, last)]
-        age = len(names) * width + self.number_columns + len(MOMENT)
-        return (*rates, *range(age, age + self.declared.item_age + self.declared.near))
+        at = {column.name: place for place, column in enumerate(self._item_columns)}
+        rates = (
+            at.get(f"{name}/{label}.{speed}", -1)
+            for name in self.declared.list_context
+            for speed in self.speeds
+            for label in self.main_labels
+        )
+        return tuple(place for place in (*rates, at.get(AGE, -1), at.get(NEAR, -1)) if place >= 0)
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """Numbers of each entity."""
+        return numbers(self.main_labels, self.speeds, self.declared.watches)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Columns of operators over entities."""
         one, fades = self.declared, list(enumerate(self.speeds))
         at = {entity.name: n for n, entity in enumerate(self.entities)}
+        of = {entity.name: entity_measure(entity) for entity in self.entities}
+        hours = [Hours(hours) for hours in one.half_lives_h]
         cells = [
-            Cell(f"{name}:{base}/{label}.{speed}", AGAINST, at[name], k, s, at[base])
+            Cell(
+                f"{name}:{base}/{label}.{speed}",
+                ("against", of[name], of[base], label, hours[s]),
+                AGAINST,
+                at[name],
+                k,
+                s,
+                at[base],
+            )
             for name, base in one.against
             for s, speed in fades
             for k, label in enumerate(self.main_labels)
@@ -306,20 +290,37 @@ class FeatureSet:
         for kind, value in one.values:
             column = self.value_columns[kind]
             cells += [
-                Cell(f"{name}/{kind}.{value}.{what}.{speed}", which, at[name], column, s)
+                Cell(
+                    f"{name}/{kind}.{value}.{what}.{speed}",
+                    (what, of[name], kind, value, hours[s]),
+                    which,
+                    at[name],
+                    column,
+                    s,
+                )
                 for name in at
                 for which, what in ((SUM, "sum"), (MEAN, "mean"))
                 for s, speed in fades
             ]
         for kind, name in one.last:
             place = at[name], last_key(kind)
-            cells.append(Cell(f"{name}/since({kind})", SINCE, *place))
+            cells.append(Cell(f"{name}/since({kind})", ("since", of[name], kind), SINCE, *place))
             values = (value for of, value in one.values if of == kind)
-            cells += [Cell(f"{name}/last({kind}.{v})", VALUE, *place) for v in values]
+            cells += [
+                Cell(f"{name}/last({kind}.{v})", ("last", of[name], kind, v), VALUE, *place)
+                for v in values
+            ]
         counters = [(name, count_kind(kind)) for kind in one.counts for name in at]
         counters += [(name, distinct_kind(kind, member)) for kind, name, member in one.distinct]
         cells += [
-            Cell(f"{name}/{counter}.{speed}", COUNT, at[name], self.kinds.index(counter), s)
+            Cell(
+                f"{name}/{counter}.{speed}",
+                (counter, of[name], hours[s]),
+                COUNT,
+                at[name],
+                self.kinds.index(counter),
+                s,
+            )
             for name, counter in counters
             for s, speed in fades
         ]
@@ -467,11 +468,6 @@ class FeatureSet:
     def vector_columns(self) -> int:
         """Total length of the vector fields, which are the last of a catalogue's numbers."""
         return sum(length for _, length in self.vector_fields)
-
-    @cached_property
-    def vector_start(self) -> int:
-        """The first dense column of the vector fields."""
-        return len(self.entities) * len(self.numbers) + self.number_columns - self.vector_columns
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:

@@ -64,10 +64,12 @@ class Operator(Protocol):
 
 @dataclass(frozen=True)
 class Cell:
-    """A column of an operator over an entity, given by its index. ``kind``: of counters; of ``AGAINST`` the
-    index of the label; of ``SINCE`` and ``VALUE`` the key of the kind of event. ``base``: another entity."""
+    """A column of an operator over an entity, given by its index. ``measure``: as of its column. ``kind``: of
+    counters; of ``AGAINST`` the index of the label; of ``SINCE`` and ``VALUE`` the key of the kind of event.
+    ``base``: another entity."""
 
     name: str
+    measure: tuple[Any, ...]
     operator: int
     entity: int
     kind: int = 0

@@ -155,9 +155,7 @@ class Model(nn.Module):
         """Item vectors (B, V)."""
         content = content_vectors(batch.item_groups_BG, self.config.vector_dim)
         if self.features.vector_fields:
-            columns = self.features.vector_columns
-            start = self.features.vector_start
-            own = batch.dense_BF[:, start : start + columns]
+            own = batch.dense_BF[:, self.features.span("vectors")]
             content += field_vectors(own, self.features.vector_fields, self.config.vector_dim)
         device = items_UV.device
         return items_UV[lookup.item_index.to(device)] + torch.from_numpy(content).to(device)

@@ -6,7 +6,6 @@ can be logged before any model reads it, and stay after none does. Columns are m
 their names differ between sets that declare different half-lives.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -15,10 +14,8 @@ import numpy as np
 
 from recsys.events.event_types import FeatureBlock
 from recsys.events.field_schema import CATEGORICAL, NUMERIC
+from recsys.features.columns import Measure, entity_measure, with_hours
 from recsys.features.feature_set import (
-    AGE,
-    LENGTH,
-    NEAR_IN_VISIT,
     Declared,
     FeatureSet,
     Keys,
@@ -29,36 +26,6 @@ from recsys.features.operators import FUNCTION, Derived
 from recsys.features.running_rates import TIMES, USER, Entity
 
 _MOST_SPEEDS: Final = 6  # half-lives of one counter
-# Of an entity's column: "item/click.1h". A field, such as "item.views.24h", may end alike.
-_SPEED: Final = re.compile(r"(/.*\.)(fast|slow|\d+(?:\.\d+)?(?:e[+-]?\d+)?h)(?=\)|$)")
-
-
-def column_ids(features: FeatureSet) -> list[str]:
-    """The measure of each dense column, in order; equal for equal numbers of different sets."""
-    if features.kind != "all":
-        return []
-    names = {entity.name: _name(entity) for entity in features.entities}
-    plain = replace(features, declared=_renamed(features.declared, names))
-    declared, hours = features.declared, [f"{h:g}h" for h in features.declared.half_lives_h]
-    speeds = dict(zip(features.speeds, hours, strict=True))
-    own = plain.dense_names[: len(plain.dense_names) - plain.list_columns]
-    ids = [_with_speeds(speeds, name) for name in own]
-    exact = {
-        AGE: f"{AGE} of {declared.age_field}",
-        NEAR_IN_VISIT: f"{NEAR_IN_VISIT} {declared.visit_s:g}",
-    }
-    for name in names.values() if declared.trend else ():
-        steps = zip(hours, hours[1:], strict=False)
-        exact |= {f"{name}/trend.{a}": f"{name}/trend of {a} to {b}" for a, b in steps}
-    ids = [exact.get(one, one) for one in ids]
-    by_name = dict(zip(features.dense_names, ids, strict=False))
-    for one in features.derived:
-        columns = ", ".join(by_name[name] for name in one.columns)
-        by_name[one.name] = f"{one.operator}({columns}) {one.edges} {one.call}"
-        ids.append(by_name[one.name])
-    above = [f"list.above({ids[column]})" for column in features.compared]
-    ranks = [f"list.rank({ids[column]})" for column in features.ranked]
-    return [*ids, *above, *ranks, *((LENGTH,) if declared.whole_list else ())]
 
 
 def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
@@ -75,9 +42,9 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
             f"expected at most {_MOST_SPEEDS}: change fewer at a time"
         )
     named = [f for f in (new, logged) if f.declared.entities]
-    entities = {_measured(e): _name(e) for e in (*logged.entities, *new.entities)}
-    entities |= {_measured(e): e.name for f in named for e in f.entities}
-    names = [{e.name: entities[_measured(e)] for e in f.entities} for f in (logged, new)]
+    entities = {entity_measure(e): _name(e) for e in (*logged.entities, *new.entities)}
+    entities |= {entity_measure(e): e.name for f in named for e in f.entities}
+    names = [{e.name: entities[entity_measure(e)] for e in f.entities} for f in (logged, new)]
     both = [_renamed(one, own) for one, own in zip((old, declared), names, strict=True)]
     merged: dict[str, Any] = {
         name: tuple(dict.fromkeys(value for one in both for value in getattr(one, name)))
@@ -115,10 +82,10 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
 
 def _derived(wide: FeatureSet, *sets: FeatureSet) -> tuple[Derived, ...]:
     """Derived columns of some sets, by the names of ``wide``. Raises ValueError for two of one name."""
-    names = dict(zip(column_ids(wide), wide.dense_names, strict=True))
+    names = {column.measure: column.name for column in wide.dense}
     made: dict[str, Derived] = {}
     for features in sets:
-        ids = dict(zip(features.dense_names, column_ids(features), strict=True))
+        ids = {column.name: column.measure for column in features.dense}
         for one in features.derived:
             if ids[one.name] in names:
                 continue
@@ -133,7 +100,7 @@ def _derived(wide: FeatureSet, *sets: FeatureSet) -> tuple[Derived, ...]:
 
 def covers(wide: FeatureSet, narrow: FeatureSet) -> bool:
     """Whether a model of ``narrow`` can read what ``wide`` has logged."""
-    columns = set(column_ids(wide)) >= set(column_ids(narrow))
+    columns = _measures(wide) >= _measures(narrow)
     return columns and wide.history_length >= narrow.history_length
 
 
@@ -142,16 +109,14 @@ def columns_from(before: FeatureSet, after: FeatureSet) -> list[int]:
     half-lives came as went, each continues the one that it replaces, in order."""
     old, new = before.declared.half_lives_h, after.declared.half_lives_h
     came, went = sorted({*new} - {*old}), sorted({*old} - {*new})
-    hours = {f"{h:g}h": f"{h:g}h" for h in new}
-    if len(came) == len(went):
-        hours |= {f"{a:g}h": f"{b:g}h" for a, b in zip(came, went, strict=True)}
-    places = {measured: place for place, measured in enumerate(column_ids(before))}
-    return [places.get(one, places.get(_with_speeds(hours, one), -1)) for one in column_ids(after)]
+    hours = dict(zip(came, went, strict=True)) if len(came) == len(went) else {}
+    places = {column.measure: place for place, column in enumerate(before.dense)}
+    measures = [column.measure for column in after.dense]
+    return [places.get(one, places.get(with_hours(one, hours), -1)) for one in measures]
 
 
-def _with_speeds(speeds: Mapping[str, str], column: str) -> str:
-    """A column with the other name of its half-life."""
-    return _SPEED.sub(lambda m: m[1] + speeds.get(m[2], m[2]), column)
+def _measures(features: FeatureSet) -> set[Measure]:
+    return {column.measure for column in features.dense}
 
 
 class Narrowing:
@@ -161,9 +126,8 @@ class Narrowing:
         """Raises UnknownFeatureSet if ``wide`` lacks something."""
         _check_alike(wide, narrow)
         self.narrow = narrow
-        places = {measured: place for place, measured in enumerate(column_ids(wide))}
-        read = zip(narrow.dense_names, column_ids(narrow), strict=True)
-        missing = [name for name, measured in read if measured not in places]
+        places = {column.measure: place for place, column in enumerate(wide.dense)}
+        missing = [column.name for column in narrow.dense if column.measure not in places]
         if missing or wide.history_length < narrow.history_length:
             lacks = ", ".join(missing) or f"a history of {narrow.history_length}"
             raise UnknownFeatureSet(
@@ -171,7 +135,7 @@ class Narrowing:
                 "the feature was"
             )
         self.width = len(wide.dense_names)
-        self.columns: Keys = np.array([places[m] for m in column_ids(narrow)], np.int64)
+        self.columns: Keys = np.array([places[column.measure] for column in narrow.dense], np.int64)
         self._history = 8 * narrow.history_length * narrow.history_keys
         self._outcomes = 4 * narrow.history_length * narrow.outcomes
 
@@ -219,10 +183,6 @@ def _check_alike(one: FeatureSet, other: FeatureSet) -> None:
 def _categories(features: FeatureSet) -> tuple[tuple[str, ...], ...]:
     parts = ("item", "user", "context")
     return tuple(features.schema.names(part, CATEGORICAL) for part in parts)
-
-
-def _measured(entity: Entity) -> tuple[bool, str, str]:
-    return entity.own, entity.left, entity.right
 
 
 def _name(entity: Entity) -> str:

@@ -14,15 +14,10 @@ from recsys.events.event_types import Engagement, Impression, Item, ServedItem, 
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
+from recsys.features.columns import AGE, LENGTH, MOMENT, NEAR, NEAR_IN_VISIT, POSITION
 from recsys.features.covisits import PREVIOUS, Covisits
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import (
-    AGE,
-    LENGTH,
-    MOMENT,
-    NEAR,
-    NEAR_IN_VISIT,
-    POSITION,
     Declared,
     FeatureSet,
     Floats,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from recsys.events.event_types import FeatureBlock
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import key_of
-from recsys.features import feature_set as feature_sets
+from recsys.features import columns
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import (
     CONTENT_WIDTH,
@@ -66,7 +66,7 @@ def test_every_column_has_a_name(kind: str) -> None:
 
 def test_the_digest_changes_with_a_dense_column(monkeypatch: pytest.MonkeyPatch) -> None:
     before, without = FEATURES.digest, FeatureSet(SCHEMA, "ids+history", 4).digest
-    monkeypatch.setattr(feature_sets, "MOMENT", ("hour.cos", *feature_sets.MOMENT[1:]))
+    monkeypatch.setattr(columns, "MOMENT", ("hour.cos", *columns.MOMENT[1:]))
     assert FeatureSet(SCHEMA, "all", 4).digest != before
     assert FeatureSet(SCHEMA, "ids+history", 4).digest == without  # it reads none
 

@@ -165,7 +165,7 @@ def test_vectors_of_items_are_where_the_model_reads_them() -> None:
     every = Declared(entities=("item",), item_age=True, near=True, position=True, trend=True)
     for declared in (Declared(), every, replace(every, list_context=("item",))):
         features = FeatureSet(schema, history=2, declared=declared)
-        start = features.vector_start
+        start = features.span("vectors").start
         assert features.dense_names[start : start + 2] == ("item.photo[0]", "item.photo[1]")
         model = build_model(features, CONFIG)
         dense = np.zeros((1, len(features.dense_names)), np.float32)

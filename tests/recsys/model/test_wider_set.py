@@ -11,13 +11,14 @@ from recsys.config.system_config import CovisitConfig
 from recsys.events.event_types import FeatureBlock, Item, User
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.features.catalogue import Catalogue
+from recsys.features.columns import Measure
 from recsys.features.covisits import Covisits
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import Declared, FeatureSet, RequestFeatures, UnknownFeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
-from recsys.model.wider_set import Narrowing, column_ids, columns_from, covers, united
+from recsys.model.wider_set import Narrowing, columns_from, covers, united
 from tests.support.serving.session_events import NOW_MS, did, shown
 
 OLD = app_of("""
@@ -72,6 +73,10 @@ OTHER_OPERATORS = app_of(
   expressions: {gap6: {difference: [item/click.168h, author/click.168h]}}
 """
 ).feature_set()
+
+
+def measures(features: FeatureSet) -> list[Measure]:
+    return [column.measure for column in features.dense]
 
 
 def with_lists(features: FeatureSet) -> FeatureSet:
@@ -150,6 +155,19 @@ def test_the_name_of_a_field_may_end_like_that_of_a_half_life() -> None:
     assert columns_from(old, new)[new.dense_names.index("item/click.1h")] == rate
 
 
+def test_trends_and_derived_columns_follow_a_replaced_half_life() -> None:
+    text = (
+        "features: {half_lives: [6h, %s], rates: [item, user], trend: true, "
+        "expressions: {lead: {difference: [item/click.%s, item/click.6h]}}}"
+    )
+    old, new = (app_of(text % (slow, slow)).feature_set() for slow in ("24h", "48h"))
+    continued = columns_from(old, new)
+    assert continued == [*range(len(old.dense_names))]
+    assert old.dense_names[continued[new.dense_names.index("user/trend.6h")]] == "user/trend.6h"
+    other = app_of(text.replace("[item,", "[item, all,") % ("48h", "48h")).feature_set()
+    assert columns_from(old, other)[other.dense_names.index("all/trend.6h")] == -1
+
+
 @pytest.mark.parametrize("lists", [False, True])
 def test_operators_too(lists: bool) -> None:
     """Up to the last bits: events that only one set counts update rows more often."""
@@ -167,8 +185,8 @@ def test_an_expression_may_get_another_name_also_in_lists() -> None:
     old = with_lists(OPERATORS)
     derived = (replace(old.derived[0], name="lead"), replace(old.derived[1], columns=("lead",)))
     new = replace(old, declared=replace(old.declared, derived=derived))
-    assert "list.above(lead)" in new.dense_names and column_ids(new) == column_ids(old)
-    assert len(column_ids(old)) == len(old.dense_names) == len(set(column_ids(old)))
+    assert "list.above(lead)" in new.dense_names and measures(new) == measures(old)
+    assert len(old.dense_names) == len(set(measures(old)))
     assert united(old, new) is old
 
 
@@ -208,7 +226,7 @@ def test_a_set_that_has_all_columns_stays() -> None:
     wide = united(OLD, NEW)
     assert united(wide, OLD) is wide and united(wide, NEW) is wide
     assert covers(wide, OLD) and not covers(OLD, wide)
-    assert len(set(column_ids(wide))) == len(column_ids(wide)) == len(wide.dense_names)
+    assert len(set(measures(wide))) == len(wide.dense_names)
 
 
 def test_what_was_not_logged_is_not_read() -> None:
