@@ -8,10 +8,9 @@ from typing import Final
 
 from recsys import plugins
 from recsys.events.field_schema import NUMERIC
-from recsys.features.columns import POSITION
+from recsys.features.columns import ALL, CONTEXT, DURATION, ITEM, POSITION, PROFILE, USER, entity_of
 from recsys.features.feature_set import Declared, FeatureSet
 from recsys.features.operators import EXPRESSIONS, FUNCTION
-from recsys.features.running_rates import ALL, CONTEXT, DURATION, ITEM, PROFILE, USER, entity_of
 
 Fault = tuple[tuple[str | int, ...], str]
 RESERVED: Final = (ALL, USER, CONTEXT, PROFILE, ITEM, DURATION)

@@ -10,6 +10,7 @@ import numpy as np
 
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
+from recsys.features.columns import CONTEXT, PROFILE
 from recsys.features.counters import CounterTable
 from recsys.features.covisits import Covisits
 from recsys.features.feature_kernels import LOG_COUNT, gather_rates, latest, lay_rates, operate
@@ -22,7 +23,6 @@ from recsys.features.feature_set import (
 )
 from recsys.features.item_counters import GLOBAL
 from recsys.features.operators import SINCE, VALUE, Derivation
-from recsys.features.running_rates import CONTEXT, PROFILE
 from recsys.features.session import NOBODY, USER, Session, newest_visit
 
 _SMOOTHING: Final = 4.0  # prior examples added to every running rate

@@ -20,7 +20,24 @@ from numpy.typing import NDArray
 from recsys.events.event_types import Engagement, FeatureBlock, Impression
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema, values_of
 from recsys.events.hashing import Id, digest_of, key_of
-from recsys.features.columns import AGE, LENGTH, NEAR, Column, Hours, entity_measure, item_columns
+from recsys.features.columns import (
+    AGE,
+    CONTEXT,
+    LENGTH,
+    NEAR,
+    PROFILE,
+    TIMES,
+    USER,
+    Column,
+    Entity,
+    Hours,
+    default_entities,
+    entity_measure,
+    entity_of,
+    item_columns,
+    numbers,
+    speed_names,
+)
 from recsys.features.counters import CounterTable, amounts
 from recsys.features.feature_kernels import crossed
 from recsys.features.operators import (
@@ -39,17 +56,6 @@ from recsys.features.operators import (
     last_key,
     signed_log,
     value_kinds,
-)
-from recsys.features.running_rates import (
-    CONTEXT,
-    PROFILE,
-    TIMES,
-    USER,
-    Entity,
-    default_entities,
-    entity_of,
-    numbers,
-    speed_names,
 )
 
 Keys = NDArray[np.int64]
@@ -84,7 +90,7 @@ EVENTS_UNIT: Final = 5.0  # of the logarithm of the number of events
 class Declared:
     """Features that an app declares; by default those of short video.
 
-    Counters: ``half_lives_h``, ascending; ``entities``: names as in ``running_rates.entity_of``, none: the
+    Counters: ``half_lives_h``, ascending; ``entities``: names as in ``columns.entity_of``, none: the
     default ones; ``watches``: at how many half-lives, the slowest, watch time is a column. History:
     ``history_of``: kinds of engagement that enter it, none: every item that was shown.
 

@@ -24,6 +24,7 @@ from recsys.events.event_types import (
 )
 from recsys.events.hashing import Id, key_of
 from recsys.events.withdrawal import counted, withdraws_event
+from recsys.features.columns import CONTEXT, PROFILE
 from recsys.features.counters import amounts
 from recsys.features.covisits import Visits
 from recsys.features.feature_kernels import crossed
@@ -31,7 +32,6 @@ from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences, ReadLists
 from recsys.features.operator_state import VIEWERS, OperatorState
 from recsys.features.operators import value_kinds
-from recsys.features.running_rates import CONTEXT, PROFILE
 from recsys.features.session import PLAIN_LIST
 from recsys.features.source_credits import SourceCredits
 

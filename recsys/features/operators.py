@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from recsys import plugins
 from recsys.events.hashing import key_of
+from recsys.features.columns import Entity
 from recsys.features.feature_kernels import entity_keys
-from recsys.features.running_rates import Entity
 
 Floats = NDArray[np.float32]
 Keys = NDArray[np.int64]

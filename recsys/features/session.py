@@ -25,10 +25,10 @@ from recsys.events.event_types import (
 )
 from recsys.events.field_schema import spellings_of
 from recsys.events.hashing import Id, digest_of, key_of
+from recsys.features.columns import CONTEXT
 from recsys.features.counters import CounterTable
 from recsys.features.feature_set import FeatureSet, Floats, Keys
 from recsys.features.operators import bounded
-from recsys.features.running_rates import CONTEXT
 
 USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
 COUNTER_ROWS: Final = 400

@@ -14,7 +14,7 @@ import numpy as np
 
 from recsys.events.event_types import FeatureBlock
 from recsys.events.field_schema import CATEGORICAL, NUMERIC
-from recsys.features.columns import Measure, entity_measure, with_hours
+from recsys.features.columns import TIMES, USER, Entity, Measure, entity_measure, with_hours
 from recsys.features.feature_set import (
     Declared,
     FeatureSet,
@@ -23,7 +23,6 @@ from recsys.features.feature_set import (
     UnknownFeatureSet,
 )
 from recsys.features.operators import FUNCTION, Derived
-from recsys.features.running_rates import TIMES, USER, Entity
 
 _MOST_SPEEDS: Final = 6  # half-lives of one counter
 

@@ -238,7 +238,9 @@ class MappedFiles(OfApp):
         if is_shown:
             request = row[table.request] if table.request else ""
             if isinstance(request, list | dict):
-                raise _Unusable(f"{table.request}: expected one id in each row, not several", request)
+                raise _Unusable(
+                    f"{table.request}: expected one id in each row, not several", request
+                )
             request_id = f"{request}:{user_id}:{now_ms}"[-MAX_ID_LENGTH:]
             events = [
                 Impression(

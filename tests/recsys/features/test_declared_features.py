@@ -14,7 +14,16 @@ from recsys.events.event_types import Engagement, Impression, Item, ServedItem, 
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
-from recsys.features.columns import AGE, LENGTH, MOMENT, NEAR, NEAR_IN_VISIT, POSITION
+from recsys.features.columns import (
+    AGE,
+    LENGTH,
+    MOMENT,
+    NEAR,
+    NEAR_IN_VISIT,
+    POSITION,
+    Entity,
+    entity_of,
+)
 from recsys.features.covisits import PREVIOUS, Covisits
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import (
@@ -24,7 +33,6 @@ from recsys.features.feature_set import (
 )
 from recsys.features.item_counters import ItemCounters
 from recsys.features.operators import Derived
-from recsys.features.running_rates import Entity, entity_of
 from recsys.features.session import Session
 
 HOUR_MS = 3_600_000

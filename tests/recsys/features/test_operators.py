@@ -24,13 +24,13 @@ from recsys.events.event_types import (
     parse,
 )
 from recsys.events.hashing import digest_of
+from recsys.features.columns import entity_of
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import Declared, FeatureSet, Floats, read_block
 from recsys.features.feature_set_file import FEED_SCHEMA, encode_feature_set
 from recsys.features.item_counters import ItemCounters
 from recsys.features.operator_state import OperatorState
 from recsys.features.operators import Derivation, Derived
-from recsys.features.running_rates import entity_of
 from recsys.features.session import Session
 from tests.support.operator_app import APP, FEATURES, START_MS, events
 
