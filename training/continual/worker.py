@@ -169,9 +169,7 @@ class Worker:
         with gc_paused():
             read = read_lanes(self._log, step, self._own, self._check)
             lanes = {
-                number: self._learner.prepare(lane.examples, lane.rehearsed, step.rehearsed_weight)
-                if lane.examples or lane.rehearsed
-                else None
+                number: self._learner.prepare(lane.examples) if lane.examples else None
                 for number, lane in read.items()
             }
         left_out = self._report(read)

@@ -150,6 +150,6 @@ def test_fields_that_old_records_lack_are_empty_but_for_these() -> None:
         "Impression.surface": "feed", "Impression.v": 1, "Engagement.surface": "feed",
         "Engagement.v": 1, "Preference.v": 1, "TrainingExample.sampling_rate": 1.0,
         "Example.sampling_rate": 1.0,
-        "Example.propensity": 1.0, "Step.rehearsed_weight": 1.0, "Step.rate": 1.0,
+        "Example.propensity": 1.0, "Step.rate": 1.0,
         "Delta.format": "fp32", "Choice.each": 1.0,
     }  # fmt: skip
