@@ -60,8 +60,8 @@ class DriftWatch:
             self._note(self._features.turn(now_ms, self.learned.step))
             for progress in self.learned.read():
                 self._note(self._judge(progress))
-        found, self._found = self._found, []
-        return found
+        alarms, self._found = self._found, []
+        return alarms
 
     def _note(self, alarms: Sequence[Alarm]) -> None:
         self._found += alarms
