@@ -4,7 +4,6 @@ import typer
 
 from benchmarks.studies.drift.study_drift import drift
 from benchmarks.studies.drift.study_forgetting import forgetting
-from benchmarks.studies.drift.study_reaction import reaction
 from benchmarks.studies.experiments.study_arms import arms
 from benchmarks.studies.experiments.study_counterfactual import counterfactual
 from benchmarks.studies.experiments.study_experiments import experiments
@@ -24,7 +23,7 @@ from benchmarks.studies.quality.study_reading import reading
 study = typer.Typer(add_completion=False, no_args_is_help=True)
 for command in (
     freshness, quality, league, coldstart, promotion, broken, forgetting, drift, student, arms,
-    experiments, counterfactual, interleaving, poisoning, narrowed, reaction, compression, reading,
+    experiments, counterfactual, interleaving, poisoning, narrowed, compression, reading,
 ):  # fmt: skip
     study.command()(command)
 

@@ -42,14 +42,9 @@ class KeepingLearner(Learner):
     lane_examples: deque[Sequence[TrainingExample]]
     lane_counts: deque[int]
 
-    def prepare(
-        self,
-        examples: Sequence[TrainingExample],
-        rehearsed: Sequence[TrainingExample] = (),
-        weight: float = 1.0,
-    ) -> Lane:
+    def prepare(self, examples: Sequence[TrainingExample]) -> Lane:
         self.lane_examples.append(examples)
-        return super().prepare(examples, rehearsed, weight)
+        return super().prepare(examples)
 
     def learn_lanes(
         self, lanes: Sequence[Lane], rows: Sequence[Rows], dense: Floats

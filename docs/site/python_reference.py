@@ -24,7 +24,7 @@ PUBLIC = {
         promotion.promotion promotion.guard promotion.lifecycle""",
     "training": """lines.line joining.joiner joining.delay joining.sampling steps.sequencer
         continual.learner offline.examples offline.vocabulary offline.loop merging.merge
-        drift.monitors drift.baseline drift.reaction""",
+        drift.monitors drift.baseline""",
     "serving": """request pipeline ranking.stages retrieval.filters sources.source sources.retrieval ranking.scoring
         ranking.selection replica.replica index.item_index ingestion.event_validation
         sessions.session_fold sessions.session_store service http.added_routes""",

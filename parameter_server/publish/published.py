@@ -108,19 +108,14 @@ class PublishedRows:
         changes: Mapping[str, TableChange],
         rows_of: RowsOf,
         settle: bool = False,
-        hold: bool = False,
     ) -> list[TableRows]:
-        """Rows and tombstones that a step sends of each table; with ``hold`` tombstones only. ``rows_of``
-        looks up rows after the step."""
+        """Rows and tombstones that a step sends of each table. ``rows_of`` looks up rows after the step."""
         moved = {name: self._moved(name, change) for name, change in changes.items()}
         tombstones = KEY_BYTES * sum(len(change.removed.keys) for change in changes.values())
         most = max(0, MAX_BYTES - tombstones)
         if self._budget and not settle:
             most = min(most, self._budget)
-        if hold or self._fits(moved, most):
-            chosen = self._all(moved, not hold)
-        else:
-            chosen = self._choose(moved, most)
+        chosen = self._all(moved) if self._fits(moved, most) else self._choose(moved, most)
         out = []
         for name, change in changes.items():
             removed, dim = change.removed.keys.tobytes(), self._tables[name].dim
@@ -164,9 +159,9 @@ class PublishedRows:
         rows = {name: len(table.keys) + len(self._withheld[name]) for name, table in moved.items()}
         return most >= sum(count * self._cost(name) for name, count in rows.items())
 
-    def _all(self, moved: Mapping[str, _Moved], go: bool) -> dict[str, tuple[Mask, Mask]]:
+    def _all(self, moved: Mapping[str, _Moved]) -> dict[str, tuple[Mask, Mask]]:
         return {
-            name: (np.full(len(table.keys), go), np.full(len(self._withheld[name]), go))
+            name: (np.ones(len(table.keys), np.bool_), np.ones(len(self._withheld[name]), np.bool_))
             for name, table in moved.items()
         }
 

@@ -82,7 +82,6 @@ class LaneHead(msgspec.Struct, frozen=True, array_like=True):
     forget: list[str]
     dense: bool
     metrics: dict[str, float]
-    defers_rows: bool = False
     rate: float = 1.0
 
 
@@ -214,7 +213,7 @@ def exchange_frame(
     arrays: list[Array] = []
     for lane in lanes:
         names = list(lane.tables), list(lane.forget), lane.dense is not None
-        heads.append(LaneHead(lane.lane, *names, dict(lane.metrics), lane.defers_rows, lane.rate))
+        heads.append(LaneHead(lane.lane, *names, dict(lane.metrics), lane.rate))
         for rows in lane.tables.values():
             arrays += [rows.keys, rows.gradients, np.asarray(rows.counts, np.int32)]
         arrays += lane.forget.values()
@@ -236,7 +235,7 @@ def read_exchange(frame: Frame) -> tuple[list[LaneGradients], dict[str, Array] |
             tables = {n: RowGradients(next(left), next(left), next(left)) for n in head.tables}
             forget = {name: next(left) for name in head.forget}
             dense = next(left) if head.dense else None
-            about = head.metrics, forget, head.defers_rows, head.rate
+            about = head.metrics, forget, head.rate
             lanes.append(LaneGradients(head.lane, tables, dense, *about))
         keys = None if message.next is None else {name: next(left) for name in message.next}
     except StopIteration:

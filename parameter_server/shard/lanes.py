@@ -17,7 +17,7 @@ from parameter_server.table.routing import Keys, Rows, as_keys, as_rows
 from recsys.arrays.key_index import cells_for, empty_index
 
 Counts = NDArray[np.int32]
-# Factor on a step's learning rate: beyond it Adagrad unlearns more than any drift does.
+# Factor on a step's learning rate. New steps have at most 1; those of earlier versions may have more.
 MAX_RATE: Final = 10.0
 
 
@@ -37,15 +37,14 @@ class RowGradients(NamedTuple):
 @dataclass(frozen=True)
 class LaneGradients:
     """Gradients of one lane in one step. Only shard 0 reads ``dense`` and ``metrics``. ``forget``: keys by
-    table whose rows are removed with this step. ``defers_rows``: the step's rows are published with a later
-    step. ``rate``: factor on the learning rates. Both are equal in all lanes of a step."""
+    table whose rows are removed with this step. ``rate``: factor on the learning rates, equal in all lanes of
+    a step."""
 
     lane: int
     tables: Mapping[str, RowGradients] = field(default_factory=dict)
     dense: Vector | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)  # prequential sums
     forget: Mapping[str, Keys] = field(default_factory=dict)
-    defers_rows: bool = False
     rate: float = 1.0
 
 
@@ -63,7 +62,6 @@ class _SumRecord(msgspec.Struct, frozen=True):
     dense: bytes | None
     metrics: dict[str, float]
     forget: dict[str, bytes]
-    defers_rows: bool = msgspec.field(default=False, name="held")
     rate: float = 1.0
 
 
@@ -77,7 +75,6 @@ class StepSum:
     dense: Vector | None
     metrics: Mapping[str, float]
     forget: Mapping[str, Keys] = field(default_factory=dict)
-    defers_rows: bool = False
     rate: float = 1.0  # on the learning rate: Adagrad and Adam undo a scaled gradient
 
     def encode(self) -> bytes:
@@ -89,8 +86,7 @@ class StepSum:
         dense = None if self.dense is None else _view(self.dense)
         forget = {name: keys.tobytes() for name, keys in self.forget.items()}
         record = _SumRecord(
-            self.step, self.time_ms, tables, dense, dict(self.metrics), forget,
-            self.defers_rows, self.rate,
+            self.step, self.time_ms, tables, dense, dict(self.metrics), forget, self.rate,
         )  # fmt: skip
         return msgspec.msgpack.encode(record)
 
@@ -108,7 +104,7 @@ class StepSum:
         dense = None if record.dense is None else np.frombuffer(record.dense, np.float32)
         forget = {name: np.frombuffer(keys, np.int64) for name, keys in record.forget.items()}
         step, metrics = (record.step, record.time_ms), record.metrics
-        return StepSum(*step, tables, dense, metrics, forget, record.defers_rows, record.rate)
+        return StepSum(*step, tables, dense, metrics, forget, record.rate)
 
 
 def _view(array: NDArray[Any]) -> Any:
@@ -144,8 +140,7 @@ def add_lanes(
             dense = vector.copy() if dense is None else dense + vector
         for metric, value in lane.metrics.items():
             metrics[metric] = metrics.get(metric, 0.0) + value
-    held = any(lane.defers_rows for lane in lanes)
-    return StepSum(step, time_ms, tables, dense, metrics, forget, held, rate)
+    return StepSum(step, time_ms, tables, dense, metrics, forget, rate)
 
 
 def _rate_of(step: int, lanes: Sequence[LaneGradients]) -> float:

@@ -226,11 +226,10 @@ class Shard:
 
     def _delta(self, total: StepSum, changes: Mapping[str, TableChange]) -> Delta:
         spec, dense = self.spec, b""
-        held = total.defers_rows and not self.settled
         tables = self.tables
-        rows = self.published.publish(changes, lambda n, k: tables[n].lookup(k), self.settled, held)
+        rows = self.published.publish(changes, lambda n, k: tables[n].lookup(k), self.settled)
         is_time = self.settled or self.clock_ms - self._dense_ms >= spec.dense_every_ms
-        if self.dense is not None and not held and is_time:
+        if self.dense is not None and is_time:
             dense, self._sent = round_dense(self.dense.averaged, spec.delta_format)
             self._dense_ms = self.clock_ms
         metrics = total.metrics

@@ -77,22 +77,12 @@ class LoggingConfig(Section):
 
 @dataclass(frozen=True)
 class DriftConfig(Section):
-    """Settings of drift detection by the director, and of reactions to alarms."""
+    """Settings of drift detection by the director, and of panels that measure forgetting."""
 
     section = "drift"
     watch: bool = True
     # Event time from which on examples are judged: after a warm-up with data of other people.
     from_ms: int = bounded(0, 0)
-    # Whether alarms change how the line learns and publishes. Off by default: a raised rate changes what is
-    # learned, gathered steps delay replicas, and one alarm per 175,000 examples is false.
-    react: bool = False
-    # Factor on the usual learning rates right after an alarm; 1: never raised.
-    most_rate: float = bounded(3.0, 1, 10)
-    # Without an alarm, after which twice as many steps are gathered.
-    calm_examples: int = bounded(50_000, 1)
-    most_gathered: int = bounded(8, 1)  # steps whose rows are published together; 1: never gathered
-    # Command run in the background if the offline job should run. Empty: only logged.
-    offline_command: str = ""
     # Examples of a panel, by which forgetting is measured; 0: not measured.
     panel_examples: int = limited(
         1_024, lambda n: n == 0 or 200 <= n <= 65_536, "0 (not measured), or 200 to 65536"

@@ -234,19 +234,8 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
     detector: str
 
 
-class Reaction(msgspec.Struct, frozen=True, kw_only=True, tag="reaction"):
-    """Learning and publishing rates of the live line from the next step on, until the next reaction. Appended
-    by the director only.
-
-    ``rate``: factor on the usual learning rates. ``publish_every``: steps whose rows are published together.
-    ``offline``: the offline job should run. ``because``: the alarms in words, if any.
-    """
-
-    rate: float = 1.0
-    publish_every: int = 1
-    offline: bool = False
-    because: list[str] = []
-    time_ms: int = 0  # event time
+class Reaction(msgspec.Struct, frozen=True, tag="reaction"):
+    """A record that earlier versions wrote after an alarm. It is readable and has no effect."""
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):

@@ -134,10 +134,6 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     config: str  # digest of the settings that learning depends on
     lookahead: int = 0  # k: rows are those after step - 1 - k
     without: list[str] = []  # line/epoch that were rolled back: examples they served are left out
-    rehearsed: list[Range] = []  # older examples, replayed against forgetting …
-    rehearsed_weight: float = 1.0  # … with this weight; excluded from prequential metrics
-    # Whether its rows are published with a later step.
-    defers_rows: bool = msgspec.field(default=False, name="held")
     rate: float = 1.0  # factor on the usual learning rates, of rows and dense parameters
     filled: int = 0  # the first lanes, which its examples are cut into; others are empty; 0: all
     views: list[SampledView] = []  # some of those in it, for replicas to measure delays

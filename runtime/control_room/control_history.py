@@ -17,7 +17,6 @@ from recsys.events.control_records import (
     LineHold,
     Live,
     OperatorRequest,
-    Reaction,
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, unpack
 from recsys.log.protocol import Log, LogLost, newest_first
@@ -38,7 +37,6 @@ class ControlHistory:
         self.lifecycle = Lifecycle()
         self.decisions: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDS)
         self.alarms: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDS)
-        self.reaction: dict[str, Any] | None = None
         self.experiments = Experiments(revision=0)  # the newest revision
         self.starts: dict[str, int] = {}  # of experiments
 
@@ -53,8 +51,6 @@ class ControlHistory:
             self.decisions.append(_values(offset, record))
         elif isinstance(record, Alarm):
             self.alarms.append(_values(offset, record))
-        elif isinstance(record, Reaction):
-            self.reaction = _values(offset, record)
         elif isinstance(record, Experiments):
             self.experiments, self.starts = record, starts_in(record) | self.starts
 
@@ -70,7 +66,6 @@ class ControlHistory:
             ][:MAX_RECORDS],
             "decisions": list(reversed(self.decisions)),
             "alarms": list(reversed(self.alarms)),
-            "reaction": self.reaction,
         }
 
 

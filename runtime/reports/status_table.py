@@ -204,14 +204,8 @@ def _hold(hold: LineHold) -> str:
 
 
 def _drift(gauges: dict[str, float]) -> str:
-    """Summarises the director's gauges of drift; empty for any other part."""
-    if "publish_every" not in gauges:
-        return ""
-    text = (
-        f"{gauges.get('alarms', 0):.0f} alarms, learning rates × {gauges.get('rate', 1):g}, "
-        f"rows published every {gauges['publish_every']:.0f} steps"
-    )
-    return text + ", the offline command runs" * bool(gauges.get("offline_runs"))
+    """The director's number of drift alarms; empty for any other part."""
+    return f"{gauges['alarms']:.0f} alarms" if "alarms" in gauges else ""
 
 
 def _answers(server: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ Weights are computed from what came before a lane. Each example is learned a who
 hash of its id.
 """
 
-# B examples of a lane (rehearsed ones included where noted), F features that tell arms apart, L outputs
+# B examples of a lane, F features that tell arms apart, L outputs
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ _SEEDS: Final = 2**31 - 1
 
 @dataclass(frozen=True)
 class ArmLane(Lane):
-    """A lane with the features that tell arms apart. Examples beyond ``own_B`` are rehearsed."""
+    """A lane with the features that tell arms apart."""
 
     features_BF: Keys
     own_B: NDArray[np.bool_]
@@ -46,14 +46,9 @@ class ArmLearner(Learner):
         self._arm, self.weights = arm, ArmWeights()
         self._seed = key_of("line", arm_line_name(arm.experiment, arm.arm)) & _SEEDS
 
-    def prepare(
-        self,
-        examples: Sequence[TrainingExample],
-        rehearsed: Sequence[TrainingExample] = (),
-        weight: float = 1.0,
-    ) -> Lane:
+    def prepare(self, examples: Sequence[TrainingExample]) -> Lane:
         """As ``Learner.prepare``; ``examples`` are ``ServedExample``s."""
-        lane = super().prepare(examples, rehearsed, weight)
+        lane = super().prepare(examples)
         fields = {name: getattr(lane, name) for name in Lane.__dataclass_fields__}
         ids_B = np.array([e.partition << 48 ^ e.offset << 8 ^ e.index for e in examples], np.int64)
         return ArmLane(
@@ -72,17 +67,14 @@ class ArmLearner(Learner):
         if not weights_B.all():
             learned = without_rows(learned, lane, weights_B > 0)
         if self._arm.trains != ALL:
-            first_B = targets.fresh_B[: len(lane.own_B)]  # each was shown once
+            first_B = targets.fresh_B  # each was shown once
             self.weights.learn(lane.features_BF[first_B], lane.own_B[first_B])
         return learned
 
     def example_weights(self, lane: ArmLane) -> Floats:
-        """Weight of each example (B,); 1 for rehearsed ones."""
-        trains, own_B = self._arm.trains, lane.own_B
-        weights_B = np.ones(len(lane.batch), np.float32)
-        repeats_B = self.weights.repeats(trains, lane.features_BF, own_B, lane.draws_B)
-        weights_B[: len(own_B)] = repeats_B
-        return weights_B
+        """Weight of each example (B,)."""
+        columns = lane.features_BF, lane.own_B, lane.draws_B
+        return self.weights.repeats(self._arm.trains, *columns).astype(np.float32)
 
     def export(self) -> dict[str, NDArray[Any]]:
         """Arrays for a snapshot of the line, in addition to its rows."""

@@ -1,8 +1,7 @@
 """The director: the one part that moves the live pointer, and that keeps the snapshots for rollbacks.
 
-It also appends revisions of experiments, and drift alarms with the reactions to them, and swaps in epochs
-that unlearned users. A line can go back no further than to its oldest kept snapshot, so the log keeps the
-examples from that on.
+It also appends revisions of experiments and drift alarms, and swaps in epochs that unlearned users. A line
+can go back no further than to its oldest kept snapshot, so the log keeps the examples from that on.
 """
 
 import logging
@@ -19,7 +18,7 @@ from experiments.statistics.readout import BROKEN, HARM
 from parameter_server.storage import snapshots
 from recsys.clock import is_due, timer_of
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Decision, Erasure, Live, Reaction
+from recsys.events.control_records import Alarm, Control, Decision, Erasure, Live
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, LogLost, LogUnavailable, newest_first
@@ -32,7 +31,6 @@ from training.candidates.line_watch import LineWatch
 from training.candidates.promoter import Promoter
 from training.candidates.space_keeper import SpaceKeeper
 from training.deletion.live_unlearning import UnlearningDirector
-from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch
 from training.lines.control import append_control, append_live_record, live_epochs
 from training.lines.line import MAIN
@@ -67,8 +65,7 @@ class Director:
         self.unlearning = UnlearningDirector(log, config, clock)
         self.line_watch = LineWatch(log, config, features, clock)
         self.drift = DriftWatch(log, config, features)
-        self.offline = OfflineCommand(config.drift.offline_command)
-        self._unsent: list[Control] = []  # drift records that aren't appended yet
+        self._unsent: list[Alarm] = []  # alarms that aren't appended yet
         self._state = Path(config.state)
         self._folder = self._state / "snapshots"
         self._open = open_again
@@ -181,7 +178,7 @@ class Director:
         return decided and decided + self._fold()
 
     def _watch_drift(self) -> int:
-        """Appends drift records, and starts the offline job if a reaction asks for it."""
+        """Appends drift alarms."""
         self._unsent += self.drift.turn(self._timer_ms())
         records = list(self._unsent)
         if records:
@@ -189,8 +186,6 @@ class Director:
             self._unsent.clear()
         for record in records:
             _LOG.info("drift: %s", record)
-            if isinstance(record, Reaction) and record.offline:
-                self.offline.start()
         return len(records) and len(records) + self._fold()
 
     def _keep(self) -> None:
@@ -278,25 +273,20 @@ def run(config: Config, stop: Stop) -> None:
             log, config, clock_of(config), experiment_texts(), lambda: open_log(config)
         )
         beat = stop.heartbeat
-        with closing(director.offline):
-            while not stop.is_set():
-                try:
-                    director.turn()
-                    report(director, beat)
-                except LogUnavailable as error:
-                    _LOG.warning("log unavailable, trying again: %s", error)
-                    beat.add("retries")
-                log.wait(CONTROL, 0.5)
+        while not stop.is_set():
+            try:
+                director.turn()
+                report(director, beat)
+            except LogUnavailable as error:
+                _LOG.warning("log unavailable, trying again: %s", error)
+                beat.add("retries")
+            log.wait(CONTROL, 0.5)
 
 
 def report(director: Director, beat: Heartbeat) -> None:
-    """Reports counts since this director began, the newest reaction, and experiments that ended by
-    themselves."""
-    reaction, experiments = director.drift.reaction, director.experiments
+    """Reports counts since this director began, and experiments that ended by themselves."""
+    experiments = director.experiments
     beat.gauge("alarms", director.drift.alarms)
-    beat.gauge("rate", reaction.rate)
-    beat.gauge("publish_every", reaction.publish_every)
-    beat.gauge("offline_runs", float(director.offline.runs))
     beat.gauge("experiments_broken", experiments.stopped_for(BROKEN))
     beat.gauge("experiments_harmed", experiments.stopped_for(HARM))
     beat.gauge("snapshots_removed", director.removed)

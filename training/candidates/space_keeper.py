@@ -81,8 +81,7 @@ def trim_steps(log: Log, state: Path) -> None:
             step = unpack(record.value, Step)
         except UNREADABLE:
             continue
-        learned = (*step.ranges, *step.rehearsed)
-        is_left = any(part.stop > begins.get(part.partition, 0) for part in learned)
+        is_left = any(part.stop > begins.get(part.partition, 0) for part in step.ranges)
         if is_left or step.step >= min(complete, default=0):
             break
         before = record.offset + 1

@@ -25,7 +25,7 @@ from recsys.model.model import Lookup, Model, joined, lookup_of, with_missing_ro
 from recsys.model.prediction_metrics import bin_weights, bins_of
 from recsys.model.ranker import Ranker, loss_per_output, targets
 from recsys.model.retrieval_vectors import retrieval_loss
-from training.continual.open_labels import LabelTargets, label_targets, with_rehearsed
+from training.continual.open_labels import LabelTargets, label_targets
 from training.continual.row_usage import examples_per_row
 
 _HIDDEN: Final = 0.25  # part of the examples that are learned without the context of their list
@@ -93,14 +93,8 @@ class Learner:
         # By number of lanes and examples of each; None where bits differ from those of single lanes.
         self._joint_models: dict[tuple[int, int], Model | None] = {}
 
-    def prepare(
-        self,
-        examples: Sequence[TrainingExample],
-        rehearsed: Sequence[TrainingExample] = (),
-        weight: float = 1.0,
-    ) -> Lane:
-        """Arrays of a lane's examples, and of rehearsed ones with a weight. Raises UnknownFeatureSet."""
-        first, examples = len(examples), [*examples, *rehearsed]
+    def prepare(self, examples: Sequence[TrainingExample]) -> Lane:
+        """Arrays of a lane's examples. Raises UnknownFeatureSet."""
         blocks = [_features(e, self.features.digest) for e in examples]
         # Column by column over all blocks: array by array takes five times as long.
         batch = batch_of(
@@ -111,10 +105,7 @@ class Learner:
         )
         labels = np.array([e.labels for e in examples], np.float32)
         watch_ms = np.array([e.watch_ms for e in examples], np.float32)
-        targets = label_targets(examples, labels)
-        if rehearsed:
-            targets = with_rehearsed(targets, first, weight)
-        lane = self.lane_of(batch, labels, watch_ms, targets)
+        lane = self.lane_of(batch, labels, watch_ms, label_targets(examples, labels))
         find = self._choices_of_lists if reads_ranker(self.features) else self._choices
         return replace(lane, choices=find(examples, lane))
 

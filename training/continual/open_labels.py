@@ -31,7 +31,7 @@ Legend: B examples, K labels, L outputs (labels, then watch time).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -140,16 +140,6 @@ def _open_targets(
             torch.from_numpy(_with_watch(undone_BK, 0.0)),
         ),
     )
-
-
-def with_rehearsed(targets: LabelTargets, first: int, weight: float) -> LabelTargets:
-    """Marks the examples from ``first`` on as rehearsed: weighted, and not evaluated."""
-    weights, liked = targets.weights_BL.copy(), targets.liked_B.copy()
-    fresh = targets.fresh_B.copy()
-    weights[first:] *= weight
-    liked[first:] *= weight
-    fresh[first:] = False
-    return replace(targets, weights_BL=weights, liked_B=liked, fresh_B=fresh)
 
 
 def _with_watch(columns_BK: NDArray[np.generic], watch: float) -> Floats:

@@ -169,9 +169,7 @@ class Worker:
         with gc_paused():
             read = read_lanes(self._log, step, self._own, self._check)
             lanes = {
-                number: self._learner.prepare(lane.examples, lane.rehearsed, step.rehearsed_weight)
-                if lane.examples or lane.rehearsed
-                else None
+                number: self._learner.prepare(lane.examples) if lane.examples else None
                 for number, lane in read.items()
             }
         left_out = self._report(read)
@@ -197,11 +195,11 @@ class Worker:
     ) -> LaneGradients:
         left_out, forget = prepared.left_out[number], prepared.forget[number]
         metrics = {"left_out": float(left_out)} if left_out else {}
-        held, rate = prepared.step.defers_rows, prepared.step.rate
+        rate = prepared.step.rate
         if learned is None:
-            return LaneGradients(number, {}, None, metrics, forget, held, rate)
+            return LaneGradients(number, {}, None, metrics, forget, rate)
         metrics |= learned.metrics
-        return LaneGradients(number, learned.gradients, learned.dense, metrics, forget, held, rate)
+        return LaneGradients(number, learned.gradients, learned.dense, metrics, forget, rate)
 
     def _report(self, read: Mapping[int, LaneExamples]) -> dict[int, int]:
         """Writes dead letters for the records left out; returns their number, by lane."""

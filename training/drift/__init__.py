@@ -1,1 +1,1 @@
-"""Drift detection on the live line, and the reactions to its alarms."""
+"""Drift detection on the live line."""

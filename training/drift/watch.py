@@ -1,5 +1,5 @@
-"""Watches the live line for drift: feeds deltas' sums and a sample of the features to the monitors, and turns
-alarms into records of ``control``, which the director appends.
+"""Watches the live line for drift: feeds deltas' sums and a sample of the features to the monitors. The
+director appends their alarms to ``control``.
 
 It keeps no state: after a restart the warm-up repeats. When another epoch goes live, the loss monitors
 restart.
@@ -7,7 +7,6 @@ restart.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -16,9 +15,8 @@ from numpy.typing import NDArray
 
 from recsys.app.logged_sets import BlockReader
 from recsys.clock import is_due
-from recsys.config.part_configs import DriftConfig
 from recsys.config.system_config import Config
-from recsys.events.control_records import Alarm, Control, Reaction
+from recsys.events.control_records import Alarm
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import uniform
 from recsys.events.records import EXAMPLES
@@ -26,7 +24,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import decoded
 from training.drift.monitors import FeatureMonitor, LossMonitor
-from training.drift.reaction import ReactionPolicy
 from training.lines.control import ControlReader
 from training.lines.line import MAIN
 from training.steps.delta_reader import DeltaMetrics, LearnedSteps
@@ -40,51 +37,35 @@ _SLOTS: Final = ("profile", "context", "duration")  # and the groups of items
 
 
 class DriftWatch:
-    """Reads the log; ``turn`` returns the records to append to ``control``. ``alarms``: their number."""
+    """Reads the log; ``turn`` returns the alarms to append to ``control``. ``alarms``: their number."""
 
     def __init__(self, log: Log, config: Config, features: FeatureSet) -> None:
         self._labels, self._watches = features.schema.labels, config.drift.watch
         self._from_ms = config.drift.from_ms
-        self._react = config.drift.watch and config.drift.react
-        bounds = config.drift
-        if not self._react:  # nothing may change
-            bounds = replace(bounds, most_rate=1.0, most_gathered=1)
         control = ControlReader(log)
-        offline = [s for s in control.turn() if isinstance(s, Reaction) and s.offline]
-        reaction = _bounded(control.reaction, bounds)
-        offline_ms = offline[-1].time_ms if offline else None
-        self._policy = ReactionPolicy(bounds, reaction, offline_ms)
-        # For the next turn that reads the log to its end; monitors don't raise an alarm twice.
-        self._records: list[Control] = [] if reaction is control.reaction else [reaction]
+        control.turn()
         self.learned = LearnedSteps(log, control, MAIN, control.live_epoch(MAIN))
         self._losses = LossMonitor(self._labels)
         self._features = SampledFeatures(log, features, self._from_ms)
-        self._pending: list[Alarm] = []  # not seen by the policy yet
+        # For the next turn that reads the log to its end; monitors don't raise an alarm twice.
+        self._found: list[Alarm] = []
         self.alarms = 0
         self.not_finite = 0  # steps whose sums aren't finite
 
-    @property
-    def reaction(self) -> Reaction:
-        """The newest reaction."""
-        return self._policy.reaction
-
-    def turn(self, now_ms: int) -> list[Control]:
-        """Reads new records; returns alarms, each followed by the reaction to it."""
+    def turn(self, now_ms: int) -> list[Alarm]:
+        """Reads new records; returns new alarms."""
         if self.learned.follow():
             self._losses = LossMonitor(self._labels)
         if self._watches:
-            self._records += self._noted(self._features.turn(now_ms, self.learned.step))
+            self._note(self._features.turn(now_ms, self.learned.step))
             for progress in self.learned.read():
-                self._records += self._noted(self._judge(progress))
-                if self._reacts(progress):
-                    self._records.append(self.reaction)
-        records, self._records = self._records, []
-        return records
-
-    def _noted(self, alarms: Sequence[Alarm]) -> Sequence[Alarm]:
-        self._pending += alarms
-        self.alarms += len(alarms)
+                self._note(self._judge(progress))
+        alarms, self._found = self._found, []
         return alarms
+
+    def _note(self, alarms: Sequence[Alarm]) -> None:
+        self._found += alarms
+        self.alarms += len(alarms)
 
     def _judge(self, progress: DeltaMetrics) -> list[Alarm]:
         if progress.time_ms <= self._from_ms:
@@ -94,24 +75,6 @@ class DriftWatch:
         except ValueError:  # not finite: that isn't drift
             self.not_finite += 1
             return []
-
-    def _reacts(self, progress: DeltaMetrics) -> bool:
-        """Whether ``reaction`` changes after a step."""
-        alarms, self._pending = self._pending, []
-        if not self._react:
-            return False
-        examples = progress.metrics.get("examples", 0.0)
-        return self._policy.step(alarms, examples, progress.time_ms)
-
-
-def _bounded(reaction: Reaction, bounds: DriftConfig) -> Reaction:
-    """The reaction, or one that takes back what exceeds the bounds."""
-    rate = min(reaction.rate, bounds.most_rate)
-    every = min(reaction.publish_every, bounds.most_gathered)
-    if (rate, every) == (reaction.rate, reaction.publish_every):
-        return reaction
-    because = ["it is beyond what drift.react, most_rate and most_gathered allow"]
-    return Reaction(rate=rate, publish_every=every, because=because, time_ms=reaction.time_ms)
 
 
 class _SampledExample(msgspec.Struct):

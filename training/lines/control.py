@@ -1,9 +1,9 @@
-"""Folds the topic ``control``: the lifecycle of model lines, and the newest reaction to drift."""
+"""Folds the topic ``control``: the lifecycle of model lines."""
 
 from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Live, ModelSize, Reaction
+from recsys.events.control_records import Control, Live, ModelSize
 from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log
@@ -17,15 +17,12 @@ class ControlReader:
     def __init__(self, log: Log) -> None:
         self._consumer = Consumer(log, CONTROL, [0])
         self.lifecycle = Lifecycle()
-        self.reaction = Reaction()
 
     def turn(self) -> list[Control]:
         """Folds and returns the new records."""
         messages: list[Control] = []
         for _, message in decoded(self._consumer.drain(), Control):
             self.lifecycle.fold(message)
-            if isinstance(message, Reaction):
-                self.reaction = message
             messages.append(message)
         return messages
 

@@ -41,8 +41,6 @@ class Sequencer:
         self.config, self._live = config, live
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
-        self.gathered = 1  # steps whose rows are published together, with the last of them
-        self.rate = 1.0  # factor of the configured learning rates
         self.offsets = dict(offsets or {})  # where the next step begins, by partition
         # Of each example: arrival, partition, offset, closed_ms, the view that caused it, if one did, and
         # whether it is learned.
@@ -96,8 +94,7 @@ class Sequencer:
             line=self.line, epoch=self.epoch, step=self.step,
             ranges=self._ranges((p, offset) for _, p, offset, *_ in taken), examples=len(taken),
             lanes=self.config.lanes, time_ms=max(closed_ms for *_, closed_ms, _, _ in taken),
-            config=self.digest, defers_rows=self.step % self.gathered != 0,
-            rate=self.rate * max(_LEAST_RATE, share**0.5),
+            config=self.digest, rate=max(_LEAST_RATE, share**0.5),
             filled=max(1, min(-(-learned // LANE_EXAMPLES), self.config.lanes)),
             views=self._sample([(view, p, o) for _, p, o, _, view, _ in taken if view], now_ms),
         )  # fmt: skip

@@ -2,9 +2,8 @@
 
 Its last records say where the next step begins. When ``control`` makes another epoch live, it writes the
 steps that this epoch learns again, and continues in it: after an epoch's first record none of an earlier
-epoch follows. A reaction to drift becomes part of the next step's record. Live, a step is cut once the
-trainer has published the one before, so that steps follow each other at its pace. This process also writes
-the ticks of ``events``.
+epoch follows. Live, a step is cut once the trainer has published the one before, so that steps follow each
+other at its pace. This process also writes the ticks of ``events``.
 """
 
 import logging
@@ -17,7 +16,6 @@ import msgspec
 from msgspec.structs import replace
 
 from experiments.promotion.epoch_model import config_at, features_at
-from parameter_server.shard.lanes import MAX_RATE
 from recsys.clock import machine_ms, machine_ns
 from recsys.config.system_config import Config
 from recsys.events.hashing import Id
@@ -114,10 +112,7 @@ class SequencerLoop(RetryLoop):
         control = self._control
         if control.turn() and control.live_epoch(self._line, self._epoch) != self._epoch:
             self._restore()
-        # The next step is learned and published by the newest reaction; invalid values mean the default.
-        reaction, sequencer = control.reaction, self._sequencer
-        sequencer.rate = reaction.rate if 0 < reaction.rate <= MAX_RATE else 1.0
-        sequencer.gathered = max(1, reaction.publish_every)
+        sequencer = self._sequencer
         if self.waiting < _WAITING * self._config.step.examples:
             for partition, record in self._consumer.poll(_READ):
                 example = self._decode(record.value)

@@ -154,7 +154,6 @@ class LaneExamples:
 
     examples: list[TrainingExample] = field(default_factory=list)
     left_out: list[SkippedRecord] = field(default_factory=list)
-    rehearsed: list[TrainingExample] = field(default_factory=list)  # learned again
     forget: list[Id] = field(default_factory=list)
     excluded: int = 0  # examples served by a line that was rolled back
 
@@ -162,23 +161,8 @@ class LaneExamples:
 def read_lanes(
     log: Log, step: Step, own: Container[int], check: "ExampleCheck"
 ) -> dict[int, LaneExamples]:
-    """The own lanes of a step, by lane. Raises LogLost if the log no longer has its examples. Unusable
-    rehearsed examples are skipped silently: they were reported when they were fresh."""
-    lanes = _fresh_lanes(log, step, own, check)
-    if step.rehearsed:
-        count = sum(part.stop - part.start for part in step.rehearsed)
-        records = _read(log, step, step.rehearsed, count)
-        for number, places in enumerate(lanes_of(count, step.lanes, step.filled)):
-            if number in own:
-                lane = _read_lane(records[places.start : places.stop], check, step.without)
-                lanes[number].rehearsed = [e for e in lane.examples if not e.correction]
-    return lanes
-
-
-def _fresh_lanes(
-    log: Log, step: Step, own: Container[int], check: "ExampleCheck"
-) -> dict[int, LaneExamples]:
-    """The examples learned for the first time. Without holes in the offsets, only own lanes are read."""
+    """The own lanes of a step, by lane. Without holes in the offsets, only these are read. Raises LogLost if
+    the log no longer has its examples."""
     places = lanes_of(step.examples, step.lanes, step.filled)
     own_places = [(n, p) for n, p in enumerate(places) if n in own]
     if sum(part.stop - part.start for part in step.ranges) == step.examples:

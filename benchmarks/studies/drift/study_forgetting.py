@@ -1,13 +1,11 @@
 """`recsys study forgetting`: tastes are A, then B, then A again; measures what is left of A on return.
 
-The same log is learned twice: plainly, and with old examples rehearsed by the panel's request
-(benchmarks/studies/drift/rehearsal.py). Lists don't depend on a model, so both are judged on the same rows.
-Two quantities are judged. *Memory*: the panel of the first A, with its features as served, scored at the end
-of A and at the end of B: the forgetting of the weights. *On return*: predictions in the first window of the
-second A, where the viewers' sessions and counters are still full of B, which weights can't know to be over.
-Windows differ in predictability, so beside each AUC stands that of the true probabilities on the same rows
-(``ceiling``). A third variant keeps past states and mixes their predictions with the live one
-(``kept_states``).
+Two quantities are judged. *Memory*: a panel of examples of the first A, with their features as served, scored
+at the end of A and at the end of B: the forgetting of the weights. *On return*: predictions in the first
+window of the second A, where the viewers' sessions and counters are still full of B, which weights can't know
+to be over. Windows differ in predictability, so beside each AUC stands that of the true probabilities on the
+same rows (``ceiling``). A variant keeps past states and mixes their predictions with the live one
+(``kept_states``). Lists don't depend on a model, so both are judged on the same rows.
 """
 
 import json
@@ -20,32 +18,25 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.commands import study_command
 from benchmarks.studies.drift.kept_states import MOST_STATES, KeepingPlayer, mixed
-from benchmarks.studies.drift.rehearsal import (
-    ExamplePlace,
-    ForgettingConfig,
-    ForgettingControl,
-    Rehearsal,
-    RehearsingSequencer,
-    Strength,
-)
 from benchmarks.studies.drift.world_aba import WorldABA
 from benchmarks.studies.quality.simulated_world_log import WorldLog
 from examples.short_video.world import World
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig
-from recsys.events.records import EXAMPLES, TrainingExample, unpack
+from recsys.events.hashing import uniform
+from recsys.events.records import EXAMPLES, Example, TrainingExample, unpack
 from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import read_range
 from recsys.model.model import build_model
 from recsys.model.prediction_metrics import auc, log_loss
 from replay.direct_loop import DirectLoop
 from replay.predictions import Predictions
 from replay.replay_run import ReplayOptions, config_for, replay_with
 from training.continual.learner import Learner
-from training.drift.monitors import LossMonitor
-from training.lines.line import MAIN, learning_digest
 
 _HOUR_MS: Final = 3_600_000
 _KEPT: Final = 0.95  # of A's AUC, the goal on return
+_OF_WINDOW: Final = 512  # examples of a window, half of them in the panel
 
 
 @dataclass
@@ -67,84 +58,64 @@ class WorldABALog(WorldLog):
         )
 
 
-class RehearsedLoop(DirectLoop):
-    """Loop that scores its panel each window, and rehearses as requested if ``rehearses``."""
+class PanelLoop(DirectLoop):
+    """Loop that scores a panel of the examples before ``exams[0]``, then and at each later one."""
 
-    def __init__(
-        self, features: FeatureSet, config: Config, forgetting: ForgettingConfig, rehearses: bool
-    ) -> None:
+    def __init__(self, features: FeatureSet, config: Config, window_ms: int) -> None:
         super().__init__(features, config)
-        self.rehearsal, self.control = Rehearsal(forgetting), ForgettingControl(forgetting)
-        digest = learning_digest(config, features)
-        self.sequencer = RehearsingSequencer(
-            self.rehearsal, config.step, line=MAIN, epoch=0, digest=digest
-        )
         for partition in range(config.log.partitions):
-            self.log.hold("forgetting", EXAMPLES, partition, 0)
-        self.strengths: list[tuple[int, Strength]] = []
-        self.alarms: list[tuple[int, str, str]] = []
-        self.seen = 0.0
-        self._watch = LossMonitor(features.schema.labels)
+            self.log.hold("panel", EXAMPLES, partition, 0)
         self._learner = Learner(build_model(features, config.model))
-        self._forgetting, self.rehearses, self._window = forgetting, rehearses, -1
-        self.exams: list[int] = []  # when the panel of the first A is scored
-        self.memory: list[dict[str, float]] = []
-        self._first: list[ExamplePlace] = []
+        self._window_ms = window_ms
+        self.exams: list[int] = []
+        self.memory: list[float] = []  # AUC of the first label, at each exam
+        self._panel: list[TrainingExample] = []
 
     def advance(self, now_ms: int) -> list[StepDelta]:
         deltas = super().advance(now_ms)
-        for delta in deltas:
-            self.seen += delta.metrics.get("examples", 0.0)
-            for alarm in self._watch.step(delta.metrics, delta.time_ms, delta.step):
-                self.alarms.append((round(self.seen), alarm.kind, alarm.what))
         if len(self.memory) < len(self.exams) and now_ms >= self.exams[len(self.memory)]:
-            panel = self.rehearsal.cohorts.panel
-            self._first = self._first or [
-                p for w in self.rehearsal.cohorts.windows for p in panel(w)
-            ]
-            self.memory.append(self._score(self._first))
-        window = now_ms // self._forgetting.window_ms
-        if deltas and window != self._window:
-            self._window = window
-            strength = self.control.window(
-                {
-                    w: self._score(self.rehearsal.cohorts.panel(w))["log_loss"]
-                    for w in self.rehearsal.old
-                }
-            )
-            self.strengths.append((now_ms, strength))
-            self.rehearsal.share = strength.share if self.rehearses else 0.0
+            self._panel = self._panel or self._drawn()
+            self.memory.append(self._score())
         return deltas
 
-    def _score(self, places: list[ExamplePlace]) -> dict[str, float]:
-        """Score of the current model for the first label of a panel."""
-        examples = [
-            unpack(self.log.read(EXAMPLES, p.partition, p.offset, 1)[0].value, TrainingExample)
-            for p in places
+    def _drawn(self) -> list[TrainingExample]:
+        """About ``_OF_WINDOW`` / 2 examples of each window so far, by the hashes of their places."""
+        windows: dict[int, list[tuple[float, int, int, Example]]] = {}
+        for partition in range(self.log.partitions(EXAMPLES)):
+            end = self.log.end(EXAMPLES, partition)
+            for record in read_range(self.log, EXAMPLES, partition, 0, end):
+                example = unpack(record.value, Example)
+                hashed = uniform(0, "kept", partition, record.offset)
+                window = windows.setdefault(example.closed_ms // self._window_ms, [])
+                window.append((hashed, partition, record.offset, example))
+        return [
+            example
+            for _, window in sorted(windows.items())
+            for _, partition, offset, example in sorted(window)[:_OF_WINDOW]
+            if uniform(0, "half", partition, offset) < 0.5 and not example.correction
         ]
-        examples = [example for example in examples if not example.correction]
-        if not examples:
-            return {"auc": float("nan"), "log_loss": 0.0}
-        lane, step = self._learner.prepare(examples), self.client.applied_steps()[0]
+
+    def _score(self) -> float:
+        if not self._panel:
+            return float("nan")
+        lane, step = self._learner.prepare(self._panel), self.client.applied_steps()[0]
         rows = self.client.lookup(step, lane.lookup.keys)
         scores = self._learner.learn(lane, rows, self.client.dense(step)).probabilities_BL[:, 0]
-        labels = lane.labels_BK[:, 0]
-        return {"auc": round(auc(scores, labels), 4), "log_loss": log_loss(scores, labels)}
+        return round(auc(scores, lane.labels_BK[:, 0]), 4)
 
 
-def judge(data: WorldABALog, kind: str, window_h: float, rehearses: bool) -> dict[str, Any]:
+def judge(data: WorldABALog, kind: str, window_h: float) -> dict[str, Any]:
     """One run: AUC and log loss of the last window of A, of the last of B, and of the first on return."""
     seed, options = data.seed, ReplayOptions(features=kind)
     config = config_for(data, options, Config(model=ModelConfig(seed=seed)))
     features = FeatureSet(data.schema, options.features, config.sessions.history)
-    forgetting = ForgettingConfig(window_ms=round(window_h * _HOUR_MS))
-    loop = RehearsedLoop(features, config, forgetting, rehearses)
+    window_ms = round(window_h * _HOUR_MS)
+    loop = PanelLoop(features, config, window_ms)
     world: WorldABA = data.world()  # type: ignore[assignment]
     starts_a, starts_b, returns = world.starts_ms()
     loop.exams = [starts_b, returns]
-    window_ms = round(window_h * _HOUR_MS)
     player = KeepingPlayer(features, config, loop)
-    keep = [] if rehearses else _times(starts_a, returns + window_ms, window_ms)
+    keep = _times(starts_a, returns + window_ms, window_ms)
     player.keeps(keep, sum(at_ms <= starts_b for at_ms in keep) - 1)
     rows = replay_with(player, data, options, iter, loop.digest).predictions
     parts = {
@@ -160,28 +131,23 @@ def judge(data: WorldABALog, kind: str, window_h: float, rehearses: bool) -> dic
     figures = _with_kept_share(
         {n: _judged(time_ms, live, labels, truth, *window) for n, window in parts.items()}
     )
-    if keep:
-        scores_NE = np.column_stack([live, player.scores_NE()])
-        mix = mixed(time_ms, scores_NE, labels)
-        window = {n: _judged(time_ms, mix, labels, truth, *window) for n, window in parts.items()}
-        figures["mixed"] = _with_kept_share(window)
-        split = player.parts()
-        by = {
-            "live": live,
-            "weights": split.weights_N,
-            "sessions": split.sessions_N,
-            "both": scores_NE[:, 1 + player.split],
-        }
-        figures["of_the_past"] = {
-            what: _judged(time_ms, scores, labels, truth, *parts["return"])["auc"]
-            for what, scores in by.items()
-        }
+    scores_NE = np.column_stack([live, player.scores_NE()])
+    mix = mixed(time_ms, scores_NE, labels)
+    window = {n: _judged(time_ms, mix, labels, truth, *window) for n, window in parts.items()}
+    figures["mixed"] = _with_kept_share(window)
+    split = player.parts()
+    by = {
+        "live": live,
+        "weights": split.weights_N,
+        "sessions": split.sessions_N,
+        "both": scores_NE[:, 1 + player.split],
+    }
+    figures["of_the_past"] = {
+        what: _judged(time_ms, scores, labels, truth, *parts["return"])["auc"]
+        for what, scores in by.items()
+    }
     figures["memory"] = loop.memory
-    figures["remembered"] = round(loop.memory[1]["auc"] / loop.memory[0]["auc"], 4)
-    figures["shares"] = [round(s.share, 3) for _, s in loop.strengths]
-    figures["excess"] = [round(s.excess, 3) for _, s in loop.strengths]
-    figures["alarms"] = [f"{seen}: {kind} {what}" for seen, kind, what in loop.alarms]
-    figures["examples"] = round(loop.seen)
+    figures["remembered"] = round(loop.memory[1] / loop.memory[0], 4)
     return figures
 
 
@@ -234,30 +200,23 @@ def _with_kept_share(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
 def forgetting(
     seeds: Annotated[int, typer.Option(min=1, help="Worlds and initial values.")] = 5,
     hours: Annotated[float, typer.Option(help="Hours of all three phases together.")] = 72.0,
-    window_h: Annotated[
-        float, typer.Option(help="Hours of a cohort, and of a judged window.")
-    ] = 3.0,
+    window_h: Annotated[float, typer.Option(help="Hours of a judged window.")] = 3.0,
     change: Annotated[
         str, typer.Option(help="Change in B: tastes, people, or nothing.")
     ] = "tastes",
-    rehearsed: Annotated[
-        bool, typer.Option(help="Also judge rehearsal, which doubles the time.")
-    ] = True,
     first_seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
     kind: Annotated[str, typer.Option("--features", help="ids, ids+history or all.")] = "all",
 ) -> dict[str, Any]:
-    """Remaining quality of a taste that comes back: plain, rehearsed, and mixed with past states."""
+    """Remaining quality of a taste that comes back: plain, and mixed with past states."""
     runs = []
-    ways = ("plain", "rehearsed", "mixed") if rehearsed else ("plain", "mixed")
+    ways = ("plain", "mixed")
     for seed in range(first_seed, first_seed + seeds):
         data = WorldABALog(seed, hours, change=change)
-        run: dict[str, Any] = {"seed": seed, "plain": judge(data, kind, window_h, False)}
+        run: dict[str, Any] = {"seed": seed, "plain": judge(data, kind, window_h)}
         run["mixed"] = run["plain"].pop("mixed")
-        if rehearsed:
-            run["rehearsed"] = judge(data, kind, window_h, True)
         typer.echo(f"seed {seed}: on return, of the past: {run['plain']['of_the_past']}")
         for name in ways:
-            typer.echo(f"seed {seed} {name:>9}: {_line(run[name])}")
+            typer.echo(f"seed {seed} {name:>5}: {_line(run[name])}")
         runs.append(run)
     figures = {
         "hours": hours,

@@ -203,10 +203,9 @@ class ABA(ScenarioWorld):
     """From four in the third night on, for a day, everybody has the taste of another world."""
 
     scenario = "a_b_a"
-    b_days = 1.0
 
     def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
-        if 2 + DEEPEST <= self.day(time_ms) < 2 + DEEPEST + self.b_days:
+        if 2 + DEEPEST <= self.day(time_ms) < 3 + DEEPEST:
             tag = f"{tag} in b"
         return super().taste(user_id, tag, time_ms)
 

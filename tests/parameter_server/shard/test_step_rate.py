@@ -91,12 +91,16 @@ def test_it_is_part_of_the_step_wherever_that_is_written_down():
 def test_what_was_written_before_there_were_rates_reads_as_the_usual_one():
     old = msgspec.msgpack.decode(StepSum(3, 4, {}, None, {}).encode())
     assert old.pop("rate") == 1.0
+    old["held"] = True  # a field of earlier versions
     assert StepSum.decode(msgspec.msgpack.encode(old)).rate == 1.0
     record = msgspec.msgpack.decode(pack(step_of("main", 1)))
     assert record.pop("rate") == 1.0
     assert unpack(msgspec.msgpack.encode(record), Step).rate == 1.0
-    head = msgspec.msgpack.encode([0, [], [], False, {}, True])
-    assert msgspec.msgpack.decode(head, type=LaneHead).rate == 1.0
+    head = [0, [], [], False, {}]
+    assert msgspec.convert(head, LaneHead).rate == 1.0
+    for of_another_version in ([*head, True, 0.5], [*head, False]):  # refused, never misread
+        with pytest.raises(msgspec.ValidationError, match=r"\$\[5\]"):
+            msgspec.msgpack.decode(msgspec.msgpack.encode(of_another_version), type=LaneHead)
 
 
 @pytest.mark.parametrize("rates", [(1.0, 2.0), (0.0, 0.0), (11.0, 11.0), (float("nan"),) * 2])

@@ -75,6 +75,19 @@ def test_a_file_that_extends_nothing_is_a_laptop(tmp_path: Path) -> None:
     assert load(written(tmp_path, "")) == replace(laptop(), name="mine")
 
 
+def test_a_removed_key_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, "drift:\n  watch: true\n  react: true\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml:3: drift.react is gone: an alarm .* Remove"):
+        load(file)
+    monkeypatch.setenv("RECSYS__DRIFT__MOST_GATHERED", "4")
+    with pytest.raises(
+        ConfigError, match=r"RECSYS__DRIFT__MOST_GATHERED: drift.most_gathered is gone"
+    ):
+        load("laptop")
+
+
 def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS__LOG__PARTITIONS", "8")
     monkeypatch.setenv("recsys__serve__dashboard", "false")

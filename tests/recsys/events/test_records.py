@@ -124,11 +124,32 @@ def test_records_keep_the_names_that_their_fields_have_on_the_log() -> None:
         "Unlearning.parent_epoch": "of", "Decision.verdict": "said",
         "ExperimentState.by_request": "given", "Experiments.states": "stands",
         "Impression.inputs": "asked", "TrainingExample.sampling_rate": "kept",
-        "Example.sampling_rate": "kept", "Step.defers_rows": "held", "_SumRecord.defers_rows": "held",
+        "Example.sampling_rate": "kept",
         "AffectedStep.excluded": "quarantined", "Running.config_digest": "asked",
         "Plan.config_digest": "asked", "ShardRequest.keys": "without",
         "ShardRequest.keys_are_allowed": "only", "ShardRequest.user_vectors": "sides",
     }  # fmt: skip
+
+
+def test_what_earlier_versions_wrote_of_drift_is_readable_and_has_no_effect() -> None:
+    step = Step(line="main", epoch=0, step=3, ranges=[Range(0, 1, 5)], examples=4, lanes=2, time_ms=9,
+                config="", rate=3.0)  # fmt: skip
+    of_drift = {
+        "held": True,
+        "rehearsed": [msgspec.to_builtins(Range(0, 0, 1))],
+        "rehearsed_weight": 0.5,
+    }
+    assert unpack(msgspec.msgpack.encode(msgspec.to_builtins(step) | of_drift), Step) == step
+    reaction = {
+        "type": "reaction",
+        "rate": 3.0,
+        "publish_every": 4,
+        "offline": True,
+        "because": ["x"],
+    }
+    assert isinstance(
+        unpack(msgspec.msgpack.encode(reaction), control_records.Control), control_records.Reaction
+    )
 
 
 def test_fields_that_old_records_lack_are_empty_but_for_these() -> None:
@@ -145,11 +166,11 @@ def test_fields_that_old_records_lack_are_empty_but_for_these() -> None:
     assert {name: default for name, default in defaults.items() if default} == {
         "RequestInputs.source_floor": 1.0, "Candidate.learns": True,
         "ExperimentState.state": "running", "Experiments.answers": -1,
-        "Unlearning.state": "asked", "Reaction.rate": 1.0, "Reaction.publish_every": 1,
+        "Unlearning.state": "asked",
         "Stamp.line": "main", "ServedItem.propensity": 1.0, "Item.v": 1, "User.v": 1,
         "Impression.surface": "feed", "Impression.v": 1, "Engagement.surface": "feed",
         "Engagement.v": 1, "Preference.v": 1, "TrainingExample.sampling_rate": 1.0,
         "Example.sampling_rate": 1.0,
-        "Example.propensity": 1.0, "Step.rehearsed_weight": 1.0, "Step.rate": 1.0,
+        "Example.propensity": 1.0, "Step.rate": 1.0,
         "Delta.format": "fp32", "Choice.each": 1.0,
     }  # fmt: skip

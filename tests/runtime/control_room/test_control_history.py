@@ -11,7 +11,6 @@ from recsys.events.control_records import (
     ExperimentState,
     LineHold,
     Live,
-    Reaction,
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, DeadLetter, pack, topics
 from recsys.log.protocol import Append, MemoryLog
@@ -59,7 +58,6 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
             scale=0.1,
             detector="adwin",
         ),
-        Reaction(rate=2.0, because=["loss like"]),
         Experiments(revision=3),
     )
     story.turn()
@@ -68,7 +66,7 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
     assert found["decisions"][0]["evidence"] == {"auc": 0.01} and found["decisions"][0]["at"] == 2
     [candidate] = found["candidates"]
     assert (candidate["stage"], candidate["share"], candidate["why"]) == ("canary", 0.05, "better")
-    assert found["alarms"][0]["found"] == 0.7 and found["reaction"]["rate"] == 2.0
+    assert found["alarms"][0]["found"] == 0.7
     assert story.experiments.revision == 3
 
 

@@ -16,7 +16,6 @@ BESIDE_PURE = (
     "!recsys/log/embedded_broker.py", "!serving/retrieval/ray_*", "!serving/sessions/session_store.py",
     "!training/continual/driver.py", "!training/continual/worker_process.py",
     "!training/continual/ray_run.py",
-    "!training/drift/offline_command.py",
 )  # fmt: skip
 
 

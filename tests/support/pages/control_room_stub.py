@@ -51,7 +51,7 @@ PANELS: dict[str, Any] = {
     "running": True, "served": {"line": "main", "epoch": 2, "step": 1_234},
     "lost": {}, "logs": "/srv/state/run", "letters": [], "experiments": [], "quarantined": ["a0", "a1"],
     "parts": [{"name": name, "state": "ready", "failure": ""} for name in PARTS],
-    "control": {"live": None, "candidates": [], "decisions": [], "alarms": [], "reaction": None},
+    "control": {"live": None, "candidates": [], "decisions": [], "alarms": []},
 }  # fmt: skip
 
 

@@ -35,9 +35,7 @@ class CountingLearner:
     features = FEATURES
     model = SimpleNamespace(ranker=SimpleNamespace(shape=SimpleNamespace(dense=DENSE_WIDTH)))
 
-    def prepare(
-        self, examples: Sequence[Example], rehearsed: Sequence[Example] = (), weight: float = 1.0
-    ) -> SimpleNamespace:
+    def prepare(self, examples: Sequence[Example]) -> SimpleNamespace:
         places = {
             "features": [key for e in examples for key in counted(e)],
             "items": [key_of("item", e.item_id) for e in examples],

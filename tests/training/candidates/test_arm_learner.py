@@ -167,12 +167,6 @@ def _again(of: ServedExample, n: int) -> ServedExample:
     )
 
 
-def test_rehearsed_examples_keep_their_weight() -> None:
-    its = learner(DIVERTED)
-    lane = its.prepare([example(1, "a")], [example(2, "a")], 0.5)
-    assert its.example_weights(lane).tolist() == [0.0, 1.0]
-
-
 def test_it_goes_on_from_a_snapshot() -> None:
     one, other = learner(WEIGHTED), learner(WEIGHTED)
     for n in range(20):

@@ -106,11 +106,10 @@ def test_views_named_in_a_second_do_not_grow_with_the_examples(per_s: int) -> No
 def test_a_small_live_step_learns_at_a_lower_rate(examples: int, rate: float) -> None:
     for live in (True, False):
         cutter = Sequencer(StepConfig(), line="main", epoch=0, digest="", live=live)
-        cutter.rate = 2.0  # of a reaction to drift
         for offset in range(examples):
             cutter.arrived(0, offset, 0, now_ms=0)
         step = cutter.cut(10_000)
-        assert step is not None and step.rate == (2 * rate if live else 2.0)
+        assert step is not None and step.rate == (rate if live else 1.0)
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,26 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.drift.kept_states import KeepingPlayer, mixed
-from benchmarks.studies.drift.study_forgetting import WorldABALog, _truth, _with_kept_share
+from benchmarks.studies.drift.study_forgetting import (
+    PanelLoop,
+    WorldABALog,
+    _truth,
+    _with_kept_share,
+)
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
-from replay.direct_loop import DirectLoop
 from replay.replay_run import ReplayOptions, ReplayResult, config_for, replay_with
 
 LOG = WorldABALog(0, 0.6, users=20, items=40, requests_per_s=0.03)
 
 
-def played(*keep_h: float) -> tuple[ReplayResult, KeepingPlayer]:
+def played(*keep_h: float, exams_h: tuple[float, ...] = ()) -> tuple[ReplayResult, KeepingPlayer]:
     options = ReplayOptions()
     config = config_for(LOG, options, Config())
     features = FeatureSet(LOG.schema, options.features, config.sessions.history)
-    loop = DirectLoop(features, config)
+    loop, starts = PanelLoop(features, config, 360_000), LOG.world().start_ms
+    loop.exams = [starts + round(h * 3_600_000) for h in exams_h]
     player = KeepingPlayer(features, config, loop)
-    starts = LOG.world().start_ms
     player.keeps([starts + round(h * 3_600_000) for h in keep_h], 0 if keep_h else -1)
     return replay_with(player, LOG, options, iter, loop.digest), player
 
@@ -53,6 +57,17 @@ def test_a_kept_state_speaks_from_when_it_was_kept_and_learns_no_more(
     parts = player.parts()
     assert np.array_equal(np.isnan(parts.weights_N), since_h < since_h[since_h > 0.2][0])
     assert not np.allclose(parts.weights_N[-20:], parts.sessions_N[-20:])
+
+
+def test_a_panel_is_drawn_once_and_its_exams_change_nothing(
+    both: tuple[ReplayResult, KeepingPlayer],
+) -> None:
+    kept, (result, player) = both[0], played(exams_h=(0.3, 0.5))
+    loop = player.loop
+    assert isinstance(loop, PanelLoop) and result.digest == kept.digest
+    assert len(loop.memory) == 2 and 0.3 < loop.memory[1] != loop.memory[0]
+    later = loop._drawn()
+    assert 10 < len(loop._panel) < len(later)
 
 
 def test_too_many_states_are_refused() -> None:
