@@ -37,7 +37,7 @@ class Sequencer:
         offsets: dict[int, int] | None = None,
         live: bool = False,
     ) -> None:
-        """``live``: small steps learn at a lower rate, and one is cut sooner while the trainer is ``idle``."""
+        """``live``: small steps learn at a lower rate, and one is cut sooner while the trainer is idle."""
         self.config, self._live = config, live
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
