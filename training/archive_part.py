@@ -11,10 +11,10 @@ from recsys.config.system_config import Config
 from recsys.events.records import EVENTS
 from recsys.process.clock_file import clock_of
 from recsys.process.disk_budget import Level
+from recsys.process.fold import PartFold, follow
 from recsys.process.open_log import open_log
-from recsys.process.part_process import Stop
+from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.part_snapshot import PartState
-from recsys.process.retry_loop import run_turn
 from recsys.process.space_file import SpaceReader
 from recsys.process.worker_share import WHOLE, Share, leased
 from training.archive.files import drop_oldest
@@ -25,6 +25,7 @@ from training.deletion.erasure import Eraser
 
 _LOG: Final = logging.getLogger(__name__)
 _RETAIN_EVERY_S: Final = 15.0
+_PAUSE_S: Final = 0.5  # without records
 
 
 class BudgetedArchive:
@@ -61,6 +62,48 @@ class BudgetedArchive:
                 _LOG.info("removed %d of the oldest files", dropped)
 
 
+class ArchivePart(PartFold):
+    """Archives, inspects (the first worker) and erases, each of which restores itself."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        budgeted: BudgetedArchive,
+        inspector: Inspector | None,
+        eraser: Eraser,
+    ) -> None:
+        self._archive, self._budgeted = archive, budgeted
+        self._inspector, self._eraser = inspector, eraser
+        self._reported = 0
+
+    def _turn(self) -> int:
+        moved = self._budgeted.turn() + (self._inspector.turn() if self._inspector else 0)
+        self._eraser.turn()
+        return moved
+
+    def _restore(self) -> None:
+        """Nothing: its members do."""
+
+    def report(self, beat: Heartbeat, moved: int) -> None:
+        archive, inspector = self._archive, self._inspector
+        beat.add("records", archive.written - self._reported)
+        self._reported = archive.written
+        beat.gauge("files", archive.files)
+        beat.gauge("files_dropped", self._budgeted.dropped)
+        beat.gauge("paused", float(self._budgeted.paused))
+        beat.gauge("missed", archive.missed)
+        if inspector:
+            beat.gauge("unreadable", inspector.unreadable)
+            beat.gauge("set_aside", inspector.set_aside)
+        beat.gauge("to_forget", self._eraser.waiting)
+        beat.gauge("forgotten", self._eraser.done)
+        for topic in TOPICS:
+            beat.offsets(topic, archive.offsets(topic))
+
+    def wait(self) -> None:
+        time.sleep(_PAUSE_S)
+
+
 def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
     """Archives, inspects and erases until asked to stop, then writes the buffered records. The first worker
     has the topics of one partition."""
@@ -72,28 +115,7 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
         budgeted = BudgetedArchive(archive, folder, space, config.disk.archive_days, share)
         inspector = Inspector(log, PartState(config.state, PART), clock) if share.first else None
         eraser = Eraser(log, folder, PartState(config.state, ERASURES), clock, share)
-        beat, written = stop.heartbeat, 0
-        while not stop.is_set():
-            moved = run_turn(budgeted.turn, stop, _LOG)
-            judged = run_turn(inspector.turn, stop, _LOG) if inspector else 0
-            erased = run_turn(eraser.turn, stop, _LOG)
-            if moved is None or judged is None or erased is None:
-                continue
-            beat.add("records", archive.written - written)
-            written = archive.written
-            beat.gauge("files", archive.files)
-            beat.gauge("files_dropped", budgeted.dropped)
-            beat.gauge("paused", float(budgeted.paused))
-            beat.gauge("missed", archive.missed)
-            if inspector:
-                beat.gauge("unreadable", inspector.unreadable)
-                beat.gauge("set_aside", inspector.set_aside)
-            beat.gauge("to_forget", eraser.waiting)
-            beat.gauge("forgotten", eraser.done)
-            for topic in TOPICS:
-                beat.offsets(topic, archive.offsets(topic))
-            if not moved and not judged:
-                stop.wait(0.5)
+        follow(ArchivePart(archive, budgeted, inspector, eraser), stop, _LOG)
         archive.flush()
         if inspector:
             inspector.save()

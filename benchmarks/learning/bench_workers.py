@@ -31,8 +31,8 @@ from recsys.events.records import (
     unpack,
 )
 from recsys.log.protocol import Append, MemoryLog
+from recsys.process.fold import Fold as LogFold
 from recsys.process.latency_tuning import freeze_gc
-from recsys.process.retry_loop import RetryLoop
 from recsys.process.worker_share import Share
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.counter_sums import SumLoop
@@ -184,7 +184,7 @@ def _added_up(log: MemoryLog) -> tuple[SumLoop, float]:
     return total, _drained(total)
 
 
-def _drained(loop: RetryLoop | SessionLoop | CounterLoop) -> float:
+def _drained(loop: LogFold | SessionLoop | CounterLoop) -> float:
     """Processor seconds of all turns, and of publishing or writing what is left."""
     began_s = time.process_time()
     while loop.turn():

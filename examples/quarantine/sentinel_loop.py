@@ -15,10 +15,10 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, Log, LogLost
 from recsys.process.clock_file import clock_of
+from recsys.process.fold import PartFold, follow
 from recsys.process.log_consumer import Consumer
 from recsys.process.open_log import open_log
-from recsys.process.part_process import Stop
-from recsys.process.retry_loop import run_turn
+from recsys.process.part_process import Heartbeat, Stop
 
 _LOOK_MS: Final = 600_000
 _WINDOW_MS: Final = 86_400_000
@@ -38,7 +38,7 @@ def append_verdicts(
     return dict(zip(users, log.append(EVENTS, appends), strict=True))
 
 
-class SentinelLoop:
+class SentinelLoop(PartFold):
     """Accounts of the last ``window_ms``. ``nats``: evidence to hold with; 0: it only looks."""
 
     def __init__(
@@ -50,7 +50,17 @@ class SentinelLoop:
         self._due_ms = 0
         self._events = self._consumer()
 
-    def turn(self) -> int:
+    def report(self, beat: Heartbeat, moved: int) -> None:
+        beat.add("events", moved)
+        beat.gauge("held", self.held)
+
+    def wait(self) -> None:
+        self._log.wait(EVENTS, 1.0)
+
+    def _restore(self) -> None:
+        """Nothing: what it knows stays true."""
+
+    def _turn(self) -> int:
         """Reads events, and looks when it has read all and a look is due; returns the events read."""
         read = self.read()
         if self._nats and not read and self._clock() >= self._due_ms:
@@ -96,11 +106,4 @@ def run(config: Config, stop: Stop) -> None:
     """Looks until asked to stop."""
     with closing(open_log(config)) as log:
         loop = SentinelLoop(log, config.bounds.hold_nats, clock_of(config))
-        while not stop.is_set():
-            moved = run_turn(loop.turn, stop, _LOG)
-            if moved is None:
-                continue
-            stop.heartbeat.add("events", moved)
-            stop.heartbeat.gauge("held", loop.held)
-            if not moved:
-                log.wait(EVENTS, 1.0)
+        follow(loop, stop, _LOG)

@@ -34,9 +34,9 @@ from parameter_server.table.dense import Vector
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
+from recsys.process.fold import run_turn
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
-from recsys.process.retry_loop import run_turn
 from runtime.supervision import launch_plan
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, spec_of

@@ -54,7 +54,7 @@ _SETS: Final = (
 _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
     "session-fold": [
         ("events", COUNTER, "Events folded into sessions"),
-        ("failed_turns", COUNTER, "Failed iterations: log or session store unreachable"),
+        ("retries", COUNTER, "Failed iterations: log or session store unreachable"),
         ("repeats", GAUGE, "Duplicate events, since the part started"),
         ("unreadable", GAUGE, "Events and sessions that could not be decoded"),
         ("view_to_session_p95_ms", GAUGE, "Time from a view to its session, p95"),
@@ -65,7 +65,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
     ],
     "counters": [
         ("events", COUNTER, "Events counted for items"),
-        ("failed_turns", COUNTER, "Failed iterations: log unreachable"),
+        _RETRIES,
         ("counters", GAUGE, "Counter rows in memory"),
         ("counters_evicted", GAUGE, "Counter rows that were evicted, since the part started"),
         ("contacts", GAUGE, "Pairs of a viewer and an entity, for counts of different viewers"),

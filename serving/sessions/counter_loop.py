@@ -9,7 +9,7 @@ the snapshot of the other: it counts anew from the beginning of log and archive.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Final
 
 import msgspec
@@ -26,7 +26,8 @@ from recsys.events.records import EVENTS, ITEM_COUNTS, CovisitRows, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.features.item_counters import ItemCounters
-from recsys.log.protocol import Append, Log, LogUnavailable
+from recsys.log.protocol import Append, Log
+from recsys.process.fold import PartFold, follow
 from recsys.process.log_consumer import hold_available
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
@@ -280,6 +281,48 @@ class CounterLoop:
         fold.segments.update(snapshot.viewers)
 
 
+class CounterPart(PartFold):
+    """Counts of all feature sets in use. After an error they restart from their snapshots."""
+
+    def __init__(self, log: Log, config: Config, share: Share, kind: type[CounterLoop]) -> None:
+        self._log, self._config, self._share, self._kind = log, config, share, kind
+        self._loops: SetLoops[CounterLoop] | None = None
+
+    def _make(self, name: str, features: FeatureSet) -> CounterLoop:
+        config, kind, log = self._config, self._kind, self._log
+        state = PartState(config.state, qualified(kind.part, name))
+        bounds, covisits = config.bounds, config.covisits
+        if self._share.whole and kind is CounterLoop:
+            # What several workers sent isn't added up any more.
+            PartState(config.state, qualified(SUMS, name)).remove()
+            log.release(qualified(SUMS, name), ITEM_COUNTS)
+        return kind(
+            log, features, state, bounds=bounds, covisits=covisits, name=name, share=self._share
+        )
+
+    def _turn(self) -> int:
+        if self._loops is None:
+            self._loops = SetLoops(self._log, feature_set(self._config), self._make)
+        return self._loops.turn()
+
+    def _restore(self) -> None:
+        self._loops = None
+
+    def report(self, beat: Heartbeat, moved: int) -> None:
+        assert self._loops is not None, "turn first"
+        self._loops.report(beat)
+        self._loops.oldest.report(beat, moved)
+
+    def wait(self) -> None:
+        self._log.wait(self._kind.topic, 0.5)
+
+    def save(self) -> None:
+        """Takes the last snapshots."""
+        if self._loops is not None and not self.needs_restore:
+            for loop in self._loops.loops.values():
+                loop.save()
+
+
 def run(
     config: Config,
     stop: Stop,
@@ -287,33 +330,11 @@ def run(
     share: Share = WHOLE,
     kind: type[CounterLoop] = CounterLoop,
 ) -> None:
-    """Runs the part until it is asked to stop, then saves. After an error it restarts from its snapshot.
-    ``whole``: adds to the log what it has lost, for folds that begin anew."""
-    log = whole(open_log(config))
-    loops: SetLoops[CounterLoop] | None = None
-
-    def make(name: str, features: FeatureSet) -> CounterLoop:
-        state = PartState(config.state, qualified(kind.part, name))
-        bounds, covisits = config.bounds, config.covisits
-        if share.whole and kind is CounterLoop:  # what several workers sent isn't added up any more
-            PartState(config.state, qualified(SUMS, name)).remove()
-            log.release(qualified(SUMS, name), ITEM_COUNTS)
-        return kind(log, features, state, bounds=bounds, covisits=covisits, name=name, share=share)
-
-    with closing(log), leased(config.state, kind.part, share.partitions(log.partitions(EVENTS))):
-        while not stop.is_set(starting=loops is None):
-            try:
-                loops = loops or SetLoops(log, feature_set(config), make)
-                moved = loops.turn()
-            except LogUnavailable as error:
-                loops = None
-                stop.heartbeat.add("failed_turns")
-                _LOG.warning("turn failed, restarting", extra={"error": str(error)})
-                stop.wait(0.3, starting=True)
-                continue
-            loops.report(stop.heartbeat)
-            loops.oldest.report(stop.heartbeat, moved)
-            if not moved:
-                log.wait(kind.topic, 0.5)
-        for loop in [] if loops is None else loops.loops.values():
-            loop.save()
+    """Runs the part until it is asked to stop, then saves. ``whole``: adds to the log what it has lost, for
+    folds that begin anew."""
+    with closing(whole(open_log(config))) as log, ExitStack() as locks:
+        partitions = share.partitions(log.partitions(EVENTS))
+        locks.enter_context(leased(config.state, kind.part, partitions))
+        part = CounterPart(log, config, share, kind)
+        follow(part, stop, _LOG)
+        part.save()

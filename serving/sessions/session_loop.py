@@ -8,6 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, nullcontext
 from typing import Final
 
 import msgspec
@@ -26,9 +27,10 @@ from recsys.log.protocol import Log, LogLost, LogUnavailable
 from recsys.observability.recent_delays import RecentDelays
 from recsys.observability.tracer import Tracer, open_tracer
 from recsys.process.clock_file import clock_of
+from recsys.process.fold import PartFold, follow
 from recsys.process.log_consumer import Consumer, decoded
 from recsys.process.open_log import open_log
-from recsys.process.part_process import Stop
+from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.worker_share import WHOLE, Share
 from serving.sessions.cluster_store import fold_store
 from serving.sessions.event_reader import EventReader, FoldEvent
@@ -208,57 +210,70 @@ def _user_of(event: Event) -> Id | None:
     return event.user_id if isinstance(event, User | Preference | Impression | Engagement) else None
 
 
+class SessionPart(PartFold):
+    """Folds of all feature sets in use. After an error each resumes as stored."""
+
+    away = (StoreUnavailable, LogUnavailable, PositionConflict)
+
+    def __init__(self, log: Log, config: Config, share: Share, tracer: Tracer | None) -> None:
+        self._log, self._config, self._share, self._tracer = log, config, share, tracer
+        self._clock = clock_of(config)
+        self._stores: dict[str, RedisFoldStore] = {}
+        self._loops: SetLoops[SessionLoop] | None = None
+        self._scrub_s = time.monotonic()
+
+    def _make(self, name: str, features: FeatureSet) -> SessionLoop:
+        partitions, seen = self._log.partitions(EVENTS), self._config.sessions.seen
+        store = self._stores[name] = fold_store(self._config, name, self._share, partitions)
+        return SessionLoop(
+            self._log, store, features, self._clock, seen, self._tracer, name, self._share
+        )
+
+    def _turn(self) -> int:
+        if self._loops is None:
+            self._loops = SetLoops(self._log, feature_set(self._config), self._make)
+        return self._loops.turn()
+
+    def _restore(self) -> None:
+        """Nothing: each loop resumes by itself."""
+
+    def report(self, beat: Heartbeat, moved: int) -> None:
+        assert self._loops is not None, "turn first"
+        self._loops.report(beat)
+        loop = self._loops.oldest
+        if loop.gone and time.monotonic() >= self._scrub_s:
+            self._scrub_s = time.monotonic() + _SCRUB_EVERY_S
+            if next(iter(self._stores.values())).scrub():
+                loop.gone = 0
+        beat.add("events", moved)
+        beat.offsets(EVENTS, loop.events.offsets)
+        if moved:
+            beat.gauge("repeats", loop.events.repeats)
+            beat.gauge("rows_evicted", loop.rows_evicted)
+            beat.gauge("unreadable", loop.events.unreadable + loop.unreadable)
+
+    def report_delays(self, beat: Heartbeat) -> None:
+        if self._loops is not None:
+            delays = self._loops.oldest.delays.p95(_DELAY, self._clock())
+            beat.replace_gauges(_DELAY, delays)
+
+    def wait(self) -> None:
+        self._log.wait(EVENTS, 0.5)
+
+    def close(self) -> None:
+        for store in self._stores.values():
+            store.close()
+
+
 def run(
     config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: log, share: Share = WHOLE
 ) -> None:
     """Runs the part until it is asked to stop; waits while the store or the log is away. ``whole``: adds to
     the log what it has lost, for sets that are new."""
-    log, clock = whole(open_log(config)), clock_of(config)
-    partitions = log.partitions(EVENTS)
-    stores: dict[str, RedisFoldStore] = {}
     tracer = open_tracer(config, NAME)
-
-    def make(name: str, features: FeatureSet) -> SessionLoop:
-        stores[name], seen = fold_store(config, name, share, partitions), config.sessions.seen
-        return SessionLoop(log, stores[name], features, clock, seen, tracer, name, share)
-
-    loops: SetLoops[SessionLoop] | None = None
-    beat = stop.heartbeat
-    try:
-        scrub_s = time.monotonic()
-        starting = True  # until the first turn, which reads the whole catalogue, is done
-        while not stop.is_set(starting):
-            try:
-                loops = loops or SetLoops(log, feature_set(config), make)
-                moved = loops.turn()
-                starting = False
-            except (StoreUnavailable, LogUnavailable, PositionConflict) as error:
-                beat.add("failed_turns")
-                _LOG.warning("turn failed, trying again", extra={"error": str(error)})
-                if loops is not None:
-                    beat.replace_gauges(_DELAY, loops.oldest.delays.p95(_DELAY, clock()))
-                stop.wait(0.3, starting)
-                continue
-            loops.report(beat)
-            loop = loops.oldest
-            if loop.gone and time.monotonic() >= scrub_s:
-                scrub_s = time.monotonic() + _SCRUB_EVERY_S
-                if next(iter(stores.values())).scrub():
-                    loop.gone = 0
-            beat.add("events", moved)
-            beat.offsets(EVENTS, loop.events.offsets)
-            if moved:
-                beat.gauge("repeats", loop.events.repeats)
-                beat.gauge("rows_evicted", loop.rows_evicted)
-                beat.gauge("unreadable", loop.events.unreadable + loop.unreadable)
-            beat.replace_gauges(_DELAY, loop.delays.p95(_DELAY, clock()))
-            if tracer:
-                tracer.count(beat)
-            if not moved:
-                log.wait(EVENTS, 0.5)
-    finally:
-        if tracer:
-            tracer.close()
-        for store in stores.values():
-            store.close()
-        log.close()
+    with (
+        closing(whole(open_log(config))) as log,
+        closing(SessionPart(log, config, share, tracer)) as part,
+        closing(tracer) if tracer else nullcontext(),
+    ):
+        follow(part, stop, _LOG, tracer)

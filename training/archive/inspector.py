@@ -29,9 +29,9 @@ from recsys.events.records import (
     unpack,
 )
 from recsys.log.protocol import Log, LogLost, Record
+from recsys.process.fold import Fold
 from recsys.process.log_consumer import UNREADABLE, Consumer, DeadLetters
 from recsys.process.part_snapshot import PartState
-from recsys.process.retry_loop import RetryLoop
 from training.steps.delta_reader import DeltaMetrics
 from training.steps.step_reader import StepReader
 
@@ -41,7 +41,7 @@ _SAVE_EVERY_MS: Final = 30_000
 _LOG: Final = logging.getLogger(__name__)
 
 
-class Inspector(RetryLoop):
+class Inspector(Fold):
     """Judges the records of its topics; ``clock`` (milliseconds) decides what retention drops, and
     when to save."""
 

@@ -22,9 +22,9 @@ from recsys.events.event_types import decode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS, Example, non_example, unpack
 from recsys.log.compression import plain
 from recsys.log.protocol import Log, LogLost, Record
+from recsys.process.fold import Fold
 from recsys.process.log_consumer import UNREADABLE, Consumer, check_same, hold_available
 from recsys.process.part_process import write_atomically
-from recsys.process.retry_loop import RetryLoop
 from recsys.process.worker_share import WHOLE, Share
 from training.archive.digest import checked
 from training.archive.files import (
@@ -77,7 +77,7 @@ class _Buffer:
     size: int = 0
 
 
-class Archive(RetryLoop):
+class Archive(Fold):
     """Archives topics of a log into a folder, or a worker's partitions of them; ``clock`` (milliseconds)
     decides when to write."""
 

@@ -23,6 +23,7 @@ from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, LogLost, LogUnavailable, newest_first
 from recsys.process.clock_file import clock_of
+from recsys.process.fold import PartFold, follow
 from recsys.process.log_consumer import UNREADABLE, Consumer, decoded
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
@@ -49,7 +50,7 @@ _AHEAD: Final = 256  # steps per read when searching for the end of a partition
 _LOG: Final = logging.getLogger(__name__)
 
 
-class Director:
+class Director(PartFold):
     """Decides on the lines of one system. ``clock``: milliseconds."""
 
     def __init__(
@@ -81,7 +82,25 @@ class Director:
         self.removed = 0  # snapshots
         self.oldest: int | None = None  # step of the oldest kept snapshot of the live line
 
-    def turn(self) -> int:
+    def report(self, beat: Heartbeat, moved: int) -> None:
+        """Reports counts since this director began, and experiments that ended by themselves."""
+        beat.gauge("alarms", self.drift.alarms)
+        beat.gauge("experiments_broken", self.experiments.stopped_for(BROKEN))
+        beat.gauge("experiments_harmed", self.experiments.stopped_for(HARM))
+        beat.gauge("snapshots_removed", self.removed)
+        for kind in (BEHIND, NO_POSITIVE):
+            beat.gauge(f"line_holds.{kind}", self.line_watch.holds[kind])
+        beat.gauge("scores_unread", self.promoter.unread)
+        if self.oldest is not None:
+            beat.gauge("oldest_snapshot", self.oldest)
+
+    def wait(self) -> None:
+        self._log.wait(CONTROL, 0.5)
+
+    def _restore(self) -> None:
+        """Nothing: all that it writes is due until it is read."""
+
+    def _turn(self) -> int:
         """Folds ``control``, and does what is due; returns the number of records read and written."""
         moved = self._fold()
         if self.live is None:
@@ -272,26 +291,4 @@ def run(config: Config, stop: Stop) -> None:
         director = Director(
             log, config, clock_of(config), experiment_texts(), lambda: open_log(config)
         )
-        beat = stop.heartbeat
-        while not stop.is_set():
-            try:
-                director.turn()
-                report(director, beat)
-            except LogUnavailable as error:
-                _LOG.warning("log unavailable, trying again: %s", error)
-                beat.add("retries")
-            log.wait(CONTROL, 0.5)
-
-
-def report(director: Director, beat: Heartbeat) -> None:
-    """Reports counts since this director began, and experiments that ended by themselves."""
-    experiments = director.experiments
-    beat.gauge("alarms", director.drift.alarms)
-    beat.gauge("experiments_broken", experiments.stopped_for(BROKEN))
-    beat.gauge("experiments_harmed", experiments.stopped_for(HARM))
-    beat.gauge("snapshots_removed", director.removed)
-    for kind in (BEHIND, NO_POSITIVE):
-        beat.gauge(f"line_holds.{kind}", director.line_watch.holds[kind])
-    beat.gauge("scores_unread", director.promoter.unread)
-    if director.oldest is not None:
-        beat.gauge("oldest_snapshot", director.oldest)
+        follow(director, stop, _LOG)

@@ -38,10 +38,10 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogUnavailable
 from recsys.model.model import build_model
 from recsys.process.clock_file import clock_of
+from recsys.process.fold import PartFold, follow
 from recsys.process.log_consumer import hold_available, readable
 from recsys.process.open_log import open_log
-from recsys.process.part_process import Stop
-from recsys.process.retry_loop import RetryLoop, run_turn
+from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.worker_share import WHOLE, Share, leased
 from training.candidates.line_start import LineStart, write_line
 from training.candidates.retrieval_comparison import (
@@ -72,7 +72,7 @@ class _ScoredStep(msgspec.Struct):
     step: int
 
 
-class ShadowLoop(RetryLoop):
+class ShadowLoop(PartFold):
     """Runs a worker's active candidates. ``clock``: milliseconds; ``spent``: processor seconds of this
     thread."""
 
@@ -87,10 +87,24 @@ class ShadowLoop(RetryLoop):
         self._starts = LineStart(log, config, features, clock)
         self.shadows: dict[str, Shadow] = {}  # active ones, by line
         self.counts = {"steps": 0, "scored": 0, "refused": 0, "waits": 0}
+        self._reported = dict(self.counts)
         self._speeds: dict[object, dict[str, float]] = {}  # by both models
         self.cpu_s = 0.0
         self.behind = 0  # steps that the slowest has still to take
         self._restore()
+
+    def report(self, beat: Heartbeat, moved: int) -> None:
+        for name, count in self.counts.items():
+            beat.add(name, count - self._reported[name])
+        self._reported = dict(self.counts)
+        beat.gauge("candidates", len(self.shadows))
+        beat.gauge("own_rows", self.own_rows)
+        beat.gauge("behind", self.behind)
+        beat.gauge("unlearn_behind", self.replay.behind)
+        beat.gauge("cpu_s", self.cpu_s)
+
+    def wait(self) -> None:
+        self._log.wait(STEPS if self.shadows else CONTROL, 0.5)
 
     @property
     def own_rows(self) -> int:
@@ -333,21 +347,7 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
     with closing(open_log(config)) as log, ExitStack() as locks:
         locks.enter_context(leased(config.state, PART, share.partitions(log.partitions(EXAMPLES))))
         loop = ShadowLoop(log, config, feature_set(config), clock_of(config), share=share)
-        beat, before = stop.heartbeat, dict(loop.counts)
         with_panels = share.first and config.drift.panel_examples
-        panels = PanelThread(config, beat) if with_panels else None
+        panels = PanelThread(config, stop.heartbeat) if with_panels else None
         with closing(panels) if panels else nullcontext():
-            while not stop.is_set():
-                moved = run_turn(loop.turn, stop, _LOG)
-                if moved is None:
-                    continue
-                for name, count in loop.counts.items():
-                    beat.add(name, count - before[name])
-                before = dict(loop.counts)
-                beat.gauge("candidates", len(loop.shadows))
-                beat.gauge("own_rows", loop.own_rows)
-                beat.gauge("behind", loop.behind)
-                beat.gauge("unlearn_behind", loop.replay.behind)
-                beat.gauge("cpu_s", loop.cpu_s)
-                if not moved:
-                    log.wait(STEPS if loop.shadows else CONTROL, 0.5)
+            follow(loop, stop, _LOG)

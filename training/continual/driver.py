@@ -28,10 +28,10 @@ from recsys.events.records import DELTAS
 from recsys.log.protocol import LogLost, LogUnavailable
 from recsys.observability.log_lines import LogThrottle, redact
 from recsys.process.clock_file import clock_of
+from recsys.process.fold import run_turn
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop, read_beat, run_folder
 from recsys.process.process_priority import VARIABLE
-from recsys.process.retry_loop import run_turn
 from training.continual.progress import Progress
 from training.continual.trainer_run import NICE, PART, Failure, run_of
 from training.lines.control import live_epoch

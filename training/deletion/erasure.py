@@ -38,9 +38,9 @@ from recsys.events.records import (
     unpack,
 )
 from recsys.log.protocol import Log, LogLost, LogUnchangeable, Record, read_range, records_of_keys
+from recsys.process.fold import Fold
 from recsys.process.log_consumer import UNREADABLE, Consumer, decoded, readable
 from recsys.process.part_snapshot import PartState, Saved, ShareState
-from recsys.process.retry_loop import RetryLoop
 from recsys.process.worker_share import WHOLE, Share
 from training.archive.digest import DamagedFile
 from training.archive.files import erase_rows, files_of, keys_of
@@ -76,7 +76,7 @@ class _Packed(msgspec.Struct):
     waiting: list[PendingErasure]
 
 
-class Eraser(RetryLoop):
+class Eraser(Fold):
     """Folds ``control`` and erases the users of a worker's partitions; ``clock`` (milliseconds) decides when
     to try."""
 

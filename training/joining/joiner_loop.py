@@ -37,12 +37,12 @@ from recsys.log.protocol import Append, JumpReader, Log, LogLost, Record, read_r
 from recsys.observability.recent_delays import RecentDelays
 from recsys.observability.tracer import open_tracer
 from recsys.process.clock_file import clock_of
+from recsys.process.fold import PartFold, follow
 from recsys.process.latency_tuning import gc_paused
 from recsys.process.log_consumer import Consumer, DeadLetters, decoded, hold_available
 from recsys.process.open_log import open_log
-from recsys.process.part_process import Stop
+from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.part_snapshot import PartState, ShareState
-from recsys.process.retry_loop import RetryLoop, run_turn
 from recsys.process.worker_share import WHOLE, Share, leased
 from training.joining.join_trace import JoinTrace
 from training.joining.joiner import Joined, Joiner
@@ -79,7 +79,7 @@ class _Sequence(msgspec.Struct):
     sequence: int
 
 
-class JoinerLoop(RetryLoop):
+class JoinerLoop(PartFold):
     """Runs the joiners of all partitions; ``state`` stores their snapshots, if any. ``clock`` (milliseconds)
     measures delays, and decides when to save. ``again`` is another client of the log for reading impressions
     again: a Kafka client is slow to jump."""
@@ -112,6 +112,7 @@ class JoinerLoop(RetryLoop):
         self._left: dict[tuple[int, int], Record | None] = {}
         self.delays = RecentDelays()  # from the end of a view to its example on the log
         self._restore()
+        self._reported = self.counts()
 
     @property
     def offsets(self) -> dict[int, int]:
@@ -124,6 +125,25 @@ class JoinerLoop(RetryLoop):
         for joiner in self._joiners.values():
             total.update(joiner.counts)
         return dict(total)
+
+    def report(self, beat: Heartbeat, moved: int) -> None:
+        beat.add("events", moved)
+        counts = self.counts()
+        for name, count in counts.items():
+            beat.add(name, max(0, count - self._reported[name]))
+        self._reported = counts
+        beat.gauge("pending", self.pending())
+        beat.gauge("spilled", self.spilled())
+        if self.joined_after_ms is not None:
+            beat.gauge("joined_after_s", self.joined_after_ms / 1000)
+        partitions = range(self._log.partitions(EVENTS))
+        beat.offsets(EVENTS, [self.offsets.get(partition, -1) for partition in partitions])
+
+    def report_delays(self, beat: Heartbeat) -> None:
+        beat.replace_gauges(_P95, self.delays.p95(_P95, self._clock()))
+
+    def wait(self) -> None:
+        self._log.wait(EVENTS, 0.5)
 
     def pending(self) -> int:
         """Number of pending impressions."""
@@ -394,26 +414,7 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
         trace = JoinTrace(tracer, machine_ns) if tracer else None
         clock = clock_of(config)
         loop = JoinerLoop(log, config, feature_set(config), clock, state, again, trace, share)
-        beat, reported = stop.heartbeat, loop.counts()
-        while not stop.is_set():
-            moved = run_turn(loop.turn, stop, _LOG)
-            beat.replace_gauges(_P95, loop.delays.p95(_P95, clock()))
-            if moved is None:
-                continue
-            beat.add("events", moved)
-            counts = loop.counts()
-            for name, count in counts.items():
-                beat.add(name, max(0, count - reported[name]))
-            reported = counts
-            beat.gauge("pending", loop.pending())
-            beat.gauge("spilled", loop.spilled())
-            if loop.joined_after_ms is not None:
-                beat.gauge("joined_after_s", loop.joined_after_ms / 1000)
-            beat.offsets(EVENTS, [loop.offsets.get(p, -1) for p in range(partitions)])
-            if tracer:
-                tracer.count(beat)
-            if not moved:
-                log.wait(EVENTS, 0.5)
+        follow(loop, stop, _LOG, tracer)
         if tracer:
             tracer.close()
         loop.save()

@@ -26,10 +26,10 @@ from recsys.log.compression import plain
 from recsys.log.protocol import Append, Log, newest_first
 from recsys.observability.tracer import open_tracer
 from recsys.process.clock_file import clock_of
+from recsys.process.fold import PartFold, follow
 from recsys.process.log_consumer import UNREADABLE, Consumer
 from recsys.process.open_log import open_log
-from recsys.process.part_process import Stop
-from recsys.process.retry_loop import RetryLoop, run_turn
+from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.ticker import Ticker
 from training.lines.control import ControlReader, live_epochs
 from training.lines.line import MAIN, learning_digest
@@ -74,22 +74,25 @@ class LinePosition(NamedTuple):
     unreadable: int
 
 
-class SequencerLoop(RetryLoop):
+class SequencerLoop(PartFold):
     """Cuts the steps of one line. ``clock`` (milliseconds) is machine time live, event time in replay.
     ``live``: follows the trainer, whose pace is on no record."""
 
     def __init__(
         self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int],
         line: str = MAIN, epoch: int = 0, trace: SequenceTrace | None = None, live: bool = False,
+        ticker: Ticker | None = None,
     ) -> None:  # fmt: skip
-        self._live = live
+        """``ticker``: gets a turn with each of this."""
+        self._live, self._ticker = live, ticker
         self._trace = trace
         self._log, self._config, self._clock = log, config, clock
         self._line, self._epoch = line, epoch
         self._control, self._features = ControlReader(log), features
         self._decoder = msgspec.msgpack.Decoder(_Example)
-        self.unreadable = 0
+        self.unreadable = self._ticks = 0
         self._restore()
+        self._reported = self.step
 
     @property
     def step(self) -> int:
@@ -130,10 +133,19 @@ class SequencerLoop(RetryLoop):
         self._append(steps)
         if self._trace:
             self._trace.cut(steps)
+        self._ticks += self._ticker.turn() if self._ticker else 0
         return moved + len(steps)
 
+    def report(self, beat: Heartbeat, moved: int) -> None:
+        beat.add("steps", self.step - self._reported)
+        beat.add("ticks", self._ticks)
+        self._reported, self._ticks = self.step, 0
+        beat.gauge("step", self.step)
+        beat.gauge("waiting", self.waiting)
+        beat.gauge("unreadable", self.unreadable)
+        beat.offsets(EXAMPLES, [offset for _, offset in sorted(self.offsets.items())])
+
     def wait(self) -> None:
-        """Waits until there may be something to do, for half a second at most."""
         due_ms = self._sequencer.due_ms(self._clock(), self._trainer_waits)
         if due_ms is None:
             self._log.wait(EXAMPLES, _REST_S)
@@ -266,28 +278,10 @@ def run(config: Config, stop: Stop) -> None:
     with closing(open_log(config)) as log:
         tracer = open_tracer(config, PART)
         trace = SequenceTrace(tracer, machine_ns) if tracer else None
-        loop = SequencerLoop(log, config, feature_set(config), machine_ms, trace=trace, live=True)
         ticker = Ticker(log, clock_of(config))
-        beat, before = stop.heartbeat, loop.step
-
-        def turn() -> int:
-            moved = loop.turn()
-            beat.add("ticks", ticker.turn())
-            return moved
-
-        while not stop.is_set():
-            moved = run_turn(turn, stop, _LOG)
-            if moved is None:
-                continue
-            beat.add("steps", loop.step - before)
-            before = loop.step
-            beat.gauge("step", loop.step)
-            beat.gauge("waiting", loop.waiting)
-            beat.gauge("unreadable", loop.unreadable)
-            beat.offsets(EXAMPLES, [offset for _, offset in sorted(loop.offsets.items())])
-            if tracer:
-                tracer.count(beat)
-            if not moved:
-                loop.wait()
+        loop = SequencerLoop(
+            log, config, feature_set(config), machine_ms, trace=trace, live=True, ticker=ticker
+        )
+        follow(loop, stop, _LOG, tracer)
         if tracer:
             tracer.close()

@@ -407,4 +407,4 @@ def test_the_part_tries_again_and_scrubs_the_store_after_an_erasure_until_it_did
     assert set(store.blobs) == {"u2"} and store.closed
     assert store.scrubs == 3 and pauses == [0.3]  # the second attempt was refused
     counters = stop.heartbeat.now().counters
-    assert (counters["failed_turns"], counters["events"]) == (1, 3)
+    assert (counters["retries"], counters["events"]) == (1, 3)

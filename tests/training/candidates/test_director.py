@@ -15,7 +15,7 @@ from recsys.log.protocol import Append, MemoryLog
 from recsys.process.disk_budget import Level, Space
 from recsys.process.part_process import Heartbeat, run_folder
 from recsys.process.space_file import FILE
-from training.candidates.director import Director, experiment_texts, report
+from training.candidates.director import Director, experiment_texts
 from training.candidates.rollback_impact import impact_file, read_impact
 
 
@@ -96,7 +96,7 @@ def test_the_heartbeat_counts_experiments_that_ended_by_themselves(log, tmp_path
     log.append(CONTROL, [Append(0, b"", pack(Experiments(revision=1, states=stands)))])
     its, beat = director(log, tmp_path, {}), Heartbeat("director")
     its.turn()
-    report(its, beat)
+    its.report(beat, 0)
     ended = {"experiments_broken": 2, "experiments_harmed": 1}
     assert beat.now().gauges.items() >= ended.items()
 

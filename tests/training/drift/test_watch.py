@@ -21,7 +21,7 @@ from tests.support.training.small_feed import (
     toy_config,
     toy_log,
 )
-from training.candidates.director import Director, report
+from training.candidates.director import Director
 from training.drift import watch as drift_watch
 from training.drift.watch import DriftWatch, SampledFeatures, is_steady
 
@@ -195,12 +195,12 @@ def test_deltas_that_were_trimmed_are_passed_over(tmp_path) -> None:
 def test_the_heartbeat_says_how_many_alarms_there_were(tmp_path) -> None:
     log, beat = toy_log(), Heartbeat("director")
     its = director(log, tmp_path)
-    report(its, beat)
+    its.report(beat, 0)
     assert beat.now().gauges["alarms"] == 0
     steps(log, 1, CALM)
     steps(log, CALM + 1, 8, loss=1.2)
     its.turn()
-    report(its, beat)
+    its.report(beat, 0)
     assert beat.now().gauges["alarms"] == its.drift.alarms > 0
 
 
