@@ -33,7 +33,7 @@ from training.archive.writer import Archive
 _WARM: Final = 0.2  # share of the rounds before the clock starts
 _ASKED: Final = 25  # lists of a round
 _LIST: Final = 10
-# A replica's memory, proportional, from docs/decisions/catalogue-snapshot.md: at a million items 1,378 MB for
+# A replica's memory, proportional, by `recsys bench start`: at a million items 1,378 MB for
 # one on a machine and 3,123 for four, so 582 for a further one, of which 250 are the bare process.
 _REPLICA_MEMORY: Final = {
     "replica_process_bytes": 250e6,

@@ -25,7 +25,7 @@ extensions = [
     "source_links",
 ]
 root_doc = "docs/index"
-include_patterns = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/**"]
+include_patterns = ["*.md", "docs/**"]
 # Folders that Sphinx must not scan: an environment has thousands of files.
 exclude_patterns = [p.name for p in ROOT.iterdir() if p.is_dir() and p.name != "docs"]
 exclude_patterns += ["docs/site", "docs/tutorial/notebooks/.ipynb_checkpoints"]

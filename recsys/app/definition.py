@@ -30,7 +30,7 @@ FIELD_KINDS: Final = {
 }
 
 # Rates of learning from clicks without lists: an item's popularity changes faster than its row should learn,
-# and such streams are small (docs/decisions/clicks-become-lists.md).
+# and such streams are small (docs/decisions/shown-items.md).
 CLICK_RATES: Final[dict[str, Any]] = {"row_rate": 0.001, "dense_rate": 0.002}
 
 _TEMPERATURE: Final = 0.1  # of a relative policy, unless the configuration has another

@@ -1,7 +1,7 @@
 """Records of Kafka's fetches: a parser of its batches (format 2), and a fetch of single records.
 
 kafka-python makes four objects and seven calls for a record, which costs twice as much as all of a read here
-(docs/decisions/kafka-batches-are-parsed-here.md). Transactions, headers and times aren't used.
+(docs/decisions/libraries.md). Transactions, headers and times aren't used.
 """
 
 import gzip
