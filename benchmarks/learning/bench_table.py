@@ -20,7 +20,6 @@ from benchmarks.learning.other_tables import (
     rate,
     time_torchrec,
 )
-from benchmarks.learning.snapshot_costs import snapshot_costs
 from parameter_server.shard.lanes import RowGradients, StepSum
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.table.kernels import warm
@@ -47,7 +46,6 @@ def measure_table(rows: int, batches: int, seed: int) -> dict[str, Any]:
             "embedding_bag": embedding_bag(len(keys), chosen, gradients, batches),
             "python_dict": python_dict(keys, chosen, gradients, max(1, batches // 10)),
         },
-        "snapshots": snapshot_costs(keys, seed),
     }
 
 
