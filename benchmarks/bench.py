@@ -34,21 +34,6 @@ def table(rows: Rows = 1_000_000, batches: Batches = 50, seed: Seed = 0) -> Figu
 
 
 @bench_command(bench)
-def shadow(
-    lists: Annotated[int, typer.Option(min=400, help="Watched lists.")] = 4_000,
-    share: Annotated[
-        float, typer.Option(help="Fraction of the stream that candidates score.")
-    ] = 0.25,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the mapped snapshot.")] = 1_000_000,
-    seed: Seed = 0,
-) -> Figures:
-    """Cost of scoring a candidate, beside training."""
-    from benchmarks.learning.bench_shadow import measure_shadow
-
-    return measure_shadow(lists, share, rows, seed)
-
-
-@bench_command(bench)
 def train(
     ids: Ids = 100_000,
     batches: Batches = 50,
