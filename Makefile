@@ -38,7 +38,7 @@ STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_archive.py fl
 	$(addprefix tests/training/deletion/test_,live_unlearning.py unlearn.py) \
 	$(addprefix tests/training/candidates/test_,arms_loop.py feature_change.py guard_loop.py promotion_loop.py \
 	student_loop.py) tests/serving/http/test_fuzz_routes.py \
-	$(addprefix tests/benchmarks/studies/,drift/test_study_drift.py poisoning/test_study_poisoning.py \
+	$(addprefix tests/benchmarks/studies/,poisoning/test_study_poisoning.py \
 	promotion/test_study_guard.py $(addprefix league/test_,sequence_baselines.py study_league.py) \
 	$(addprefix quality/test_,study_freshness.py study_quality.py))
 # The longest first.

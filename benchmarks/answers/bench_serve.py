@@ -13,12 +13,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Final
 
 from benchmarks.answers.bench_serve_stages import stages
 from benchmarks.answers.bench_serve_state import USERS, BenchState, build
-from benchmarks.answers.bench_serve_training import with_training
 from benchmarks.answers.serve_load import Door, ServeOptions, bodies, send
 from benchmarks.harness import serve_doors as doors
 from benchmarks.harness.commands import Figures, Log, no_log
@@ -37,9 +35,7 @@ def measure_serve(options: ServeOptions, log_progress: Log = no_log) -> Figures:
         stack.enter_context(doors.sigterm_as_exit())
         stack.enter_context(doors.one_thread_each())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
-        config, plan = doors.write_plan(
-            doors.bench_config(folder, options.candidates, options.shards)
-        )
+        config, plan = doors.write_plan(doors.bench_config(folder, options.candidates))
         began = time.monotonic()
         built = build(config, options.items, options.seed, time.time_ns() // 1_000_000)
         log_progress(f"{options.items} items, built in {time.monotonic() - began:.0f} s")
@@ -47,9 +43,8 @@ def measure_serve(options: ServeOptions, log_progress: Log = no_log) -> Figures:
         doors.fill_sessions(config, built.sessions)
         doors_figures, more = _own_doors(config, options, log_progress)
         more |= _stages(config, options)
-        if options.plain:
-            doors.use_default_serve(config, plan)
-            doors_figures |= _serve_proxy(config, options, log_progress)
+        doors.use_default_serve(config, plan)
+        doors_figures |= _serve_proxy(config, options, log_progress)
     figures = doors_figures.pop("direct") | more
     return {"what": _what(options, built), "figures": figures, "comparators": doors_figures}
 
@@ -75,15 +70,10 @@ def _own_doors(
             measured, baseline = figures[door.name], figures[bare.name]
             measured["of_uvicorn"] = _ratio(measured["rounds"], baseline["rounds"])
         more: Figures = {}
-        at_rate = replace(options, rate=figures[own_doors[0].name]["rate"])
         if options.overload:
             more["overload"] = {
                 door.name: _overload(door, figures[door.name], options) for door in own_doors
             }
-        if options.training:
-            more["training"] = with_training(config, own_doors[0], at_rate, log_progress)
-        if options.shadow:
-            more["shadow"] = with_training(config, own_doors[0], at_rate, log_progress, shadow=True)
     return figures, more
 
 

@@ -1,5 +1,5 @@
 """Time of a request by stage: a sampling profiler over the app, called in a loop in one process. No server
-and no socket but the session store's are involved. Before that, processor time of a request and of its floor.
+and no socket but the session store's are involved. Before that, processor time of a request.
 
 A sample belongs to a stage by the files on its stack, so the measured code needs no marks. Files that do the
 work of a stage (retrieval, ranking) may call helpers of another: the outermost counts. Files that only pass
@@ -14,11 +14,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import pairwise
 from types import FrameType
 from typing import Any, Final
 
-from benchmarks.answers.serve_floor import floor_of
 from benchmarks.harness.worker_processes import Messages, reporting_errors
 from recsys.clock import machine_ms
 from recsys.config.system_config import Config
@@ -30,7 +28,7 @@ from serving.sessions.session_store import RedisSessions
 
 _EVERY_S: Final = 0.002  # a sample takes some 15 µs
 _WARM: Final = 100  # requests
-_TURNS: Final = 20  # of requests and their floor, in which processor time is measured
+_TURNS: Final = 20  # of requests, in which processor time is measured
 _TURN: Final = 50  # requests
 WORK: Final = {
     "session get": ("serving/sessions/",),
@@ -123,7 +121,7 @@ def stages(config: Config, bodies: Sequence[bytes], seconds: float, messages: Me
                 tune_for_latency()
                 for number in range(_WARM):
                     await _request(app, bodies[number % len(bodies)])
-                processor_us = await _processor_us(app, service, bodies)
+                processor_us = await _processor_us(app, bodies)
                 asked, began = 0, time.perf_counter()
                 with sampling() as counts:
                     while time.perf_counter() - began < seconds:
@@ -135,24 +133,15 @@ def stages(config: Config, bodies: Sequence[bytes], seconds: float, messages: Me
         messages.put(("stages", 0, asyncio.run(run())))
 
 
-async def _processor_us(app: Any, service: Service, bodies: Sequence[bytes]) -> dict[str, Any]:
-    """Microseconds of processor time of a request in this process, all threads, and of its floor; medians of
-    turns, which see the same machine."""
-    floor = floor_of(service.replica, service.config.serve.candidates, 0)
-    spent: dict[str, list[float]] = {"processor_us": [], "floor_us": []}
+async def _processor_us(app: Any, bodies: Sequence[bytes]) -> dict[str, Any]:
+    """Microseconds of processor time of a request in this process, all threads: the median of turns."""
+    spent = []
     for turn in range(_TURNS):
         began_ns = time.process_time_ns()
         for number in range(_TURN):
             await _request(app, bodies[(turn * _TURN + number) % len(bodies)])
-        between_ns = time.process_time_ns()
-        for _ in range(_TURN):
-            floor()
-        ends_ns = began_ns, between_ns, time.process_time_ns()
-        for name, (start, end) in zip(spent, pairwise(ends_ns), strict=True):
-            spent[name].append((end - start) / 1_000 / _TURN)
-    times = [of / floor for of, floor in zip(*spent.values(), strict=True)]
-    medians = {name: round(statistics.median(values), 1) for name, values in spent.items()}
-    return medians | {"of_floor": round(statistics.median(times), 2)}
+        spent.append((time.process_time_ns() - began_ns) / 1_000 / _TURN)
+    return {"processor_us": round(statistics.median(spent), 1)}
 
 
 async def _request(app: Any, body: bytes) -> None:

@@ -26,11 +26,7 @@ class ServeOptions:
     seconds: float = 10.0
     rate: float = 0.0
     overload: float = 0.0  # times the peak; 0: not measured
-    training: bool = False
-    shadow: bool = False
-    plain: bool = True  # Serve's own proxy too
     seed: int = 0
-    shards: int = 0  # of retrieval: 0 is in the replica
 
 
 @dataclass(frozen=True)

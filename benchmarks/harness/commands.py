@@ -22,8 +22,8 @@ Json = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 _PACKAGES: Final = (
-    "torch", "fbgemm-gpu-cpu", "torchrec", "numpy", "faiss-cpu", "vowpalwabbit", "river", "polars", "ray",
-    "uvicorn", "fastapi", "redis",
+    "torch", "fbgemm-gpu-cpu", "torchrec", "numpy", "faiss-cpu", "polars", "ray", "uvicorn", "fastapi",
+    "redis",
 )  # fmt: skip
 
 log_progress: Final[Log] = functools.partial(typer.echo, err=True)

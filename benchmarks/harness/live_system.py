@@ -184,15 +184,9 @@ class Live:
 
 
 @contextmanager
-def live(
-    config: Config,
-    log_progress: Log,
-    only: tuple[str, ...] = (),
-    viewers: float = _LISTS_PER_S,
-    control_room: bool = False,
-) -> Iterator[Live]:
-    """Starts a system in a temporary folder, and ends it. Without viewers it needn't learn. Raises
-    RuntimeError when it can't be started or isn't whole in time."""
+def live(config: Config, log_progress: Log) -> Iterator[Live]:
+    """Starts a system with viewers in a temporary folder, and ends it. Raises RuntimeError when it can't be
+    started or isn't whole in time."""
     from runtime.cli.up import start
 
     doors.check_platform()
@@ -202,21 +196,16 @@ def live(
         config = replace(config, state=str(Path(folder) / "state"))
         stack.callback(end, Path(config.state))
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
-            status = start(
-                config, detach=True, viewers=viewers, only=list(only), control_room=control_room
-            )
+            status = start(config, detach=True, viewers=_LISTS_PER_S)
         if status:
             raise RuntimeError(f"`recsys up` ended with {status}, expected 0: see its output above")
         system = Live(plans.read(config.state)[0])
         system.publish_world()
-        serve = config.serve
-        replicas = serve.min_replicas if serve.max_replicas else serve.replicas
-        whole = HealthTarget(replicas, 5 if viewers else 0)
+        whole = HealthTarget(config.serve.replicas, 5)
         if system.wait_healthy(whole, SLOW_START_S) is None:
             raise RuntimeError(
                 f"after {SLOW_START_S:.0f} s the system isn't whole ({system.unhealthy_reason(whole)}), "
-                f"expected all parts ready{' and steps learned' if viewers else ''}: run it with "
-                "nothing beside it"
+                "expected all parts ready and steps learned: run it with nothing beside it"
             )
         log_progress("a whole system runs")
         yield system

@@ -216,19 +216,13 @@ def uvicorn(config: Config, port: int, messages: Messages, stop: Any) -> None:
         uvloop.run(run())
 
 
-def bench_config(state: str, candidates: int, retrieval_shards: int = 0) -> Config:
+def bench_config(state: str, candidates: int) -> Config:
     """Configuration with one replica, one shard of the parameter server, and free ports."""
     base = Config()
     return replace(
         base,
         state=state,
-        serve=replace(
-            base.serve,
-            port=0,
-            dashboard_port=0,
-            candidates=candidates,
-            retrieval_shards=retrieval_shards,
-        ),
+        serve=replace(base.serve, port=0, dashboard_port=0, candidates=candidates),
         parameter_server=ParameterServerConfig(shards=1),
     )
 

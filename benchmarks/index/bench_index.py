@@ -1,4 +1,4 @@
-"""``recsys bench index``: the live index of a replica while its vectors move, beside FAISS's indexes.
+"""``recsys bench index``: the live index of a replica while its vectors move.
 
 A replica holds ``--items`` items in lists. ``--seconds`` of updates are applied as fast as they go: each
 second four steps that move 250 vectors each, two published items and one removed. Halfway, the lists are
@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.index.bench_index_peers import measure_peers
 from benchmarks.index.index_figures import FOUND, MOVED, _ms, best, percentiles, recall, recalls
 from benchmarks.index.synthetic_catalogue import Plan, plan
 from parameter_server.publish.deltas import Changed, StepDelta
@@ -58,7 +57,6 @@ def measure_index(items: int, seconds: int, seed: int) -> dict[str, Any]:
     return {
         "what": f"{items} vectors of 32 floats; {seconds} s of updates, {MOVED * STEPS_PER_S} a second",
         "figures": figures,
-        "comparators": measure_peers(vectors, moves, catalogue.user_sides(vectors, liked)),
     }
 
 

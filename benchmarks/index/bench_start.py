@@ -1,5 +1,4 @@
-"""``recsys bench start``: time until a ranker's first answer, memory of several on one machine, and time
-until a whole system answers and learns.
+"""``recsys bench start``: time until a ranker's first answer, and memory of several on one machine.
 
 A process is a service with its session store in memory, without Ray. The first folds the whole catalogue and
 writes the snapshot that the others start from. Their memory is the proportional set size: pages of n
@@ -23,7 +22,6 @@ from benchmarks.harness.worker_processes import (
     process_starter,
     reporting_errors,
 )
-from benchmarks.system.up_times import measure_up
 from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 
@@ -31,14 +29,9 @@ _KINDS: Final = ("Pss", "Pss_Anon", "Pss_File")
 _KB: Final = 1024 / 1e6
 
 
-def measure_start(
-    items: int, rankers: int, seed: int, log_progress: Log = no_log, up: bool = False
-) -> Figures:
-    """Seconds to the first answer by folding and from the snapshot, and MB of one and of all rankers; ``up``:
-    also the seconds of a whole system."""
+def measure_start(items: int, rankers: int, seed: int, log_progress: Log = no_log) -> Figures:
+    """Seconds to the first answer by folding and from the snapshot, and MB of one and of all rankers."""
     doors.check_platform()
-    system = {"up": measure_up()} if up else {}
-    log_progress(f"a whole system: {system['up']}" if up else "no whole system")
     with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder, doors.one_thread_each():
         config = doors.bench_config(folder, Config().serve.candidates)
         build(config, items, seed, time.time_ns() // 1_000_000)
@@ -47,7 +40,6 @@ def measure_start(
         starts, memory = _run(config, rankers, log_progress)
     ratio = round(sum(memory[-1]) / memory[0][0], 2)
     figures = {"folded": folded[0], "from_snapshot": starts, "pss_mb": memory, "pss_of_one": ratio}
-    figures |= system
     return {"what": f"{items} items, {rankers} rankers, one after the other", "figures": figures}
 
 

@@ -1,4 +1,4 @@
-"""``recsys bench table``: one shard's rows in one process, beside common embedding tables.
+"""``recsys bench table``: one shard's rows in one process, beside FBGEMM's.
 
 Ids have 64 bits and no row collides; admission is on (a row after the second sight), and the touched rows of
 a batch are kept, as publishing needs them. A batch has distinct ids, drawn uniformly; of the ids of an
@@ -14,13 +14,9 @@ from benchmarks.learning.other_tables import (
     DIM,
     NEW,
     RATE,
-    embedding_bag,
     fbgemm,
-    python_dict,
     rate,
-    time_torchrec,
 )
-from benchmarks.learning.snapshot_costs import snapshot_costs
 from parameter_server.shard.lanes import RowGradients, StepSum
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.table.kernels import warm
@@ -43,11 +39,7 @@ def measure_table(rows: int, batches: int, seed: int) -> dict[str, Any]:
         "figures": ours(keys, chosen, gradients, new, batches),
         "comparators": {
             "fbgemm": fbgemm(len(keys), chosen, gradients, batches),
-            "torchrec": time_torchrec(len(keys), chosen, gradients, batches),
-            "embedding_bag": embedding_bag(len(keys), chosen, gradients, batches),
-            "python_dict": python_dict(keys, chosen, gradients, max(1, batches // 10)),
         },
-        "snapshots": snapshot_costs(keys, seed),
     }
 
 

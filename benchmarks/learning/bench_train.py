@@ -23,7 +23,6 @@ from benchmarks.harness.worker_processes import (
     process_starter,
     reporting_errors,
 )
-from benchmarks.learning.linear_learners import river, vowpal_wabbit
 from benchmarks.learning.single_process_loops import embedding_bag, fused
 from benchmarks.learning.synthetic_examples import FEATURES, FIELDS, append_examples, draw_examples
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
@@ -72,11 +71,7 @@ def measure_train(
             "what": f"{FIELDS} one-hot fields, zipf over {ids} ids each; {WORKERS} workers of {batch} "
             f"examples a step, {SHARDS} shards; one process: {batch} examples a step",
             "figures": figures.pop("ours"),
-            "comparators": figures
-            | {
-                "vowpalwabbit": vowpal_wabbit(config, batch * batches),
-                "river": river(config, min(5_000, batch * batches)),
-            },
+            "comparators": figures,
         }
 
 

@@ -16,19 +16,23 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from benchmarks.harness.local_system import LocalSystem
-from benchmarks.learning.bench_shadow import fresh_candidate
+from parameter_server.shard.shard import Shard
 from recsys.arrays.key_index import LOAD
 from recsys.config.system_config import Config, StepConfig
+from recsys.events.control_records import Live
 from recsys.events.event_types import Impression, Item, decode
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, ITEM_STATE
 from recsys.log.compression import plain
 from recsys.log.protocol import Log, Record, read_range
+from recsys.model.model import build_model
 from recsys.process.latency_tuning import freeze_gc
 from recsys.process.worker_share import Share
 from serving.request import Request
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.counter_sums import SumLoop
 from training.archive.writer import Archive
+from training.candidates.shadow import Shadow
+from training.lines.line import MAIN, whole_spec
 
 _WARM: Final = 0.2  # share of the rounds before the clock starts
 _ASKED: Final = 25  # lists of a round
@@ -89,7 +93,7 @@ async def _run(folder: Path, requests: int, items: int, users: int) -> dict[str,
     figures = _figures(system, spent, {name: after[name] - before[name] for name in after})
     whole = after["events"] + after["examples"]
     figures["archive_us"] = 1e6 * spent.seconds["archive"] / whole
-    spent.of("shadow", fresh_candidate(system.log, config, learns=True).turn)
+    spent.of("shadow", _new_candidate(system).turn)
     figures["shadow_us"] = 1e6 * spent.seconds["shadow"] / after["examples"]
     figures["counter_sums_us"] = _added_up(system, spent) / after["events"]
     await system.stop()
@@ -117,6 +121,13 @@ def _turn(system: LocalSystem, spent: _Spent) -> None:
     began_s = time.process_time()
     system.follow()
     spent.add("follow", began_s)
+
+
+def _new_candidate(system: LocalSystem) -> Shadow:
+    """A line that learns from the first step of the log on."""
+    config, features = system.config, system.features
+    shard = Shard(whole_spec(config, "cand"), build_model(features, config.model).read_dense())
+    return Shadow(system.log, config, features, "cand", shard, [Live(line=MAIN, epoch=0)], True)
 
 
 def _added_up(system: LocalSystem, spent: _Spent) -> float:

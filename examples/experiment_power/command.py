@@ -38,8 +38,8 @@ def power(
                 experiment = find_experiment(name, newest, config) if name else None
                 if experiment is not None and experiment.interleaves:
                     raise ValueError(
-                        f"{name} is an interleaving, expected an experiment of arms: see `recsys study "
-                        "interleaving` for how many lists it takes"
+                        f"{name} is an interleaving, expected an experiment of arms: an interleaving needs "
+                        "far fewer lists, and has no power analysis"
                     )
                 answer = power_from_log(log, labels_of(config), experiment, metric, effect, wanted)
     show(answer, json, lambda _: [_table(answer)])

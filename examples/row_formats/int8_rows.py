@@ -5,7 +5,7 @@ it can be stored as these and restored bit for bit: lookups and digests equal th
 is derived from the row, so deltas and snapshots keep their format. A row that isn't such a product (published
 earlier in another format) is stored as float32 until it changes.
 
-Not FBGEMM's tables: these are slower here (``recsys bench int8``), have no removal, and use a half-precision
+Not FBGEMM's tables: these are slower here, have no removal, and use a half-precision
 scale and a bias, which don't restore a published row.
 """
 

@@ -14,10 +14,9 @@ import typer
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.poisoning.attacked_loop import HOUR_MS, AttackedLoop, Probe
-from benchmarks.studies.poisoning.attackers import DISLIKES, DRIP, STYLES, Attack, AttackedWorld
+from benchmarks.studies.poisoning.attackers import DISLIKES, STYLES, Attack, AttackedWorld
 
 CLEAN, OPEN, BOUNDED, HELD, UNLEARNED = "clean", "open", "bounded", "held", "unlearned"
-PLACEBO: Final = "placebo"
 # Quantiles of a pushed and of a sunk target among items, by true appeal.
 _POOR: Final = 0.3
 _GOOD: Final = 0.9
@@ -35,7 +34,6 @@ class Setting:
     hours: float = 12.0
     hold_nats: float = 20.0
     repeats: int = 10
-    closed: bool = True
 
 
 @dataclass
@@ -67,7 +65,7 @@ def target_of(world: AttackedWorld, style: str) -> str:
 
 def measure(seed: int, setting: Setting) -> dict[str, Any]:
     """Figures of one seed, against the run without an attack. People are shown the lists of that run, so the
-    difference is the attack's direct effect; in ``closed`` runs they are shown their own."""
+    difference is the attack's direct effect."""
     clean_world = world_of(seed, setting)
     target = target_of(clean_world, setting.style)
     start_ms = clean_world.start_ms + round(setting.hours / 3 * HOUR_MS)
@@ -87,13 +85,6 @@ def measure(seed: int, setting: Setting) -> dict[str, Any]:
     }
     for name, run in runs.items():
         figures[name] = _compared(run, open_clean if name == OPEN else clean)
-    closed: dict[str, Run] = {}
-    if setting.closed:
-        closed = {OPEN: play(attack, False), HELD: play(attack, True, setting.hold_nats)}
-        # Accounts that watch as people do: what any other course of events changes.
-        closed[PLACEBO] = play(Attack(DRIP, (), setting.share, start_ms), True, setting.hold_nats)
-    for name, run in closed.items():
-        figures[f"closed {name}"] = _compared(run, open_clean if name == OPEN else clean)
     held, accounts = set(runs[HELD].loop.held), set(runs[HELD].loop.world.accounts)
     figures["named"], figures["right"] = len(held), len(held & accounts)
     figures["accounts"] = len(accounts)
@@ -146,15 +137,7 @@ def _compared(run: Run, clean: Run) -> dict[str, float]:
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians of movements and means with standard errors over seeds, and precision and recall of names."""
     out: dict[str, Any] = {}
-    for name in (
-        OPEN,
-        BOUNDED,
-        HELD,
-        UNLEARNED,
-        *(f"closed {name}" for name in (OPEN, HELD, PLACEBO)),
-    ):
-        if name not in results[0]:
-            continue
+    for name in (OPEN, BOUNDED, HELD, UNLEARNED):
         rows = [result[name] for result in results]
         aucs = [row["auc"] for row in rows]
         error = float(np.std(aucs, ddof=1) / len(aucs) ** 0.5) if len(aucs) > 1 else None
@@ -183,7 +166,6 @@ def poisoning(
     ] = 12.0,
     repeats: Annotated[int, typer.Option(help="Times that a farm sends each engagement.")] = 10,
     nats: Annotated[float, typer.Option(help="Evidence with which the rule holds users.")] = 20.0,
-    closed: Annotated[bool, typer.Option(help="Also show people their own lists.")] = True,
     processes: Annotated[int, typer.Option(help="Worlds at the same time.")] = 2,
 ) -> Iterator[dict[str, Any]]:
     """Movement of an attacked item, AUC of honest people, and precision of the users named."""
@@ -191,7 +173,7 @@ def poisoning(
     styles = STYLES if attack == "all" else (attack,)
     figures: dict[str, Any] = {"seeds": seeds, "attacks": {}}
     for style in styles:
-        setting = Setting(style, share, users, items, hours, nats, repeats, closed)
+        setting = Setting(style, share, users, items, hours, nats, repeats)
         Attack(style, ())  # checks the name before the work
         results = []
         with ProcessPoolExecutor(processes) as pool:

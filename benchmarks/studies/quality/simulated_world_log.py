@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from examples.short_video.world import World
 from recsys.events.event_types import Event, Impression, Item, ServedItem
 from recsys.events.field_schema import Schema
-from recsys.events.hashing import Id, uniform
+from recsys.events.hashing import uniform
 from recsys.features.feature_set_file import FEED_SCHEMA
 
 _HOUR_MS = 3_600_000
@@ -89,12 +89,6 @@ class WorldLog:
         later = [event for event in events if event.time_ms > world.start_ms]
         return first + sorted(later, key=lambda event: event.time_ms)
 
-    def _shown(
-        self, world: World, catalogue: list[Item], request_id: str, ids: list[Id], now_ms: int
-    ) -> list[Id]:
-        """Hook to change a drawn list before it is shown. ``catalogue``: the published items."""
-        return ids
-
     def _answered(
         self, world: World, catalogue: list[Item], request_id: str, user_id: str, now_ms: int
     ) -> list[Event]:
@@ -106,7 +100,6 @@ class WorldLog:
             for n, draw in enumerate(draws)
         ]
         ids = list(dict.fromkeys(catalogue[num_published - 1 - int(age)].item_id for age in ages))
-        ids = self._shown(world, catalogue[:num_published], request_id, ids, now_ms)
         done = world.react(user_id, ids, request_id, now_ms)
         seen = {str(e.item_id) for e in done if e.kind == "view"}
         served = [ServedItem(item_id=item_id) for item_id in ids if str(item_id) in seen]

@@ -1,4 +1,4 @@
-"""AUC, intervals between neighbours, and a plot, from scores by sync schedule. Pure.
+"""AUC and intervals between neighbours, from scores by sync schedule. Pure.
 
 A pair is separable when the 95 % interval of its difference doesn't contain 0. The bootstrap draws users
 instead of rows; a draw weighs the rows of all schedules alike, so differences are paired. The mean of the
@@ -7,7 +7,6 @@ seeds is judged.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from typing import Any
 
@@ -81,38 +80,3 @@ def pair_of(
         "high": round(float(high), 5),
         "said": "not separable" if low <= 0 <= high else "better" if low > 0 else "worse",
     }
-
-
-def plot(figures: dict[str, Any], title: str) -> str:
-    """AUC of each sync schedule as SVG: the mean as a line, each seed as a dot."""
-    syncs = figures["syncs"]
-    values = [value for sync in syncs for value in sync["auc_by_seed"]]
-    low, high = min(values), max(values)
-    space = max(high - low, 1e-4) * 0.1
-    low, high = low - space, high + space
-    left, top, wide, tall = 70, 40, 560, 260
-
-    def at(k: int, value: float) -> tuple[float, float]:
-        x = left + wide * (k + 0.5) / len(syncs)
-        return round(x, 1), round(top + tall * (high - value) / (high - low), 1)
-
-    parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 650 350" '
-        'font-family="sans-serif" font-size="12">',
-        '<rect width="650" height="350" fill="white"/>',
-        f'<text x="{left}" y="24" font-size="14">{escape(title)}</text>',
-    ]
-    for line in range(5):
-        value = low + (high - low) * line / 4
-        y = at(0, value)[1]
-        parts.append(f'<path d="M{left} {y}H{left + wide}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{value:.4f}</text>')
-    for k, sync in enumerate(syncs):
-        x = at(k, low)[0]
-        name = escape(sync["sync"])
-        parts.append(f'<text x="{x}" y="{top + tall + 20}" text-anchor="middle">{name}</text>')
-        for value in sync["auc_by_seed"]:
-            parts.append('<circle cx="{}" cy="{}" r="3" fill="#9bc"/>'.format(*at(k, value)))
-    path = " ".join("{},{}".format(*at(k, sync["auc"])) for k, sync in enumerate(syncs))
-    parts.append(f'<polyline points="{path}" fill="none" stroke="#146" stroke-width="2"/>')
-    return "\n".join([*parts, "</svg>"]) + "\n"

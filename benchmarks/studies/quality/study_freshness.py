@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -15,7 +14,6 @@ from benchmarks.studies.quality.study_figures import (
     JudgedRows,
     draw_aucs,
     figures,
-    plot,
 )
 from examples.row_formats.parameter_copies import Copy, SideBySide
 from parameter_server.publish.deltas import StepDelta
@@ -26,7 +24,6 @@ from replay.datasets.open_dataset import open_dataset
 from replay.direct_loop import DirectLoop
 from replay.replay_report import with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
-from runtime.cli.common import check_folders
 
 _SAMPLES: Final = 500  # bootstrap draws of users
 _MINUTE_MS: Final = 60_000
@@ -106,13 +103,9 @@ def freshness(
     hours: Annotated[float, typer.Option(help="Duration of the world's log.")] = 72.0,
     step_examples: Annotated[int, typer.Option(help="Examples in a step, at most.")] = 64,
     step_every: Annotated[float, typer.Option(help="Longest wait of an example, event s.")] = 600.0,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Write a plot to this file, as SVG.")
-    ] = None,
 ) -> dict[str, Any]:
     """AUC as a function of the sync interval of a replica."""
     check_at_least(1, seeds=seeds)
-    check_folders(plot_file)
     options = ReplayOptions(
         ModelConfig(features=features).features, step_examples=step_examples, step_every_s=step_every
     )  # fmt: skip
@@ -124,9 +117,6 @@ def freshness(
             f"{pair['from']} → {pair['to']}: {pair['difference']:+.4f} "
             f"({pair['low']:+.4f} to {pair['high']:+.4f}), {pair['said']}"
         )
-    if plot_file is not None:
-        about = f"{result['data']}, {features}, {seeds} seeds"
-        plot_file.write_text(plot(result, f"AUC of {result['label']} by sync interval: {about}"))
     return result
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import typer
 
 from benchmarks.harness.commands import study_command
-from benchmarks.learning.linear_learners import ABSENT
 from benchmarks.studies.quality.judged_days import judged_from_ms
 from benchmarks.studies.quality.study_linear import Linear, linear_learners
 from recsys.config.system_config import Config
@@ -31,6 +30,7 @@ from replay.replay_run import Progress, ReplayOptions, ReplayResult, config_for,
 from training.joining.joiner import Joined
 
 WHOLE: Final = "all"
+ABSENT: Final = "not installed: pip install 'recsys-swipe[bench]'"
 
 
 @dataclass(frozen=True)

@@ -54,28 +54,6 @@ def test_being_told_to_end_is_said_once_and_does_not_cut_the_ending_short() -> N
     assert ended and signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.slow
-def test_training_goes_on_from_the_benchs_state(tmp_path: Path) -> None:
-    from parameter_server.rpc.parameter_client import part_of
-    from parameter_server.storage.durable_shard import DurableShard, ShardStorage
-    from recsys.features.feature_set_file import feature_set
-    from recsys.model.model import build_model
-    from recsys.process.open_log import open_log
-    from training.lines.line import spec_of
-    from training.steps.sequencer_loop import SequencerLoop
-
-    config = doors.bench_config(str(tmp_path), candidates=50)
-    build(config, 100, 0, now_ms=1_790_000_000_000)
-    features, log = feature_set(config), open_log(config)
-    assert SequencerLoop(log, config, features, lambda: 0).step == STEP
-    log.close()
-    home = ShardStorage(tmp_path / "snapshots", tmp_path / "0.wal", 500)
-    dense = build_model(features, config.model).read_dense()
-    shard = DurableShard(part_of(spec_of(config), 0), home, lambda deltas: None, dense)
-    assert shard.applied == STEP and not shard.lost and not shard.passed_over
-    shard.close()
-
-
 SPEED = {
     30_000: 90.0,
     7: 100.0,

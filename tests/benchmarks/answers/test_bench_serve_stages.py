@@ -3,8 +3,6 @@
 import pytest
 
 from benchmarks.answers.bench_serve_stages import _figures, sampling, stage_of
-from benchmarks.answers.serve_floor import floor_of
-from tests.support.serving.golden_answers import small_replica
 
 APP = [
     "/x/serving/service.py",
@@ -50,7 +48,3 @@ def test_looks_are_counted_and_make_up_the_whole_time() -> None:
             sum(range(1_000))
     its = _figures(found, passed_s=0.5, asked=100)
     assert its["request_us"] == 5_000.0 and its["stages_us"] == {"other": 5_000.0}
-
-
-def test_the_floor_of_an_answer_reads_a_replica_with_a_flat_index() -> None:
-    assert floor_of(small_replica(), 80, 0)() is None

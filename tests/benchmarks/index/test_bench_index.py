@@ -8,15 +8,11 @@ from benchmarks.index.synthetic_catalogue import plan
 
 
 @pytest.mark.slow
-def test_the_index_bench_measures_ours_beside_the_others() -> None:
+def test_the_index_bench_measures_recall_while_vectors_move() -> None:
     found = bench_index.measure_index(1_500, 2, 0)
-    ours, others = found["figures"], found["comparators"]
+    ours = found["figures"]
     assert ours["index"] != "flat" and ours["lists"] > 1 and ours["rebuild_s"] > 0
     assert 0.9 < ours["recall_at_300_min"] <= ours["recall_at_300"] <= 1
-    assert others["flat"]["recall_at_300"] == 1
-    for name in ("ivf_flat", "ivf_flat_hashtable", "ivf_sq8"):
-        assert others[name]["recall_at_300"] > 0.9 and others[name]["us_per_update"] > 0
-    assert others["hnsw"]["us_per_update"] == "cannot"
 
 
 def test_the_best_are_found_in_blocks_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

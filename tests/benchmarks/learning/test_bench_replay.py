@@ -1,4 +1,4 @@
-"""The replay bench tells its rate, its memory and its floor."""
+"""The replay bench tells its rate and its memory."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks.learning.bench_replay import measure_replay
 
 
 @pytest.mark.slow
-def test_every_example_is_counted_and_the_network_has_a_rate(tmp_path: Path) -> None:
+def test_every_example_is_counted(tmp_path: Path) -> None:
     (tmp_path / "dataset.yaml").write_text(
         "labels: [long_view, click]\nwindow_s: 60\nall_shown: true\n"
     )
@@ -28,6 +28,3 @@ def test_every_example_is_counted_and_the_network_has_a_rate(tmp_path: Path) -> 
     figures = found["figures"]
     assert figures["examples_per_cpu_s"] > 0 and figures["peak_gb"] > 0.1
     assert len(figures["digest"]) == 64
-    floor = found["comparators"]["network_alone"]
-    assert set(floor) == {"in_lanes_per_cpu_s", "in_batches_of_192_per_cpu_s"}
-    assert all(rate > 0 for rate in floor.values())

@@ -1,4 +1,4 @@
-"""The bench of the trainer runs, small, and does what it says; peers that aren't there are left out."""
+"""The bench of the trainer runs, small, and does what it says."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,6 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.learning import bench_train
-from benchmarks.learning import linear_learners as bench_linear
 from benchmarks.learning import single_process_loops as bench_loops
 from benchmarks.learning.single_process_loops import logits_by_our_layers, logits_by_torch_layers
 from benchmarks.learning.synthetic_examples import (
@@ -77,8 +76,6 @@ def test_the_bench_tells_its_figures_beside_the_peers(tmp_path):
         "torchrec",
         "torchrec_our_layers",
         "embedding_bag",
-        "vowpalwabbit",
-        "river",
     }
     for name in ("torchrec", "torchrec_our_layers", "embedding_bag"):
         assert peers[name]["examples_per_s"] > 0 and peers[name]["threads"] in (1, 2)
@@ -112,12 +109,6 @@ def test_the_loops_read_every_example_once(tmp_path):
     bench_train._write(config, drawn)
     read = np.concatenate([its.keys_NF for its in bench_loops.batches_of(config, 8)])
     assert sorted(map(tuple, read)) == sorted(map(tuple, drawn.keys_NF))
-
-
-def test_peers_that_arent_installed_say_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_linear.importlib.util, "find_spec", lambda name: None)
-    for peer in (bench_linear.vowpal_wabbit, bench_linear.river):
-        assert "not installed" in peer(bench_train._config(str(tmp_path), 8), 8)["absent"]
 
 
 def test_a_loop_by_torch_computes_what_a_loop_by_our_layers_does():

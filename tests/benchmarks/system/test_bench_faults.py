@@ -1,4 +1,4 @@
-"""What the benches of faults and of replicas make of what they saw; no system is started here."""
+"""What the bench of faults makes of what it saw; no system is started here."""
 
 import pytest
 from click.testing import CliRunner
@@ -6,7 +6,6 @@ from click.testing import CliRunner
 from benchmarks.harness.live_system import counted
 from benchmarks.harness.load_client import Sent
 from benchmarks.system.bench_faults import FAULTS, chosen, judged
-from benchmarks.system.bench_replicas import ReplicaTimes, _times_since
 from runtime.cli.main import load
 
 
@@ -58,15 +57,3 @@ def test_a_door_of_which_there_is_one_is_judged_apart() -> None:
     found = judged(rows, faults)
     assert found["below"] == ["joiner"] and found["doors_below"] == ["haproxy"]
     assert found["unlogged"] == 3 and found["missing"] == ["ray"]
-
-
-def test_a_replica_that_answers_before_it_has_caught_up_is_seen() -> None:
-    good, bad = ReplicaTimes(1.0), ReplicaTimes(1.0)
-    good.look(2.0, ready=False, lists=0)
-    good.look(3.0, ready=True, lists=0)
-    good.look(4.0, ready=True, lists=7)
-    bad.look(3.0, ready=False, lists=4)
-    bad.look(4.0, ready=True, lists=9)
-    assert (good.ready_s, good.answered_s, good.unready_lists) == (3.0, 4.0, 0)
-    assert (bad.ready_s, bad.answered_s, bad.unready_lists) == (4.0, 3.0, 4)
-    assert _times_since(good, 1.0)["ready_s"] == 2.0 and _times_since(good, 1.0)["gone_s"] is None

@@ -220,7 +220,7 @@ def test_the_report_credits_from_the_log(run: Run) -> None:
     )
     assert refused.exit_code == 2 and "which has no page" in refused.stderr
     power = CliRunner().invoke(app, ["experiment", "power", "duel", "--state", str(run.folder)])
-    assert power.exit_code == 2 and "recsys study interleaving" in power.stderr
+    assert power.exit_code == 2 and "expected an experiment of arms" in power.stderr
 
 
 def test_the_command_tells_estimates(run: Run) -> None:

@@ -22,7 +22,7 @@ from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
 from runtime.cli.candidates import propose, rollback
 from tests.support.systems.live_system import LiveSystem, Traffic, until
-from tests.support.training.promotion_checks import never_back
+from tests.support.training.promotion_run import never_back
 from training.candidates.registry import Provenance, Registry, plain_config
 from training.candidates.rollback_impact import impact_file
 from training.candidates.shadow import Shadow

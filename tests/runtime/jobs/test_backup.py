@@ -17,7 +17,6 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from benchmarks.harness.memory_sessions import MemorySessions
-from benchmarks.studies.promotion.promotion_run import EvenViewers, PromotionRun, config_of
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
@@ -54,6 +53,7 @@ from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import LASTING, FoldStore, RedisFoldStore, session_key
 from tests.support.simulation.bit_flips import flip_bit
+from tests.support.training.promotion_run import EvenViewers, PromotionRun, config_of
 from training.archive.files import keys_of
 from training.archive.writer import Archive
 from training.deletion.erasure import EVERY_MS, PART, Eraser, digest_of_key

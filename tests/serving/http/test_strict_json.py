@@ -10,11 +10,34 @@ from typing import Any
 
 import pytest
 
-from benchmarks.answers.bench_doors import HOSTILE
 from serving.http import strict_json
 from serving.http.strict_json import DECODE_ERRORS, MAX_EVENTS, decode, read_events
 from serving.http_app import build_app
 from tests.support.serving.service_harness import World, run
+
+_MOST = 999_900  # bytes of a body
+
+
+def _filled(start: bytes, filler: bytes, end: bytes = b"]}") -> bytes:
+    return start + filler * ((_MOST - len(start) - len(end)) // len(filler)) + end
+
+
+_EVENTS = b'{"events": ['
+HOSTILE = {
+    "quotes": _filled(_EVENTS, b'"'),
+    "unclosed string": _filled(_EVENTS + b'"', b"a"),
+    "escaped quotes": _filled(_EVENTS + b'"', b'\\"'),
+    "backslashes": _filled(_EVENTS + b'"', b"\\\\"),
+    "quote, comma": _filled(_EVENTS, b'",'),
+    "open brackets": _filled(_EVENTS, b"["),
+    "nested, closed": _EVENTS + b"[" * 490_000 + b"]" * 490_000 + b"]}",
+    "empty lists": _filled(_EVENTS + b"[NaN", b",[]", b"]]}"),
+    "NaN": _filled(_EVENTS + b"NaN", b",NaN"),
+    "digits": _filled(_EVENTS + b"NaN,", b"9"),
+    "spaces": _filled(_EVENTS + b"NaN]", b" ", b"x"),
+    "distinct fields": b'{"f": 0' + b"".join(b',"%d":0' % n for n in range(90_000)) + b"}",
+    "many events": _filled(_EVENTS + b"0", b",0"),
+}
 
 
 def test_docs_show_the_bodies_with_their_limits(tmp_path: Path) -> None:

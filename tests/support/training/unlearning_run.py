@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from examples.quarantine.sentinel_loop import append_verdicts
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
@@ -13,6 +12,7 @@ from recsys.events.records import CONTROL, EXAMPLES, Example, non_example, pack,
 from recsys.log.protocol import Append, Log, MemoryLog, Record
 from recsys.model.model import build_model
 from runtime.jobs.user_deletion import request_deletion
+from tests.support.training.promotion_run import PromotionRun, config_of
 from training.candidates.director import Director
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from experiments.promotion.lifecycle import ARM, ENDED
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
@@ -16,6 +15,7 @@ from recsys.events.records import CONTROL, DELTAS, EXAMPLES, Delta, pack
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
+from tests.support.training.promotion_run import PromotionRun, config_of
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
 from training.lines.line import MAIN

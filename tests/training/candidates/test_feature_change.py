@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.archived_log import archive_log
-from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from examples.feature_audit.archive_audit import audit_features
 from experiments.promotion.lifecycle import FEATURES
@@ -30,7 +29,7 @@ from runtime.jobs.offline_job import run as train_offline
 from runtime.jobs.offline_options import OfflineOptions
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
-from tests.support.training.promotion_checks import never_back, stamps, until
+from tests.support.training.promotion_run import PromotionRun, config_of, never_back, stamps, until
 from training.candidates.registry import Registry, iso
 from training.lines.line import MAIN
 

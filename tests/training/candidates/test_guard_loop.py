@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.studies.promotion.promotion_run import LIST, Change, PromotionRun, config_of
 from experiments.promotion.lifecycle import CandidateState
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
@@ -21,6 +20,7 @@ from recsys.log.protocol import LogLost
 from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from runtime.reports.candidate_table import CandidateView
+from tests.support.training.promotion_run import LIST, Change, PromotionRun, config_of
 from training.candidates.line_start import LineStart
 from training.candidates.rollback_impact import RollbackImpact, find_impact, impact_file
 from training.candidates.shadow import Shadow

@@ -9,14 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from parameter_server.storage import snapshots
 from recsys.events.control_records import Decision
 from recsys.events.event_types import Impression, decode
 from recsys.events.records import EVENTS, SCORES, STEPS, Scores, Step, TrainingExample
 from recsys.process.log_consumer import readable
 from runtime.reports.candidate_table import CandidateView
-from tests.support.training.promotion_checks import never_back, stamps, until
+from tests.support.training.promotion_run import PromotionRun, config_of, never_back, stamps, until
 from training.candidates.rollback_impact import RollbackImpact, find_impact, impact_file
 from training.candidates.shadow import Shadow
 from training.candidates.shadow_loop import ShadowLoop

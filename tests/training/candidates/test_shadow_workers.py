@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from experiments.promotion.lifecycle import CandidateState
 from parameter_server.shard.shard import digest_of_shards
 from recsys.config.system_config import Config
@@ -19,6 +18,7 @@ from recsys.process.log_consumer import readable
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Stop
 from recsys.process.worker_share import WHOLE, Share, leased
+from tests.support.training.promotion_run import PromotionRun, config_of
 from tests.support.training.small_feed import (
     FEATURES,
     PARTITIONS,

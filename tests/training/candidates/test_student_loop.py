@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from experiments.promotion.epoch_model import with_size
 from parameter_server.shard.shard import digest_of_shards
@@ -19,7 +18,7 @@ from recsys.events.records import SCORES, STEPS, Scores, Step
 from recsys.model.ranker import Ranker, RankerModule, ranker_of
 from recsys.process.log_consumer import readable
 from serving.retrieval import retrieval_client
-from tests.support.training.promotion_checks import never_back, stamps, until
+from tests.support.training.promotion_run import PromotionRun, config_of, never_back, stamps, until
 from training.lines.line import MAIN, learning_digest
 
 pytestmark = pytest.mark.slow

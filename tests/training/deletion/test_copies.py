@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.studies.promotion.promotion_run import EvenViewers, PromotionRun, config_of
 from parameter_server.storage import snapshots
 from recsys.events.hashing import key_of
 from recsys.events.records import DEAD_LETTERS, DELTAS, DeadLetter, Delta, pack
@@ -20,6 +19,7 @@ from recsys.process.log_consumer import readable
 from recsys.process.part_snapshot import PartState
 from runtime.jobs.user_deletion import request_deletion
 from serving.sessions.counter_loop import CounterLoop
+from tests.support.training.promotion_run import EvenViewers, PromotionRun, config_of
 from training.archive.writer import Archive
 from training.candidates.rollback_impact import (
     AffectedRequest,

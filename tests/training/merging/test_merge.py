@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.studies.drift.refit import export_at_step
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.config.system_config import TableConfig
@@ -168,9 +167,3 @@ def test_another_model_and_wrong_shares_are_refused() -> None:
             Blend(**wrong)
     with pytest.raises(ValueError, match="dense is 2"):
         Blends(dense=2.0)
-
-
-def test_a_candidate_stands_where_the_line_stood() -> None:
-    _, offline, _ = family([1, 2, 3], [4], [5])
-    arrays, meta = export_at_step(shard_of(offline).export(), 40)
-    assert meta["step"] == 40 and not any(name.startswith("held/") for name in arrays)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from benchmarks.studies.promotion.promotion_run import PromotionRun, TrainedCandidate, config_of
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshots import Snapshot
@@ -17,6 +16,7 @@ from recsys.events.control_records import Live
 from recsys.events.event_types import User
 from recsys.events.hashing import key_of
 from recsys.model.choice_model import choice_size
+from tests.support.training.promotion_run import PromotionRun, TrainedCandidate, config_of
 from training.candidates.registry import Provenance, Refused, plain_config, reference_to
 from training.lines.line import MAIN
 from training.merging.merge import Blend, Blends

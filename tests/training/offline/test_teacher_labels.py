@@ -16,9 +16,10 @@ from tests.support.training.offline_examples import (
     toy_blocks,
     toy_trainer,
 )
-from tests.support.training.small_feed import FEATURES
+from tests.support.training.small_feed import FEATURES, example
 from training.candidates.registry import SnapshotRef
 from training.continual.learner import Learner
+from training.offline.distill import with_teacher
 from training.offline.initial_state import Ancestor, build_trainer, count_vocabularies
 from training.offline.loop import OfflineLoop, Plan
 from training.offline.tables import OwnTable
@@ -65,6 +66,12 @@ def test_a_teacher_that_says_nothing_leaves_the_labels_alone() -> None:
     assert same(alone, learned(student(blocks, 0.5), blocks))
     assert same(alone, learned(student(blocks, 0.0), saying(blocks, 0.9)))
     assert not same(alone, learned(student(blocks, 0.5), saying(blocks, 0.9)))
+
+
+def test_a_teacher_of_other_outputs_is_refused() -> None:
+    lane = Learner(build_model(FEATURES, SMALL)).prepare([example(n) for n in range(2)])
+    with pytest.raises(ValueError, match="the teacher's probabilities are"):
+        with_teacher(lane, np.zeros((1, 1), np.float32))
 
 
 def test_each_example_has_a_teacher_or_none() -> None:

@@ -1,18 +1,17 @@
 """A system in one process whose viewers have tastes, and candidates for it: better ones, and broken ones.
 
-For studies and tests of the way from proposal to live. A candidate is trained repeatedly on the log; a
+A candidate is trained repeatedly on the log; a
 ``change`` may then break it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from benchmarks.harness.local_system import LocalSystem, small_config
-from examples.short_video.world import World
 from experiments.promotion.epoch_model import with_size
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.lanes import LaneGradients
@@ -51,17 +50,6 @@ class TrainedCandidate(NamedTuple):
     model: ModelConfig
 
 
-class Viewers(Protocol):
-    """People who look at lists."""
-
-    def items(self) -> list[Item]: ...
-
-    def user(self, number: int) -> str: ...
-
-    def watch(self, answer: Answer, now_ms: int) -> list[dict[str, Any]]:
-        """Engagements with a list, in order, as clients send them."""
-
-
 class EvenViewers:
     """Viewers who mostly watch even items to the end and skip odd ones: quick to learn."""
 
@@ -87,28 +75,6 @@ class EvenViewers:
             what = {"kind": "view", "watch_ms": 9_900 if liked else 500}
             engagements.append(what | _about(answer, shown.item_id, now_ms))
         return engagements
-
-
-class WorldViewers:
-    """The people of a simulated world."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def items(self) -> list[Item]:
-        return self._world.items(self._world.start_ms)
-
-    def user(self, number: int) -> str:
-        return f"u{int(uniform(7, number) * self._world.num_users)}"
-
-    def watch(self, answer: Answer, now_ms: int) -> list[dict[str, Any]]:
-        user, ids = answer.impression.user_id, [shown.item_id for shown in answer.items]
-        done = self._world.react(user, ids, answer.request_id, now_ms)
-        return [
-            {"kind": e.kind, "watch_ms": e.watch_ms} | _about(answer, e.item_id, e.time_ms)
-            for e in done
-            if e.kind in ("view", "like", "hide", "click")
-        ]
 
 
 def _about(answer: Answer, item_id: object, time_ms: int) -> dict[str, Any]:
@@ -141,9 +107,9 @@ def config_of(state: Path, **rules: Any) -> Config:
 class PromotionRun:
     """A running system. ``show`` lets people look at lists, one after the other."""
 
-    def __init__(self, config: Config, viewers: Viewers | None = None) -> None:
+    def __init__(self, config: Config, viewers: EvenViewers | None = None) -> None:
         self.config, self.system = config, LocalSystem(config)
-        self.viewers: Viewers = viewers or EvenViewers()
+        self.viewers = viewers or EvenViewers()
         self.answers: list[Answer] = []
         self.registry = Registry(Path(config.state) / "registry")
 
@@ -258,3 +224,26 @@ class PromotionRun:
 
     def wish(self, what: str, line: str = "", reason: str = "") -> None:
         self.say(OperatorRequest(what=what, line=line, reason=reason, time_ms=self.system.now_ms))
+
+
+async def until(run: PromotionRun, line: str, *stages: str, lists: int = 500) -> str:
+    for _ in range(lists // 5):
+        await run.show(5)
+        stage: str = run.lifecycle.candidates[line].stage
+        if stage in stages:
+            return stage
+    raise AssertionError(f"{line} is {run.lifecycle.candidates[line]}")
+
+
+def stamps(run: PromotionRun, since: int = 0) -> list[tuple[str, int, int]]:
+    found = [answer.stamp for answer in run.answers[since:]]
+    return [(stamp.line, stamp.epoch, stamp.step) for stamp in found]
+
+
+def never_back(found: list[tuple[str, int, int]]) -> bool:
+    newest: dict[tuple[str, int], int] = {}
+    for line, epoch, step in found:
+        if step < newest.get((line, epoch), 0):
+            return False
+        newest[line, epoch] = step
+    return True
