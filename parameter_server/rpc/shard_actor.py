@@ -1,5 +1,4 @@
-"""Shards as named, detached Ray actors: Ray places and restarts them; rows travel over their own sockets. The
-same requests also work as plain Ray calls: the fallback without sockets, and the oracle of the transport."""
+"""Shards as named, detached Ray actors: Ray places and restarts them; rows travel over their own sockets."""
 
 import contextlib
 import logging
@@ -17,8 +16,7 @@ import ray
 from ray.util.metrics import Gauge
 
 from parameter_server.publish.deltas import record_publish_spans
-from parameter_server.rpc.parameter_client import Channel, ShardedClient, WorkerId, hello
-from parameter_server.rpc.protocol import Frame, encode, from_bytes
+from parameter_server.rpc.parameter_client import ShardedClient, WorkerId, hello
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.shard_tls import LOOPBACK, open_tls
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer, Tls
@@ -74,13 +72,6 @@ class ShardActor:
     def address(self) -> Address:
         """Current address; port and token change with each restart."""
         return self._server.address
-
-    def call(self, greeting: bytes, request: bytes) -> bytes:
-        """Answers a request as over the socket: greeting and request in, reply out."""
-        refusal = self._service.hello(from_bytes(greeting).message)
-        reply = Frame(refusal) if refusal is not None else self._service.answer(from_bytes(request))
-        self._service.publish()  # before the answer: a Ray call ends with it
-        return b"".join(encode(reply))
 
     def status(self) -> dict[str, Any]:
         """Figures of the shard. Called about once a second, it also retries a failed publication, so that a
@@ -246,40 +237,14 @@ def actor_name(spec: ShardSpec, part: int) -> str:
 
 
 def connect(
-    spec: ShardSpec, handles: Sequence[Any], worker: WorkerId, transport: str = "socket",
-    tls: Tls = None,
-) -> ShardedClient:  # fmt: skip
-    """Client of running shards, over sockets or (``ray``) plain Ray calls."""
-    channels: list[Channel] = []
-    for part, handle in enumerate(handles):
-        greet = partial(hello, spec, part, worker)
-        if transport == "socket":
-            channels.append(SocketChannel(_resolver(spec, part, handle), greet, tls=tls))
-        else:
-            channels.append(RayChannel(handle, greet))
+    spec: ShardSpec, handles: Sequence[Any], worker: WorkerId, tls: Tls = None
+) -> ShardedClient:
+    """Client of running shards, over their sockets."""
+    channels = [
+        SocketChannel(_resolver(spec, part, handle), partial(hello, spec, part, worker), tls=tls)
+        for part, handle in enumerate(handles)
+    ]
     return ShardedClient(spec, channels, worker)
-
-
-class RayChannel(Channel):
-    """One worker's channel to one shard through Ray calls."""
-
-    def __init__(self, handle: Any, greet: Callable[[str], Any], give_up_s: float = 120.0) -> None:
-        self._handle, self._greet, self._give_up_s = handle, greet, give_up_s
-        self._request = b""
-
-    def send(self, frame: Frame) -> None:
-        self._request = b"".join(encode(frame))
-
-    def _attempt(self) -> Frame | str:
-        try:
-            token = ray.get(self._handle.address.remote()).token
-            greeting = b"".join(encode(Frame(self._greet(token))))
-            reply = self._handle.call.remote(greeting, self._request)
-            return from_bytes(ray.get(reply, timeout=self._give_up_s))
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-            return repr(error)
-
-    def close(self) -> None: ...
 
 
 def _resolver(spec: ShardSpec, part: int, handle: Any) -> Callable[[], Address]:

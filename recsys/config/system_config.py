@@ -160,7 +160,6 @@ class ModelConfig(Section):
 class ParameterServerConfig(Section):
     section = "parameter_server"
     shards: int = bounded(2, 1)
-    transport: str = choice("socket", "socket", "ray")  # socket | ray (the fallback and oracle)
     # TLS on the shards' sockets. PEM files on each machine: the authority that signed the certificates of
     # shards (empty: the machine's), this machine's certificate, its private key (empty: in cert_file), and
     # the authority that signed those of workers (empty: they need none).
@@ -179,7 +178,6 @@ class ParameterServerConfig(Section):
         super().__post_init__()
         self.check_needs("tls", self.tls, "ca_file", "cert_file", "client_ca_file")
         self.check_needs("cert_file", self.cert_file, "key_file")
-        self.check_needs("transport socket (Ray has its own)", self.transport == "socket", "tls")
         check(not self.tls or bool(self.cert_file), "parameter_server.cert_file", self.cert_file,
               "a file with parameter_server.tls")  # fmt: skip
 

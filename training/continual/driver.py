@@ -100,9 +100,8 @@ def run(config: Config, stop: Stop) -> None:
 
 
 def _reach_shards(config: Config) -> bool:
-    """Whether all workers are connected to all shards; Ray's calls have no connection."""
-    is_called = config.parameter_server.transport == "ray"
-    return is_called or _shards(config, "connections") >= config.trainer.workers
+    """Whether all workers are connected to all shards."""
+    return _shards(config, "connections") >= config.trainer.workers
 
 
 def _shards(config: Config, gauge: str) -> float:

@@ -120,9 +120,8 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
         following = ended.left_for()
         log.close()
         return epoch if following is None else following
-    server = config.parameter_server
-    identity, tls = WorkerId(rank, workers, generation), open_tls(server).worker
-    client = connect(spec, shards, identity, server.transport, tls)
+    tls = open_tls(config.parameter_server).worker
+    client = connect(spec, shards, WorkerId(rank, workers, generation), tls)
     model = build_model(features, config.model)
     is_cuda = config.trainer.device == "cuda"
     # On a CPU torchrec's batches give the same bits, and importing it takes 100 MB and a second.

@@ -270,7 +270,6 @@ def test_settings_of_brokers_that_do_not_fit_are_refused(
         ({"client_ca_file": "/ca"}, "client_ca_file is '/ca', expected none without"),
         ({"tls": True, "ca_file": "/ca"}, "cert_file is '', expected a file with parameter_server.tls"),
         ({"tls": True, "key_file": "/k"}, "key_file is '/k', expected none without .*cert_file"),
-        ({"tls": True, "cert_file": "/c", "transport": "ray"}, "tls is True, .*transport socket"),
     ],
 )  # fmt: skip
 def test_settings_of_shards_tls_that_do_not_fit_are_refused(

@@ -94,8 +94,6 @@ def test_workers_without_shards_are_not_ready(tmp_path: Path) -> None:
         beat.gauge("connections", connected)
         beat.write()
         assert driver._reach_shards(config) is ready
-    by_calls = replace(config.parameter_server, transport="ray")
-    assert driver._reach_shards(replace(config, parameter_server=by_calls))
 
 
 def test_what_is_learned_is_known_from_the_shards_also_after_a_restart(tmp_path: Path) -> None:
