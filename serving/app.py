@@ -21,6 +21,7 @@ from recsys.process.clock_file import clock_of
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
 from serving.access.key_files import ADMIN_KEY, SecretFile
+from serving.admission.admission import EVENT_CALLS
 from serving.retrieval.ray_retrieval import CATCH_UP_S, client_of, deployment_options, deployments
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 APP = "recsys"
 _LOG_EVERY_S: Final = 60.0
+_UPSCALE_S: Final = 5.0  # during which the load must call for more replicas
 _LOG: Final = logging.getLogger(__name__)
 _EXPORTED: Final = {
     "recsys_requests_total": ("recsys_requests", "Requests answered", ("route", "status")),
@@ -143,7 +145,7 @@ def _scaling(serve: ServeConfig) -> dict[str, Any]:
         "min_replicas": serve.min_replicas,
         "max_replicas": serve.max_replicas,
         "target_ongoing_requests": serve.target_ongoing,
-        "upscale_delay_s": serve.upscale_s,
+        "upscale_delay_s": _UPSCALE_S,
         "downscale_delay_s": serve.downscale_s,
     }
     return {"autoscaling_config": autoscaling}
@@ -168,7 +170,7 @@ def application(config: Config, hooked: bool = False) -> Any:
     that send or read slowly would fill it, and nobody else would be answered. On a restart a new replica
     catches up before an old one leaves.
     """
-    most = 2 * config.serve.max_ongoing + config.serve.max_events + config.doors.connections
+    most = 2 * config.serve.max_ongoing + EVENT_CALLS + config.doors.connections
     deployment = serve.deployment(
         name="Feed",
         **_scaling(config.serve),

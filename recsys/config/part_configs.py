@@ -97,7 +97,6 @@ class DriftConfig(Section):
     panel_examples: int = limited(
         1_024, lambda n: n == 0 or 200 <= n <= 65_536, "0 (not measured), or 200 to 65536"
     )
-    panel_share: float = fraction(0.01)  # maximal share of one core for scoring panels
 
 
 @dataclass(frozen=True)

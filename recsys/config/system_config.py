@@ -216,12 +216,11 @@ class ServeConfig(Section):
     )
     port: int = bounded(8000, 0, 65_535)
     replicas: int = bounded(1, 1)
-    # With max_replicas above 0, autoscaling keeps target_ongoing requests per replica. It scales after the
-    # load has called for it during so many seconds, up and down.
+    # With max_replicas above 0, autoscaling keeps target_ongoing requests per replica. A replica leaves
+    # after so many seconds without load for it.
     min_replicas: int = bounded(1, 1)
     max_replicas: int = 0
     target_ongoing: float = positive(2.0)
-    upscale_s: float = bounded(5.0, 0)
     downscale_s: float = bounded(60.0, 0)
     candidates: int = bounded(300, 1)
     # Part of a source's number of candidates that policy.sources sets; the rest of all follows what viewers
@@ -232,23 +231,17 @@ class ServeConfig(Section):
     dashboard_port: int = bounded(8265, 0, 65_535)
     # Concurrent lists in a replica; fewer if they would wait too long.
     max_ongoing: int = bounded(100, 1)
-    max_events: int = bounded(100, 1)  # concurrent calls with events in a replica, in addition
     # Calls per second of one address; more get 429; 0 is no limit.
     client_rate: float = bounded(0.0, 0)
     # A list that would wait longer than deadline_ms is rejected. With a standing queue, which delays all
     # answers without serving more, the limit is queue_ms.
     deadline_ms: float = positive(250.0)
     queue_ms: float = positive(15.0)
-    # With less time than this before the deadline: only popular candidates; fewer are ranked; none is ranked.
-    retrieval_ms: float = bounded(10.0, 0)
+    # With less time than this before the deadline, only short_candidates are ranked.
     rank_ms: float = bounded(20.0, 0)
-    short_rank_ms: float = bounded(8.0, 0)
     short_candidates: int = bounded(100, 1)
     # If examples wait this long without a newly served step, answers say ``stale``.
     stale_s: float = positive(120.0)
-    # Impressions that each replica buffers while the log is unavailable: MiB in memory, then MiB on disk.
-    kept_mb: float = positive(64.0)
-    kept_disk_mb: float = bounded(1024.0, 0)
     # Row format in a replica: float32, or int8 as published (needs delta_format int8, and the result of
     # `recsys accept int8`).
     rows: str = choice("float32", "float32", "int8")

@@ -1,6 +1,7 @@
 """Settings: the file over the run, the environment over both, and errors that say where."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from recsys.config.loader import PREFIX, ConfigError, load
 from recsys.config.log_config import LogConfig
 from recsys.config.policy_config import PolicyConfig
+from recsys.config.removed_keys import REMOVED
 from recsys.config.safety_config import DoorsConfig
 from recsys.config.system_config import (
     RUNS,
@@ -161,7 +163,7 @@ KEYS = [*float_keys(Config), ("policy", "weights", "like"), ("surfaces", "home",
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
 def test_each_number_is_finite(tmp_path: Path, value: str) -> None:
     """JSON has no others: what a system is started with would be stored as null."""
-    assert len(KEYS) > 80
+    assert len(KEYS) > 70
     for key in KEYS:
         text = value
         for name in reversed(key):
@@ -201,6 +203,19 @@ def test_surfaces_come_from_the_file_and_from_the_environment(
     monkeypatch.setenv("RECSYS__SURFACES", '{"home": {"explore": 0.5}, "detail": {"quota": 0}}')
     both = {"home": home | {"explore": 0.5}, "detail": {"quota": 0}}
     assert load(str(file)).surfaces == both
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_key_is_refused_with_what_holds_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    section, _, name = key.partition(".")
+    expected = f"{key} is gone: {re.escape(REMOVED[key])}. Remove the key"
+    with pytest.raises(ConfigError, match=f":1: {expected}"):
+        load(written(tmp_path, f"{section}: {{{name}: 1}}\n"))
+    monkeypatch.setenv(f"RECSYS__{section}__{name}".upper(), "1")
+    with pytest.raises(ConfigError, match=f"environment variable .*: {expected}"):
+        load("laptop")
 
 
 def test_a_name_that_is_neither_run_nor_file() -> None:
