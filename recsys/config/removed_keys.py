@@ -10,6 +10,8 @@ REMOVED: Final = {
     "doors.body_mb": "a replica receives up to 64 MiB of unfinished bodies",
     "drift.panel_share": "scoring of panels takes a hundredth of a core; drift.panel_examples 0 ends it",
     "log.linger_ms": "an append to Kafka doesn't wait for others; log.compression makes less traffic",
+    "model.vector_rate": "vectors learn with 0.05; set model.tables.items.learning_rate and "
+    "model.tables.users.learning_rate",
     "parameter_server.transport": "rows travel over the shards' sockets",
     "promotion.guard_calibration": "predicted / observed may be 0.5 from 1 in a live line that is guarded",
     "serve.kept_disk_mb": "a replica buffers 1024 MiB of impressions on disk while the log is unavailable",

@@ -44,6 +44,8 @@ from recsys.config.safety_config import (
 )
 from recsys.events.hashing import digest_of
 
+_VECTOR_RATE: Final = 0.05  # learning rate of item and user vectors
+
 
 @dataclass(frozen=True)
 class SessionConfig(Section):
@@ -107,7 +109,7 @@ class RowsConfig(Section):
     """Settings of one of the model's tables; the model determines name and dimension."""
 
     section = "model.tables.*"
-    # 0: model.row_rate for features, model.vector_rate for the others.
+    # 0: model.row_rate for features, 0.05 for the others.
     learning_rate: float = bounded(0.0, 0)
     admit_after: int = bounded(1, 1, 255)  # sightings after which an id gets its own row
     ttl_s: int = bounded(-1, -1)  # a row unused for so long is removed; 0 keeps it; -1: model.ttl_s
@@ -140,7 +142,6 @@ class ModelConfig(Section):
     )
     row_rate: float = positive(0.005)  # row-wise Adagrad
     row_initial: float = 0.01
-    vector_rate: float = positive(0.05)
     vector_initial: float = 0.05  # above 0, or items and users without content never learn
     retrieval_weight: float = 0.2  # of the user side's loss relative to the ranker's
     side_weight: float = 0.3  # of the other labels' loss relative to the first one's
@@ -411,7 +412,7 @@ def digest(config: Any) -> str:
 
 def tables_of(config: ModelConfig) -> tuple[TableConfig, ...]:
     """The model's tables: names, dimensions and defaults from the model, the rest from ``model.tables``."""
-    dim, rate = config.vector_dim, config.vector_rate
+    dim, rate = config.vector_dim, _VECTOR_RATE
     shapes = (("features", config.dim + 1, config.row_rate, config.row_initial),
               ("items", dim, rate, config.vector_initial),
               ("users", dim, rate, config.vector_initial))  # fmt: skip

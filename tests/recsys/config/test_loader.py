@@ -239,7 +239,7 @@ def test_a_table_is_set_by_its_own_path_and_the_others_keep_the_models(tmp_path:
     assert (features.budget_mb, features.admit_after, features.sketch_mb) == (64, 2, 0.5)
     assert (items.budget_mb, items.admit_after, items.ttl_s) == (3, 1, 60)
     assert (users.ttl_s, users.learning_rate) == (0, 0.5)
-    assert items.learning_rate == config.model.vector_rate and features.ttl_s == 60
+    assert items.learning_rate == 0.05 and features.ttl_s == 60
     assert features.learning_rate == config.model.row_rate
 
 
