@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import numpy as np
 import ray
-from ray.util.metrics import Gauge
 
 from parameter_server.publish.deltas import record_publish_spans
 from parameter_server.rpc.parameter_client import ShardedClient, WorkerId, hello
@@ -61,9 +60,6 @@ class ShardActor:
         )  # fmt: skip
         self._service = ShardService(self._shard, secrets.token_hex(16))
         self._server = SocketServer(self._service, host, tls=tls.shard)
-        tags = ("line", "epoch", "shard")
-        self._rows = Gauge("recsys_shard_rows", "Rows of a shard", tag_keys=(*tags, "table"))
-        self._step = Gauge("recsys_shard_step", "The newest step of a shard", tag_keys=tags)
 
     def __repr__(self) -> str:
         spec = self._spec
@@ -80,11 +76,6 @@ class ShardActor:
         if status["unpublished"]:
             self._service.publish()
             status = self._shard.status()
-        tags = {"line": self._spec.line, "epoch": str(self._spec.epoch)}
-        tags |= {"shard": str(self._spec.part)}
-        self._step.set(status["step"], tags)
-        for table, rows in status["rows"].items():
-            self._rows.set(rows, tags | {"table": table})
         tracer = self._tracer
         spans = {"spans_sent": tracer.sent, "spans_dropped": tracer.dropped} if tracer else {}
         server = self._server
