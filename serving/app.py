@@ -13,7 +13,7 @@ from ray import serve
 from recsys.clock import machine_ns
 from recsys.config.system_config import Config, ServeConfig
 from recsys.observability.log_lines import keep_newest, log_in_worker
-from recsys.observability.tracer import open_tracer_in_actor
+from recsys.observability.tracer import open_tracer
 from recsys.process.clock_file import clock_of
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
@@ -45,7 +45,7 @@ class Feed:
         self._name = name = serve.get_replica_context().replica_id.unique_id
         self._log_as(name)
         log = open_log(self._config)
-        self._tracer = tracer = open_tracer_in_actor(self._config, "serve", name)
+        self._tracer = tracer = open_tracer(self._config, "serve", name)
         traces = SwipeTraces(tracer, name, machine_ns) if tracer else None
         sessions, client = session_reader(self._config), client_of(shards)
         self.service = Service(

@@ -29,7 +29,7 @@ from recsys.config.system_config import Config
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Append, Log
 from recsys.observability.log_lines import keep_newest, log_in_worker
-from recsys.observability.tracer import Tracer, open_tracer_in_actor
+from recsys.observability.tracer import Tracer, open_tracer
 from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed_memory
 from recsys.process.open_log import open_log
 
@@ -52,7 +52,7 @@ class ShardActor:
         tls = open_tls(config.parameter_server, host)  # before what it can't serve is opened
         warm()
         keep_freed_memory(BESIDE_TABLES)
-        self._tracer = open_tracer_in_actor(config, "shards", str(spec.part))
+        self._tracer = open_tracer(config, "shards", str(spec.part))
         initial = np.frombuffer(b"".join(dense), np.float32) if dense else None
         self._shard = DurableShard(
             spec, home_of(spec, config), delta_publisher(open_log(config), spec.line, self._tracer),

@@ -27,7 +27,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import LogDamaged, LogUnavailable
 from recsys.model.model import build_model
 from recsys.observability.log_lines import LOG_CONTEXT, log_in_worker
-from recsys.observability.tracer import open_tracer_in_actor
+from recsys.observability.tracer import open_tracer
 from recsys.process.latency_tuning import freeze_gc
 from recsys.process.malloc_tuning import keep_freed_memory
 from recsys.process.open_log import open_log
@@ -132,7 +132,7 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     freeze_gc()
     keep_freed_memory()
     _LOG.info("learning", extra={"line": MAIN, "epoch": epoch, "workers": workers})
-    tracer = open_tracer_in_actor(config, PART) if rank == 0 else None  # one span for a step
+    tracer = open_tracer(config, PART) if rank == 0 else None  # one span for a step
     trace = LearnTrace(tracer, run_of(config), MAIN, epoch) if tracer else None
     try:
         again = partial(time.sleep, _AGAIN_S)
