@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Record
 from recsys.process.worker_share import WHOLE, Share
-from training.archive.digest import DamagedFile, has_digest, read_batches, read_table, seal
+from training.archive.digest import DamagedFile, check_digest, read_batches, read_table, seal
 
 _LOG: Final = logging.getLogger(__name__)
 FLUSH_BYTES: Final = 32_000_000
@@ -108,7 +108,7 @@ def _rewritten(
     """Yields the rows of some files, and a writer for ``path`` with the schema of the first. Raises
     DamagedFile before anything is written: damage must get no digest."""
     for source in sources:
-        has_digest(source)
+        check_digest(source)
     schema = pq.read_schema(sources[0])
     with beside(path) as partial, pq.ParquetWriter(partial, schema, **FORMAT) as file:
         yield _row_groups(sources), file
