@@ -318,8 +318,8 @@ class ReadLists:
         return _encoder.encode(list(self._lists.items()))
 
     def restore(self, packed: bytes) -> None:
-        """Continues from a packed state; an empty one, as in older snapshots, changes nothing."""
-        for request_id, read in msgspec.msgpack.decode(packed, type=_PackedLists) if packed else ():
+        """Continues from a packed state."""
+        for request_id, read in msgspec.msgpack.decode(packed, type=_PackedLists):
             self._put(request_id, read)
 
     def _put(self, request_id: str, read: _ReadList) -> None:
