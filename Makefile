@@ -154,5 +154,5 @@ lock: ## Writes requirements/*.lock from pyproject.toml
 	$(COMPILE) pyproject.toml .venv-lock/build.in | $(WITHOUT_CUDA) | cat - .venv-lock/torchrec.lock > requirements/run.lock
 	echo polars | $(COMPILE) -c requirements/run.lock - > requirements/kuairand.lock
 	$(COMPILE) pyproject.toml -c requirements/run.lock -c requirements/kuairand.lock --extra kuairand \
-		--extra kafka-broker --extra tracing --extra dev --extra docs | $(WITHOUT_CUDA) > requirements/dev.lock
+		--extra kafka-broker --extra dev --extra docs | $(WITHOUT_CUDA) > requirements/dev.lock
 	rm -rf .venv-lock

@@ -29,7 +29,7 @@ from serving.access.access_layer import AccessLayer, caller_of, refusal
 from serving.access.audit import AuditTrail
 from serving.access.caller import Caller, Denied, network_of
 from serving.access.scopes import ATTRIBUTE
-from serving.admission.admission import Limit, TokenBuckets
+from serving.admission.admission import EVENT_CALLS, Limit, TokenBuckets
 from serving.admission.before_serve import GATES
 from serving.admission.load_shedding import LoadShedder, lists_gate
 from serving.admission.whole_body import BodyReceiver, BodyRoom
@@ -101,9 +101,9 @@ def build_app(
     serve, doors = service.config.serve, service.config.doors
     control = service.access_control(admin_key, added.scopes, added.health)
     app.add_middleware(
-        LoadShedder, metrics=metrics, lists=service.admission, events=Limit(serve.max_events),
+        LoadShedder, metrics=metrics, lists=service.admission, events=Limit(EVENT_CALLS),
         others=Limit(serve.max_ongoing), clients=TokenBuckets(serve.client_rate),
-        bodies=BodyReceiver(BodyRoom(int(doors.body_mb * 2**20)), doors.body_s),
+        bodies=BodyReceiver(BodyRoom(), doors.body_s),
         address=lambda scope: network_of(control.address(scope), 32, 64), added=added,
     )  # fmt: skip
     # A page of another origin reads a refusal only by the headers of the layer for origins.

@@ -65,6 +65,9 @@ _ATTEMPTS: Final = 4  # of a request that asks retrieval shards: the last answer
 _OF_EACH: Final = 10  # items to choose from, for each one of a long list
 _READ_ON: Final = 10  # lists whose items a page that is read on excludes
 _PAGE: Final = 1_000  # items of one category, which are enough to choose from
+# In milliseconds before the deadline; SHORT's are serve.rank_ms.
+_NEEDS_MS: Final = {POPULAR: 10.0, UNRANKED: 8.0}
+_KEPT_ON_DISK: Final = 1 << 30  # bytes of impressions that wait while the log is unavailable
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
 
@@ -91,10 +94,9 @@ class Service:
         self.pipeline = Pipeline(self.replica)
         self.reader = StateReader(log, self.replica, config, now_ms, traces=traces, first=first)
         serve = config.serve
-        spool = DiskSpool(Path(config.state) / "kept", log.id, int(serve.kept_disk_mb * 2**20))
+        spool = DiskSpool(Path(config.state) / "kept", log.id, _KEPT_ON_DISK)
         is_full = SpaceReader(config.state).is_full
-        keep_bytes = int(serve.kept_mb * 2**20)
-        self.writer = LogWriter(log, keep_bytes=keep_bytes, spool=spool, is_full=is_full)
+        self.writer = LogWriter(log, spool=spool, is_full=is_full)
         self.run_folder = Path(config.state) / "run"
         self.quotas = Quotas(config)
         self._proofs = Proofs(config, SecretFile(self.run_folder / TOKEN_KEYS))
@@ -119,11 +121,7 @@ class Service:
         self.admission = Admission(deadline_s, queue_s, serve.max_ongoing)
         self._lock = FairLock()  # of the thread's computations
         self._click_list_lock = asyncio.Lock()  # so that requests wait for one click's list at most
-        self._needs_ms = {
-            POPULAR: serve.retrieval_ms,
-            SHORT: serve.rank_ms,
-            UNRANKED: serve.short_rank_ms,
-        }
+        self._needs_ms = _NEEDS_MS | {SHORT: serve.rank_ms}
         self.session_misses = 0
         self._degraded = LogThrottle()
 

@@ -52,7 +52,6 @@ ADAPTERS = {
         "serving/index/faiss_centroids.py",
     ),
     "torchrec": ("training/offline/torchrec_tables.py", "training/continual/jagged.py"),
-    "opentelemetry": ("recsys/observability/span_export.py",),
     "river": ("training/drift/monitors.py",),
     "typer": (),
     "rich": ("replay/replay_report.py",),

@@ -32,10 +32,9 @@ class BudgetedArchive:
     """Archives while there is disk space, and removes the oldest hours."""
 
     def __init__(
-        self, archive: Archive, folder: Path, space: SpaceReader, days: int, share: Share = WHOLE
+        self, archive: Archive, folder: Path, space: SpaceReader, share: Share = WHOLE
     ) -> None:
-        self._archive, self._folder, self._space, self._days = archive, folder, space, days
-        self._share = share
+        self._archive, self._folder, self._space, self._share = archive, folder, space, share
         self._due_s = 0.0
         self.dropped = 0  # files
 
@@ -54,9 +53,8 @@ class BudgetedArchive:
     def _retain(self) -> None:
         if time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + _RETAIN_EVERY_S
-            space = self._space.read()
-            most = space.archive if space else None
-            dropped = drop_oldest(self._folder, most, self._days, self._share)
+            space = self._space.read()  # None: unknown, nothing is removed
+            dropped = drop_oldest(self._folder, space.archive, self._share) if space else 0
             self.dropped += dropped
             if dropped:
                 _LOG.info("removed %d of the oldest files", dropped)
@@ -112,7 +110,7 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
         folder, space = Path(config.state) / "archive", SpaceReader(config.state)
         clock = clock_of(config)
         archive = Archive(log, folder, clock, share)
-        budgeted = BudgetedArchive(archive, folder, space, config.disk.archive_days, share)
+        budgeted = BudgetedArchive(archive, folder, space, share)
         inspector = Inspector(log, PartState(config.state, PART), clock) if share.first else None
         eraser = Eraser(log, folder, PartState(config.state, ERASURES), clock, share)
         follow(ArchivePart(archive, budgeted, inspector, eraser), stop, _LOG)

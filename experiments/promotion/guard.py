@@ -27,6 +27,7 @@ from recsys.config.promotion_config import PromotionConfig
 # Fewer decide nothing, except predictions that aren't finite: one busy or broken client isn't the viewers,
 # and a variance of fewer is unreliable.
 LEAST_USERS: Final = 30
+_TIMES: Final = 1.5  # tolerated ratio of predicted and observed, either way
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,17 @@ def guard_engagement_rates(
 
 
 class Calibration:
-    """Calibration of live's predictions, with a quarter of alpha, by their error. ``over``: excess over 1 +
-    ``guard_calibration`` times the label; ``under``: excess over the label divided by that. An ``over`` above
-    0, or an ``under`` below 0, is too far."""
+    """Calibration of live's predictions, with a quarter of alpha, by their error. ``over``: excess over
+    ``_TIMES`` the label; ``under``: excess over the label divided by that. An ``over`` above 0, or an
+    ``under`` below 0, is too far."""
 
     def __init__(self, rules: PromotionConfig) -> None:
-        self._times, at = 1 + rules.guard_calibration, 2.0 * rules.least_examples
+        at = 2.0 * rules.least_examples
         self.over, self.under = (ClusteredMean(rules.alpha / 8, at) for _ in range(2))
 
     def add(self, pairs: PairedPredictions) -> None:
-        over = pairs.live_N - self._times * pairs.labels_N
-        under = pairs.live_N - pairs.labels_N / self._times
+        over = pairs.live_N - _TIMES * pairs.labels_N
+        under = pairs.live_N - pairs.labels_N / _TIMES
         self.over.add(pairs.users_N, over, pairs.loss_weights_N)
         self.under.add(pairs.users_N, under, pairs.loss_weights_N)
 
@@ -138,9 +139,8 @@ def _miscalibrated(evidence: GuardEvidence, rules: PromotionConfig) -> str:
     far = evidence.over.low > 0 or evidence.under.high < 0
     if compared.users < LEAST_USERS or not far or log_distance(guard) >= log_distance(live):
         return ""
-    times = 1 + rules.guard_calibration
     return (
-        f"live's predictions are {live:.3f} of what happens, expected {1 / times:.3f} to {times:.3f}; "
+        f"live's predictions are {live:.3f} of what happens, expected {1 / _TIMES:.3f} to {_TIMES:.3f}; "
         f"those of the former live line {guard:.3f}"
     )
 

@@ -1,7 +1,7 @@
 """Parameter client of a worker: applied steps, lookup, exchange.
 
 ``exchange`` sends one message per shard and step: a step's gradients out, the next step's rows back. Clients
-over sockets, Ray calls and in-process shards give the same bits.
+over sockets and of shards in this process give the same bits.
 """
 
 import time

@@ -192,18 +192,6 @@ def decode(header: bytes | memoryview, body: bytearray | memoryview | bytes) -> 
     return Frame(head.message, arrays)
 
 
-def from_bytes(data: bytes) -> Frame:
-    """Decodes a whole message (from a Ray call)."""
-    if len(data) < HEAD.size:
-        raise ProtocolError(f"a message has {len(data)} bytes, expected at least {HEAD.size}")
-    header, body = sizes(data[: HEAD.size])
-    if len(data) != (size := HEAD.size + header + body):
-        raise ProtocolError(f"a message has {len(data)} bytes, expected {size}")
-    view = memoryview(data)[HEAD.size :]
-    # Copied, so that its arrays are aligned after a header of any length.
-    return decode(view[:header], bytearray(view[header:]))
-
-
 def exchange_frame(
     generation: int, step: int, time_ms: int, lanes: Sequence[LaneGradients],
     next_keys: Mapping[str, NDArray[np.int64]] | None,

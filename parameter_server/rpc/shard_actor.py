@@ -1,5 +1,4 @@
-"""Shards as named, detached Ray actors: Ray places and restarts them; rows travel over their own sockets. The
-same requests also work as plain Ray calls: the fallback without sockets, and the oracle of the transport."""
+"""Shards as named, detached Ray actors: Ray places and restarts them; rows travel over their own sockets."""
 
 import contextlib
 import logging
@@ -14,11 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 import ray
-from ray.util.metrics import Gauge
 
 from parameter_server.publish.deltas import record_publish_spans
-from parameter_server.rpc.parameter_client import Channel, ShardedClient, WorkerId, hello
-from parameter_server.rpc.protocol import Frame, encode, from_bytes
+from parameter_server.rpc.parameter_client import ShardedClient, WorkerId, hello
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.shard_tls import LOOPBACK, open_tls
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer, Tls
@@ -32,7 +29,7 @@ from recsys.config.system_config import Config
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Append, Log
 from recsys.observability.log_lines import keep_newest, log_in_worker
-from recsys.observability.tracer import Tracer, open_tracer_in_actor
+from recsys.observability.tracer import Tracer, open_tracer
 from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed_memory
 from recsys.process.open_log import open_log
 
@@ -55,7 +52,7 @@ class ShardActor:
         tls = open_tls(config.parameter_server, host)  # before what it can't serve is opened
         warm()
         keep_freed_memory(BESIDE_TABLES)
-        self._tracer = open_tracer_in_actor(config, "shards", str(spec.part))
+        self._tracer = open_tracer(config, "shards", str(spec.part))
         initial = np.frombuffer(b"".join(dense), np.float32) if dense else None
         self._shard = DurableShard(
             spec, home_of(spec, config), delta_publisher(open_log(config), spec.line, self._tracer),
@@ -63,9 +60,6 @@ class ShardActor:
         )  # fmt: skip
         self._service = ShardService(self._shard, secrets.token_hex(16))
         self._server = SocketServer(self._service, host, tls=tls.shard)
-        tags = ("line", "epoch", "shard")
-        self._rows = Gauge("recsys_shard_rows", "Rows of a shard", tag_keys=(*tags, "table"))
-        self._step = Gauge("recsys_shard_step", "The newest step of a shard", tag_keys=tags)
 
     def __repr__(self) -> str:
         spec = self._spec
@@ -75,13 +69,6 @@ class ShardActor:
         """Current address; port and token change with each restart."""
         return self._server.address
 
-    def call(self, greeting: bytes, request: bytes) -> bytes:
-        """Answers a request as over the socket: greeting and request in, reply out."""
-        refusal = self._service.hello(from_bytes(greeting).message)
-        reply = Frame(refusal) if refusal is not None else self._service.answer(from_bytes(request))
-        self._service.publish()  # before the answer: a Ray call ends with it
-        return b"".join(encode(reply))
-
     def status(self) -> dict[str, Any]:
         """Figures of the shard. Called about once a second, it also retries a failed publication, so that a
         delta goes out once the log is back even without a further step."""
@@ -89,11 +76,6 @@ class ShardActor:
         if status["unpublished"]:
             self._service.publish()
             status = self._shard.status()
-        tags = {"line": self._spec.line, "epoch": str(self._spec.epoch)}
-        tags |= {"shard": str(self._spec.part)}
-        self._step.set(status["step"], tags)
-        for table, rows in status["rows"].items():
-            self._rows.set(rows, tags | {"table": table})
         tracer = self._tracer
         spans = {"spans_sent": tracer.sent, "spans_dropped": tracer.dropped} if tracer else {}
         server = self._server
@@ -246,40 +228,14 @@ def actor_name(spec: ShardSpec, part: int) -> str:
 
 
 def connect(
-    spec: ShardSpec, handles: Sequence[Any], worker: WorkerId, transport: str = "socket",
-    tls: Tls = None,
-) -> ShardedClient:  # fmt: skip
-    """Client of running shards, over sockets or (``ray``) plain Ray calls."""
-    channels: list[Channel] = []
-    for part, handle in enumerate(handles):
-        greet = partial(hello, spec, part, worker)
-        if transport == "socket":
-            channels.append(SocketChannel(_resolver(spec, part, handle), greet, tls=tls))
-        else:
-            channels.append(RayChannel(handle, greet))
+    spec: ShardSpec, handles: Sequence[Any], worker: WorkerId, tls: Tls = None
+) -> ShardedClient:
+    """Client of running shards, over their sockets."""
+    channels = [
+        SocketChannel(_resolver(spec, part, handle), partial(hello, spec, part, worker), tls=tls)
+        for part, handle in enumerate(handles)
+    ]
     return ShardedClient(spec, channels, worker)
-
-
-class RayChannel(Channel):
-    """One worker's channel to one shard through Ray calls."""
-
-    def __init__(self, handle: Any, greet: Callable[[str], Any], give_up_s: float = 120.0) -> None:
-        self._handle, self._greet, self._give_up_s = handle, greet, give_up_s
-        self._request = b""
-
-    def send(self, frame: Frame) -> None:
-        self._request = b"".join(encode(frame))
-
-    def _attempt(self) -> Frame | str:
-        try:
-            token = ray.get(self._handle.address.remote()).token
-            greeting = b"".join(encode(Frame(self._greet(token))))
-            reply = self._handle.call.remote(greeting, self._request)
-            return from_bytes(ray.get(reply, timeout=self._give_up_s))
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-            return repr(error)
-
-    def close(self) -> None: ...
 
 
 def _resolver(spec: ShardSpec, part: int, handle: Any) -> Callable[[], Address]:

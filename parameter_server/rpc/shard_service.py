@@ -1,4 +1,4 @@
-"""Request service of a shard over any transport: a barrier over lanes, and one reply per request.
+"""Request service of a shard: a barrier over lanes, and one reply per request.
 
 A step is learned once all lanes, from several workers and threads, have arrived. Since a dead worker would
 block the others, each run of the workers has a generation: a newer one's hello releases threads of older ones

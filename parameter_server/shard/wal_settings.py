@@ -14,7 +14,6 @@ from parameter_server.shard.shard import ShardSpec
 _SETTINGS: Final = (
     "lanes", "seed", "dense_rate", "dense_first", "dense_average", "expire_every", "bound",
 )  # fmt: skip
-_DEFAULTS: Final = {"dense_first": 1.0}  # for files older than the setting
 
 
 class WalSettingsChanged(ValueError):
@@ -39,8 +38,14 @@ def wal_settings_of(spec: ShardSpec) -> str:
 
 
 def spec_by_settings(text: str, spec: ShardSpec) -> ShardSpec:
-    """The spec with stored settings instead of its own, for the tables that it has."""
+    """The spec with stored settings instead of its own, for the tables that it has. Raises ValueError for
+    settings of another version."""
     stored = _parse(text)
+    if stored and (missing := [name for name in _SETTINGS if name not in stored]):
+        raise ValueError(
+            f"a write-ahead file has the settings {sorted(stored)}, expected also {', '.join(missing)}: "
+            "another version wrote it; move the files of all shards away to start from the snapshot"
+        )
     tables = tuple(
         replace(table, **{f.name: stored.get(f"tables.{table.name}.{f.name}", getattr(table, f.name))
                           for f in fields(table)})
@@ -60,4 +65,4 @@ def changes(before: str, now: str) -> list[str]:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    return _DEFAULTS | json.loads(text) if text else {}
+    return json.loads(text) if text else {}

@@ -2,7 +2,7 @@
 
     {arrays.safetensors, manifest.json, chain-0.safetensors, …}
 
-The manifest holds the SHA-256 of each, and since version 2 one of itself. The chain is hard-linked into the
+The manifest holds the SHA-256 of each, and one of itself. The chain is hard-linked into the
 part's folder, the full file first.
 """
 
@@ -27,15 +27,16 @@ Wanted = Callable[[str], bool]
 ARRAYS: Final = "arrays.safetensors"
 MANIFEST: Final = "manifest.json"
 FULL_EVERY: Final = 32  # snapshots, of which at least one is full
-VERSION: Final = 2  # of manifests; those without a version have no digest of themselves
-_FIELDS: Final = {"line", "epoch", "step", "part", "parts", "sha256", "bytes", "chain", "meta"}
+VERSION: Final = 2  # of manifests
+_FIELDS: Final = {
+    "line", "epoch", "step", "part", "parts", "sha256", "bytes", "chain", "meta", "version", "digest",
+}  # fmt: skip
 SCRUB_S: Final = 86_400  # files are read again after this time
 
 
 def encode_manifest(fields: Manifest) -> str:
     """The manifest as text, with version and digest."""
-    fields = {"chain": []} | dict(fields)  # manifests older than increments have none
-    plain = json.loads(json.dumps(fields)) | {"version": VERSION}
+    plain = json.loads(json.dumps(dict(fields))) | {"version": VERSION}
     return json.dumps(plain | {"digest": _digest(plain)}, indent=1, sort_keys=True)
 
 
@@ -49,21 +50,15 @@ def parse_manifest(text: str) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads(text)
     if not isinstance(manifest, dict):
         raise ValueError(f"{MANIFEST} is corrupt: it is a {type(manifest).__name__}, no object")
-    names = set(manifest)
-    if is_signed(manifest):
-        signed = names == _FIELDS | {"version", "digest"}
-        intact = signed and manifest["digest"] == _digest(manifest)
-    else:
-        intact = names <= _FIELDS
-    if not intact:
-        fields = sorted(names)
+    if "digest" not in manifest:
+        raise ValueError(
+            f"{MANIFEST} has the fields {sorted(manifest)}, expected a digest among them: it is corrupt, "
+            "or an earlier version wrote it; start with a new state folder"
+        )
+    if set(manifest) != _FIELDS or manifest["digest"] != _digest(manifest):
+        fields = sorted(manifest)
         raise ValueError(f"{MANIFEST} is corrupt: its digest or its fields {fields} are wrong")
     return manifest
-
-
-def is_signed(manifest: Manifest) -> bool:
-    """Whether a manifest has a digest of itself: those of version 1 have none."""
-    return "version" in manifest or "digest" in manifest
 
 
 def _digest(manifest: Manifest) -> str:
@@ -236,6 +231,6 @@ def link_name(place: int) -> str:
 
 
 def _chain(manifest: Manifest) -> list[Manifest]:
-    """Chain of a part; empty in manifests older than increments."""
-    chain: list[Manifest] = manifest.get("chain", [])
+    """Chain of a part; empty if its file is full."""
+    chain: list[Manifest] = manifest["chain"]
     return chain

@@ -7,7 +7,6 @@ from typing import Any
 from parameter_server.storage.part_files import (
     MANIFEST,
     files_of,
-    is_signed,
     parse_manifest,
     read_manifest,
     sha256_of,
@@ -51,11 +50,10 @@ def _correct_manifest(path: Path) -> dict[str, Any] | None:
         try:
             manifest = parse_manifest(text.decode())
         except ValueError:
-            manifest = {}
-        if is_signed(manifest):
-            write_atomically(path, bytes(text))
-            return manifest
-        text[bit // 8] ^= 1 << bit % 8
+            text[bit // 8] ^= 1 << bit % 8
+            continue
+        write_atomically(path, bytes(text))
+        return manifest
     return None
 
 

@@ -69,11 +69,6 @@ class Snapshot:
     def meta(self, part: int) -> dict[str, Any]:
         return dict(self.manifests[part]["meta"])
 
-    @property
-    def unsigned(self) -> int:
-        """Number of parts whose manifest is older than digests of manifests."""
-        return sum(not part_files.is_signed(manifest) for manifest in self.manifests)
-
     def files(self, part: int) -> list[Path]:
         """Files of one part, the full one first, then increments in order."""
         folder = _part(self.folder, part, self.parts)
@@ -193,14 +188,14 @@ def damaged(folder: Path, line: str) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def check_snapshots(folder: Path, line: str) -> Iterator[tuple[Path, str, int]]:
-    """Reads all complete snapshots of a line; yields each with its damage, if any, and the number of parts
-    whose manifest has no digest."""
+def check_snapshots(folder: Path, line: str) -> Iterator[tuple[Path, str]]:
+    """Reads all complete snapshots of a line; yields each with its damage, if any."""
     for version in filter(_is_complete, _versions(folder, line)):
         try:
-            yield version, "", _check(version, line).unsigned
+            _check(version, line)
+            yield version, ""
         except _UNUSABLE as error:
-            yield version, str(error), 0
+            yield version, str(error)
 
 
 def _steps(folder: Path, line: str, epoch: int, is_usable: Callable[[Path], bool]) -> list[int]:

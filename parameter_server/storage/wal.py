@@ -4,7 +4,7 @@ A record is [length u32][CRC-32 u32][step u64][payload]; the CRC covers all else
 at the first torn or corrupt record or gap in the steps; ``cut_bytes`` counts the bytes. If whole records
 follow, the file isn't torn but ``damaged``: it is copied aside first. The line learns the missing steps
 again, with the same result. A crash of the process loses nothing; with ``sync`` (fsync at each append)
-neither does a power cut. Files of format 2, whose CRC doesn't cover the length, are rewritten when opened.
+neither does a power cut.
 """
 
 import os
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _MAGIC: Final = b"recsys-wal-3\n\0\0\0"
-_MAGIC_2: Final = b"recsys-wal-2\n\0\0\0"
 _HEAD: Final = struct.Struct("<IIQ")
 _TEXTS: Final = struct.Struct("<QQ")  # lengths of owner and settings, which follow
 _U32: Final = struct.Struct("<I")  # the CRC of the head, after it
@@ -38,7 +37,6 @@ class Scan(NamedTuple):
     offsets: list[tuple[int, int]]
     end: int
     damaged: bool
-    is_format_2: bool
 
 
 class Wal:
@@ -156,54 +154,38 @@ class Wal:
             _put(copy, data)
             last = scanned.offsets[-1][0] if scanned.offsets else "none"
             self.damaged = f"{self.path} is damaged after step {last}; its copy is {copy}"
-        if scanned.is_format_2:
-            self._rewrite(data)
-        elif self.cut_bytes:
+        if self.cut_bytes:
             self._file.truncate(scanned.end)
-        return self._end if scanned.is_format_2 else scanned.end
-
-    def _rewrite(self, data: bytes) -> None:
-        """Writes the records of a file of format 2 in the current format."""
-        parts, offsets, end = [self._head], [], len(self._head)
-        for step, offset in self._offsets:
-            (length,) = _U32.unpack_from(data, offset)
-            start = offset + _HEAD.size
-            payload = data[start : start + length]
-            parts += [_record_head(step, payload), payload]
-            offsets.append((step, end))
-            end += _HEAD.size + length
-        self._renew(b"".join(parts), offsets)
+        return scanned.end
 
 
 def scan(data: bytes) -> Scan:
     """Reads the contents of a file. Raises ValueError if its head is damaged or of another program."""
-    is_format_2 = data.startswith(_MAGIC_2)
     texts = len(_MAGIC) + _TEXTS.size
-    if not (is_format_2 or data.startswith(_MAGIC)) or len(data) < texts:
+    if not data.startswith(_MAGIC) or len(data) < texts:
         raise ValueError(
             f"begins with {data[:80]!r}, expected {_MAGIC!r}: it is damaged, or of another version"
         )
     owner_size, settings_size = _TEXTS.unpack_from(data, len(_MAGIC))
     middle = texts + owner_size
     end = middle + settings_size
-    if not is_format_2:
-        if data[end : end + _U32.size] != _U32.pack(zlib.crc32(data[:end])):
-            raise ValueError(f"begins with {data[:80]!r}: its head is damaged")
-        end += _U32.size
+    if data[end : end + _U32.size] != _U32.pack(zlib.crc32(data[:end])):
+        raise ValueError(f"begins with {data[:80]!r}: its head is damaged")
+    end += _U32.size
     owner = data[texts:middle].decode(errors="replace")
     settings = data[middle : middle + settings_size].decode(errors="replace")
     offsets: list[tuple[int, int]] = []
-    while (record := _whole(data, end, is_format_2)) is not None:
+    while (record := _whole(data, end)) is not None:
         step, after = record
         if offsets and step != offsets[-1][0] + 1:
             break
         offsets.append((step, end))
         end = after
-    damaged = _is_followed(data, end, offsets[-1][0] + 1 if offsets else None, is_format_2)
-    return Scan(owner, settings, offsets, end, damaged, is_format_2)
+    damaged = _is_followed(data, end, offsets[-1][0] + 1 if offsets else None)
+    return Scan(owner, settings, offsets, end, damaged)
 
 
-def _is_followed(data: bytes, end: int, step: int | None, is_format_2: bool) -> bool:
+def _is_followed(data: bytes, end: int, step: int | None) -> bool:
     """Whether a whole record follows the torn or corrupt one at ``end``: right after it, or, where its length
     is wrong, anywhere. ``step``: of the record at ``end``; None: as the record says.
 
@@ -212,18 +194,18 @@ def _is_followed(data: bytes, end: int, step: int | None, is_format_2: bool) -> 
     if end + _HEAD.size > len(data):
         return False
     length, _, written = _HEAD.unpack_from(data, end)
-    if _whole(data, end + _HEAD.size + length, is_format_2):
+    if _whole(data, end + _HEAD.size + length):
         return True
     first = written if step is None else step
     steps = range(first, first + (len(data) - end) // _HEAD.size + 1)
     starts = (match.start() for match in _MAYBE_RECORD.finditer(data, end + 1))
     return any(
-        _STEP.unpack_from(data, start + _STEP_AT)[0] in steps and _whole(data, start, is_format_2)
+        _STEP.unpack_from(data, start + _STEP_AT)[0] in steps and _whole(data, start)
         for start in starts
     )
 
 
-def _whole(data: bytes, offset: int, is_format_2: bool) -> tuple[int, int] | None:
+def _whole(data: bytes, offset: int) -> tuple[int, int] | None:
     """(step, end) of the record at an offset; None if it is torn or corrupt."""
     if offset + _HEAD.size > len(data):
         return None
@@ -232,16 +214,15 @@ def _whole(data: bytes, offset: int, is_format_2: bool) -> tuple[int, int] | Non
     if start + length > len(data):
         return None
     body = memoryview(data)[start : start + length]
-    intact = _crc(step, body, b"" if is_format_2 else _U32.pack(length)) == crc
-    return (step, start + length) if intact else None
+    return (step, start + length) if _crc(step, body) == crc else None
 
 
 def _record_head(step: int, payload: bytes) -> bytes:
-    return _HEAD.pack(len(payload), _crc(step, payload, _U32.pack(len(payload))), step)
+    return _HEAD.pack(len(payload), _crc(step, payload), step)
 
 
-def _crc(step: int, payload: bytes | memoryview, length: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(length + struct.pack("<Q", step)))
+def _crc(step: int, payload: bytes | memoryview) -> int:
+    return zlib.crc32(payload, zlib.crc32(_U32.pack(len(payload)) + _STEP.pack(step)))
 
 
 def _head(owner: str, settings: str) -> bytes:

@@ -6,8 +6,8 @@
     log: {url: "kafka://broker:9092"}
 
 and ``RECSYS__LOG__URL=kafka://broker:9092`` in the environment overrides both. The types are the dataclasses
-of ``recsys.config.system_config``; an unknown key is an error that names its position and the known keys,
-or why it was removed.
+of ``recsys.config.system_config``; an unknown key is an error that names its position and the known keys, or
+what holds instead of a key that is gone.
 """
 
 import os
@@ -19,18 +19,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from recsys.config.removed_keys import REMOVED
 from recsys.config.system_config import RUNS, Config
 from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 
 PREFIX = "RECSYS__"
-_NO_REACTION = "an alarm of drift changes nothing by itself: a raised rate moved no watch time"
-_REMOVED = {  # keys of earlier versions, and why they are gone
-    "drift.react": _NO_REACTION,
-    "drift.most_rate": _NO_REACTION,
-    "drift.calm_examples": "each step publishes its rows",
-    "drift.most_gathered": "each step publishes its rows",
-    "drift.offline_command": "an alarm of drift starts no job: run `recsys offline` on a schedule",
-}
 KeyPath = tuple[str, ...]  # e.g. ("log", "url")
 
 
@@ -157,7 +150,7 @@ def _decoded(text: str) -> Any:
 
 
 def _unknown(where: str, path: KeyPath, keys: Mapping[str, Any]) -> ConfigError:
-    key, names = ".".join(path), ", ".join(sorted(keys))
-    if why := _REMOVED.get(key):
-        return ConfigError(f"{where}: {key} is gone: {why}. Remove the key")
-    return ConfigError(f"{where}: there is no {key}; there are {names}")
+    key = ".".join(path)
+    if key in REMOVED:
+        return ConfigError(f"{where}: {key} is gone: {REMOVED[key]}. Remove the key")
+    return ConfigError(f"{where}: there is no {key}; there are {', '.join(sorted(keys))}")

@@ -29,7 +29,6 @@ class LogConfig(Section, Brokers):
     replication: int = bounded(0, 0, 100)
     min_insync: int = bounded(0, 0, 100)
     compression: str = choice("none", "none", "gzip", "zstd")
-    linger_ms: int = bounded(0, 0, 1000)
     sasl: str = choice("none", "none", "plain", "scram-sha-256", "scram-sha-512")
 
     def __post_init__(self) -> None:

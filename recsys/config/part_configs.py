@@ -52,7 +52,7 @@ class TracingConfig(Section):
     section = "tracing"
     # Of requests, sampled by a hash of their ids: the same in every part.
     share: float = fraction(0.01)
-    # An OTLP/HTTP receiver, e.g. http://127.0.0.1:4318/v1/traces; needs the extra "tracing".
+    # An OTLP/HTTP receiver, e.g. http://127.0.0.1:4318/v1/traces.
     endpoint: str = limited(
         "",
         lambda url: not url or url.startswith(("http://", "https://")),
@@ -87,7 +87,6 @@ class DriftConfig(Section):
     panel_examples: int = limited(
         1_024, lambda n: n == 0 or 200 <= n <= 65_536, "0 (not measured), or 200 to 65536"
     )
-    panel_share: float = fraction(0.01)  # maximal share of one core for scoring panels
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,6 @@ class PromotionConfig(Section):
     guard_loss_margin: float = bounded(0.01, 0)
     # Tolerated loss of engagement rate since before the promotion. Wide, since times differ.
     guard_engagement_margin: float = bounded(0.1, 0)
-    # Tolerated distance of its predicted / observed from 1.
-    guard_calibration: float = bounded(0.5, 0)
     # Whether a live line goes back by itself where its lists are behind simple ones, or it learns no positive
     # example (experiments/promotion/line_guard.py).
     line_guard: bool = True

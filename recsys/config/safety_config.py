@@ -13,7 +13,8 @@ from recsys.events.hashing import digest_of
 @dataclass(frozen=True)
 class AccessConfig(Section):
     section = "access"
-    # keys: every call needs an API key or a user token. open: calls without one have ``open_scopes``.
+    # keys: every call needs an API key or a user token. open: calls without one recommend,
+    # send events and read.
     # auto: open where serve.host is a loopback address, otherwise keys.
     mode: str = choice("auto", "auto", "open", "keys")
     # Host names that the API answers to, besides serve.host, localhost, addresses; "*.example.org"; "*": any.
@@ -22,9 +23,6 @@ class AccessConfig(Section):
     origins: tuple[str, ...] = ()
     # Addresses of proxies, whose X-Forwarded-For is believed; of 127.0.0.1 each program of the machine's.
     proxies: tuple[str, ...] = ()
-    open_scopes: tuple[str, ...] = ("recommend", "events", "read")
-    # Lifetime of an impression token; 0: as long as engagements are joined, and an hour.
-    token_s: float = bounded(0.0, 0)
     # Calls a second of one API key, lists and events a second of one user; 0 is no limit.
     key_rate: float = bounded(0.0, 0)
     user_lists: float = bounded(5.0, 0)
@@ -41,8 +39,6 @@ class DoorsConfig(Section):
     # Open connections, of all and of one address or /64; proxies are exempt.
     connections: int = bounded(10_000, 16)
     per_source: int = bounded(256, 1)
-    # MiB of bodies that a replica is receiving.
-    body_mb: float = positive(64.0)
     # PEM file with certificate and key: the API speaks HTTPS.
     certificate: str = ""
     # Loopback port without TLS for the system's own tools; `recsys up` chooses it with a certificate.
@@ -57,8 +53,6 @@ class DiskConfig(Section):
     archive: float = fraction(0.35)
     log: float = fraction(0.45)
     snapshots: float = fraction(0.15)
-    # The archive also ends after so many days; 0: by space alone.
-    archive_days: int = bounded(0, 0)
     # With less than twice this room, on the disk or in the budget, the system saves space step by step.
     free_gb: float = positive(1.0)
 
@@ -79,15 +73,12 @@ class BoundsConfig(Section):
     daily: int = bounded(1000, 1)
     # Kinds of engagement of an account with an item that count, besides view, long_view, skip and hide.
     kinds: int = bounded(2, 0)
-    # Judgements of an item from one network or API key: this many times its share of those of all
-    # other items.
-    source_ratio: float = bounded(3.0, 1)
     # Judgements of an item by new accounts, relative to those by established ones.
     new_ratio: float = bounded(3.0, 0)
     # Part of the items that a list must be chosen from, after what the viewer's side excludes: in a list of
     # fewer the engagements of new accounts don't count. 0: they do.
     free_share: float = bounded(0.5, 0, 1)
-    # Judgements that these two allow in any case.
+    # Judgements of an item by new accounts, and from one network or API key, that are always allowed.
     floor: int = bounded(20, 0)
     # Nats of evidence above chance with which the sentinel part holds users; 0: a person decides.
     hold_nats: float = bounded(0.0, 0)

@@ -44,6 +44,8 @@ from recsys.config.safety_config import (
 )
 from recsys.events.hashing import digest_of
 
+_VECTOR_RATE: Final = 0.05  # learning rate of item and user vectors
+
 
 @dataclass(frozen=True)
 class SessionConfig(Section):
@@ -107,7 +109,7 @@ class RowsConfig(Section):
     """Settings of one of the model's tables; the model determines name and dimension."""
 
     section = "model.tables.*"
-    # 0: model.row_rate for features, model.vector_rate for the others.
+    # 0: model.row_rate for features, 0.05 for the others.
     learning_rate: float = bounded(0.0, 0)
     admit_after: int = bounded(1, 1, 255)  # sightings after which an id gets its own row
     ttl_s: int = bounded(-1, -1)  # a row unused for so long is removed; 0 keeps it; -1: model.ttl_s
@@ -140,7 +142,6 @@ class ModelConfig(Section):
     )
     row_rate: float = positive(0.005)  # row-wise Adagrad
     row_initial: float = 0.01
-    vector_rate: float = positive(0.05)
     vector_initial: float = 0.05  # above 0, or items and users without content never learn
     retrieval_weight: float = 0.2  # of the user side's loss relative to the ranker's
     side_weight: float = 0.3  # of the other labels' loss relative to the first one's
@@ -160,7 +161,6 @@ class ModelConfig(Section):
 class ParameterServerConfig(Section):
     section = "parameter_server"
     shards: int = bounded(2, 1)
-    transport: str = choice("socket", "socket", "ray")  # socket | ray (the fallback and oracle)
     # TLS on the shards' sockets. PEM files on each machine: the authority that signed the certificates of
     # shards (empty: the machine's), this machine's certificate, its private key (empty: in cert_file), and
     # the authority that signed those of workers (empty: they need none).
@@ -179,7 +179,6 @@ class ParameterServerConfig(Section):
         super().__post_init__()
         self.check_needs("tls", self.tls, "ca_file", "cert_file", "client_ca_file")
         self.check_needs("cert_file", self.cert_file, "key_file")
-        self.check_needs("transport socket (Ray has its own)", self.transport == "socket", "tls")
         check(not self.tls or bool(self.cert_file), "parameter_server.cert_file", self.cert_file,
               "a file with parameter_server.tls")  # fmt: skip
 
@@ -218,12 +217,11 @@ class ServeConfig(Section):
     )
     port: int = bounded(8000, 0, 65_535)
     replicas: int = bounded(1, 1)
-    # With max_replicas above 0, autoscaling keeps target_ongoing requests per replica. It scales after the
-    # load has called for it during so many seconds, up and down.
+    # With max_replicas above 0, autoscaling keeps target_ongoing requests per replica. A replica leaves
+    # after so many seconds without load for it.
     min_replicas: int = bounded(1, 1)
     max_replicas: int = 0
     target_ongoing: float = positive(2.0)
-    upscale_s: float = bounded(5.0, 0)
     downscale_s: float = bounded(60.0, 0)
     candidates: int = bounded(300, 1)
     # Part of a source's number of candidates that policy.sources sets; the rest of all follows what viewers
@@ -234,23 +232,17 @@ class ServeConfig(Section):
     dashboard_port: int = bounded(8265, 0, 65_535)
     # Concurrent lists in a replica; fewer if they would wait too long.
     max_ongoing: int = bounded(100, 1)
-    max_events: int = bounded(100, 1)  # concurrent calls with events in a replica, in addition
     # Calls per second of one address; more get 429; 0 is no limit.
     client_rate: float = bounded(0.0, 0)
     # A list that would wait longer than deadline_ms is rejected. With a standing queue, which delays all
     # answers without serving more, the limit is queue_ms.
     deadline_ms: float = positive(250.0)
     queue_ms: float = positive(15.0)
-    # With less time than this before the deadline: only popular candidates; fewer are ranked; none is ranked.
-    retrieval_ms: float = bounded(10.0, 0)
+    # With less time than this before the deadline, only short_candidates are ranked.
     rank_ms: float = bounded(20.0, 0)
-    short_rank_ms: float = bounded(8.0, 0)
     short_candidates: int = bounded(100, 1)
     # If examples wait this long without a newly served step, answers say ``stale``.
     stale_s: float = positive(120.0)
-    # Impressions that each replica buffers while the log is unavailable: MiB in memory, then MiB on disk.
-    kept_mb: float = positive(64.0)
-    kept_disk_mb: float = bounded(1024.0, 0)
     # Row format in a replica: float32, or int8 as published (needs delta_format int8, and the result of
     # `recsys accept int8`).
     rows: str = choice("float32", "float32", "int8")
@@ -420,7 +412,7 @@ def digest(config: Any) -> str:
 
 def tables_of(config: ModelConfig) -> tuple[TableConfig, ...]:
     """The model's tables: names, dimensions and defaults from the model, the rest from ``model.tables``."""
-    dim, rate = config.vector_dim, config.vector_rate
+    dim, rate = config.vector_dim, _VECTOR_RATE
     shapes = (("features", config.dim + 1, config.row_rate, config.row_initial),
               ("items", dim, rate, config.vector_initial),
               ("users", dim, rate, config.vector_initial))  # fmt: skip

@@ -29,6 +29,7 @@ _ESTABLISHED: Final = 200  # established accounts before new ones are bounded, a
 _LEAST: Final = 20  # … in proportion before, and at least so many
 _FEW: Final = 3  # accounts for each established one, beyond which a new system bounds no new ones
 _EARLY: Final = 64  # judgements of a new account that become those of an established one with it
+_NETWORK_TIMES: Final = 3.0  # of its share of judgements of other items, for a network or API key
 _ACCOUNTS: Final = 50_000  # remembered accounts; also of items and of networks with an item
 _JUDGEMENTS: Final = 100_000
 UNREAD: Final = 24  # newest lists of a reader that may still be confirmed
@@ -153,7 +154,7 @@ class Influence:
         # Of judgements of other items, or a network raised its own share.
         others = self._total - item[0]
         share = (of_source - of_network) / others if others > 0 else 1.0
-        if of_network >= self._floor + self.bounds.source_ratio * share * (item[0] + 1):
+        if of_network >= self._floor + _NETWORK_TIMES * share * (item[0] + 1):
             return False
         _put(self._items, key, [item[0] + 1, item[1] + is_new], _ACCOUNTS)
         if is_new:
@@ -317,8 +318,8 @@ class ReadLists:
         return _encoder.encode(list(self._lists.items()))
 
     def restore(self, packed: bytes) -> None:
-        """Continues from a packed state; an empty one, as in older snapshots, changes nothing."""
-        for request_id, read in msgspec.msgpack.decode(packed, type=_PackedLists) if packed else ():
+        """Continues from a packed state."""
+        for request_id, read in msgspec.msgpack.decode(packed, type=_PackedLists):
             self._put(request_id, read)
 
     def _put(self, request_id: str, read: _ReadList) -> None:

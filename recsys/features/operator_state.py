@@ -143,9 +143,7 @@ class OperatorState:
         return msgspec.msgpack.encode(_Packed(lefts, viewers, contacts, self.evicted))
 
     def restore(self, packed: bytes) -> None:
-        """Reads ``pack``; a snapshot of before there were operators has none."""
-        if not packed:
-            return
+        """Reads ``pack``."""
         state = msgspec.msgpack.decode(packed, type=_Packed)
         self._lefts.update(state.lefts)
         self._viewers.update(state.viewers)

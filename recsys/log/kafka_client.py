@@ -53,7 +53,7 @@ class Producer:
         self._producer = KafkaProducer(
             **{**connection, "request_timeout_ms": patience_ms // 3}, acks="all", enable_idempotence=True,
             delivery_timeout_ms=patience_ms, max_block_ms=patience_ms, kafka_client=self._client_of,
-            batch_size=256 << 10, linger_ms=config.linger_ms,
+            batch_size=256 << 10,
             compression_type=None if config.compression == "none" else config.compression,
             max_request_size=max_record_bytes + (1 << 20), metrics_enabled=False,
         )  # fmt: skip

@@ -61,7 +61,6 @@ class Brokers:
     replication: int = 0
     min_insync: int = 0
     compression: str = "none"  # of appended batches: gzip or zstd
-    linger_ms: int = 0  # an append waits so long for others, in one batch with it
     tls: bool = False
     # PEM of the authority that signed the brokers' certificates; empty: the machine's.
     ca_file: str = ""

@@ -31,17 +31,17 @@ def row_crc(*values: object) -> int:
 
 
 def is_intact(
-    crc: int | None, partition: int, offset: int, time_ms: int, key: bytes, value: bytes
+    crc: int, partition: int, offset: int, time_ms: int, key: bytes, value: bytes
 ) -> bool:
-    """Whether a record has its checksum. A record older than checksums (None) counts as intact."""
+    """Whether a record has its checksum."""
     try:
-        return crc is None or record_crc(partition, offset, time_ms, key, value) == crc
+        return record_crc(partition, offset, time_ms, key, value) == crc
     except (TypeError, NotPackable):  # the flip changed a type
         return False
 
 
 def intact_records(
-    partition: int, offset: int, rows: Iterable[tuple[int, bytes, bytes, int, int | None]]
+    partition: int, offset: int, rows: Iterable[tuple[int, bytes, bytes, int, int]]
 ) -> list[Record]:
     """Records of rows (offset, key, value, time, checksum) from ``offset`` on, without a gap, up to the first
     that isn't intact. Inline, since it runs for each record that is read."""
@@ -50,10 +50,9 @@ def intact_records(
         for at, key, value, time_ms, crc in rows:
             if at != offset:
                 break
-            if crc is not None:
-                head = crc32c(_pack(partition, at, time_ms, len(key)) + key)
-                if crc32c(value, head) != crc:
-                    break
+            head = crc32c(_pack(partition, at, time_ms, len(key)) + key)
+            if crc32c(value, head) != crc:
+                break
             records.append(_record((at, key, value)))
             offset += 1
     return records

@@ -3,8 +3,8 @@
 The folder must be on a local disk: WAL needs shared memory, which network file systems lack. Open it after a
 fork, never before.
 
-Every row has a checksum; a file from before has none on its old records. ``bounds`` has one row per partition
-and one that counts commits. A mark beside each file (see ``sqlite_mark``) shows commits that SQLite lost.
+Every row has a checksum. ``bounds`` has one row per partition and one that counts commits. A mark beside each
+file (see ``sqlite_mark``) shows commits that SQLite lost.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ _ROOM: Final = 3  # files: the new copy is made aside and goes through the WAL
 RETRY_S: Final = 0.0005  # SQLite's own wait is up to 100 ms, which delays other processes' writers
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-FORMAT: Final = 2  # 1: without checksums
+FORMAT: Final = 2
 INSERT: Final = (
     "INSERT INTO records (partition, offset, time_ms, key, value, crc) VALUES (?, ?, ?, ?, ?, ?)"
 )
@@ -53,7 +53,7 @@ _CATALOGUE: Final = """
     CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, partitions INTEGER NOT NULL)
 """
 # Rows lie beside their index: in a table WITHOUT ROWID, SQLite reads a record that overflows its page whole
-# for each comparison of keys. Files of older versions have such tables, and stay as they are.
+# for each comparison of keys.
 _TOPIC: Final = f"""
     CREATE TABLE about (log_id TEXT, partitions INTEGER, retention_ms INTEGER, retention_bytes INTEGER,
         crc INTEGER);
@@ -65,11 +65,6 @@ _TOPIC: Final = f"""
         WITHOUT ROWID;
     PRAGMA user_version = {FORMAT};
 """
-_UPGRADE: Final = (
-    *(f"ALTER TABLE {table} ADD COLUMN crc INTEGER" for table in ("about", "records", "bounds")),
-    f"INSERT INTO bounds VALUES ({COMMITS}, 0, 0, 0, NULL)",
-    f"PRAGMA user_version = {FORMAT}",
-)
 
 
 class Connection:
@@ -162,9 +157,6 @@ class SqliteFiles:
             change = "UPDATE about SET retention_ms = ?, retention_bytes = ?"
             connection.db.execute(change, (topic.retention_ms, topic.retention_bytes))
             connection.seal_settings()
-        can_shrink, free, pages = self._pages(topic.name)
-        if not can_shrink and free > FREE_SHARE * pages:
-            self.scrub(topic.name)
 
     def partitions(self, topic: str) -> int:
         return self.connection(topic).partitions
@@ -256,28 +248,20 @@ class SqliteFiles:
         with self._write_locks.setdefault(topic, threading.Lock()):
             if shutil.disk_usage(self.folder).free < _ROOM * self.path(topic).stat().st_size:
                 return False
-            db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # holds from the next VACUUM on
             self.retry(lambda: db.execute("VACUUM"))
             return self.truncate_wal(topic)
 
     def shrink(self, topic: str) -> bool:
-        """Gives a slice of a file's free pages back to the disk, if it has many; False if it hasn't. A file
-        made by an older version keeps them for new records, until ``create`` or ``scrub``."""
-        can_shrink, free, pages = self._pages(topic)
-        if not can_shrink or free <= FREE_SHARE * pages + VACUUM_PAGES:
-            return False
+        """Gives a slice of a file's free pages back to the disk, if it has many; False if it hasn't."""
         db = self.connection(topic).db
+        names = "freelist_count", "page_count"
+        free, pages = self.retry(lambda: [db.execute(f"PRAGMA {n}").fetchone()[0] for n in names])
+        if free <= FREE_SHARE * pages + VACUUM_PAGES:
+            return False
         with self._write_locks.setdefault(topic, threading.Lock()):
             # A script runs to its end; ``execute`` would end after the first page.
             self.retry(lambda: db.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})"))
         return True
-
-    def _pages(self, topic: str) -> tuple[int, int, int]:
-        """Whether a file can shrink, the number of its free pages, and of all."""
-        db = self.connection(topic).db
-        names = "auto_vacuum", "freelist_count", "page_count"
-        values = self.retry(lambda: [db.execute(f"PRAGMA {name}").fetchone()[0] for name in names])
-        return values[0], values[1], values[2]
 
     def close(self) -> None:
         """Closes the connections of all threads; none may be in use."""
@@ -314,18 +298,16 @@ class SqliteFiles:
         return connection
 
     def _check(self, connection: Connection) -> None:
-        """Checks a topic's file, brings it to the current format and sets ``partitions``."""
+        """Checks a topic's file and sets ``partitions``."""
         topic, path, db = connection.topic, self.path(connection.topic), connection.db
         mark = Mark(self.mark_path(topic))
         marked = mark.read()  # first: commits go on meanwhile
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > FORMAT:
+        if version != FORMAT:
             raise LogUnavailable(
-                f"{path} has format {version}, this program knows formats up to {FORMAT}: a newer version "
-                "wrote it (use that one), or the file is damaged (see `recsys check`)"
+                f"{path} has format {version}, expected {FORMAT}: another version wrote it (use that one, or "
+                "a new state folder), or the file is damaged (see `recsys check`)"
             )
-        if version < FORMAT:
-            self._upgrade(connection)
         connection.check_settings()
         about = db.execute("SELECT log_id, partitions FROM about")
         log_id, connection.partitions = about.fetchone()
@@ -360,18 +342,6 @@ class SqliteFiles:
                 rows = [(p, at, now_ms, b"", b"", record_crc(p, at, now_ms)) for at in lost]
                 connection.db.executemany(INSERT, rows)
                 connection.set_bounds(p, begin, end + len(rows), size)
-
-    def _upgrade(self, connection: Connection) -> None:
-        """Adds checksums to a file of format 1; old records stay without."""
-        db = connection.db
-        with self.transaction(db):
-            if db.execute("PRAGMA user_version").fetchone()[0] == FORMAT:
-                return  # by another process meanwhile
-            for statement in _UPGRADE:
-                db.execute(statement)
-            for row in db.execute("SELECT partition, begin, end, bytes FROM bounds").fetchall():
-                connection.set_bounds(*row)
-            connection.seal_settings()
 
     def _make(self, topic: Topic) -> None:
         """Creates the file under another name and renames it, so that it appears complete."""

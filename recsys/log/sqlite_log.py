@@ -192,19 +192,6 @@ class SqliteLog(SqliteFiles):
         self.truncate_wal(topic)  # it has the old bytes too
         return done
 
-    def seal(self, topic: str) -> int:
-        """Gives checksums to records that are older than these; returns their number."""
-        sealed = 0
-        for partition in range(self.partitions(topic)):
-            with self.writing(topic) as connection:
-                connection.db.create_function("record_crc", 5, record_crc, deterministic=True)
-                sealed += connection.db.execute(
-                    "UPDATE records SET crc = record_crc(partition, offset, time_ms, key, value) "
-                    "WHERE partition = ? AND crc IS NULL",
-                    (partition,),
-                ).rowcount
-        return sealed
-
     def _replace(self, connection: Connection, partition: int, record: Record) -> bool:
         at = (partition, record.offset)
         where = "WHERE partition = ? AND offset = ?"

@@ -34,11 +34,10 @@ Archived = Callable[[int, list[int]], Mapping[int, tuple[bytes, bytes]]]
 
 @dataclass
 class TopicCheck:
-    """Result of a check. ``damage``: descriptions; ``unchecked``: records older than checksums."""
+    """Result of a check. ``damage``: descriptions."""
 
     topic: str
     records: int = 0
-    unchecked: int = 0
     damage: list[str] = field(default_factory=list)
 
 
@@ -145,9 +144,9 @@ def check_topic(folder: Path, topic: str, pace: Pace = lambda _: None) -> TopicC
         for (line,) in connection.db.execute("PRAGMA quick_check(10)"):
             if line != "ok":
                 check.damage.append(f"{topic}: {line}")
-        if connection.db.execute("PRAGMA user_version").fetchone()[0] < FORMAT:
-            (check.unchecked,) = connection.db.execute("SELECT count(*) FROM records").fetchone()
-            return check  # the next start adds checksums
+        (version,) = connection.db.execute("PRAGMA user_version").fetchone()
+        if version != FORMAT:
+            check.damage.append(f"{topic}: its format is {version}, expected {FORMAT}")
         _check_tables(connection, marked, check)
         (partitions,) = connection.db.execute("SELECT partitions FROM about").fetchone()
         for partition in range(min(partitions, _MOST_PARTITIONS)):
@@ -186,7 +185,6 @@ def _check_partition(connection: Connection, partition: int, check: TopicCheck, 
                 if offset not in intact
             ]
             check.records += len(rows)
-            check.unchecked += sum(row[5] is None for row in rows)
             pace(sum(len(row[3]) + len(row[4]) for row in intact.values()))
             at = max(until, begin)
     except (LogDamaged, sqlite3.DatabaseError) as error:

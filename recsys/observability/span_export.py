@@ -1,24 +1,21 @@
-"""Span exporters: a file of OTLP JSON lines for a laptop, and an OTLP/HTTP receiver."""
+"""Span exporters, both of OTLP in JSON: a file of lines for a laptop, and a receiver over HTTP."""
 
 import fcntl
-import logging
+import gzip
 import os
+import ssl
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 import msgspec
 
-from recsys.observability.spans import Span, SpanContext, otlp
+from recsys.observability.spans import Span, otlp
 
 _TIMEOUT_S: Final = 5.0
 _PRIVATE: Final = partial(os.open, mode=0o600)
-MISSING: Final = (
-    "tracing.endpoint is {endpoint!r}, and the exporter isn't installed: "
-    "`pip install 'recsys-swipe[tracing]'` (in a checkout `.venv/bin/pip install -e '.[tracing]'`), or leave "
-    "the endpoint empty and set tracing.file"
-)
 
 
 class SpanFile:
@@ -47,59 +44,39 @@ class SpanFile:
             os.replace(self._path, self._path.with_name(f"{self._path.name}.1"))
 
 
-class OtlpExport:
-    """Sends spans with OpenTelemetry's OTLP/HTTP exporter, which retries for some seconds, compresses, and
-    reads OTEL_EXPORTER_OTLP_HEADERS and the like. Raises ConnectionError if spans are not accepted."""
+class SpanReceiver:
+    """Posts batches of spans to a receiver. Reads OpenTelemetry's variables OTEL_EXPORTER_OTLP_HEADERS,
+    _CERTIFICATE and _COMPRESSION. Raises an error if spans are not accepted."""
 
     def __init__(self, endpoint: str, resource: Mapping[str, str]) -> None:
-        """Raises ValueError if the library is missing."""
-        check_installed(endpoint)
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-
-        # It logs each attempt; our caller reports once a minute what was lost.
-        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-        self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_S)
-        self._endpoint, self._resource = endpoint, Resource(dict(resource))
+        self._endpoint, self._resource = endpoint, resource
+        self._client: Any = None  # made in the thread that sends: importing httpx takes a moment
 
     def __call__(self, spans: Sequence[Span]) -> None:
-        from opentelemetry.sdk.trace.export import SpanExportResult
-
-        done = self._exporter.export([_readable(span, self._resource) for span in spans])
-        if done is not SpanExportResult.SUCCESS:
-            raise ConnectionError(f"{self._endpoint} took none of {len(spans)} spans")
-
-
-def check_installed(endpoint: str) -> None:
-    """Raises ValueError, with the remedy, if there is an endpoint and no exporter."""
-    if not endpoint:
-        return
-    try:
-        import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
-    except ImportError as error:
-        raise ValueError(MISSING.format(endpoint=endpoint)) from error
+        self._client = self._client or _client()
+        body = msgspec.json.encode(otlp(spans, self._resource))
+        if self._client.headers.get("content-encoding") == "gzip":
+            body = gzip.compress(body)
+        answer = self._client.post(self._endpoint, content=body)
+        if not answer.is_success:
+            reason = f"{self._endpoint} took none of {len(spans)} spans: {answer.status_code}"
+            raise ConnectionError(reason)
 
 
-def _readable(span: Span, resource: Any) -> Any:
-    """The span as OpenTelemetry's exporters read it."""
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.trace import Link, SpanKind
+def _client() -> Any:
+    import httpx
 
-    return ReadableSpan(
-        name=span.name, context=_context(span.context),
-        parent=None if span.parent is None else _context(span.parent), resource=resource,
-        attributes=dict(span.attributes), links=[Link(_context(linked)) for linked in span.links],
-        kind=SpanKind.SERVER if span.root else SpanKind.INTERNAL, start_time=span.start_ns,
-        end_time=span.end_ns,
-    )  # fmt: skip
+    headers = {"content-type": "application/json"}
+    if _variable("COMPRESSION") == "gzip":
+        headers["content-encoding"] = "gzip"
+    for pair in filter(None, _variable("HEADERS").split(",")):
+        name, _, value = pair.partition("=")
+        headers[unquote(name).strip()] = unquote(value).strip()
+    tls = ssl.create_default_context(cafile=_variable("CERTIFICATE") or None)
+    return httpx.Client(headers=headers, verify=tls, timeout=_TIMEOUT_S)
 
 
-def _context(context: SpanContext) -> Any:
-    from opentelemetry import trace
-
-    return trace.SpanContext(
-        int(context.trace_id, 16),
-        int(context.span_id, 16),
-        True,
-        trace.TraceFlags(trace.TraceFlags.SAMPLED),
-    )
+def _variable(name: str) -> str:
+    """Value of a variable for traces, or else for all signals; empty without one."""
+    prefix = "OTEL_EXPORTER_OTLP_"
+    return os.environ.get(f"{prefix}TRACES_{name}") or os.environ.get(prefix + name, "")

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from recsys.config.system_config import Config
 from recsys.observability.log_lines import LogThrottle
+from recsys.observability.span_export import SpanFile, SpanReceiver
 from recsys.observability.spans import Span, is_trace_sampled, sampling_bound, trace_number
 
 _BATCH: Final = 512
@@ -88,28 +89,15 @@ class Tracer:
 
 
 def open_tracer(config: Config, part: str, instance: str = "") -> Tracer | None:
-    """The tracer of a process; None if tracing is off. ``instance`` tells several of one part apart. Raises
-    ValueError, with the remedy, if the exporter's library is missing."""
+    """The tracer of a process; None if tracing is off. ``instance`` tells several of one part apart."""
     tracing = config.tracing
     if not tracing.on:
         return None
-    from recsys.observability.span_export import OtlpExport, SpanFile
-
     resource = {"service.name": f"recsys-{part}", "service.namespace": "recsys"}
     resource |= {"service.instance.id": instance} if instance else {}
     exports: list[Export] = []
     if tracing.file:
         exports.append(SpanFile(tracing.file, int(tracing.file_mb * 2**20), resource))
     if tracing.endpoint:
-        exports.append(OtlpExport(tracing.endpoint, resource))
+        exports.append(SpanReceiver(tracing.endpoint, resource))
     return Tracer(tracing.share, exports, tracing.queue)
-
-
-def open_tracer_in_actor(config: Config, part: str, instance: str = "") -> Tracer | None:
-    """Like ``open_tracer``, for parts that answer or learn: a failure is logged and nothing is traced. A node
-    of a cluster may lack a library that the others have."""
-    try:
-        return open_tracer(config, part, instance)
-    except Exception as error:
-        _LOG.error("tracing is off here", extra={"error": f"{type(error).__name__}: {error}"})
-        return None

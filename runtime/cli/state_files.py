@@ -19,7 +19,7 @@ def check(
         bool,
         Option(
             "--repair",
-            help="Repair damage from other copies, and add missing checksums; on a stopped system.",
+            help="Repair damage from other copies; on a stopped system.",
         ),
     ] = False,
     mb_s: Annotated[float, Option(min=0, help="Maximum MB read per second; 0: no limit.")] = 50.0,
@@ -45,21 +45,6 @@ def _lines(report: StateReport) -> Iterator[str]:
         f"{report.records:,} log records, {report.snapshots} snapshots, {report.write_ahead_files} "
         f"write-ahead files, {report.part_states} part states, {report.archive_files} archive files"
     )
-    if report.unchecked_records or report.unsigned_manifests:
-        yield (
-            f"{report.unchecked_records:,} records and {report.unsigned_manifests} manifests are older than "
-            "checksums: unchecked"
-        )
-    if report.unsigned_archive_files:
-        yield (
-            f"{report.unsigned_archive_files:,} archive files have no digest: only damage of their pages and "
-            "structure shows"
-        )
-    if report.sealed_records or report.sealed_archive_files:
-        yield (
-            f"{report.sealed_records:,} records and {report.sealed_archive_files:,} archive files were older "
-            "than checksums and have one now"
-        )
     for damage in report.damage:
         yield f"{'repaired' if damage.repaired else 'DAMAGED'}  {damage.where}: {damage.what}"
         yield f"          repair: {damage.repair}"

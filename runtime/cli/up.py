@@ -28,7 +28,6 @@ from recsys.features.feature_set_file import FILE as FEATURES_FILE
 from recsys.features.feature_set_file import feature_set, write_feature_set
 from recsys.free_ports import PortTaken
 from recsys.observability.log_lines import log_to_file
-from recsys.observability.span_export import check_installed
 from recsys.process.clock_file import start_clock
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.cli.common import ConfigOption, StateOverride, exit_on, fail
@@ -199,7 +198,6 @@ def _plan(
     for name in resolved.route_plugins:
         plugins.load(plugins.ROUTES, name)
     try:
-        check_installed(resolved.tracing.endpoint)
         spec_of(resolved)  # otherwise a part would fail with it, and never get ready
         if plan.owns_ray:  # each node of another cluster was asked
             open_tls(resolved.parameter_server, LOOPBACK)

@@ -58,10 +58,10 @@ class ImportProgress(msgspec.Struct):
     log_id: str
     shift_ms: int
     ends: dict[str, list[int]]
-    began: list[int] = []
-    rows: int = 0
-    mapping: Interactions | None = None
-    is_due: bool = False
+    began: list[int]
+    rows: int
+    mapping: Interactions
+    is_due: bool
 
 
 class ImportedRows:
@@ -73,8 +73,7 @@ class ImportedRows:
         self._hashes, self._new = np.zeros(0, np.int64), list[Hashes]()
         self.progress: ImportProgress | None = None
         if (folder / "import.json").exists():
-            text = (folder / "import.json").read_bytes()
-            progress = msgspec.json.decode(text, type=ImportProgress)
+            progress = _read(folder / "import.json")
             if progress.log_id == log.id:
                 self.progress, self._hashes = progress, np.load(folder / "rows.npy")
                 self.add(self._read_back(progress.ends))
@@ -107,12 +106,6 @@ class ImportedRows:
         log = self._log
         return {t: [log.end(t, p) for p in range(log.partitions(t))] for t in (ITEMS, EVENTS)}
 
-    def on_log(self) -> int:
-        """Number of imported interactions and lists on the log, which earlier versions didn't note."""
-        events = events_after(self._log, EVENTS, [0] * self._log.partitions(EVENTS))
-        own = (e for e in events if _OWN_ID.fullmatch(getattr(e, "event_id", None) or ""))
-        return sum(not isinstance(event, User) for event in own)
-
     def _merge(self) -> None:
         self._hashes = np.concatenate([self._hashes, *self._new])
         self._new.clear()
@@ -123,6 +116,16 @@ class ImportedRows:
         ids = (getattr(event, "event_id", None) or "" for event in events)
         own = [int(match[1]) for id_ in ids if (match := _OWN_ID.fullmatch(id_))]
         return np.array([hash_ for hash_ in own if -(2**63) <= hash_ < 2**63], np.int64)
+
+
+def _read(path: Path) -> ImportProgress:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ImportProgress)
+    except msgspec.DecodeError as error:
+        raise ValueError(
+            f"{path} can't be read ({error}), expected what this version writes: import into a new state "
+            "folder, or use the version of the earlier imports"
+        ) from error
 
 
 def _hashes(events: Iterable[Event]) -> Hashes:
@@ -157,9 +160,9 @@ class Importer:
         rows = ImportedRows(Path(self.config.state) / "import", self.log)
         before, mapping, rows_before = rows.progress, dataset.mapping, 0
         if before is not None:
-            _check_mapping(before.mapping or mapping, mapping, self.app)
+            _check_mapping(before.mapping, mapping, self.app)
             dataset.shift_ms = before.shift_ms
-            rows_before = before.rows if before.mapping else rows.on_log()
+            rows_before = before.rows
             actions = (e for e in dataset.events() if not isinstance(e, Item | User))
             newest = (
                 [] if mapping.time else [*islice(actions, max(0, rows_before - 1), rows_before)]

@@ -4,10 +4,9 @@ Checking works beside a running system. A repair needs a stopped one.
 """
 
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from recsys.config.system_config import Config
 from recsys.events.records import topics
 from recsys.log.protocol import Topic
 from recsys.log.sqlite_files import CATALOGUE
-from recsys.log.sqlite_log import SqliteLog
 from recsys.log.sqlite_repair import (
     Archived,
     CatalogueCheck,
@@ -32,14 +30,8 @@ from recsys.log.sqlite_repair import (
     rebuild_topic,
 )
 from runtime.supervision import launch_plan, run_file
-from training.archive.digest import (
-    DamagedFile,
-    check_rows,
-    content_digest,
-    has_digest,
-    read_batches,
-)
-from training.archive.files import beside, files_of
+from training.archive.digest import DamagedFile, check_digest, content_digest, read_batches
+from training.archive.files import files_of
 from training.continual import trainer_run
 
 _SHA_BYTES: Final = 32  # at the beginning of a part's state
@@ -57,19 +49,13 @@ class Damage(msgspec.Struct):
 
 
 class StateReport(msgspec.Struct):
-    """Numbers of things that were checked, and the damage. ``unchecked_records``, ``unsigned_manifests`` and
-    ``unsigned_archive_files`` are older than checksums; what is ``sealed`` was, and has one now."""
+    """Numbers of things that were checked, and the damage."""
 
     records: int = 0
-    unchecked_records: int = 0
-    sealed_records: int = 0
     snapshots: int = 0
-    unsigned_manifests: int = 0
     write_ahead_files: int = 0
     part_states: int = 0
     archive_files: int = 0
-    unsigned_archive_files: int = 0
-    sealed_archive_files: int = 0
     damage: list[Damage] = []
 
     @property
@@ -186,11 +172,6 @@ class _StateCheck:
     def _topic(self, folder: Path, log_id: str, topic: Topic) -> None:
         check = check_topic(folder, topic.name, self._pace)
         self.report.records += check.records
-        if check.unchecked and not check.damage and self._repair:
-            with closing(SqliteLog(folder)) as log:
-                self.report.sealed_records += log.seal(topic.name)
-        else:
-            self.report.unchecked_records += check.unchecked
         path = folder / f"{topic.name}.sqlite"
         if not (check.damage and self._repair and log_id):
             for text in check.damage:
@@ -230,12 +211,11 @@ class _StateCheck:
         """Manifests and arrays of all complete snapshots of a folder."""
         for line in sorted(path.name for path in folder.glob("[!.]*") if path.is_dir()):
             with self._reading(folder / line):
-                for version, damage, unsigned in self._versions(folder, line):
-                    self._snapshot(folder, line, version, damage, unsigned)
+                for version, damage in self._versions(folder, line):
+                    self._snapshot(folder, line, version, damage)
 
-    def _snapshot(self, folder: Path, line: str, version: Path, damage: str, unsigned: int) -> None:
+    def _snapshot(self, folder: Path, line: str, version: Path, damage: str) -> None:
         self.report.snapshots += 1
-        self.report.unsigned_manifests += unsigned
         if not damage:
             return
         done, left = list[str](), damage
@@ -243,15 +223,14 @@ class _StateCheck:
             others = [self._state / "snapshots", self._state / "registry"]
             done = repair_snapshot(version, others)
         if done:
-            after = {path: what for path, what, _ in self._versions(folder, line)}
-            left = after.get(version, "")
+            left = dict(self._versions(folder, line)).get(version, "")
         none = "none: parts start from another one, and later ones replace it"
         self._add(version, damage, "; ".join(done) or none, not left)
 
-    def _versions(self, folder: Path, line: str) -> Iterator[tuple[Path, str, int]]:
-        for version, damage, unsigned in snapshots.check_snapshots(folder, line):
+    def _versions(self, folder: Path, line: str) -> Iterator[tuple[Path, str]]:
+        for version, damage in snapshots.check_snapshots(folder, line):
             self._pace(sum(path.stat().st_size for path in version.glob("*/*")))
-            yield version, damage, unsigned
+            yield version, damage
 
     def write_ahead_files(self) -> None:
         """Records of the shards' write-ahead files; a torn end is no damage."""
@@ -281,22 +260,11 @@ class _StateCheck:
                     raise ValueError("its SHA-256 differs")
 
     def archive(self) -> None:
-        """All files of the archive; one without a digest shows damage of its pages and structure only."""
+        """All files of the archive."""
         for path in sorted((self._state / "archive").glob("*/day=*/hour=*/part-*.parquet")):
             with self._reading(path):
-                if not has_digest(path, partial(content_digest, pace=self._pace)):
-                    check_rows(path, self._pace)
-                    self._seal(path)
+                check_digest(path, partial(content_digest, pace=self._pace))
             self.report.archive_files += path.exists()  # else merged or removed meanwhile
-
-    def _seal(self, path: Path) -> None:
-        """Adds its digest to an intact file, on request."""
-        if not self._repair:
-            self.report.unsigned_archive_files += 1
-            return
-        with beside(path) as copy:
-            shutil.copyfile(path, copy)
-        self.report.sealed_archive_files += 1
 
     @contextmanager
     def _reading(self, path: Path, remedy: str = "none") -> Iterator[None]:

@@ -152,8 +152,7 @@ def exposure_warning(config: Config) -> str:
     if is_loopback(host):
         return ""
     if is_open(config):
-        scopes = ", ".join(config.access.open_scopes)
-        guard = f"calls without a key may {scopes}; access.mode=keys ends that"
+        guard = "calls without a key may recommend, events, read; access.mode=keys ends that"
     else:
         guard = f"every call needs a key: `recsys keys add`, or {config.state}/run/admin.key"
     return f"the API answers beyond loopback, on {host}:{port}: {guard}"

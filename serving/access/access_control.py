@@ -20,8 +20,8 @@ from serving.access.keyring import Keyring
 from serving.access.quotas import Quotas
 from serving.access.scopes import (
     ADMIN,
-    ATTRIBUTE,
     HEALTH,
+    OPEN_SCOPES,
     PUBLIC,
     USER_SCOPES,
     compiled,
@@ -76,8 +76,7 @@ class AccessControl:
         self._timer_ms = timer_of(now_ms)  # keys and tokens expire outside, too
         self._tokens = UserTokens(keyring)
         self._added, self._health = compiled(scopes), HEALTH.union(health)
-        self._open_scopes = frozenset(config.access.open_scopes if is_open(config) else ())
-        self._open_scopes &= MOST_SCOPES - {ATTRIBUTE}
+        self._open_scopes = OPEN_SCOPES if is_open(config) else frozenset()
 
     def admit(self, scope: Scope) -> Caller:
         """The caller of a request that may go on. Raises Denied."""

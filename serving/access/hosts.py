@@ -24,7 +24,7 @@ def address_in(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def is_open(config: Config) -> bool:
-    """Whether calls without a key have ``access.open_scopes``."""
+    """Whether calls without a key have ``OPEN_SCOPES``."""
     mode = config.access.mode
     return mode == "open" or (mode == "auto" and is_loopback(config.serve.host))
 

@@ -20,8 +20,8 @@ class Proofs:
 
     def __init__(self, config: Config, secrets: Callable[[], Sequence[str]]) -> None:
         self._secrets, join = secrets, config.join
-        self._life_s = config.access.token_s or join.window_s + join.horizon_s + 3600
-        self._life_s = min(self._life_s, 3600 * config.log.retention_hours)
+        joined_s = join.window_s + join.horizon_s + 3600
+        self._life_s = min(joined_s, 3600 * config.log.retention_hours)
         self._signing: Sequence[str] = ()
         self._signer = Signer((), self._life_s)
 

@@ -11,6 +11,7 @@ RECOMMEND, EVENTS, CATALOGUE, USERS, CONTROL, READ, ATTRIBUTE = SCOPES = (
 ADMIN: Final = "admin"  # needed by unlisted routes: no key has it but the admin key
 PUBLIC: Final = ""
 USER_SCOPES: Final = frozenset((RECOMMEND, EVENTS, READ))  # of a user token, for its user
+OPEN_SCOPES: Final = USER_SCOPES  # of a call without a key in access.mode open
 AUDITED: Final = frozenset((CATALOGUE, USERS, CONTROL, ADMIN))
 
 _EXACT: Final = {

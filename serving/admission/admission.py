@@ -12,6 +12,7 @@ from collections import OrderedDict
 from typing import Final
 
 ONGOING, WAIT, CLIENT = "ongoing", "wait", "client"  # reasons for a refusal
+EVENT_CALLS: Final = 100  # with events, in progress in a replica, in addition to lists
 _LEAST: Final = 4  # always admitted: fewer would leave the thread without work
 _INTERVAL_S: Final = 0.03  # without an empty queue, before it counts as standing
 _ANSWERS: Final = 5  # given meanwhile: behind a loop that hung for a moment no queue stands

@@ -8,6 +8,7 @@ from starlette.types import Message, Receive, Scope
 
 MAX_BODY_BYTES: Final = 1_000_000
 MAX_VALUES: Final = 40_000  # of JSON in a body: decoding and checking them holds up other requests
+ROOM_BYTES: Final = 64 << 20  # of bodies that a replica is receiving
 _SHARE: Final = 4  # of the room, for one source
 
 
@@ -22,7 +23,7 @@ class BodyRefused(Exception):
 class BodyRoom:
     """Bytes of unfinished bodies: of all at most ``most``, of one source at most a quarter of that. Pure."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int = ROOM_BYTES) -> None:
         self._most, self.used = most, 0
         self._by_source = Counter[str]()
 
@@ -82,7 +83,9 @@ class BodyReceiver:
                 if not message.get("more_body", False):
                     return _with_few_values(b"".join(parts))
                 if not self._room.take(source, len(part)):
-                    raise BodyRefused(503, "too many bodies are being received (doors.body_mb)")
+                    raise BodyRefused(
+                        503, "too many bodies are being received: send it again later"
+                    )
                 taken += len(part)
         finally:
             self._room.give_back(source, taken)

@@ -53,16 +53,16 @@ class _Snapshot(msgspec.Struct):
     values: bytes
     last_ms: bytes
     requests: list[tuple[str, int]]
-    segments: list[tuple[str, int]] = []
-    quarantined: list[str] = []
-    influences: dict[int, bytes] = {}
-    covisits: CovisitRows = CovisitRows()
-    visitors: list[tuple[int, bytes]] = []
-    sources: list[tuple[str, dict[int, list[str]]]] = []
-    operators: bytes = b""
-    lists: bytes = b""
-    readings: dict[int, bytes] = {}
-    viewers: list[tuple[int, int]] = []
+    segments: list[tuple[str, int]]
+    quarantined: list[str]
+    influences: dict[int, bytes]
+    covisits: CovisitRows
+    visitors: list[tuple[int, bytes]]
+    sources: list[tuple[str, dict[int, list[str]]]]
+    operators: bytes
+    lists: bytes
+    readings: dict[int, bytes]
+    viewers: list[tuple[int, int]]
 
 
 class CounterLoop:

@@ -1,4 +1,4 @@
-"""Shards as Ray actors: the same bits over sockets and over Ray calls, and after a kill."""
+"""Shards as Ray actors: the same bits over their sockets, also after a kill."""
 
 import threading
 import time
@@ -41,12 +41,12 @@ def config_in(folder):
     return config, log
 
 
-def run(actors, spec, handles, transport, workers, generation, until=STEPS):
+def run(actors, spec, handles, workers, generation, until=STEPS):
     errors = []
 
     def one(worker):
         try:
-            client = actors.connect(spec, handles, WorkerId(worker, workers, generation), transport)
+            client = actors.connect(spec, handles, WorkerId(worker, workers, generation))
             work(client, ALL[worker::workers], until)
             client.close()
         except Exception as error:
@@ -111,17 +111,16 @@ def test_a_delta_that_could_not_be_published_goes_out_when_the_shard_is_looked_a
         actor.stop()
 
 
-@pytest.mark.parametrize("transport", ["socket", "ray"])
-def test_a_killed_shard_comes_back_and_changes_no_bit(ray, tmp_path, transport):
+def test_a_killed_shard_comes_back_and_changes_no_bit(ray, tmp_path):
     from parameter_server.rpc import shard_actor as actors
 
     config, log = config_in(tmp_path)
-    spec = toy_spec(2, line=f"line-{transport}")
+    spec = toy_spec(2, line="killed")
     handles = actors.start_shards(spec, config, DENSE)
     try:
-        run(actors, spec, handles, transport, 2, 1, until=13)
+        run(actors, spec, handles, 2, 1, until=13)
         ray.kill(handles[1], no_restart=False)
-        run(actors, spec, actors.find_shards(spec), transport, 2, 2)
+        run(actors, spec, actors.find_shards(spec), 2, 2)
         assert ray.get([handle.digest.remote() for handle in handles]) == expected(spec)
         assembler = DeltaAssembler(spec.line, 0, 0)
         steps = [s for record in deltas(log, 2 * STEPS) for s in assembler.feed(record.value)]
@@ -152,7 +151,7 @@ def test_stopped_shards_free_their_names_and_come_back_as_they_were(ray, tmp_pat
 
     config, log = config_in(tmp_path)
     spec = toy_spec(2, line="stopped")
-    run(actors, spec, actors.start_shards(spec, config, DENSE), "socket", 1, 1, until=13)
+    run(actors, spec, actors.start_shards(spec, config, DENSE), 1, 1, until=13)
     assert len(actors.running_shards(spec)) == 2
     actors.stop_shards(actors.running_shards(spec))
     deadline = time.monotonic() + 30

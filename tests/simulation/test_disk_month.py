@@ -57,7 +57,7 @@ class System:
         self.watch = SpaceWatch(state, CONFIG, lambda: self.now_ms, lambda _: self.free)
         self.space = SpaceReader(state, lambda: self.now_ms)
         archive = Archive(self.log, state / "archive", lambda: self.now_ms)
-        self.archive = BudgetedArchive(archive, state / "archive", self.space, 0)
+        self.archive = BudgetedArchive(archive, state / "archive", self.space)
         self.keeper = SpaceKeeper(self.log, state, lambda: self.now_ms)
         self.keeper._space = self.space
         self.step = self.read = self.accepted = 0

@@ -4,7 +4,7 @@
 
 The length counts mark and digest as metadata, after which Parquet's readers ignore bytes: a signed file has
 its signature there. The digest covers all other bytes of the file, and appears with it by one rename, so no
-kill separates them. Files of earlier versions have none; their pages have checksums, their metadata not.
+kill separates them. A file without a digest is refused as damaged.
 """
 
 import hashlib
@@ -25,7 +25,6 @@ _MAGIC: Final = b"PAR1"
 _END: Final = Struct("<I4s")  # length of the metadata, then _MAGIC
 _SEAL: Final = len(MARK) + hashlib.sha256().digest_size
 _CHUNK: Final = 1 << 20
-_ROW_GROUP_BYTES: Final = 2 << 30  # the archive writes less than a tenth
 Pace = Callable[[int], None]
 T = TypeVar("T")
 
@@ -54,32 +53,25 @@ def seal(path: Path) -> None:
         file.write(digest)
 
 
-def has_digest(path: Path, digest_of: Callable[[Path], str] | None = None) -> bool:
-    """Compares a file with its digest; False if it has none, and its metadata is readable. ``digest_of``: as
-    ``content_digest``. Raises DamagedFile, or FileNotFoundError."""
+def check_digest(path: Path, digest_of: Callable[[Path], str] | None = None) -> None:
+    """Compares a file with its digest. ``digest_of``: as ``content_digest``. Raises DamagedFile, or
+    FileNotFoundError."""
     with naming(path):
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _SEAL - _END.size))
             end = file.read()
         if not end.startswith(MARK):
-            _check_metadata(path, end)
-            return False
+            raise ValueError(
+                f"it ends with {end[: len(MARK)]!r}, expected {MARK!r} and its SHA-256"
+            )
         if (digest_of or content_digest)(path) != end[len(MARK) : _SEAL].hex():
             raise ValueError("its SHA-256 isn't the one stored in it")
-        return True
 
 
 def content_digest(path: Path, pace: Pace = lambda _: None) -> str:
     """SHA-256 of a file but for the digest in it. ``pace`` gets the numbers of bytes that are read."""
     with path.open("rb") as file:
         return _digest(file, pace).hex()
-
-
-def check_rows(path: Path, pace: Pace) -> None:
-    """Reads all of a file without a digest. Raises DamagedFile, or FileNotFoundError."""
-    with naming(path):
-        for batch in _batches(path, 1_000, None):
-            pace(batch.nbytes)
 
 
 def read_batches(
@@ -91,7 +83,7 @@ def read_batches(
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Some columns of an intact file. Raises DamagedFile, or FileNotFoundError."""
-    has_digest(path, DIGESTS)
+    check_digest(path, DIGESTS)
     with naming(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read(columns=columns)
 
@@ -99,7 +91,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def checked(path: Path, reading: Iterator[T]) -> Iterator[T]:
     """Compares a file with its digest, then yields what ``reading`` yields from it. Raises DamagedFile, or
     FileNotFoundError."""
-    has_digest(path, DIGESTS)
+    check_digest(path, DIGESTS)
     with naming(path):
         yield from reading
 
@@ -119,17 +111,6 @@ def naming(path: Path) -> Iterator[None]:
 def _batches(path: Path, rows: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         yield from file.iter_batches(rows, columns=columns, use_threads=False)
-
-
-def _check_metadata(path: Path, end: bytes) -> None:
-    """Raises an error for a file that had a digest, or whose metadata are damaged."""
-    length, _ = _END.unpack(end[-_END.size :])
-    metadata = pq.read_metadata(path)
-    if metadata.serialized_size != length:
-        raise ValueError("the mark of its SHA-256 is gone")
-    sizes = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
-    if not all(0 <= size < _ROW_GROUP_BYTES for size in sizes):
-        raise ValueError(f"its metadata claim row groups of {sizes} bytes")
 
 
 def _digest(file: IO[bytes], pace: Pace) -> bytes:

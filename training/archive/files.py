@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Record
 from recsys.process.worker_share import WHOLE, Share
-from training.archive.digest import DamagedFile, has_digest, read_batches, read_table, seal
+from training.archive.digest import DamagedFile, check_digest, read_batches, read_table, seal
 
 _LOG: Final = logging.getLogger(__name__)
 FLUSH_BYTES: Final = 32_000_000
@@ -108,7 +108,7 @@ def _rewritten(
     """Yields the rows of some files, and a writer for ``path`` with the schema of the first. Raises
     DamagedFile before anything is written: damage must get no digest."""
     for source in sources:
-        has_digest(source)
+        check_digest(source)
     schema = pq.read_schema(sources[0])
     with beside(path) as partial, pq.ParquetWriter(partial, schema, **FORMAT) as file:
         yield _row_groups(sources), file
@@ -189,23 +189,22 @@ def path_of(folder: Path, topic: str, hour: int, partition: int, first: int, las
     return folder / topic / f"day={moment:%Y-%m-%d}" / f"hour={moment:%H}" / name
 
 
-def drop_oldest(folder: Path, most_bytes: int | None, days: int = 0, share: Share = WHOLE) -> int:
-    """Removes files of the oldest hours until the archive has at most ``most_bytes`` on the disk, and those
-    ``days`` older than its newest hour; returns their number. The newest file of each partition stays: it
-    says where to resume; the catalogue (``items``) stays whole. None, 0: without limit. Only the archive's
-    writer may call this. Each of several removes its own files of these hours, and counts on the others for
-    theirs: all partitions begin with the same hour, to within one hour's file."""
+def drop_oldest(folder: Path, most_bytes: int, share: Share = WHOLE) -> int:
+    """Removes files of the oldest hours until the archive has at most ``most_bytes`` on the disk; returns
+    their number. The newest file of each partition stays: it says where to resume; the catalogue (``items``)
+    stays whole. Only the archive's writer may call this. Each of several removes its own files of these
+    hours, and counts on the others for theirs: all partitions begin with the same hour, to within one hour's
+    file."""
     by_hour, newest = defaultdict[int, list[ArchiveFile]](list), set[Path]()
     for topic in (EVENTS, EXAMPLES):
         files = listed(_paths(folder, topic))
         newest |= {file.path for file in {file.partition: file for file in files}.values()}
         for file in files:
             by_hour[hour_of(file.path)].append(file)
-    sizes = {path: _bytes(path) for path in _paths(folder, "*") if most_bytes is not None}
-    size = sum(sizes.values())
-    oldest, dropped = max(by_hour, default=0) - 24 * days, 0
+    sizes = {path: _bytes(path) for path in _paths(folder, "*")}
+    size, dropped = sum(sizes.values()), 0
     for hour in sorted(by_hour):
-        if not (days and hour < oldest) and (most_bytes is None or size <= most_bytes):
+        if size <= most_bytes:
             break
         for file in by_hour[hour]:
             if file.path in newest:

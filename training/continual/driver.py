@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import msgspec
 import ray
-from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parameter_server.rpc.shard_actor import NAMESPACE, await_shards
@@ -63,7 +62,6 @@ def run(config: Config, stop: Stop) -> None:
     fit = _Fit({"config": msgspec.to_builtins(shown(config)), "run": name, "epoch": epoch})
     progress, beat, throttle = Progress(log, MAIN, epoch), stop.heartbeat, LogThrottle(_LOG_EVERY_S)
     reported: Failure | None = None
-    metrics = _RayMetrics()
     # Once workers reach all shards, and a step is learned, or no step is left to learn.
     is_ready = False
     while not stop.wait(0 if is_ready else 0.05, starting=not is_ready):
@@ -73,7 +71,6 @@ def run(config: Config, stop: Stop) -> None:
         if moved:
             if throttle.due("step", time.monotonic()):
                 _LOG.info("learned", extra={**progress.place, **progress.losses()})
-            metrics.report(progress)
         progress.report(beat)
         beat.gauge("group_starts", starts := run_files.read().starts)
         if starts and not is_ready:
@@ -100,9 +97,8 @@ def run(config: Config, stop: Stop) -> None:
 
 
 def _reach_shards(config: Config) -> bool:
-    """Whether all workers are connected to all shards; Ray's calls have no connection."""
-    is_called = config.parameter_server.transport == "ray"
-    return is_called or _shards(config, "connections") >= config.trainer.workers
+    """Whether all workers are connected to all shards."""
+    return _shards(config, "connections") >= config.trainer.workers
 
 
 def _shards(config: Config, gauge: str) -> float:
@@ -146,31 +142,6 @@ class _Fit:
 
     def is_ended(self) -> bool:
         return not self._thread.is_alive()
-
-
-class _RayMetrics:
-    """Exports learning progress to Ray's dashboard and its Prometheus endpoint."""
-
-    def __init__(self) -> None:
-        version = ("line", "epoch")
-        self._examples = Counter("recsys_examples_learned", "Examples learned", tag_keys=version)
-        self._step = Gauge("recsys_learned_step", "The newest step learned", tag_keys=version)
-        self._loss = Gauge(
-            "recsys_learned_loss",
-            "Prequential log loss of the newest step",
-            tag_keys=(*version, "label"),
-        )
-        self._counted = 0.0
-
-    def report(self, progress: Progress) -> None:
-        tags = {name: str(value) for name, value in progress.place.items() if name != "step"}
-        learned = progress.sums.get("examples", 0.0)
-        if learned > self._counted:
-            self._examples.inc(learned - self._counted, tags)
-            self._counted = learned
-        self._step.set(progress.step, tags)
-        for name, value in progress.losses().items():
-            self._loss.set(value, tags | {"label": name.removeprefix("loss.")})
 
 
 def shown(config: Config) -> Config:

@@ -31,9 +31,8 @@ class Run(msgspec.Struct, frozen=True):
 
 
 def decode_run(data: bytes) -> Run:
-    """The content of ``run.json``; that of an earlier version has no digest. Raises ValueError."""
-    text = without_digest(data) if b"\n" in data else data
-    return msgspec.json.decode(text, type=Run)
+    """The content of ``run.json``. Raises ValueError."""
+    return msgspec.json.decode(without_digest(data), type=Run)
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import LogDamaged, LogUnavailable
 from recsys.model.model import build_model
 from recsys.observability.log_lines import LOG_CONTEXT, log_in_worker
-from recsys.observability.tracer import open_tracer_in_actor
+from recsys.observability.tracer import open_tracer
 from recsys.process.latency_tuning import freeze_gc
 from recsys.process.malloc_tuning import keep_freed_memory
 from recsys.process.open_log import open_log
@@ -120,9 +120,8 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
         following = ended.left_for()
         log.close()
         return epoch if following is None else following
-    server = config.parameter_server
-    identity, tls = WorkerId(rank, workers, generation), open_tls(server).worker
-    client = connect(spec, shards, identity, server.transport, tls)
+    tls = open_tls(config.parameter_server).worker
+    client = connect(spec, shards, WorkerId(rank, workers, generation), tls)
     model = build_model(features, config.model)
     is_cuda = config.trainer.device == "cuda"
     # On a CPU torchrec's batches give the same bits, and importing it takes 100 MB and a second.
@@ -133,7 +132,7 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     freeze_gc()
     keep_freed_memory()
     _LOG.info("learning", extra={"line": MAIN, "epoch": epoch, "workers": workers})
-    tracer = open_tracer_in_actor(config, PART) if rank == 0 else None  # one span for a step
+    tracer = open_tracer(config, PART) if rank == 0 else None  # one span for a step
     trace = LearnTrace(tracer, run_of(config), MAIN, epoch) if tracer else None
     try:
         again = partial(time.sleep, _AGAIN_S)

@@ -2,7 +2,7 @@
 
 Runs in a thread of the part `shadow`, with its own log client and a small state file. A run opens the
 newest snapshot, takes the newest examples that it has learned as a panel, and scores that panel and the few
-that are reported. All runs together take at most a share of one core. Panels of earlier epochs measure
+that are reported. All runs together take at most a hundredth of one core. Panels of earlier epochs measure
 how much of them a promoted model retains.
 """
 
@@ -47,6 +47,7 @@ _LOOK_EVERY_S: Final = 2.0
 _PAUSE_S: Final = 10.0  # minimum after an error
 _END_S: Final = 2.0
 _AT_ONCE: Final = 256  # examples of a forward pass
+_SHARE: Final = 0.01  # of one core, at most: after an expensive run the next one waits
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -156,7 +157,7 @@ class PanelWatch:
         finally:
             self.run_s = self._spent() - began_s
             self.cpu_s += self.run_s
-            self._due_s = self._seconds() + self.run_s / self._config.drift.panel_share
+            self._due_s = self._seconds() + self.run_s / _SHARE
 
     def _run(self, epoch: int, number: int) -> None:
         model = self._open(epoch, number)
@@ -285,7 +286,7 @@ class PanelThread:
                 self._beat.add("panel_failures")
             # A run that failed counts into the share of the processor as any other.
             took_s = self._watch.run_s if self._watch else 0.0
-            self._over.wait(max(self._pause_s, took_s / self._config.drift.panel_share))
+            self._over.wait(max(self._pause_s, took_s / _SHARE))
 
     def _turns(self) -> None:
         """Turns until the end. Raises LogUnavailable, Ended, and unexpected errors."""

@@ -30,13 +30,13 @@ _ALL: Final = 0.98  # above it, the missing labels matter less than learning fro
 
 class DelayState(msgspec.Struct, array_like=True):
     """``cohorts``: counts by slice, flat (way, label, column); ``before``, ``through``: the sums of
-    N(≤ j − 1) and N(≤ j), flat (way, label, column); ``width_ms``: of a slice, 0 in older states."""
+    N(≤ j − 1) and N(≤ j), flat (way, label, column); ``width_ms``: of a slice."""
 
     slice: int
     cohorts: dict[int, list[int]]
     before: list[float]
     through: list[float]
-    width_ms: int = 0
+    width_ms: int
 
 
 class LabelDelays:
@@ -56,8 +56,8 @@ class LabelDelays:
             raise ValueError(
                 f"delays of {len(state.before)} columns, expected {len(self.state.before)}: other labels"
             )
-        if state.width_ms in (0, self._width_ms):
-            self.state = msgspec.structs.replace(state, width_ms=self._width_ms)
+        if state.width_ms == self._width_ms:
+            self.state = state
             self._update_shares()
 
     @property

@@ -95,10 +95,10 @@ class _State(msgspec.Struct, array_like=True):
     recent: list[str]
     expired: list[str]
     delays: DelayState
-    opened: dict[str, list[str]] = {}
-    quarantined: list[str] = []
-    influence: bytes = b""
-    readings: bytes = b""
+    opened: dict[str, list[str]]
+    quarantined: list[str]
+    influence: bytes
+    readings: bytes
 
 
 class _Place(NamedTuple):
@@ -199,7 +199,7 @@ class Joiner:
         self._delays.restore(state.delays)
         self.impressions.restore(state.pending)
         self.watermark_ms, self.sequence = state.watermark_ms, state.sequence
-        self.counts |= state.counts  # an older state has fewer names
+        self.counts |= state.counts
         self._opened = state.opened
         self.quarantined = set(state.quarantined)
         self.influence.restore(state.influence)

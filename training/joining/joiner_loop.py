@@ -60,11 +60,11 @@ _BACK: Final = 1_000  # examples read at once, backwards
 
 class _Packed(msgspec.Struct):
     """Snapshot blob: the joiners' states by partition, and the settings that decide which examples come out
-    of which events (none in older snapshots)."""
+    of which events."""
 
     features: str
     joiners: dict[int, bytes]
-    settings: dict[str, float | bool] = {}
+    settings: dict[str, float | bool]
 
 
 class _Engaged(msgspec.Struct, tag="engagement"):

@@ -17,7 +17,6 @@ import ray
 import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
-from ray.util.metrics import Gauge
 
 from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed_memory
 from recsys.process.part_process import write_atomically
@@ -75,16 +74,11 @@ def train_loop(settings: dict[str, Any]) -> None:
 
 
 class Reporter:
-    """Reports progress now and then, to a file and as gauges to the dashboard. Worker 0 has one."""
+    """Reports progress now and then, to a file. Worker 0 has one."""
 
     def __init__(self, clock: Callable[[], float], progress: Path) -> None:
         self._clock, self._progress = clock, progress
         self._next = clock() + _REPORT_S
-        self._gauges = [
-            Gauge("recsys_offline_learned", "Examples learned, each as often as it was."),
-            Gauge("recsys_offline_epoch", "The epoch that is being learned."),
-            Gauge("recsys_offline_log_loss", "Prequential log loss of the newest step."),
-        ]
 
     def report(self, state: LoopState, sums: Mapping[str, float]) -> None:
         """Call at each step."""
@@ -93,8 +87,6 @@ class Reporter:
         self._next = now + _REPORT_S
         loss = next((v for name, v in sums.items() if name.startswith("loss.")), 0.0)
         loss /= max(1.0, sums.get("examples", 0.0))
-        for gauge, value in zip(self._gauges, (state.learned, state.epoch, loss), strict=True):
-            gauge.set(float(value))
         progress = OfflineProgress(state.stage, state.epoch, state.learned, state.steps, loss)
         write_atomically(self._progress, msgspec.json.encode(progress))
 

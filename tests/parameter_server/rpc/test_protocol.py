@@ -21,7 +21,6 @@ from parameter_server.rpc.protocol import (  # fmt: skip
     decode_hello,
     encode,
     exchange_frame,
-    from_bytes,
     read_exchange,
     sizes,
 )
@@ -43,8 +42,19 @@ def lanes():
     ]
 
 
+def read(data):
+    """The message, as from a socket that ends behind it: a wrong length is an error."""
+    if len(data) < HEAD.size:
+        raise ProtocolError("the stream ends in the head")
+    header, body = sizes(data[: HEAD.size])
+    if len(data) != HEAD.size + header + body:
+        raise ProtocolError("the stream ends in the message, or goes on behind it")
+    view = memoryview(data)[HEAD.size :]
+    return decode(view[:header], bytearray(view[header:]))
+
+
 def through(frame):
-    return from_bytes(b"".join(encode(frame)))
+    return read(b"".join(encode(frame)))
 
 
 def test_an_exchange_comes_through_whole():
@@ -87,7 +97,7 @@ def test_broken_messages_are_errors_and_never_wrong_shapes(spot, flip, cut):
     else:
         data[spot] ^= flip
     try:
-        frame = from_bytes(bytes(data))
+        frame = read(bytes(data))
         if isinstance(frame.message, Exchange):
             read_exchange(frame)
     except ProtocolError:

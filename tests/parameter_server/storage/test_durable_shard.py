@@ -1,6 +1,5 @@
 """A shard that crashes anywhere comes back bit for bit: crash points are inputs."""
 
-import json
 import shutil
 import threading
 import time
@@ -663,26 +662,6 @@ def test_a_stop_between_two_sends_of_dense_parameters_keeps_those_that_replicas_
 
 def manifests(folder):
     return list((folder / "snapshots" / "main").glob("*/part-*/manifest.json"))
-
-
-def test_a_snapshot_from_before_there_were_increments_is_gone_on_from(tmp_path):
-    line = Line(tmp_path)
-    work(line, ALL, 12)
-    for path in manifests(tmp_path):
-        manifest = json.loads(path.read_text())
-        del manifest["version"], manifest["digest"]
-        if manifest.pop("chain"):  # its part builds on others: it goes, as if it had never been
-            shutil.rmtree(path.parent.parent)
-        else:
-            path.write_text(json.dumps(manifest))
-    held = {path: path.read_bytes() for path in tmp_path.glob("*.wal")}
-    step = snapshots.latest(tmp_path / "snapshots", "main").snapshot.step
-    assert load_rows(tmp_path / "snapshots", "main").snapshot.step == step == 10
-    for part in range(PARTS):
-        line.crash(part)
-    assert line.applied_steps() == [12, 12] and all(p.read_bytes() == held[p] for p in held)
-    work(line, ALL, STEPS)
-    check(line)
 
 
 def test_what_was_held_back_may_be_missing_in_a_snapshot():

@@ -266,14 +266,14 @@ def test_a_spec_comes_back_from_its_rules() -> None:
     assert spec_by_settings("", SPEC) == SPEC
 
 
-def test_steps_from_before_there_was_a_faster_beginning_had_none():
-    rules = json.loads(wal_settings_of(replace(SPEC, dense_first=1.0)))
+def test_settings_of_another_version_are_refused():
+    rules = json.loads(wal_settings_of(SPEC))
     del rules["dense_first"]
     before = json.dumps(rules)
-    assert spec_by_settings(before, replace(SPEC, dense_first=10.0)).dense_first == 1.0
-    assert changes(before, wal_settings_of(replace(SPEC, dense_first=1.0))) == []
+    with pytest.raises(ValueError, match="expected also dense_first: another version wrote it"):
+        spec_by_settings(before, SPEC)
     assert changes(before, wal_settings_of(replace(SPEC, dense_first=10.0))) == [
-        "dense_first was 1.0, is 10.0"
+        "dense_first was not there, is 10.0"
     ]
 
 

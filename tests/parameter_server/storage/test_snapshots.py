@@ -400,22 +400,16 @@ def test_no_flip_of_any_bit_of_a_small_manifest_goes_unseen(tmp_path):
             pass
 
 
-@pytest.mark.parametrize("older", [(), ("chain",)])  # than increments
-def test_a_manifest_without_digest_is_accepted_and_counted(tmp_path, older):
+@pytest.mark.parametrize("gone", [("version", "digest"), ("version", "digest", "chain")])
+def test_a_manifest_of_an_earlier_version_is_refused(tmp_path, gone):
     write_all(tmp_path, 5)
     path = version(tmp_path, 5) / "part-00001-of-00002" / "manifest.json"
     manifest = json.loads(path.read_text())
-    assert (manifest.pop("version"), len(manifest.pop("digest"))) == (2, 64)
-    for field in older:
-        del manifest[field]
-    path.write_text(json.dumps(manifest))
-    assert latest(tmp_path, "main").snapshot.unsigned == 1
-    snapshots.adopt(tmp_path, "main", (0, 5), 1)
-    assert latest(tmp_path, "main", epoch=1).snapshot.unsigned == 0
-    path.write_text(json.dumps(manifest | {"eense_t": 1}))
-    assert "its fields" in latest(tmp_path, "main", epoch=0).reasons[0]
-    path.write_text(json.dumps(manifest | {"meta": {"step": 6}}))
-    assert "is of step 6" in latest(tmp_path, "main", epoch=0).reasons[0]
+    path.write_text(json.dumps({name: x for name, x in manifest.items() if name not in gone}))
+    found = latest(tmp_path, "main")
+    assert found.snapshot is None
+    assert "expected a digest among them" in found.reasons[0]
+    assert "start with a new state folder" in found.reasons[0]
 
 
 def test_a_damaged_snapshot_counts_as_none_of_those_kept(tmp_path, monkeypatch):

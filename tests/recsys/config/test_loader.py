@@ -1,6 +1,7 @@
 """Settings: the file over the run, the environment over both, and errors that say where."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from recsys.config.loader import PREFIX, ConfigError, load
 from recsys.config.log_config import LogConfig
 from recsys.config.policy_config import PolicyConfig
+from recsys.config.removed_keys import REMOVED
 from recsys.config.safety_config import DoorsConfig
 from recsys.config.system_config import (
     RUNS,
@@ -174,7 +176,7 @@ KEYS = [*float_keys(Config), ("policy", "weights", "like"), ("surfaces", "home",
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
 def test_each_number_is_finite(tmp_path: Path, value: str) -> None:
     """JSON has no others: what a system is started with would be stored as null."""
-    assert len(KEYS) > 80
+    assert len(KEYS) > 70
     for key in KEYS:
         text = value
         for name in reversed(key):
@@ -216,6 +218,19 @@ def test_surfaces_come_from_the_file_and_from_the_environment(
     assert load(str(file)).surfaces == both
 
 
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_key_is_refused_with_what_holds_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    section, _, name = key.partition(".")
+    expected = f"{key} is gone: {re.escape(REMOVED[key])}. Remove the key"
+    with pytest.raises(ConfigError, match=f":1: {expected}"):
+        load(written(tmp_path, f"{section}: {{{name}: 1}}\n"))
+    monkeypatch.setenv(f"RECSYS__{section}__{name}".upper(), "1")
+    with pytest.raises(ConfigError, match=f"environment variable .*: {expected}"):
+        load("laptop")
+
+
 def test_a_name_that_is_neither_run_nor_file() -> None:
     with pytest.raises(ConfigError, match="'desktop', expected one of cluster, laptop or"):
         load("desktop")
@@ -237,7 +252,7 @@ def test_a_table_is_set_by_its_own_path_and_the_others_keep_the_models(tmp_path:
     assert (features.budget_mb, features.admit_after, features.sketch_mb) == (64, 2, 0.5)
     assert (items.budget_mb, items.admit_after, items.ttl_s) == (3, 1, 60)
     assert (users.ttl_s, users.learning_rate) == (0, 0.5)
-    assert items.learning_rate == config.model.vector_rate and features.ttl_s == 60
+    assert items.learning_rate == 0.05 and features.ttl_s == 60
     assert features.learning_rate == config.model.row_rate
 
 
@@ -283,7 +298,6 @@ def test_settings_of_brokers_that_do_not_fit_are_refused(
         ({"client_ca_file": "/ca"}, "client_ca_file is '/ca', expected none without"),
         ({"tls": True, "ca_file": "/ca"}, "cert_file is '', expected a file with parameter_server.tls"),
         ({"tls": True, "key_file": "/k"}, "key_file is '/k', expected none without .*cert_file"),
-        ({"tls": True, "cert_file": "/c", "transport": "ray"}, "tls is True, .*transport socket"),
     ],
 )  # fmt: skip
 def test_settings_of_shards_tls_that_do_not_fit_are_refused(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from recsys.log import sqlite_mark
-from recsys.log.protocol import Append, LogDamaged, LogLost, LogUnavailable, Record, Topic
+from recsys.log.protocol import Append, LogDamaged, LogLost, LogUnavailable, Topic
 from recsys.log.record_crc import corrected, is_intact, record_crc
 from recsys.log.sqlite_files import FORMAT, INSERT
 from recsys.log.sqlite_log import SqliteLog
@@ -76,7 +76,6 @@ def killed_copy(tmp_path: Path, **how: int) -> Path:
     return tmp_path / "log"
 
 
-@pytest.mark.usefixtures("layout")
 @pytest.mark.slow
 def test_no_flip_in_a_topic_s_file_goes_unseen(tmp_path: Path) -> None:
     filled(tmp_path / "log").close()
@@ -97,7 +96,6 @@ def test_no_flip_beside_the_topic_goes_unseen(tmp_path: Path, name: str) -> None
     assert unseen(tmp_path / "log", tmp_path / "log" / name, 200, seed=3) == []
 
 
-@pytest.mark.usefixtures("layout")
 def test_a_flipped_bit_of_a_value_is_named_with_its_place(tmp_path: Path) -> None:
     log = filled(tmp_path)
     log.append(TOPIC, [Append(1, b"user", b"a value to be found")])
@@ -109,7 +107,6 @@ def test_a_flipped_bit_of_a_value_is_named_with_its_place(tmp_path: Path) -> Non
     assert len(SqliteLog(tmp_path).read(TOPIC, 1, 20, limit=10)) == 10
 
 
-@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("place", [(None, 0), (0, None)])
 def test_a_record_without_a_place_is_refused(tmp_path: Path, place: tuple[Any, ...]) -> None:
     log = filled(tmp_path)
@@ -117,7 +114,6 @@ def test_a_record_without_a_place_is_refused(tmp_path: Path, place: tuple[Any, .
         log.connection(TOPIC).db.execute(INSERT, (*place, 0, b"", b"", None))
 
 
-@pytest.mark.usefixtures("layout")
 def test_a_missing_record_is_damage(tmp_path: Path) -> None:
     log = filled(tmp_path)
     log.connection(TOPIC).db.execute(
@@ -231,56 +227,22 @@ def test_writers_move_the_mark_forward_only(tmp_path: Path) -> None:
     assert second.read() == sqlite_mark.Marked({0: 1}, True)
 
 
-# --- files of before ---
-
-_FORMAT_1 = """
-    CREATE TABLE about (log_id TEXT, partitions INTEGER, retention_ms INTEGER, retention_bytes INTEGER);
-    CREATE TABLE records (partition INTEGER, offset INTEGER, time_ms INTEGER, key BLOB, value BLOB,
-        PRIMARY KEY (partition, offset)) WITHOUT ROWID;
-    CREATE TABLE bounds (partition INTEGER PRIMARY KEY, begin INTEGER, end INTEGER, bytes INTEGER);
-    CREATE TABLE holds (name TEXT, partition INTEGER, offset INTEGER, PRIMARY KEY (name, partition))
-        WITHOUT ROWID;
-    INSERT INTO records VALUES (0, 0, 5, x'6b', x'76'), (1, 0, 5, x'6b', x'77'), (1, 1, 6, x'', x'78');
-    INSERT INTO bounds VALUES (0, 0, 1, 2), (1, 0, 2, 3);
-    INSERT INTO holds VALUES ('fold', 1, 1);
-"""
+# --- files of another version ---
 
 
-def of_format_1(folder: Path) -> None:
-    log = SqliteLog(folder)
-    log.create(Topic(TOPIC, 2))
-    log.close()
-    for path in folder.glob("t.*"):
-        path.unlink()
-    db = sqlite3.connect(folder / "t.sqlite", isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.executescript(_FORMAT_1)
-    db.execute("INSERT INTO about VALUES (?, 2, 0, 0)", (log.id,))
-    db.close()
-
-
-def test_a_file_of_format_1_opens_and_its_old_records_stay_unchecked(tmp_path: Path) -> None:
-    of_format_1(tmp_path)
-    log = SqliteLog(tmp_path)
-    assert log.read(TOPIC, 1, 0) == [Record(0, b"k", b"w"), Record(1, b"", b"x")]
-    assert log.holds(TOPIC, 1) == {"fold": 1}
-    assert log.append(TOPIC, [Append(1, b"", b"y")]) == [2]
-    log.create(Topic(TOPIC, 2))
-    log.close()
-    db = sqlite3.connect(tmp_path / "t.sqlite")
-    crcs = db.execute("SELECT crc IS NULL FROM records ORDER BY partition, offset").fetchall()
-    assert crcs == [(1,), (1,), (1,), (0,)]
-    assert db.execute("PRAGMA user_version").fetchone() == (FORMAT,)
-    assert len(SqliteLog(tmp_path).read(TOPIC, 1, 0)) == 3
-
-
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [FORMAT - 1, FORMAT + 1])
+def test_a_file_of_another_format_is_refused(tmp_path: Path, version: int) -> None:
     filled(tmp_path).close()
     db = sqlite3.connect(tmp_path / "t.sqlite")
-    db.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    db.execute(f"PRAGMA user_version = {version}")
     db.close()
-    with pytest.raises(LogUnavailable, match=f"has format {FORMAT + 1}, .* newer version"):
+    expected = (
+        f"has format {version}, expected {FORMAT}: another version wrote it .* new state folder"
+    )
+    with pytest.raises(LogUnavailable, match=expected):
         SqliteLog(tmp_path).end(TOPIC, 0)
+    [damage] = check_topic(tmp_path, TOPIC).damage
+    assert damage == f"t: its format is {version}, expected {FORMAT}"
 
 
 # --- the checksum ---

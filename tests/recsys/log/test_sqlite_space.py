@@ -94,22 +94,6 @@ def test_a_topic_of_a_running_log_takes_a_new_limit_over(log, clock):
     assert log.end("t", 0) - log.begin("t", 0) < 70 and size_of(log) < ROOM + 2_000_000
 
 
-@pytest.mark.parametrize("how", ["scrub", "create"])
-def test_a_file_of_an_older_version_shrinks_from_its_next_rewrite_on(log, how):
-    log.create(Topic("t"))
-    with sqlite3.connect(log.path("t"), isolation_level=None) as db:
-        db.execute("PRAGMA auto_vacuum = NONE")
-        db.execute("VACUUM")
-    fill(log, 500)
-    log.trim("t", 0, 480)
-    assert size_of(log) > 20_000_000 and not log.shrink("t")
-    log.scrub("t") if how == "scrub" else log.create(Topic("t"))
-    assert size_of(log) < ROOM and query(log, "PRAGMA auto_vacuum") == 2
-    fill(log, 500)
-    log.trim("t", 0, 990)
-    assert size_of(log) < ROOM
-
-
 def test_a_shrunk_file_has_all_commits_and_opens_again(log, tmp_path):
     log.create(Topic("t"))
     fill(log, 500)

@@ -11,7 +11,7 @@ import pytest
 from recsys.config.part_configs import TracingConfig
 from recsys.config.system_config import Config
 from recsys.observability.spans import Span, request_span
-from recsys.observability.tracer import Tracer, open_tracer, open_tracer_in_actor
+from recsys.observability.tracer import Tracer, open_tracer
 
 
 def span(n: int = 0) -> Span:
@@ -90,13 +90,6 @@ def test_a_file_is_bounded_and_whole(tmp_path: Path) -> None:
     assert oct(file.stat().st_mode & 0o777) == "0o600"
 
 
-def test_an_endpoint_without_its_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
-    monkeypatch.setitem(__import__("sys").modules, gone, None)
-    with pytest.raises(ValueError, match=r"recsys-swipe\[tracing\]"):
-        open_tracer(traced(endpoint="http://127.0.0.1:4318/v1/traces"), "serve")
-
-
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -109,16 +102,3 @@ def test_an_endpoint_without_its_library_says_what_to_do(monkeypatch: pytest.Mon
 def test_bad_settings_are_refused(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TracingConfig(**wrong)  # type: ignore[arg-type]
-
-
-def test_an_actor_goes_on_without(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    gone = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
-    monkeypatch.setitem(__import__("sys").modules, gone, None)
-    assert open_tracer_in_actor(traced(endpoint="http://127.0.0.1:4318/v1/traces"), "serve") is None
-    [said] = caplog.records
-    assert said.getMessage() == "tracing is off here" and "recsys-swipe[tracing]" in said.error
-    tracer = open_tracer_in_actor(traced(file=str(tmp_path / "spans.jsonl")), "serve")
-    assert tracer is not None
-    tracer.close()

@@ -31,7 +31,6 @@ from tests.support.plan_config import FREE
 from tests.support.simulation.bit_flips import flip_bit
 from tests.support.training.archived_examples import remove_digests
 from tests.support.training.small_feed import PARTITIONS, append_events, feed, toy_config
-from training.archive.digest import has_digest
 from training.archive.files import files_of
 from training.continual.trainer_run import run_of
 
@@ -85,8 +84,7 @@ def flip_at(file: Path, text: bytes, *places: int) -> None:
 def test_an_intact_state_has_no_damage(state: Path) -> None:
     status, report, _ = checked(state)
     assert (status, report.damage) == (0, [])
-    assert report.records > EVENT_COUNT and report.unchecked_records == 0
-    assert (report.snapshots, report.unsigned_manifests) == (2, 0)
+    assert report.records > EVENT_COUNT and report.snapshots == 2
     assert (report.write_ahead_files, report.part_states) == (1, 1) and report.archive_files >= 3
     done = CliRunner().invoke(app, ["check", str(state)])
     assert done.exit_code == 0 and done.output.endswith("no damage\n")
@@ -172,19 +170,11 @@ def test_damage_that_parquet_does_not_see_is_named(state: Path) -> None:
     assert "from a backup" in report.damage[0].repair
 
 
-def test_archive_files_without_a_digest_are_counted_and_get_one(state: Path) -> None:
-    paths = archive_files(state)
-    remove_digests(*paths)
-    flip_bit(paths[0], 8 * 100)
+def test_archive_files_without_a_digest_are_damage(state: Path) -> None:
+    remove_digests(*archive_files(state))
     status, report, _ = checked(state)
-    assert (status, len(report.damage)) == (1, 1)
-    assert report.unsigned_archive_files == len(paths) - 1 and report.archive_files == len(paths)
-    done = CliRunner().invoke(app, ["check", str(state)])
-    assert f"{len(paths) - 1} archive files have no digest" in done.output
-    status, report, _ = checked(state, "--repair")
-    assert (status, report.sealed_archive_files) == (1, len(paths) - 1)
-    assert [has_digest(path) for path in paths[1:]] == [True] * (len(paths) - 1)
-    assert checked(state)[1].unsigned_archive_files == 0
+    assert (status, len(report.damage)) == (1, len(archive_files(state)))
+    assert all("and its SHA-256" in damage.what for damage in report.damage)
 
 
 @pytest.mark.parametrize("kind", [OverflowError, MemoryError, NotImplementedError, OSError])
@@ -194,14 +184,13 @@ def test_no_file_ends_the_report_whatever_its_reading_raises(
     def fails(*of: object, **options: object) -> None:
         raise kind("absurd")
 
-    remove_digests(*archive_files(state))
     for target in (
         "runtime.jobs.state_check.check_topic",
         "runtime.jobs.state_check.check_catalogue",
         "runtime.jobs.state_check.scan",
         "runtime.jobs.state_check.hashlib.sha256",
         "runtime.jobs.state_check.snapshots.check_snapshots",
-        "training.archive.digest.pq.read_metadata",
+        "runtime.jobs.state_check.check_digest",
     ):
         monkeypatch.setattr(target, fails)
     status, report, text = checked(state)
@@ -261,21 +250,6 @@ def test_records_come_back_from_the_intact_files_of_the_archive(state: Path) -> 
     (repair,) = (d.repair for d in report.damage if d.where.endswith("events.sqlite"))
     assert status == 1 and "1 come from the archive" in repair
     assert event_values(state) == before
-
-
-def test_records_of_before_checksums_are_counted(state: Path) -> None:
-    log = SqliteLog(state / "log")
-    log.connection(CONTROL).db.execute("UPDATE records SET crc = NULL")
-    log.close()
-    status, report, _ = checked(state)
-    assert (status, report.unchecked_records) == (0, 1)
-    done = CliRunner().invoke(app, ["check", str(state)])
-    assert "1 records and 0 manifests are older than checksums" in done.output
-    status, report, _ = checked(state, "--repair")
-    assert (status, report.unchecked_records, report.sealed_records) == (0, 0, 1)
-    assert checked(state)[1].unchecked_records == 0
-    log = SqliteLog(state / "log")
-    assert [record.value for record in log.read(CONTROL, 0, 0)] == [b"a control record"]
 
 
 def test_a_running_system_is_checked_but_not_repaired(state: Path) -> None:

@@ -18,6 +18,7 @@ from runtime.parts.serve import RestartRequests, answers, take_down
 from runtime.supervision.launch_plan import local_api_url, public_url, resolve, write
 from runtime.supervision.processes import identify
 from runtime.supervision.run_file import Running
+from serving.admission.admission import EVENT_CALLS
 from tests.support.plan_config import config_in
 
 
@@ -276,7 +277,7 @@ def test_as_many_replicas_as_configured_or_between_two_numbers():
     assert (its.min_replicas, its.max_replicas, its.target_ongoing_requests) == (2, 5, 4.0)
     assert (its.upscale_delay_s, its.downscale_delay_s) == (5.0, 9.0)
     # Slow clients must not take the places of others before their requests are read.
-    most = Config().doors.connections + 2 * many.max_ongoing + many.max_events
+    most = Config().doors.connections + 2 * many.max_ongoing + EVENT_CALLS
     assert scaled.max_ongoing_requests >= most
     with pytest.raises(ValueError, match="serve.max_replicas is 1"):
         ServeConfig(min_replicas=2, max_replicas=1)

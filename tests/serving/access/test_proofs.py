@@ -8,8 +8,7 @@ import pytest
 from msgspec import UNSET
 
 from recsys.config.log_config import LogConfig
-from recsys.config.safety_config import AccessConfig
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, JoinConfig
 from recsys.events.event_types import Engagement
 from serving.access.caller import ANONYMOUS
 from serving.access.impression_token import OLD
@@ -74,7 +73,7 @@ def test_pages_that_are_read_on_and_large_categories_are_not_narrow(
 
 def test_a_token_lives_no_longer_than_the_log_has_its_list() -> None:
     config = replace(
-        Config(), log=LogConfig(retention_hours=2.0), access=AccessConfig(token_s=10 * 3600)
+        Config(), log=LogConfig(retention_hours=2.0), join=JoinConfig(horizon_s=10 * 3600)
     )
     secrets = ["a secret"]
     proofs = Proofs(config, lambda: secrets)

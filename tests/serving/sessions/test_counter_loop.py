@@ -467,7 +467,9 @@ def test_a_verdict_takes_back_a_users_counts_and_survives_a_restart(
     assert again.fold.counters.read(other, NOW_MS + 220)[0, likes] == pytest.approx(1, abs=1e-4)
 
 
-def test_a_snapshot_of_before_bounds_is_read(log: MemoryLog, clock: Clock, tmp_path: Path) -> None:
+def test_a_snapshot_of_another_version_is_left_out_and_the_log_is_counted(
+    log: MemoryLog, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     loop = CounterLoop(log, FEATURES, PartState(str(tmp_path), NAME), clock)
     append(log, *watched(1))
     turn_all(loop)
@@ -479,4 +481,6 @@ def test_a_snapshot_of_before_bounds_is_read(log: MemoryLog, clock: Clock, tmp_p
     state = PartState(str(tmp_path / "old"), NAME)
     state.save(log.id, saved.offsets, msgspec.msgpack.encode(fields))
     again = CounterLoop(log, FEATURES, state, clock)
+    assert "missing required field `quarantined`" in caplog.text
+    turn_all(again)
     assert content(again.fold.counters) == content(loop.fold.counters)

@@ -53,7 +53,7 @@ def remove_hour(archive: Path) -> None:
 
 
 def remove_digests(*paths: Path) -> None:
-    """Leaves files as versions before digests wrote them."""
+    """Takes the digests from files."""
     for path in paths:
         data = path.read_bytes()
         length, magic = unpack("<I4s", data[-8:])

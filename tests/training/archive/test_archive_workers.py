@@ -1,5 +1,6 @@
 """Several workers write the archive of one, after kills and changes of their number too."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -158,21 +159,22 @@ def test_workers_drop_the_hours_that_one_would(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("alone", "shared")]
     for folder in folders:
         drain(Archive(log, folder, lambda: 0))
-    dropped = drop_oldest(folders[0], None, 1)
-    parts = [drop_oldest(folders[1], None, 1, Share(index, 3)) for index in (2, 0, 1, 2)]
-    assert names(folders[1]) == names(folders[0])
+    emptied = [shutil.copytree(folder, tmp_path / f"emptied-{folder.name}") for folder in folders]
+    dropped = drop_oldest(emptied[0], 0)
+    parts = [drop_oldest(emptied[1], 0, Share(index, 3)) for index in (2, 0, 1, 2)]
+    assert names(emptied[1]) == names(emptied[0])
     assert sum(parts) == dropped and 0 == parts[3] < parts[0] < dropped / 2
 
     most = sum(map(bytes_of, folders[1].rglob("*.parquet"))) // 2
     drop_oldest(folders[0], most)
     for index in (2, 0, 1):
-        drop_oldest(folders[1], most, 0, Share(index, 3))
+        drop_oldest(folders[1], most, Share(index, 3))
     found = [files_of(folder, EVENTS) for folder in folders]
     alone, shared = ({hour_of(file.path) for file in files} for files in found)
     # The last to drop may find an hour less to be enough.
     assert min(alone) - 1 <= min(shared) and len(found[1]) - len(found[0]) < PARTITIONS
     assert most // 2 < sum(map(bytes_of, folders[1].rglob("*.parquet"))) <= most
-    assert not any(drop_oldest(folders[1], most, 0, Share(index, 3)) for index in range(3))
+    assert not any(drop_oldest(folders[1], most, Share(index, 3)) for index in range(3))
 
 
 def bytes_of(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""The archive within its bytes and days, and while disk space is low."""
+"""The archive within its bytes, and while disk space is low."""
 
 import threading
 import time
@@ -79,14 +79,6 @@ def test_the_newest_file_of_a_partition_stays_so_that_writing_resumes_after_it(t
     assert again.written == 40  # those of the new hour
 
 
-def test_hours_that_are_too_many_days_old_go(tmp_path):
-    log = toy_log()
-    archive_hours(log, tmp_path, range(0, 80, 4))
-    assert drop_oldest(tmp_path, None, days=2)
-    assert hours_of(tmp_path) == list(range(28, 80, 4))  # the newest is hour 76
-    assert drop_oldest(tmp_path, None, days=2) == 0
-
-
 def test_an_archive_that_begins_later_reads_like_a_log_that_does(tmp_path):
     log = toy_log()
     archive_hours(log, tmp_path, range(10))
@@ -109,7 +101,7 @@ class Spaces:
 
 def budgeted(log, folder, space):
     archive = Archive(log, folder, lambda: 0)
-    return archive, BudgetedArchive(archive, folder, space, 0)
+    return archive, BudgetedArchive(archive, folder, space)
 
 
 def offsets(folder, partition=0):
@@ -225,9 +217,9 @@ def test_the_part_removes_what_the_budget_does_not_allow(tmp_path):
     assert part.dropped == 0  # unknown: nothing is removed
 
 
-@pytest.mark.parametrize("most", [None, 10**9])
+@pytest.mark.parametrize("most", [0, 10**9])
 def test_an_empty_archive_has_nothing_to_remove(tmp_path, most):
-    assert drop_oldest(tmp_path, most, days=1) == 0
+    assert drop_oldest(tmp_path, most) == 0
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ from tests.support.training.small_feed import (
     toy_log,
 )
 from training.archive import files
-from training.archive.digest import has_digest
+from training.archive.digest import check_digest
 from training.archive.writer import Archive, archived_rows
 from training.deletion import erasure
 from training.deletion.erasure import EVERY_MS, Eraser, digest_of_key, erased_users
@@ -573,4 +573,5 @@ def test_a_deletion_waits_for_a_damaged_archive_file_and_names_it(
         system.look()
     assert (system.eraser.waiting, system.eraser.done) == (0, 1)
     assert not any(names(row[2]) or names(row[3]) for row in system.archived(EXAMPLES))
-    assert has_digest(damaged) and damaged.read_bytes() != intact
+    check_digest(damaged)
+    assert damaged.read_bytes() != intact

@@ -147,11 +147,3 @@ def test_with_another_horizon_it_begins_anew(factor: float) -> None:
     assert after.state.slice == 1_799_000 // int(factor * WIDTH_MS)
     if factor != 1.0:
         assert after.arrived(1) == [pytest.approx(0.5, rel=0.02)]
-
-
-def test_a_state_without_its_width_is_of_the_present_one() -> None:
-    before, after = counted([20] * 600), LabelDelays(1, WINDOW_S, HORIZON_S)
-    *stored, width_ms = msgspec.to_builtins(before.state)
-    assert width_ms == WIDTH_MS
-    after.restore(msgspec.convert(stored, DelayState))
-    assert after.state == before.state and after.arrived(1) == before.arrived(1) != []
