@@ -16,7 +16,8 @@ Seconds = Annotated[int, typer.Option(min=1, help="Seconds of each measurement."
 _STATE: Final = Path("state")
 UNIT_COSTS: Final = Path(__file__).parent / "system" / "unit_costs.json"
 _DEFINITIONS: Final = [
-    Path("examples", name, "app.yaml") for name in ("short_video", "kuairand", "news", "shop")
+    *(Path("examples", name, "app.yaml") for name in ("short_video", "news", "shop")),
+    Path("plugins", "kuairand", "app.yaml"),
 ]
 
 bench = typer.Typer(add_completion=False)

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
-from examples.feature_audit.archive_audit import audit_features
-from examples.feature_audit.audit_source import AuditSource
+from plugins.feature_audit.archive_audit import audit_features
+from plugins.feature_audit.audit_source import AuditSource
 from recsys.app.app_file import read_app
 from recsys.app.definition import App, Field
 from recsys.config.system_config import Config

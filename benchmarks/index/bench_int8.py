@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from examples.row_formats.int8_rows import Int8Rows
 from parameter_server.publish.rounding import round_rows
+from plugins.row_formats.int8_rows import Int8Rows
 from recsys.config.system_config import TableConfig
 from serving.replica.row_store import RowStore
 

@@ -22,7 +22,7 @@ from replay.datasets.open_dataset import open_dataset
 CHOICE: Final = "RECSYS_DATA"  # environment variable
 WORLD: Final = "world"  # RECSYS_DATA=world: the simulated world, even with a data set at hand
 FOLDER: Final = Path("data/kuairand")
-_DOWNLOAD: Final = "examples.kuairand.download"
+_DOWNLOAD: Final = "plugins.kuairand.download"
 _LIST: Final = 8  # items of a list in the simulated world
 _BESIDE: Final = Path(recsys.__file__).resolve().parents[2] / "shared" / "data" / "kuairand"
 

@@ -12,7 +12,7 @@ from replay.datasets.event_log import EventLog
 from replay.datasets.log_files import holds_events
 from replay.datasets.mapped_files import MappedFiles
 
-READER = "examples.kuairand.reader"  # comes with a checkout, and needs polars
+READER = "plugins.kuairand.reader"  # comes with a checkout, and needs polars
 
 
 def open_dataset(
@@ -41,7 +41,7 @@ def _open(path: str | Path, app: App | None) -> Dataset:
     except ModuleNotFoundError as error:
         raise DataError(
             folder,
-            "dataset.yaml (an event log). KuaiRand's reader, examples/kuairand, needs a checkout of the "
+            "dataset.yaml (an event log). KuaiRand's reader, plugins/kuairand, needs a checkout of the "
             f"repository and polars (pip install polars): there is no {error.name}",
         ) from error
     if dataset is not None:

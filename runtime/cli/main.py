@@ -57,7 +57,7 @@ _HELP_OF_PLUGINS = {  # those in the wheel
 }
 # Modules of commands that aren't in ``runtime.cli.NAME``.
 _ELSEWHERE = {
-    "data": "examples.kuairand.data_command",
+    "data": "plugins.kuairand.data_command",
     "init": "runtime.cli.import_files",
     "import": "runtime.cli.import_files",
     "study": "benchmarks.study",

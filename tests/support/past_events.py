@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from examples.backfill.sessions import SessionsAsOf
-from examples.feature_audit.audit_source import DecodedRecord, PlacedImpression
-from examples.feature_audit.recompute import CountersAsOf, Folds, ItemHistory
 from examples.short_video.feature_replay import FeatureReplay
+from plugins.backfill.sessions import SessionsAsOf
+from plugins.feature_audit.audit_source import DecodedRecord, PlacedImpression
+from plugins.feature_audit.recompute import CountersAsOf, Folds, ItemHistory
 from recsys.events.event_types import Event, Impression, Item, User
 from recsys.events.hashing import partition_of
 from recsys.features.feature_set import FeatureSet

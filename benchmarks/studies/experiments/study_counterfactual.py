@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.experiments.list_world import STAYS, ListWorld, Shown
-from examples.off_policy.estimates import (
+from experiments.assignment.definition import Arm, apply_overrides
+from plugins.off_policy.estimates import (
     PolicyValue,
     Support,
     WeightedLists,
     diagnose_support,
     estimates,
 )
-from examples.off_policy.propensities import NO_CHANCE, probabilities_along
-from experiments.assignment.definition import Arm, apply_overrides
+from plugins.off_policy.propensities import NO_CHANCE, probabilities_along
 from recsys.config.policy_config import PolicyConfig
 from serving.ranking.selection import sample_slate
 

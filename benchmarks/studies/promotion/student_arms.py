@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.row_formats.int8_rows import Int8Rows
 from parameter_server.publish.rounding import round_dense, round_rows
+from plugins.row_formats.int8_rows import Int8Rows
 from recsys.config.system_config import ModelConfig, tables_of
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.model.model import Model, build_model

@@ -26,7 +26,7 @@ from benchmarks.studies.promotion.student_arms import Arms, Arrays, as_int8, ran
 from benchmarks.studies.promotion.study_student import examples_of
 from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, pair_of
-from examples.row_formats.int8_rows import Int8Rows
+from plugins.row_formats.int8_rows import Int8Rows
 from recsys.config.system_config import Config, ModelConfig, tables_of
 from recsys.features.feature_set import FeatureSet
 from recsys.model.model import Model, build_model

@@ -14,7 +14,7 @@ from benchmarks.studies.promotion.student_arms import Arms, ArmScores
 from benchmarks.studies.quality.judged_days import judged_from_ms
 from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, pair_of
-from examples.row_formats.int8_rows import Int8Rows
+from plugins.row_formats.int8_rows import Int8Rows
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.model.student_model import shown, student_model

@@ -17,8 +17,8 @@ from benchmarks.studies.quality.study_figures import (
     figures,
     plot,
 )
-from examples.row_formats.parameter_copies import Copy, SideBySide
 from parameter_server.publish.deltas import StepDelta
+from plugins.row_formats.parameter_copies import Copy, SideBySide
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.row_formats.int8_rows import Int8Rows
 from parameter_server.publish.rounding import digest_of_rows, round_rows
 from parameter_server.table.table import initial_rows, table_seed
+from plugins.row_formats.int8_rows import Int8Rows
 from recsys.config.system_config import TableConfig
 from serving.replica import row_store
 from serving.replica.row_store import RowStore

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from benchmarks.studies.experiments import study_counterfactual as study
 from benchmarks.studies.experiments import study_interleaving as rivals
 from benchmarks.studies.experiments.list_world import ListWorld, Shown
-from examples.off_policy.estimates import estimates
 from examples.short_video.world import World
+from plugins.off_policy.estimates import estimates
 from runtime.cli.main import app
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from benchmarks.studies.promotion import student_arms, study_student
 from benchmarks.studies.promotion.student_arms import Arms, as_int8, replace_last, requests_of
 from benchmarks.study import study
-from examples.row_formats.int8_rows import Int8Rows
+from plugins.row_formats.int8_rows import Int8Rows
 from recsys.config.system_config import tables_of
 from recsys.model.model import build_model
 from serving.ranking.scoring import probabilities
