@@ -169,6 +169,48 @@ def test_imports_run_down_and_infrastructure_stays_in_its_adapters() -> None:
     assert not messages, "\n".join(messages)
 
 
+# A path or a dotted name, or a path of quoted parts.
+_PLACE = re.compile(
+    r"""(?<![\w.])(plugins|examples)[./](\w+)|["'](plugins|examples)["'] *[/,] *["'](\w+)"""
+)
+
+
+def named_places(text: str) -> list[str]:
+    """What a text names of plugins/ and examples/: folders and modules that exist."""
+    places = ["/".join(filter(None, match.groups())) for match in _PLACE.finditer(text)]
+    return [p for p in places if (ROOT / p).is_dir() or (ROOT / f"{p}.py").is_file()]
+
+
+def test_the_core_names_neither_a_plug_in_nor_an_example() -> None:
+    """It finds them by entry points, or they are configured."""
+    core = [package for package, layer in LAYER_OF.items() if layer < LAYER_OF["plugins"]]
+    files = [file for package in core for file in sorted((ROOT / package).rglob("*"))]
+    messages = [
+        f"{file.relative_to(ROOT)} names {place}"
+        for file in files
+        if file.suffix in {".py", ".yaml", ".json", ".js", ".html", ".css"}
+        for place in named_places(file.read_text())
+    ]
+    assert len(files) > 400 and not messages, "\n".join(messages)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'WEB = Path(__file__).parents[1] / "examples" / "short_video" / "page"',
+        'READER = "plugins.kuairand.reader"',
+        "needs polars (see ../examples/shop)",
+        "Path('plugins', 'quarantine')",
+        'import_module("examples.app_run")',
+    ],
+)
+def test_a_named_plug_in_or_example_is_seen(text: str) -> None:
+    assert named_places(text)
+    assert not named_places(
+        "plugins.load(group, name); batch.examples.kuairand; self.examples/shop"
+    )
+
+
 def test_no_folder_imports_itself_through_others() -> None:
     try:
         order = list(TopologicalSorter(dependencies(files())).static_order())
@@ -199,6 +241,8 @@ def test_a_cycle_between_folders_is_seen() -> None:
         ("runtime/cli/up.py", "from examples.short_video.world import World"),
         ("serving/http_app.py", "import plugins.gorse_and_metarank.plugin"),
         ("examples/short_video/viewers.py", "import benchmarks.study"),
+        ("examples/short_video/demo_data.py", "from plugins.kuairand import reader"),
+        ("plugins/quarantine/cohorts.py", "from examples.hashed_draws import draws"),
         ("examples/short_video/world.py", "import time"),
         ("examples/short_video/crowd.py", "import polars"),
         ("serving/app.py", "import runtime.cli.main"),

@@ -362,8 +362,8 @@ def test_the_data_is_what_was_named_else_what_is_there_else_the_world(
     assert choose(named=str(tiny)) == ("tiny", f"{tiny}, as RECSYS_DATA says")
     assert choose(named="")[0] == "world" and "no network" in choose(named="")[1]
     with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "plugins.kuairand.download", None)  # as in a wheel
-        assert choose(named="")[0] == "world" and "needs a checkout" in choose(named="")[1]
+        patched.setitem(sys.modules, "plugins.kuairand.reader", None)  # as without polars
+        assert choose(named="")[0] == "world" and "pip install" in choose(named="")[1]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "kuairand").symlink_to(tiny)
     assert choose(named="")[0] == "tiny"

@@ -241,15 +241,17 @@ def test_the_real_log_is_whole_and_in_order() -> None:
     assert warm == sorted(warm) and warm[-1] < 1_650_816_000_000
 
 
-@pytest.mark.parametrize("missing", ["plugins", "plugins.kuairand", "polars"])
-def test_without_a_checkout_or_polars_the_remedy_is_named(
+@pytest.mark.parametrize("missing", ["plugins.kuairand", "polars"])
+def test_without_the_reader_or_polars_the_remedy_is_named(
     tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("plugins")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)  # its import raises ModuleNotFoundError
     folder = write_parquet(tmp_path)
-    with pytest.raises(DataError, match=r"needs a checkout of the repository and polars"):
+    with pytest.raises(
+        DataError, match=rf"'kuairand' .* can't be imported .*{missing}.*: pip install"
+    ):
         open_dataset(folder)
     (folder / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\n")
     (folder / "events.jsonl").touch()
