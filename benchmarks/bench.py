@@ -321,18 +321,6 @@ def rows(
 
 
 @bench_command(bench)
-def int8(
-    rows: Annotated[int, typer.Option(min=1, help="Rows in the store.")] = 1_000_000,
-    batches: Batches = 50,
-    seed: Seed = 0,
-) -> Figures:
-    """A replica's rows as int8: bytes of a row, lookups a second."""
-    from benchmarks.index.bench_int8 import measure_int8
-
-    return measure_int8(rows, batches, seed)
-
-
-@bench_command(bench)
 def faults(
     rate: Annotated[int, typer.Option(min=1, help="Requests a second.")] = 100,
     seconds: Annotated[int, typer.Option(min=5, help="Seconds of load for each fault.")] = 32,

@@ -42,7 +42,6 @@ _HELP = {
     "bench": "Benchmarks speed against common alternatives.",
 }
 _HELP_OF_PLUGINS = {  # those of this distribution
-    "accept": "Measures the AUC cost of int8 rows, and accepts or refuses them.",
     "audit": "Compares logged features with features recomputed from events.",
     "backfill": "Adds missing features to archived examples.",
     "contracts": "Checks the plug-ins of a package.",

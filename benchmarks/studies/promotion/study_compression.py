@@ -26,7 +26,7 @@ from benchmarks.studies.promotion.student_arms import Arms, Arrays, as_int8, ran
 from benchmarks.studies.promotion.study_student import examples_of
 from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, pair_of
-from plugins.row_formats.int8_rows import Int8Rows
+from parameter_server.publish.rounding import row_bytes
 from recsys.config.system_config import Config, ModelConfig, tables_of
 from recsys.features.feature_set import FeatureSet
 from recsys.model.model import Model, build_model
@@ -46,11 +46,12 @@ _ROUNDS: Final = 5  # timings of each form, in turns: others use the machine, to
 @dataclass(frozen=True)
 class Form:
     """A trained model in one form. ``arrays``: as written out in full; ``rows``: its store of the ranker's
-    table; ``dense``: its first layer, if that differs."""
+    table; ``dense``: its first layer, if that differs; ``saved``: bytes that its published rows save."""
 
     arrays: Arrays
     rows: Any
     dense: DenseForm | None = None
+    saved: int = 0
 
 
 def forms_of(model: ModelConfig, network: Model, arrays: Arrays) -> dict[str, Form]:
@@ -58,8 +59,9 @@ def forms_of(model: ModelConfig, network: Model, arrays: Arrays) -> dict[str, Fo
     table = next(t for t in tables_of(model) if t.name == "features")
     keys, values = arrays["table/features/keys"], arrays["table/features/values"]
     full, rounded = RowStore.filled(table, model.seed, keys, values), as_int8(arrays)
-    int8 = Int8Rows.filled(table, model.seed, keys, rounded["table/features/values"])
-    forms = {FULL: Form(arrays, full), INT8: Form(rounded, int8)}
+    int8 = RowStore.filled(table, model.seed, keys, rounded["table/features/values"])
+    saved = len(keys) * (row_bytes(table.dim, "fp32") - row_bytes(table.dim, "int8"))
+    forms = {FULL: Form(arrays, full), INT8: Form(rounded, int8, saved=saved)}
     network.write_dense(arrays["dense/averaged"])
     assert isinstance(network.ranker, Ranker)
     first = network.ranker.layers[0]
@@ -86,7 +88,7 @@ def bytes_of(form: Form, network: Model) -> tuple[int, int]:
     dense = 4 * network.dense_size()
     if form.dense is not None:
         dense += form.dense.nbytes - 4 * form.dense.weight.size
-    return form.rows.nbytes, dense
+    return form.rows.nbytes - form.saved, dense
 
 
 def times_of(

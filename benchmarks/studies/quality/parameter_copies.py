@@ -22,12 +22,10 @@ class Copy:
     """The ranker's parameters as one replica would have them, rounded as a publishing shard does, and their
     scores of the first label."""
 
-    def __init__(
-        self, features: FeatureSet, config: Config, store: type[RowStore] = RowStore
-    ) -> None:
+    def __init__(self, features: FeatureSet, config: Config) -> None:
         self._model = published_model(features, config)
         (table,) = (t for t in tables_of(config.model) if t.name == "features")
-        self.rows = store(table, config.model.seed)
+        self.rows = RowStore(table, config.model.seed)
         self._published = config.parameter_server.delta_format
         self._waiting: list[RequestFeatures] = []
         self._scores: list[NDArray[np.float32]] = []
