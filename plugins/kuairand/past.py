@@ -11,7 +11,6 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from plugins.kuairand.past_counters import PastColumns, PastCounters, count_keys
 from recsys.arrays import key_index
 from recsys.arrays.compiled import kernel, read_only
 from recsys.events.event_types import Engagement, Event, Impression, ServedItem
@@ -58,7 +57,7 @@ class Past:
         player.take_visits()
         for session in player.sessions.values():
             fold.fold_session(session)
-        player.fold_before, player.read_before = fold.fold_session, need_keys
+        player.fold_before = fold.fold_session
         return True
 
     def events(self, rows: Iterable[int]) -> Iterator[Event]:
@@ -97,6 +96,15 @@ class Groups:
         keys = np.array([*chain.from_iterable(groups)], np.int64)
         return Groups(keys, np.cumsum([0, *map(len, groups)]))
 
+    def of_each(self, groups_N: NDArray[Any]) -> "Groups":
+        """A group for each of some events, by the numbers of their groups."""
+        sizes_N = self.begins[groups_N + 1] - self.begins[groups_N]
+        ends_N = np.cumsum(sizes_N)
+        places = np.arange(sizes_N.sum()) + np.repeat(
+            self.begins[groups_N] + sizes_N - ends_N, sizes_N
+        )
+        return Groups(self.keys[places], np.append(0, ends_N))
+
     def in_table(self, table: CounterTable) -> "PlacedGroups":
         """The groups' rows in a table; keys that it lacks are added, with no more room than needed."""
         new = unique_keys(self.keys)[0]
@@ -125,12 +133,6 @@ class PlacedGroups:
                    *added, codes_N, times_ms_N)  # fmt: skip
 
 
-def need_keys(session: Session, keys_NI: Keys) -> None:
-    """Prepares a session for the features of some items."""
-    if isinstance(session.counters, PastCounters):
-        session.counters.expect(keys_NI.ravel())
-
-
 def amounts_by_code(codes: Sequence[Sequence[Values]]) -> Added:
     """Amounts of events by code; a code may have several."""
     rows = np.array([*chain.from_iterable(codes)], np.float32)
@@ -156,7 +158,6 @@ class PastFold:
         self._entries = [features.history_entry(keys_I) for keys_I in keys_UI]
         self._item_keys = [entry[0] for entry in self._entries]
         own = tuple(dict.fromkeys((USER, self._context)))
-        self._every = np.array(own, np.int64)
         self._own = Groups.of([(*own, *features.counted_keys(keys_I)) for keys_I in keys_UI])
         labels = features.schema.labels
         self._outcomes = [[float(label in kinds) for label in labels] for kinds in past.kinds]
@@ -167,22 +168,18 @@ class PastFold:
             [self._shown, *(features.amounts(Engagement(kind=k, **none)) for k in kinds)]
             for kinds in counted
         ]
-        self._half_lives = np.array(features.half_lives_ms)
+        self._added = amounts_by_code(self._each)
         users, viewers = np.unique(past.users, return_inverse=True)
         order, ends = np.argsort(viewers, kind="stable"), np.cumsum(np.bincount(viewers))
-        self._places, codes = past.places[order], past.codes[order].astype(np.int16)
-        self._columns = PastColumns(
-            items_N[order].astype(np.int32), codes, past.time_ms[order], self._own.keys,
-            self._own.begins, *amounts_by_code(self._each),
-        )  # fmt: skip
-        counts = np.empty(len(users), np.int64)
-        count_keys(self._columns.groups_N, ends, self._own.keys, self._own.begins, counts)
+        self._places, self._items_N = past.places[order], items_N[order].astype(np.int32)
+        codes = self._codes_N = past.codes[order].astype(np.int16)
+        self._times_ms_N = past.time_ms[order]
         self._hides = np.array(["hide" in kinds for kinds in past.kinds])[codes]
         self._any_hides = bool(self._hides.any())
         begins, engaged = [0, *ends.tolist()], np.array([len(kinds) for kinds in past.kinds])[codes]
         events = np.add.reduceat(engaged, begins[:-1]) if len(users) else ends
-        rows = zip(begins, begins[1:], counts.tolist(), events.tolist(), strict=False)
-        # By viewer: where rows start and stop, numbers of their counters and of engagements.
+        rows = zip(begins, begins[1:], events.tolist(), strict=False)
+        # By viewer: where rows start and stop, and the number of engagements.
         self._rows = dict(zip(map(str, users.tolist()), rows, strict=True))
 
     def fold_counters(self, past: Past, items_N: Keys, counters: ItemCounters) -> None:
@@ -206,17 +203,17 @@ class PastFold:
 
     def fold_session(self, session: Session) -> None:
         """Folds the viewer's part into a session without events."""
-        start, stop, count, events = self._rows.pop(str(session.user_id), (0, 0, 0, 0))
+        start, stop, events = self._rows.pop(str(session.user_id), (0, 0, 0))
         if start == stop:
             return
-        if session.plain or count > 2 * COUNTER_ROWS * self._features.own_rows:
+        items, codes, times_ms = self._items_N, self._codes_N, self._times_ms_N
+        own = self._own.of_each(items[start:stop])
+        limit = 2 * COUNTER_ROWS * self._features.own_rows
+        if session.plain or len(unique_keys(own.keys)[0]) > limit:
             self._fold_events(session, slice(start, stop))
             return
-        kinds, rows = len(self._features.kinds), (start, stop)
-        session.counters = PastCounters(
-            kinds, self._half_lives, self._columns, rows, count, self._every
-        )
-        items, codes, times_ms = self._columns[:3]
+        rows = np.arange(stop - start), self._added, codes[start:stop].astype(np.int64)
+        own.in_table(session.counters).add(*rows, times_ms[start:stop])
         seen = items[start:stop].tolist()
         session.seen.extend(map(self._item_keys.__getitem__, seen))
         if self._any_hides:
@@ -235,9 +232,9 @@ class PastFold:
         )
 
     def _fold_events(self, session: Session, rows: slice) -> None:
-        past, items = self._columns, self._columns.groups_N[rows]
+        items = self._items_N[rows]
         users = np.full(len(items), session.user_id)
-        own = past.times_ms_N[rows], self._places[rows], past.codes_N[rows]
+        own = self._times_ms_N[rows], self._places[rows], self._codes_N[rows]
         events = Past(users, self._items_U[items], *own, self._kinds)
         keys = iter(self._keys_UI[items])
         keys_I = self._keys_UI[0]

@@ -127,7 +127,7 @@ def test_events_name_their_list() -> None:
 
 
 @pytest.mark.parametrize("lists", [3, 1400])
-def test_counters_folded_when_needed_are_those_of_all_events(lists: int) -> None:
+def test_counters_are_those_of_all_events(lists: int) -> None:
     """Also when the oldest are dropped, which depends on the order of the rows."""
     events, columns, rows = past(), player_of(), one_by_one(past())
     assert events.fold_into(columns)
@@ -145,15 +145,3 @@ def test_counters_folded_when_needed_are_those_of_all_events(lists: int) -> None
         assert len(columns.session(1).counters) == len(rows.session(1).counters)
     assert columns.session(1).pack() == rows.session(1).pack()
     assert (rows.session(1).evicted > 0) == (lists == 1400)
-
-
-def test_of_a_past_only_what_is_needed_is_folded() -> None:
-    events, player = past(), player_of()
-    assert events.fold_into(player)
-    session = player.session(1)
-    everything, before = len(session.counters), len(session.counters._ids)
-    assert before < 3 < everything / 10
-    one = player.keys_of(5)
-    session.counters.read(one, 2 * 10**9)
-    assert before < len(session.counters._ids) <= before + len(one)
-    assert len(session.counters) == everything == len(session.counters.export()[0])
