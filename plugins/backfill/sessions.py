@@ -2,9 +2,9 @@
 
 from collections import deque
 
+from plugins.answer_explanation.reconstructed_answer import fold_events
 from plugins.feature_audit.audit_source import PlacedImpression
-from plugins.feature_audit.recompute import EventReader, EventsOf, Folds, ItemHistory, PlacedEvent
-from recsys.events.event_types import User
+from plugins.feature_audit.recompute import EventReader, EventsOf, ItemHistory, PlacedEvent
 from recsys.features.session import Session
 
 
@@ -15,11 +15,10 @@ class SessionsAsOf:
         self,
         items: ItemHistory,
         events_of: EventsOf,
-        folds: Folds,
         users: set[str],
         seen: int = 500,
     ) -> None:
-        self._items, self._folds, self._users, self._seen = items, folds, users, seen
+        self._items, self._users, self._seen = items, users, seen
         self._events_of = events_of
         self._readers: dict[int, EventReader] = {}
         self._waiting: dict[str, deque[PlacedEvent]] = {}
@@ -38,18 +37,14 @@ class SessionsAsOf:
             stop = shown.offset
         before = self._sessions.get(name)
         if before is not None and before.offset > stop:  # answers of two replicas, in another order
-            past = SessionsAsOf(self._items, self._events_of, self._folds, {name}, self._seen)
+            past = SessionsAsOf(self._items, self._events_of, {name}, self._seen)
             return past.of(shown)
         self._read(shown.partition, stop)
         session = self._sessions.setdefault(name, Session(user_id, features, self._seen))
-        waiting = self._waiting.get(name, deque())
+        waiting, events = self._waiting.get(name, deque()), list[PlacedEvent]()
         while waiting and waiting[0][0] < stop:
-            offset, event = waiting.popleft()
-            if isinstance(event, User) and event.removed:
-                session = self._sessions[name] = Session(event.user_id, features, self._seen)
-            else:
-                self._folds.session(session, event, self._items.by_time(event.time_ms))
-            session.offset = offset + 1
+            events.append(waiting.popleft())
+        self._sessions[name] = session = fold_events(session, events, self._items.by_time)
         return session
 
     def _read(self, partition: int, stop: int) -> None:

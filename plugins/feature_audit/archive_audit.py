@@ -14,7 +14,7 @@ from plugins.answer_explanation.reconstructed_session import ReconstructedSessio
 from plugins.feature_audit import recompute
 from plugins.feature_audit.audit import TOLERANCE, Audit, AuditReport, is_sampled
 from plugins.feature_audit.audit_source import AuditSource, PlacedImpression
-from plugins.feature_audit.recompute import CountersAsOf, Folds, ItemHistory, Recomputer
+from plugins.feature_audit.recompute import CountersAsOf, ItemHistory, Recomputer
 from recsys.app.logged_sets import taken_up
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Item
@@ -24,7 +24,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FILE, feature_set
 from recsys.process.log_consumer import decoded
 from runtime.supervision import launch_plan
-from serving.sessions.session_fold import fold_event, shown_keys
 
 
 def audit_features(
@@ -80,7 +79,7 @@ def _audit_set(
     tolerance: float,
     report: AuditReport,
 ) -> None:
-    items, folds = items_of(source, features), Folds(fold_event, shown_keys)
+    items = items_of(source, features)
     sessions = ReconstructedSessions(source, config, features)  # type: ignore[arg-type]  # it reads like a log
 
     def session_of(placed: PlacedImpression) -> Any:
@@ -95,7 +94,7 @@ def _audit_set(
     audit = Audit(Recomputer(items), features, tolerance, report)
     for placed in recompute.split_by_counter_offsets(impressions).values():
         counters = CountersAsOf(
-            items, source.events, source.partitions("events"), folds, config.bounds, config.covisits
+            items, source.events, source.partitions("events"), config.bounds, config.covisits
         )
         audit.look(placed, session_of, counters)
 

@@ -101,42 +101,34 @@ class Audit:
     ) -> None:
         """Audits impressions, in the order that ``counters`` requires. A ValueError of ``session_of`` becomes
         the reason why an impression can't be recomputed."""
-        for placed in impressions:
-            self._audit(placed, session_of, counters)
-
-    def _audit(
-        self,
-        placed: PlacedImpression,
-        session_of: Callable[[PlacedImpression], Session],
-        counters: CountersAsOf,
-    ) -> None:
         report = self.report
-        report.sampled += 1
-        logged, has_counters = placed.impression.features, True
-        try:
-            if logged is None:
-                raise CantRecompute("no features were logged: see recsys backfill")
+        for placed in impressions:
+            report.sampled += 1
+            logged, has_counters = placed.impression.features, True
             try:
-                past_counters = counters.of(placed)
-            except CantRecompute as error:
-                past_counters, has_counters = counters.nothing, False
-                report.without_counters[str(error)] += 1
-            session, covisits = session_of(placed), counters.covisits
-            recomputed = self._recomputer.block(placed, session, past_counters, covisits)
-            differences = self._compare(logged, recomputed, has_counters)
-        except UnknownFeatureSet:
-            report.not_recomputed["logged with another feature set: see recsys backfill"] += 1
-        except ValueError as error:
-            report.not_recomputed[str(error)] += 1
-        else:
-            report.equal += not differences
-            for name, errors in differences.items():
-                difference = report.differing.setdefault(name, FeatureDifference())
-                difference.first = difference.first or placed.impression.request_id
-                difference.impressions += 1
-                difference.numbers += len(errors)
-                difference.largest = max(difference.largest, float(errors.max()))
-                difference.total += float(errors.sum())
+                if logged is None:
+                    raise CantRecompute("no features were logged: see recsys backfill")
+                try:
+                    past_counters = counters.of(placed)
+                except CantRecompute as error:
+                    past_counters, has_counters = counters.nothing, False
+                    report.without_counters[str(error)] += 1
+                session, covisits = session_of(placed), counters.covisits
+                recomputed = self._recomputer.block(placed, session, past_counters, covisits)
+                differences = self._compare(logged, recomputed, has_counters)
+            except UnknownFeatureSet:
+                report.not_recomputed["logged with another feature set: see recsys backfill"] += 1
+            except ValueError as error:
+                report.not_recomputed[str(error)] += 1
+            else:
+                report.equal += not differences
+                for name, errors in differences.items():
+                    difference = report.differing.setdefault(name, FeatureDifference())
+                    difference.first = difference.first or placed.impression.request_id
+                    difference.impressions += 1
+                    difference.numbers += len(errors)
+                    difference.largest = max(difference.largest, float(errors.max()))
+                    difference.total += float(errors.sum())
 
 
 class _BlockComparison:

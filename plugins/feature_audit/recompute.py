@@ -8,7 +8,6 @@ before it, of the others those up to its time. Pure: events are handed in by off
 # N items of an impression, P partitions of events
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -37,19 +36,11 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
+from serving.sessions.session_fold import KeysOf, shown_keys
 
-KeysOf = Callable[[Id], Keys]
 PlacedEvent = tuple[int, Event]  # an event with its offset
 EventsOf = Callable[[int], Iterator[DecodedRecord]]  # of a partition, from its beginning, in order
 _RECENT: Final = 20_000  # events of a partition whose ids are remembered to detect repeats
-
-
-@dataclass(frozen=True)
-class Folds:
-    """Functions that fold events into state: serving's ``fold_event`` and ``shown_keys``."""
-
-    session: Callable[[Session, Event, KeysOf], None]
-    shown: Callable[[FeatureSet, Impression, KeysOf], Keys]
 
 
 class CantRecompute(ValueError):
@@ -143,11 +134,10 @@ class CountersAsOf:
         items: ItemHistory,
         events_of: EventsOf,
         partitions: int,
-        folds: Folds,
         bounds: BoundsConfig | None = None,
         covisits: CovisitConfig | None = None,
     ) -> None:
-        self._items, self._folds, self._events_of = items, folds, events_of
+        self._items, self._events_of = items, events_of
         self._readers = [EventReader(events_of(partition)) for partition in range(partitions)]
         covisits = covisits or CovisitConfig()
         self._fold = ItemCounters(items.features, bounds, partitions, covisits)
@@ -176,7 +166,7 @@ class CountersAsOf:
     def _count(self, partition: int, offset: int, event: Event) -> None:
         keys_of = self._items.by_time(event.time_ms)
         if isinstance(event, Impression):
-            shown = self._folds.shown(self._items.features, event, keys_of)
+            shown = shown_keys(self._items.features, event, keys_of)
             self._fold.impression(event, shown, partition)
         elif isinstance(event, Engagement):
             self._fold.engagement(event, keys_of(event.item_id), partition)

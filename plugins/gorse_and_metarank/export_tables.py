@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import msgspec
 
-from plugins.gorse_and_metarank.times import time_ms_of
+from plugins.gorse_and_metarank.values import time_ms_of
 from recsys.events.event_types import Rejected
 
 READ, SHOWN = (

@@ -16,7 +16,6 @@ counterpart. All parsing functions raise Rejected.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from plugins.gorse_and_metarank.times import text_of, time_ms_of
 from plugins.gorse_and_metarank.values import (
     Raw,
     checked,
@@ -26,8 +25,10 @@ from plugins.gorse_and_metarank.values import (
     kind_of,
     object_of,
     path,
+    text_of,
     text_or_empty,
     texts,
+    time_ms_of,
 )
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Rejected

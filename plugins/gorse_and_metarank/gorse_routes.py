@@ -17,7 +17,6 @@ from plugins.gorse_and_metarank.shared_handlers import (
     add_unsupported,
     unsupported_response,
 )
-from plugins.gorse_and_metarank.times import seconds_of
 from plugins.gorse_and_metarank.unpersonalized import (
     category_candidates,
     filters_of,
@@ -25,7 +24,7 @@ from plugins.gorse_and_metarank.unpersonalized import (
     popular,
     scored,
 )
-from plugins.gorse_and_metarank.values import MAX_EVENTS, at_most, list_of
+from plugins.gorse_and_metarank.values import MAX_EVENTS, at_most, list_of, seconds_of
 from recsys.events.event_types import Engagement, Rejected, parse
 from recsys.events.hashing import Id
 from recsys.features.session import Session
@@ -260,7 +259,7 @@ class GorseRoutes:
             ids = [item.item_id for item in items]
             await self._write_back(answer, ids, kind, delay_s, caller)
         if x_api_version == "2":
-            return json_response(_scores_of(items))
+            return json_response(gorse.format_scores(scored(items)))
         return json_response([str(item.item_id) for item in items])
 
     async def recommend_session(
@@ -279,7 +278,7 @@ class GorseRoutes:
         wanted = values.Request(session.user_id, _until(offset, n), candidate_ids=candidates)
         answer = await service.recommend_unlogged(wanted, session)
         self._handlers.metrics.count_degraded(answer.degraded)
-        return json_response(_scores_of(answer.items[offset:]))
+        return json_response(gorse.format_scores(scored(answer.items[offset:])))
 
     def _candidates(self, session: Session, category: str) -> tuple[Id, ...]:
         """Items of a category that the user hasn't seen."""
@@ -371,10 +370,6 @@ class GorseRoutes:
 
 def _rows(count: int) -> Response:
     return json_response({"RowAffected": count})
-
-
-def _scores_of(items: Sequence[values.AnswerItem]) -> list[dict[str, Any]]:
-    return gorse.format_scores([(item.item_id, item.score or 0.0) for item in items])
 
 
 def _until(offset: int, n: int) -> int:

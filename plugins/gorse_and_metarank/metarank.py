@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from plugins.gorse_and_metarank.times import time_ms_of
 from plugins.gorse_and_metarank.values import (
     MAX_EVENTS,
     Raw,
@@ -32,6 +31,7 @@ from plugins.gorse_and_metarank.values import (
     object_of,
     optional_id,
     path,
+    time_ms_of,
 )
 from recsys.config.system_config import Config
 from recsys.events.event_types import Rejected

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from plugins.gorse_and_metarank.times import time_ms_of
+from plugins.gorse_and_metarank.values import time_ms_of
 from recsys.config.policy_config import Rule
 from recsys.events.event_types import Rejected
 from recsys.events.field_schema import CATEGORICAL

@@ -1,6 +1,5 @@
 """The data set KuaiRand: opens a folder with its files, and downloads them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +11,7 @@ from plugins.kuairand.files import read_csv_layout, read_parquet_layout
 class KuaiRandReader:
     """Plug-in of the group ``recsys.datasets``."""
 
+    fetch = staticmethod(fetch_kuairand)
     files = "interactions.parquet or log_standard_*.csv, here or in data/"
 
     def __call__(self, folder: Path) -> KuaiRand | None:
@@ -22,10 +22,6 @@ class KuaiRandReader:
             if any(place.glob("log_standard_*.csv")):
                 return KuaiRand(read_csv_layout(place), "kuairand")
         return None
-
-    def fetch(self, folder: Path, show: Callable[[str], None]) -> bool:
-        """Downloads the official files, after the licence was shown. Raises RuntimeError."""
-        return fetch_kuairand(folder, show)
 
 
 KUAIRAND: Final = KuaiRandReader()

@@ -42,11 +42,9 @@ class TargetPolicy:
     policy: PolicyConfig
     reward: dict[str, float]
     overrides: dict[str, Any] = field(default_factory=dict)
-    about: str = ""
     from_ms: int = 0
     until_ms: int = 0
     ranks: int = 0
-    state: str = ""
 
 
 def read_target(
@@ -75,11 +73,9 @@ def read_target(
         _overridden(marked, overrides, policy, labels),
         _reward(marked, values.get("reward"), labels),
         overrides,
-        str(values.get("about", "")),
         times["from"],
         times["until"],
         ranks,
-        str(values.get("state") or ""),
     )
 
 

@@ -1,15 +1,25 @@
 """``recsys quarantine``: users whose events don't count, named by detectors, held by a person or a rule."""
 
+import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from typer import Argument, Option
 
-from plugins.quarantine import requests
-from plugins.quarantine.sentinel_loop import append_verdicts
+from plugins.quarantine.cohorts import Accounts
+from plugins.quarantine.sentinel_loop import SentinelLoop, append_verdicts
+from recsys.config.system_config import Config
+from recsys.events.control_records import Unlearning
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Log
 from recsys.process.clock_file import clock_of
+from recsys.process.open_log import open_log
+from recsys.process.part_snapshot import quarantined_users
 from runtime.cli.common import JsonOption, StateOption, exit_on, show, with_system
+from runtime.jobs.user_deletion import Refused, await_unlearned, is_running, unlearn_stopped
+from training.lines.control import append_control
 
 _STATE: Final = Path("state")
 Users = Annotated[list[str], Argument(metavar="USER...", help="Ids of users.")]
@@ -18,12 +28,40 @@ Hours = Annotated[float, Option(help="Hours of events to look at, as far as the 
 quarantine = typer.Typer(no_args_is_help=True, help="Users whose events don't count.")
 
 
+def read_sentinel(log: Log, config: Config, hours: float, nats: float = 0.0) -> SentinelLoop:
+    """A sentinel that has read all events; judgements are those of the last hours."""
+    sentinel = SentinelLoop(log, nats, clock_of(config), int(hours * 3_600_000))
+    while sentinel.read():
+        pass
+    return sentinel
+
+
+def held_users(log: Log, config: Config, accounts: Accounts) -> list[str]:
+    """Users in quarantine: by the counters' snapshot, and by the verdicts on the log, which are newer."""
+    held = quarantined_users(config.state, log.id)
+    return sorted((held - accounts.judged_users) | set(accounts.quarantined))
+
+
+def unlearn_held(log: Log, config: Config, offsets: dict[str, int]) -> str:
+    """Unlearns held users, on a running or a stopped system; returns the line about it. Raises Refused.
+    ``offsets``: of their verdicts, up to which nothing stays of their examples."""
+    if is_running(config):
+        name = uuid.uuid4().hex[:12]
+        append_control(log, Unlearning(id=name, users=offsets, time_ms=clock_of(config)()))
+        return await_unlearned(log, name, config)
+    with closing(open_log(config)) as second_reader:
+        try:
+            return unlearn_stopped(log, second_reader, config, feature_set(config), offsets)
+        except (ValueError, OSError) as error:  # CantUnlearn, or an unreadable file
+            raise Refused(f"the users are held, but can't be unlearned: {error}") from error
+
+
 @quarantine.command("list")
 def list_users(hours: Hours = 24.0, state: StateOption = _STATE, json: JsonOption = None) -> None:
     """Lists users in quarantine, and cohorts that the detectors name."""
     with with_system(state) as (config, log):
-        accounts = requests.read_sentinel(log, config, hours).accounts
-        held, cohorts = requests.held_users(log, config, accounts), accounts.cohorts()
+        accounts = read_sentinel(log, config, hours).accounts
+        held, cohorts = held_users(log, config, accounts), accounts.cohorts()
     rows: list[dict[str, Any]] = [{"state": "held", "users": [user]} for user in held]
     rows += [
         {"state": "named", "users": [*c.users], "items": [*c.items], "pushes": c.pushes,
@@ -48,7 +86,7 @@ def hold(
         offsets = append_verdicts(log, users, True, why or "held by a person", clock_of(config)())
         typer.echo(f"{len(offsets)} users are held")
         if unlearn:
-            typer.echo(requests.unlearn(log, config, offsets))
+            typer.echo(unlearn_held(log, config, offsets))
 
 
 @quarantine.command()
@@ -71,7 +109,7 @@ def apply(
         least = nats or config.bounds.hold_nats
         if not least:
             raise ValueError("bounds.hold_nats is 0: give --nats, or set it in the configuration")
-        for cohort in requests.read_sentinel(log, config, hours, least).hold():
+        for cohort in read_sentinel(log, config, hours, least).hold():
             typer.echo(f"held {' '.join(cohort.users)} ({', '.join(cohort.marks)})")
 
 

@@ -20,7 +20,7 @@ from plugins.answer_explanation.answer_check import (
     AnswerCheck,
     AnswerChecker,
 )
-from plugins.answer_explanation.explanation import explanation_lines, explanation_values
+from plugins.answer_explanation.command import explanation_lines, explanation_values
 from plugins.answer_explanation.reconstructed_session import find_impression
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.studies.experiments.trial_world import simulate
 from experiments.statistics.effect import effect, eta_of, radius
-from plugins.experiment_power.analysis import power_from_numbers
+from plugins.experiment_power.command import power_from_numbers
 from plugins.experiment_power.sequential_power import (
     SequentialPower,
     covariance,

@@ -25,7 +25,7 @@ from serving.sessions.counter_loop import NAME, CounterLoop
 from serving.sessions.event_reader import EventReader
 from serving.sessions.session_fold import fold_event
 from tests.support.operator_app import FEATURES, START_MS, past
-from tests.support.past_events import FOLDS, ToyPast
+from tests.support.past_events import ToyPast
 
 AUDITED = np.array(["near" not in name for name in FEATURES.dense_names])  # see test_audit.py
 SKEWED = {f"r{n}" for n in range(20, 28)}
@@ -220,7 +220,7 @@ def test_a_quarantine_takes_back_what_a_viewer_counted() -> None:
             key=lambda placed: placed[2].time_ms,
         ),
     )
-    recounts = [CountersAsOf(items, written.events, 3, FOLDS) for _ in folds]
+    recounts = [CountersAsOf(items, written.events, 3) for _ in folds]
     for fold, recount in zip(folds, recounts, strict=True):
         recount._fold = fold
         for partition, offset, event in events:

@@ -11,7 +11,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, topics
 from recsys.log.protocol import Append, MemoryLog
 from serving.sessions.counter_loop import CounterLoop
-from tests.support.past_events import FOLDS, ToyPast
+from tests.support.past_events import ToyPast
 from tests.support.training.small_feed import FEATURES, PARTITIONS, START_MS, engagement, impression
 
 
@@ -45,7 +45,7 @@ def test_recounted_counters_equal_the_parts() -> None:
     last = past.shown()[-1]
     ends = [len(events) for events in past.partitions]
     asked = msgspec.structs.replace(last.impression, stamp=None)
-    recount = CountersAsOf(past.history(), past.events, PARTITIONS, FOLDS, bounds)
+    recount = CountersAsOf(past.history(), past.events, PARTITIONS, bounds)
     counted = recount.of(PlacedImpression(last.partition, ends[last.partition], asked))
     keys, _, last_ms = loop.fold.counters.export()
     now_ms = int(last_ms.max())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugins.gorse_and_metarank.times import seconds_of, text_of, time_ms_of
+from plugins.gorse_and_metarank.values import seconds_of, text_of, time_ms_of
 from recsys.events.event_types import Rejected
 
 NOW_MS = 1_790_000_000_000

@@ -18,6 +18,7 @@ from experiments.assignment.definition import INTERLEAVED, read_experiment
 from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from plugins.answer_explanation.reconstructed_session import find_impression
 from plugins.off_policy import logged_lists
+from plugins.off_policy.command import estimate_policy
 from plugins.off_policy.estimates import estimates
 from plugins.off_policy.logged_lists import (
     BY_SCORE,
@@ -28,7 +29,6 @@ from plugins.off_policy.logged_lists import (
     read_lists,
 )
 from plugins.off_policy.logged_lists import TEAM_DRAFT as DRAFTED
-from plugins.off_policy.report import estimate_policy
 from plugins.off_policy.target_policy import read_target
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, decode, encode

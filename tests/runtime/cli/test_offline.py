@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage.durable_shard import load_shard
-from plugins.backfill.archive_copy import copy_filled
+from plugins.backfill.command import copy_filled
 from plugins.backfill.fill import KEPT
 from recsys.config.system_config import Config, ModelConfig, tables_of
 from recsys.events.control_records import Candidate, ModelSize
