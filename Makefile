@@ -11,7 +11,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Else all tests are compiled again in each process: 10 s of each run.
 unexport PYTHONDONTWRITEBYTECODE
-PACKAGES := recsys parameter_server experiments training serving replay runtime benchmarks examples
+PACKAGES := recsys parameter_server experiments training serving replay runtime plugins examples benchmarks
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -20,7 +20,14 @@ SOURCES: Final = "recsys.sources"
 STAGES: Final = "recsys.stages"
 OPERATORS: Final = "recsys.operators"
 READERS: Final = "recsys.readers"
+DATASETS: Final = "recsys.datasets"
+PAGES: Final = "recsys.pages"
 Load = Callable[[str, str], Any]  # as ``load_version``
+
+
+def names(group: str) -> list[str]:
+    """Names of the plug-ins that installed packages offer."""
+    return sorted(entry_points(group=group).names)
 
 
 def find(group: str, name: str) -> EntryPoint:
@@ -28,8 +35,7 @@ def find(group: str, name: str) -> EntryPoint:
     exactly one package offers the name."""
     if ":" in name:
         return EntryPoint(name, name, group)
-    offered = entry_points(group=group)
-    matches = {entry.value: entry for entry in offered.select(name=name)}
+    matches = {entry.value: entry for entry in entry_points(group=group).select(name=name)}
     if len(matches) == 1:
         return next(iter(matches.values()))
     if matches:
@@ -39,7 +45,7 @@ def find(group: str, name: str) -> EntryPoint:
         )
     raise ValueError(
         f"there is no plug-in {name!r} of the group {group!r}; installed are "
-        f"{', '.join(sorted(offered.names)) or 'none'}: pip install the package that offers it (ours of a "
+        f"{', '.join(names(group)) or 'none'}: pip install the package that offers it (ours of a "
         "checkout: .venv/bin/pip install --no-deps --no-build-isolation -e .), or name its module:attribute"
     )
 

@@ -96,9 +96,6 @@ class Player:
         ] = []  # clicks with their lists, not folded: a basket has one moment
         self._users: dict[str, User] = {}  # of those who have no session yet
         self.fold_before: Callable[[Session], None] = lambda session: None  # events not folded yet
-        self.read_before: Callable[[Session, NDArray[np.int64]], None] = lambda session, keys_NI: (
-            None
-        )
 
     def session(self, user_id: Id) -> Session:
         """Session of a user, created when there is none."""
@@ -208,7 +205,6 @@ class Player:
                 choice = self._choice_of(event, session, indices)
                 event = msgspec.structs.replace(event, choice=choice)
             catalogue, counters = self.replica.catalogue, self.replica.counters
-            self.read_before(session, catalogue.keys[indices])
             features = self.pipeline.builder.build(
                 session, event.surface, event.context, indices, catalogue, counters, event.time_ms,
                 is_list=True, covisits=self.replica.covisits,

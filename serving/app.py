@@ -104,7 +104,7 @@ def _describe(config: Config) -> dict[str, Any]:
     return {
         "about": "one replica answers lists and takes events: session, retrieval, ranking, selection",
         "configuration": config.name, "features": config.model.features, "candidates": serve.candidates,
-        "rows": serve.rows, "index": serve.index, "retrieval_shards": serve.retrieval_shards,
+        "index": serve.index, "retrieval_shards": serve.retrieval_shards,
         "deadline_ms": serve.deadline_ms, "traced": config.tracing.share if config.tracing.on else 0.0,
     }  # fmt: skip
 

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from experiments.assignment.policy import LENGTH
+from recsys import plugins
 from recsys.events.event_types import Rejected
 from recsys.events.field_schema import check_fields
 from recsys.events.hashing import Id
@@ -46,7 +47,6 @@ from serving.retrieval.item_filters import check_filters
 from serving.service import Service
 
 _READY_POLL_S: Final = 0.5
-WEB: Final = Path(__file__).parents[1] / "examples" / "short_video" / "page"  # the feed page
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": models.ProblemOut, "description": description}
     for status, description in {
@@ -325,15 +325,17 @@ def _add_health_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
 
 
 def _add_pages(app: FastAPI) -> None:
+    """Adds the page at ``/``, whose folder the plug-in ``index`` of the group ``recsys.pages`` is."""
+    if "index" not in plugins.names(plugins.PAGES):
+        return
+    folder: Path = plugins.load(plugins.PAGES, "index")
+
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
-        page = WEB / "index.html"
-        if not page.exists():
-            raise HTTPException(404, "there is no page in this installation")
-        return Response(page.read_bytes(), media_type="text/html; charset=utf-8")
+        page = (folder / "index.html").read_bytes()
+        return Response(page, media_type="text/html; charset=utf-8")
 
-    if WEB.is_dir():
-        app.mount("/static", StaticFiles(directory=WEB), name="static")
+    app.mount("/static", StaticFiles(directory=folder), name="static")
 
 
 def _describe_keys(app: FastAPI) -> None:

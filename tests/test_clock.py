@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = (
-    "recsys", "parameter_server", "experiments", "training", "serving", "replay", "runtime", "examples",
+    "recsys", "parameter_server", "experiments", "training", "serving", "replay", "runtime", "plugins",
+    "examples",
 )  # fmt: skip
 CLOCK = "recsys/clock.py"
 

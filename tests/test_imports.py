@@ -26,11 +26,16 @@ LAYERS = (
     {"serving", "training"},
     {"replay"},
     {"runtime"},
-    {"examples"},  # no part of the system imports an example; it finds its plug-ins by entry points
+    {"plugins", "examples"},  # the system imports neither; it finds plug-ins by entry points
     {"benchmarks"},
 )
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
-COMPOSITION_ROOT = ("runtime/*", "benchmarks/*", "examples/*")  # may import any library
+COMPOSITION_ROOT = (
+    "runtime/*",
+    "benchmarks/*",
+    "plugins/*",
+    "examples/*",
+)  # may import any library
 
 # library → the files that may import it, and no others; a file has one of these at most
 ADAPTERS = {
@@ -163,6 +168,48 @@ def test_imports_run_down_and_infrastructure_stays_in_its_adapters() -> None:
     assert not messages, "\n".join(messages)
 
 
+# A path or a dotted name, or a path of quoted parts.
+_PLACE = re.compile(
+    r"""(?<![\w.])(plugins|examples)[./](\w+)|["'](plugins|examples)["'] *[/,] *["'](\w+)"""
+)
+
+
+def named_places(text: str) -> list[str]:
+    """What a text names of plugins/ and examples/: folders and modules that exist."""
+    places = ["/".join(filter(None, match.groups())) for match in _PLACE.finditer(text)]
+    return [p for p in places if (ROOT / p).is_dir() or (ROOT / f"{p}.py").is_file()]
+
+
+def test_the_core_names_neither_a_plug_in_nor_an_example() -> None:
+    """It finds them by entry points, or they are configured."""
+    core = [package for package, layer in LAYER_OF.items() if layer < LAYER_OF["plugins"]]
+    files = [file for package in core for file in sorted((ROOT / package).rglob("*"))]
+    messages = [
+        f"{file.relative_to(ROOT)} names {place}"
+        for file in files
+        if file.suffix in {".py", ".yaml", ".json", ".js", ".html", ".css"}
+        for place in named_places(file.read_text())
+    ]
+    assert len(files) > 400 and not messages, "\n".join(messages)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'WEB = Path(__file__).parents[1] / "examples" / "short_video" / "page"',
+        'READER = "plugins.kuairand.reader"',
+        "needs polars (see ../examples/shop)",
+        "Path('plugins', 'quarantine')",
+        'import_module("examples.app_run")',
+    ],
+)
+def test_a_named_plug_in_or_example_is_seen(text: str) -> None:
+    assert named_places(text)
+    assert not named_places(
+        "plugins.load(group, name); batch.plugins.kuairand; self.examples/shop"
+    )
+
+
 def test_no_folder_imports_itself_through_others() -> None:
     try:
         order = list(TopologicalSorter(dependencies(files())).static_order())
@@ -189,10 +236,12 @@ def test_a_cycle_between_folders_is_seen() -> None:
         ("parameter_server/shard/shard.py", "import experiments"),
         ("recsys/features/session.py", "from parameter_server import table"),
         ("replay/datasets/event_log.py", "import runtime"),
-        ("replay/datasets/open_dataset.py", "from examples.kuairand import open_kuairand"),
+        ("replay/datasets/open_dataset.py", "from plugins.kuairand import open_kuairand"),
         ("runtime/cli/up.py", "from examples.short_video.world import World"),
-        ("serving/http_app.py", "import examples.gorse_and_metarank.plugin"),
+        ("serving/http_app.py", "import plugins.gorse_and_metarank.plugin"),
         ("examples/short_video/viewers.py", "import benchmarks.study"),
+        ("examples/short_video/demo_data.py", "from plugins.kuairand import reader"),
+        ("plugins/quarantine/cohorts.py", "from examples.hashed_draws import draws"),
         ("examples/short_video/world.py", "import time"),
         ("examples/short_video/crowd.py", "import polars"),
         ("serving/app.py", "import runtime.cli.main"),
@@ -218,7 +267,7 @@ def test_each_rule_refuses_what_it_is_for(path: str, source: str) -> None:
         ("recsys/log/kafka_log.py", "import kafka"),
         ("runtime/cli/up.py", "import ray, serving.app, training.continual.driver, typer"),
         ("runtime/cli/part.py", "from runtime.cli.main import app"),
-        ("examples/kuairand/files.py", "import polars, replay.datasets.dataset, runtime.cli.up"),
+        ("plugins/kuairand/files.py", "import polars, replay.datasets.dataset, runtime.cli.up"),
         ("benchmarks/study.py", "from examples.short_video.world import World"),
         ("recsys/model/batch.py", "from .ranker import Ranker\nimport numpy"),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
-from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
+from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Item, User
 from recsys.events.hashing import uniform

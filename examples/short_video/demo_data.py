@@ -3,7 +3,6 @@
 import heapq
 import os
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -13,16 +12,15 @@ import recsys
 from examples.short_video.dataset_warmup import SURFACE, warmup_from_dataset
 from examples.short_video.warmup import WarmupData
 from examples.short_video.world import Request, World
+from recsys import plugins
 from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem
 from recsys.events.hashing import uniforms
 from recsys.features.feature_set_file import FEED_SCHEMA
-from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
 
 CHOICE: Final = "RECSYS_DATA"  # environment variable
 WORLD: Final = "world"  # RECSYS_DATA=world: the simulated world, even with a data set at hand
 FOLDER: Final = Path("data/kuairand")
-_DOWNLOAD: Final = "examples.kuairand.download"
 _LIST: Final = 8  # items of a list in the simulated world
 _BESIDE: Final = Path(recsys.__file__).resolve().parents[2] / "shared" / "data" / "kuairand"
 
@@ -42,12 +40,9 @@ def choose(now_ms: int, limit: int = 0) -> tuple[WarmupData, str]:
             return data, f"{data.name} in {os.path.relpath(folder)}"
     notes: list[str] = []
     try:
-        import_module(_DOWNLOAD).fetch_kuairand(FOLDER, notes.append)
+        plugins.load(plugins.DATASETS, "kuairand").fetch(FOLDER, notes.append)
         data = warmup_from_dataset(open_dataset(FOLDER), limit)
-    except ModuleNotFoundError as error:
-        why = f"KuaiRand's reader needs a checkout and polars: there is no {error.name}"
-        return warmup_from_world(now_ms), f"the simulated world: {why}"
-    except (RuntimeError, DataError) as error:
+    except (RuntimeError, ValueError) as error:
         return warmup_from_world(now_ms), f"the simulated world: {error}"
     return data, f"{data.name}, fetched into {FOLDER}. {' '.join(notes)}"
 

@@ -23,6 +23,7 @@ REMOVED: Final = {
     "serve.kept_mb": "a replica buffers 64 MiB of impressions in memory while the log is unavailable",
     "serve.max_events": "a replica takes 100 calls with events at once; set serve.replicas",
     "serve.retrieval_ms": "with less than 10 ms only popular items are candidates; set serve.deadline_ms",
+    "serve.rows": "replicas store rows as published; parameter_server.delta_format rounds them",
     "serve.short_rank_ms": "with less than 8 ms nothing is ranked; set serve.deadline_ms",
     "serve.upscale_s": "a replica is added after 5 s of load; set serve.target_ongoing",
 }

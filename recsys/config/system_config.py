@@ -243,9 +243,6 @@ class ServeConfig(Section):
     short_candidates: int = bounded(100, 1)
     # If examples wait this long without a newly served step, answers say ``stale``.
     stale_s: float = positive(120.0)
-    # Row format in a replica: float32, or int8 as published (needs delta_format int8, and the result of
-    # `recsys accept int8`).
-    rows: str = choice("float32", "float32", "int8")
     # Vector index: flat scans all items, exactly; ivf scans lists of them, with measured recall; auto is flat
     # up to index_flat_items items, ivf beyond.
     index: str = choice("auto", *INDEXES)
@@ -317,13 +314,6 @@ class Config:
                 f"nodes is {self.nodes}, but clock is start {self.clock.start!r}, speed {self.clock.speed}: "
                 "processes share that clock through the memory of one machine; set nodes to 1, or leave "
                 "clock out"
-            )
-        published = self.parameter_server.delta_format
-        if self.serve.rows == "int8" and published != "int8":
-            raise ValueError(
-                f"serve.rows is 'int8', but rows are published as {published!r} "
-                "(parameter_server.delta_format), which int8 can't represent: set that to int8 too, or "
-                "serve.rows to float32"
             )
 
     @property

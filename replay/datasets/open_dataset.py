@@ -1,9 +1,9 @@
 """Opens a data set by the files in its folder."""
 
-from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
+from recsys import plugins
 from recsys.app.data_files import has_data_files, read_data_files
 from recsys.app.definition import App
 from replay.datasets.app_dataset import AppDataset
@@ -12,15 +12,21 @@ from replay.datasets.event_log import EventLog
 from replay.datasets.log_files import holds_events
 from replay.datasets.mapped_files import MappedFiles
 
-READER = "examples.kuairand.reader"  # comes with a checkout, and needs polars
+
+class DatasetReader(Protocol):
+    """Plug-in of the group ``recsys.datasets``. ``files``: what it looks for in a folder, for people."""
+
+    files: str
+
+    def __call__(self, folder: Path) -> Dataset | None:
+        """The data set in a folder; None if it isn't of this reader. Raises DataError."""
 
 
 def open_dataset(
     path: str | Path, app: App | None = None, definition: Path | None = None
 ) -> Dataset:
-    """An event log or a KuaiRand log (Parquet or the official CSV files), with the labels, fields and
-    features of an app's definition if there is one; or tables, by the section ``files`` of the file
-    ``definition``. Raises DataError."""
+    """An event log or what a plug-in reads, with the labels, fields and features of an app's definition if
+    there is one; or tables, by the section ``files`` of the file ``definition``. Raises DataError."""
     path = Path(path)
     if app and definition and (path.is_file() or has_data_files(definition)):
         files = read_data_files(definition)
@@ -36,19 +42,16 @@ def _open(path: str | Path, app: App | None) -> Dataset:
         raise DataError(folder, "a folder with a data set; the folder doesn't exist")
     if (folder / "dataset.yaml").exists() or (app is not None and holds_events(folder)):
         return EventLog(folder, app)
-    try:
-        dataset: Dataset | None = import_module(READER).open_kuairand(folder)
-    except ModuleNotFoundError as error:
-        raise DataError(
-            folder,
-            "dataset.yaml (an event log). KuaiRand's reader, examples/kuairand, needs a checkout of the "
-            f"repository and polars (pip install polars): there is no {error.name}",
-        ) from error
-    if dataset is not None:
-        return dataset
+    expected = ["dataset.yaml (an event log)"]
+    for name in plugins.names(plugins.DATASETS):
+        try:
+            read: DatasetReader = plugins.load(plugins.DATASETS, name)
+        except ValueError as error:
+            expected.append(f"{name}, whose {error}")
+            continue
+        dataset = read(folder)
+        if dataset is not None:
+            return dataset
+        expected.append(f"{read.files} ({name})")
     entries = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
-    raise DataError(
-        folder,
-        "dataset.yaml (an event log), interactions.parquet (KuaiRand as Parquet) or "
-        f"log_standard_*.csv, here or in data/ (the official KuaiRand); there is {entries}",
-    )
+    raise DataError(folder, f"{'; or '.join(expected)}. There is {entries}")

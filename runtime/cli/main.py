@@ -35,19 +35,18 @@ _HELP = {
     "rewind": "Returns the live model to a time, and learns again without what did harm.",
     "experiment": "Lists, checks, starts, stops and reports experiments.",
     "forget": "Deletes a user; --unlearn also retrains without them.",
-    "data": "Downloads data sets.",
     "rehearse": "Runs a whole system on the later rows of an app's files, over HTTP.",
     "replay": "Replays a data set in event time: scores each example, then learns from it.",
     "offline": "Trains a candidate from the archive or a data set.",
     "study": "Measures the value of freshness and other design choices.",
     "bench": "Benchmarks speed against common alternatives.",
 }
-_HELP_OF_PLUGINS = {  # those in the wheel
-    "accept": "Measures the AUC cost of int8 rows, and accepts or refuses them.",
+_HELP_OF_PLUGINS = {  # those of this distribution
     "audit": "Compares logged features with features recomputed from events.",
     "backfill": "Adds missing features to archived examples.",
     "contracts": "Checks the plug-ins of a package.",
     "counterfactual": "Estimates what another policy would have earned, from the log.",
+    "data": "Downloads data sets.",
     "demo": "Starts the whole system with simulated viewers and the feed page.",
     "explain": "Recomputes a past answer and explains it.",
     "models": "Lists, shows and compares candidates.",
@@ -57,7 +56,6 @@ _HELP_OF_PLUGINS = {  # those in the wheel
 }
 # Modules of commands that aren't in ``runtime.cli.NAME``.
 _ELSEWHERE = {
-    "data": "examples.kuairand.data_command",
     "init": "runtime.cli.import_files",
     "import": "runtime.cli.import_files",
     "study": "benchmarks.study",

@@ -34,7 +34,6 @@ from runtime.cli.common import ConfigOption, StateOverride, exit_on, fail
 from runtime.parts.haproxy_config import check_doors
 from runtime.reports.status_table import exposure_warning, parts_table
 from runtime.supervision import launch_plan, run_file
-from runtime.supervision.acceptance_file import check_accepted
 from runtime.supervision.launch_plan import Plan, log_url
 from runtime.supervision.part_table import table
 from runtime.supervision.processes import alive
@@ -190,7 +189,6 @@ def _plan(
     own_file = Path(resolved.state) / APP_FILE  # it may have been taken up after the first
     app = new or (read_app(own_file) if own_file.exists() else None)
     resolved.safety.check_viewer_fields(app.schema if app else features.schema)
-    check_accepted(resolved, features)
     if resolved.model.ranker:  # imports torch, which takes two seconds
         from recsys.model.model import build_model
 

@@ -24,7 +24,6 @@ from recsys.model.wider_set import covers, united
 from recsys.process.clock_file import clock_of
 from recsys.process.part_process import read_beat, run_folder, write_atomically
 from runtime.parts.restart import request_restart, wait
-from runtime.supervision.acceptance_file import check_accepted
 from training.archive.whole_log import whole_log
 from training.lines.control import ControlReader, append_control
 from training.lines.line import MAIN
@@ -87,7 +86,6 @@ class AppChange:
         self._text = text_of(file)
         self.app, wanted = read_change(self._text, file, read_app(self._stored), read)
         self.features = self.app.feature_set(read.kind)
-        check_accepted(config, self.features)
         reads, model = self._live()
         if reads != self.features:
             check_widens(model)

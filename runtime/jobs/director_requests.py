@@ -33,7 +33,6 @@ from recsys.log.protocol import Log
 from recsys.model.wider_set import covers
 from recsys.process.clock_file import clock_of
 from recsys.process.log_consumer import readable
-from runtime.supervision.acceptance_file import check_accepted
 from training.candidates import rollback_impact
 from training.candidates.promoter import answers_request
 from training.candidates.registry import Refused, Registry, model_size_of
@@ -75,7 +74,6 @@ def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = Fa
         size = msgspec.structs.replace(size, features=set_text(features))
     resized = with_size(config, size)
     spec_of(resized, name)  # its tables must split into as many shards as the system has
-    check_accepted(resized, features)
     if not covers(logged := SetsInUse.of(log, first).answers, features):
         raise Refused(
             f"{name} reads feature set {features.digest}, and {logged.digest} is logged since `recsys app "

@@ -40,7 +40,7 @@ ENDINGS = {
 }
 ROOTS = {
     "recsys", "serving", "training", "parameter_server", "experiments", "replay", "runtime", "benchmarks",
-    "examples", "tests", "docs",
+    "plugins", "examples", "tests", "docs",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.kuairand.events import FLAGS, LABELS, WINDOW_S
+from plugins.kuairand.events import FLAGS, LABELS, WINDOW_S
 from recsys.app.app_file import read_app
 from recsys.config.policy_config import WATCH, PolicyConfig
 from recsys.config.system_config import Config
@@ -13,7 +13,7 @@ from recsys.events.event_types import ENGAGEMENT_KINDS
 from recsys.features.feature_set_file import FEED_SCHEMA
 from tests.support.paths import ROOT
 
-FILES = sorted(ROOT.glob("examples/*/app.yaml"))
+FILES = sorted([*ROOT.glob("examples/*/app.yaml"), *ROOT.glob("plugins/*/app.yaml")])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
@@ -26,7 +26,7 @@ def test_each_definition_reads_and_has_columns(file: Path) -> None:
 
 
 def test_there_are_four_definitions() -> None:
-    assert [file.parent.name for file in FILES] == ["kuairand", "news", "shop", "short_video"]
+    assert [file.parent.name for file in FILES] == ["news", "shop", "short_video", "kuairand"]
 
 
 def test_short_video_is_the_feed() -> None:
@@ -39,6 +39,6 @@ def test_short_video_is_the_feed() -> None:
 
 
 def test_kuairand_has_the_labels_of_its_reader() -> None:
-    app = read_app(ROOT / "examples/kuairand/app.yaml")
+    app = read_app(ROOT / "plugins/kuairand/app.yaml")
     assert app.labels == LABELS and app.window_s == WINDOW_S and app.shown == "list"
     assert set(app.schema.kinds) == {kind for kind, _ in FLAGS} | {"view"}

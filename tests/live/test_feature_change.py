@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
+from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from recsys.app.app_file import APP_FILE, app_of, read_app
 from recsys.client import ApiError
 from recsys.config.system_config import Config, ParameterServerConfig, TrainerConfig

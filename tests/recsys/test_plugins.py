@@ -60,7 +60,7 @@ def test_a_package_that_offers_the_same_twice_is_one_plug_in(
 
 
 def test_our_own_are_installed() -> None:
-    assert find(GROUP, "gorse_and_metarank").value.startswith("examples.gorse_and_metarank.")
+    assert find(GROUP, "gorse_and_metarank").value.startswith("plugins.gorse_and_metarank.")
 
 
 def run() -> None: ...

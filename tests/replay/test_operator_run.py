@@ -13,9 +13,9 @@ import pytest
 from benchmarks.answers.reconstruction_run import run_system
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import LocalSystem, small_config
-from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
-from examples.feature_audit.archive_audit import audit_features
 from parameter_server.publish.deltas import StepDelta
+from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
+from plugins.feature_audit.archive_audit import audit_features
 from recsys.app.feature_checks import faults
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Impression, User

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.answers.reconstruction_run import run_system
 from benchmarks.harness.local_system import LocalSystem, small_config
-from examples.answer_explanation.answer_check import EQUAL, AnswerCheck, AnswerChecker
 from examples.plugin_package import recsys_example_plugins as example
+from plugins.answer_explanation.answer_check import EQUAL, AnswerCheck, AnswerChecker
 from recsys.events.event_types import Impression
 from recsys.features.feature_set import Declared, FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA, write_feature_set

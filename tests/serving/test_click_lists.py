@@ -14,11 +14,11 @@ import pytest
 
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
-from examples.answer_explanation.answer_check import AnswerChecker
-from examples.feature_audit.archive_audit import audit_features
-from examples.off_policy.logged_lists import chosen
-from examples.off_policy.target_policy import TargetPolicy
 from experiments.promotion.promotion import EngagementRates
+from plugins.answer_explanation.answer_check import AnswerChecker
+from plugins.feature_audit.archive_audit import audit_features
+from plugins.off_policy.logged_lists import chosen
+from plugins.off_policy.target_policy import TargetPolicy
 from recsys.app.app_file import app_of
 from recsys.app.definition import App
 from recsys.config.promotion_config import PromotionConfig

@@ -6,18 +6,16 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from examples.backfill.sessions import SessionsAsOf
-from examples.feature_audit.audit_source import DecodedRecord, PlacedImpression
-from examples.feature_audit.recompute import CountersAsOf, Folds, ItemHistory
 from examples.short_video.feature_replay import FeatureReplay
+from plugins.backfill.sessions import SessionsAsOf
+from plugins.feature_audit.audit_source import DecodedRecord, PlacedImpression
+from plugins.feature_audit.recompute import CountersAsOf, ItemHistory
 from recsys.events.event_types import Event, Impression, Item, User
 from recsys.events.hashing import partition_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
-from serving.sessions.session_fold import fold_event, shown_keys
+from serving.sessions.session_fold import fold_event
 from tests.support.training.small_feed import FEATURES, PARTITIONS, START_MS, feed
-
-FOLDS = Folds(fold_event, shown_keys)
 
 
 @dataclass
@@ -53,11 +51,11 @@ class ToyPast:
         ]
 
     def counters(self, items: ItemHistory) -> CountersAsOf:
-        return CountersAsOf(items, self.events, PARTITIONS, FOLDS)
+        return CountersAsOf(items, self.events, PARTITIONS)
 
     def sessions(self, items: ItemHistory) -> SessionsAsOf:
         users = {str(its.impression.user_id) for its in self.shown()}
-        return SessionsAsOf(items, self.events, FOLDS, users)
+        return SessionsAsOf(items, self.events, users)
 
     def session_of(self, items: ItemHistory, shown: PlacedImpression) -> Session:
         """One session, from the beginning: an oracle without state."""

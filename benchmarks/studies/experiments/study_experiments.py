@@ -16,13 +16,13 @@ from scipy.stats import chi2_contingency, chisquare
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.experiments.trial_world import Trial, simulate
-from examples.experiment_power.sequential_power import SequentialPower, covariance
 from experiments.assignment.definition import Arm, Experiment
 from experiments.assignment.design import SHOWN
 from experiments.assignment.policy import assign
 from experiments.statistics.effect import Effect, effect, eta_of
 from experiments.statistics.outcomes import UserOutcomes
 from experiments.statistics.sample_ratio import sample_ratio
+from plugins.experiment_power.sequential_power import SequentialPower, covariance
 
 ALPHA: Final = 0.05
 AA_USERS, AA_LOOKS, AA_FIND = 2_000, 28, 0.06

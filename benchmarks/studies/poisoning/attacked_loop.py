@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.answering_player import AnsweringPlayer
 from benchmarks.studies.poisoning.attackers import AttackedWorld
-from examples.quarantine.cohorts import Accounts
+from plugins.quarantine.cohorts import Accounts
 from recsys.config.log_config import LogConfig
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, JoinConfig, ModelConfig, StepConfig

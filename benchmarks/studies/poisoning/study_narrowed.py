@@ -20,7 +20,7 @@ from typer import Option
 
 from benchmarks.harness.commands import study_command
 from benchmarks.harness.local_system import LocalSystem, small_config
-from examples.quarantine.cohorts import Accounts
+from plugins.quarantine.cohorts import Accounts
 from recsys.config.safety_config import AccessConfig, BoundsConfig
 from recsys.events.event_types import Item, decode
 from recsys.events.hashing import uniform

@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.row_formats.int8_rows import Int8Rows
 from parameter_server.publish.rounding import round_dense, round_rows
 from recsys.config.system_config import ModelConfig, tables_of
 from recsys.features.feature_set import FeatureSet, RequestFeatures
@@ -142,11 +141,10 @@ class Arms:
         trainer.load(arrays)
         return self._predictions(trainer, learns=False)
 
-    def cost(self, model: ModelConfig, arrays: Arrays, kind: type[RowStore], repeats: int) -> Cost:
-        """Cost of serving a trained model from stores of a kind: ``RowStore``, or ``Int8Rows``."""
-        arrays = as_int8(arrays) if kind is Int8Rows else arrays
+    def cost(self, model: ModelConfig, arrays: Arrays, repeats: int) -> Cost:
+        """Cost of serving a trained model."""
         stores = {
-            table.name: kind.filled(
+            table.name: RowStore.filled(
                 table, model.seed, arrays[f"table/{table.name}/keys"], arrays[f"table/{table.name}/values"]
             )
             for table in tables_of(model)

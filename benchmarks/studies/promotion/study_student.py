@@ -14,7 +14,6 @@ from benchmarks.studies.promotion.student_arms import Arms, ArmScores
 from benchmarks.studies.quality.judged_days import judged_from_ms
 from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, pair_of
-from examples.row_formats.int8_rows import Int8Rows
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.model.student_model import shown, student_model
@@ -23,7 +22,6 @@ from replay.datasets.open_dataset import open_dataset
 from replay.offline_examples import cache_dataset
 from replay.replay_report import with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for
-from serving.replica.row_store import RowStore
 from training.offline.distill import SHARE, checked_share
 from training.offline.examples import Examples, concatenated
 from training.offline.loop import Plan
@@ -144,9 +142,8 @@ def _run(
         "rows": len(judged),
         "learned": first,
         "cost": {
-            (arm, kind.__name__): arms.cost(*trained[of], kind, _REQUESTS)
+            arm: arms.cost(*trained[of], _REQUESTS)
             for arm, of in ((TEACHER, LARGE), (TAUGHT, TAUGHT))
-            for kind in (RowStore, Int8Rows)
         },
     }
 
@@ -174,11 +171,10 @@ def _figures(runs: list[Found]) -> Found:
         return pair_of(", ".join(a), ", ".join(b), moved, drawn_SK[:, k] - drawn_SK[:, i])
 
     costs: list[Found] = []
-    for arm, kind in runs[0]["cost"]:
-        arm_costs = [run["cost"][arm, kind] for run in runs]
+    for arm in runs[0]["cost"]:
+        arm_costs = [run["cost"][arm] for run in runs]
         costs.append({
             "arm": arm,
-            "rows": "int8" if kind == Int8Rows.__name__ else "float32",
             "bytes_a_row": round(float(np.mean([c.row_bytes for c in arm_costs])), 1),
             "mib": round(float(np.mean([c.bytes for c in arm_costs])) / 2**20, 2),
             "rank_300_us": round(float(np.median([c.rank_us for c in arm_costs]))),
@@ -218,7 +214,7 @@ def lines_of(figures: Found) -> list[str]:
         for pair in figures["pairs"]
     ]
     return lines + [
-        f"{cost['arm']:>18}  {cost['rows']:>7}  {cost['bytes_a_row']} bytes a row, {cost['mib']} MiB, "
+        f"{cost['arm']:>18}  {cost['bytes_a_row']} bytes a row, {cost['mib']} MiB, "
         f"{cost['rank_300_us']} µs to rank 300"
         for cost in figures["costs"]
     ]

@@ -9,13 +9,13 @@ import typer
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.quality.judged_days import judged_from_ms
+from benchmarks.studies.quality.parameter_copies import Copy, SideBySide
 from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.studies.quality.study_figures import (
     JudgedRows,
     draw_aucs,
     figures,
 )
-from examples.row_formats.parameter_copies import Copy, SideBySide
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet

@@ -14,8 +14,8 @@ from benchmarks.demo_check import check as demo_check
 from benchmarks.demo_check import check_figures as figures
 from benchmarks.demo_check.accounting import LogAccounting
 from benchmarks.demo_check.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
-from examples.kuairand import download
 from examples.short_video import demo_data, demo_start
+from plugins.kuairand import download
 from recsys.client import ApiError, Outcome, Receipt, Recommendations, Recommended
 from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, encode
 from recsys.events.records import (
@@ -362,8 +362,8 @@ def test_the_data_is_what_was_named_else_what_is_there_else_the_world(
     assert choose(named=str(tiny)) == ("tiny", f"{tiny}, as RECSYS_DATA says")
     assert choose(named="")[0] == "world" and "no network" in choose(named="")[1]
     with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "examples.kuairand.download", None)  # as in a wheel
-        assert choose(named="")[0] == "world" and "needs a checkout" in choose(named="")[1]
+        patched.setitem(sys.modules, "plugins.kuairand.reader", None)  # as without polars
+        assert choose(named="")[0] == "world" and "pip install" in choose(named="")[1]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "kuairand").symlink_to(tiny)
     assert choose(named="")[0] == "tiny"

@@ -10,11 +10,10 @@ import pytest
 from experiments.assignment.definition import Arm, Experiment
 from experiments.assignment.policy import assign
 from recsys.events.hashing import uniform
-from tests.support.pages.feed_stub import FeedStub
 from tests.support.pages.webdriver import Browser, chromium_is_there
 from tests.support.paths import ROOT
 
-SCRIPT = ROOT / "examples" / "short_video" / "page" / "assign.js"
+SCRIPT = ROOT / "clients" / "javascript" / "assign.js"
 NODE = shutil.which("node")
 in_node_js = pytest.mark.skipif(NODE is None, reason="node isn't installed")
 SIZES = (15, 16, 17, 250)  # around the hash's block
@@ -62,19 +61,16 @@ def test_arms_are_the_same() -> None:
 @pytest.mark.skipif(not chromium_is_there(), reason="chromium and chromedriver aren't installed")
 def test_arms_are_the_same_in_a_browser() -> None:
     users, expected = assigned(200)
-    stub = FeedStub()
-    try:
-        with Browser() as browser:
-            browser.open(stub.url)
-            found = browser.run(
-                "const [users, experiments] = arguments;\n"
-                "return import('/static/assign.js').then((its) =>"
-                " experiments.map((e) => users.map((user) => its.assign(user, e))));",
-                users,
-                [asdict(its) for its in EXPERIMENTS],
-            )
-    finally:
-        stub.close()
+    with Browser() as browser:
+        browser.open("about:blank")
+        found = browser.run(
+            "const [users, experiments, script] = arguments;\n"
+            "return import('data:text/javascript,' + encodeURIComponent(script)).then((its) =>"
+            " experiments.map((e) => users.map((user) => its.assign(user, e))));",
+            users,
+            [asdict(its) for its in EXPERIMENTS],
+            SCRIPT.read_text("utf-8"),
+        )
     assert found == expected
 
 

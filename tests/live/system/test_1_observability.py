@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from gorse import Gorse
 
-from examples.request_timeline.report import read_timeline
+from plugins.request_timeline.command import read_timeline
 from recsys.process.part_process import read_beat
 from tests.support.observability import telemetry
 from tests.support.observability.otlp_receiver import Receiver

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from parameter_server.rpc.parameter_client import fresh_shards
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import load_shard
+from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from recsys.config.system_config import ParameterServerConfig
 from recsys.events.control_records import Unlearning
 from recsys.events.hashing import partition_of

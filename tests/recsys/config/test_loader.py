@@ -143,8 +143,10 @@ def test_a_policy_that_an_earlier_version_stored_has_its_digest() -> None:
         ("policy: {fixed: {100: v1}}\n", ["mine.yaml", "policy.fixed.100 is 'v1'", "0 to 99"]),
         ("policy: {fixed: {0: 7, 2: '7'}}\n", ["mine.yaml", "policy.fixed.0 is 7", "one rank"]),
         ("policy: {fixed: {0: [v1]}}\n", ["mine.yaml:1", "policy.fixed.0 is ['v1']", "str"]),
-        ("serve: {rows: int4}\n", ["mine.yaml", "serve.rows is 'int4'", "float32 or int8"]),
-        ("serve: {rows: int8}\n", ["mine.yaml", "published as 'fp16'", "delta_format"]),
+        (
+            "parameter_server: {delta_format: int4}\n",
+            ["mine.yaml", "delta_format is 'int4'", "'int8'"],
+        ),
         ("nodes: 2\n", ["mine.yaml", "nodes is 2", "kafka://"]),
         ("\nextends: lap\n", ["mine.yaml:2", "extends is 'lap'", "cluster, laptop"]),
         ("extends: [laptop]\n", ["mine.yaml:1", "extends is ['laptop']"]),

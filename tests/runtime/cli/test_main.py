@@ -65,7 +65,7 @@ def test_commands_of_plug_ins_are_listed_and_take_no_name_of_ours() -> None:
 _WITH_ADDED_COMMANDS = """
 import importlib.metadata as metadata
 
-power = "examples.experiment_power.command:power"
+power = "plugins.experiment_power.command:power"
 added = {"experiment.shop": power, "experiment.stop": "os.path:join", "status.more": "os.path:join",
          "experiment.gone": "examples.gone.module:run"}
 offered = metadata.EntryPoints(metadata.EntryPoint(*it, "recsys.commands") for it in added.items())

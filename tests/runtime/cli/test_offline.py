@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from examples.backfill.archive_copy import copy_filled
-from examples.backfill.fill import KEPT
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage.durable_shard import load_shard
+from plugins.backfill.command import copy_filled
+from plugins.backfill.fill import KEPT
 from recsys.config.system_config import Config, ModelConfig, tables_of
 from recsys.events.control_records import Candidate, ModelSize
 from recsys.events.records import CONTROL, topics, unpack

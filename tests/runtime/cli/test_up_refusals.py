@@ -139,7 +139,7 @@ def test_a_safety_rule_about_a_misspelt_field_or_a_number_is_refused(
     def accepted(*_):
         raise ValueError("all names are known")
 
-    monkeypatch.setattr(up, "check_accepted", accepted)
+    monkeypatch.setattr(up, "table", accepted)
     assert "all names are known" in refused(when={"country": "DE"}, unless={"surface": "kids"})
     assert "all names are known" in refused(when={"legal_region": "DE"}), "requests may bring it"
     for named in ({"when": {"cuontry": "DE"}}, {"unless": {"surfaces": "kids"}}):

@@ -8,9 +8,8 @@ import pytest
 from experiments.promotion.feature_change import progress
 from experiments.promotion.lifecycle import FEATURES
 from recsys.app.app_file import APP_FILE, app_of
-from recsys.config.loader import ConfigError
 from recsys.config.part_configs import WorkersConfig
-from recsys.config.system_config import Config, ParameterServerConfig, ServeConfig, digest
+from recsys.config.system_config import Config, digest
 from recsys.events.control_records import (
     ALONE,
     ANSWERS,
@@ -232,14 +231,6 @@ def test_without_the_first_events_nothing_new_can_be_counted(shop: Shop) -> None
     with pytest.raises(ValueError, match=r"partitions \[0\] are no longer all on the log"):
         shop.apply(WIDER)
     assert shop.records() == [] and shop.apply(NARROWER)[0]
-
-
-def test_a_row_format_must_be_accepted_for_the_new_features(shop: Shop) -> None:
-    server = ParameterServerConfig(delta_format="int8")
-    serve = ServeConfig(rows="int8")
-    shop.config = replace(shop.config, serve=serve, parameter_server=server)
-    with pytest.raises(ConfigError, match="recsys accept int8"):
-        shop.apply(WIDER)
 
 
 def test_a_system_without_a_definition_has_fixed_features(shop: Shop) -> None:

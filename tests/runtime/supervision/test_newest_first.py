@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.experiment_power.population import _span
+from plugins.experiment_power.population import _span
 from recsys.events.event_types import Tick, decode, encode
 from recsys.events.records import CONTROL, EVENTS, EXAMPLES, STEPS, Range, Step, pack
 from recsys.log.protocol import Append, MemoryLog, Topic, newest_first

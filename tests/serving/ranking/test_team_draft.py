@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.off_policy.propensities import probabilities_along
 from experiments.statistics.interleaving import NOBODY, TeamDraft
+from plugins.off_policy.propensities import probabilities_along
 from serving.ranking.selection import BY_SCORE, Cap, SamplingInput, SamplingParams, sample_slate
 from serving.ranking.team_draft import draft_slate
 

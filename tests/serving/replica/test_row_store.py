@@ -1,11 +1,10 @@
-"""What any store of rows keeps: both are held to the same tests, on rows that int8 holds and on others."""
+"""What a store of rows keeps, of rows published in any format."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.row_formats.int8_rows import Int8Rows
 from parameter_server.publish.rounding import digest_of_rows, round_rows
 from parameter_server.table.table import initial_rows, table_seed
 from recsys.config.system_config import TableConfig
@@ -14,20 +13,16 @@ from serving.replica.row_store import RowStore
 
 TABLE = TableConfig("features", 3, 0.1, initial=0.5)
 KEYS = np.arange(-6, 7)
-Store = type[RowStore]
-
-stores = pytest.mark.parametrize("made", [RowStore, Int8Rows])
 changes = st.lists(
     st.tuples(st.sampled_from(["fp32", "int8", "remove"]), st.sets(st.integers(-6, 6), max_size=5)),
     max_size=15,
 )
 
 
-@stores
 @settings(max_examples=40, deadline=None)
 @given(changes=changes)
-def test_it_holds_what_a_dictionary_would(made: Store, changes: list[tuple[str, set[int]]]) -> None:
-    store, expected = made(TABLE, 7), dict[int, np.ndarray]()
+def test_it_holds_what_a_dictionary_would(changes: list[tuple[str, set[int]]]) -> None:
+    store, expected = RowStore(TABLE, 7), dict[int, np.ndarray]()
     for n, (what, chosen) in enumerate(changes):
         keys = np.array(sorted(chosen), np.int64)
         if what == "remove":
@@ -49,15 +44,12 @@ def test_it_holds_what_a_dictionary_would(made: Store, changes: list[tuple[str, 
     assert store.digest == digest_of_rows(table_seed(7, "features"), keys, rows, everyone)
 
 
-@stores
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 23])
-def test_filled_in_blocks_it_is_as_set_at_once(
-    monkeypatch: pytest.MonkeyPatch, made: Store, count: int
-) -> None:
+def test_filled_in_blocks_it_is_as_set_at_once(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(row_store, "_BLOCK", 5)
     keys = np.arange(count, dtype=np.int64) * 7 - 20
     rows = np.arange(3 * count, dtype=np.float32).reshape(count, 3)
-    filled, once = made.filled(TABLE, 7, keys, rows), made(TABLE, 7)
+    filled, once = RowStore.filled(TABLE, 7, keys, rows), RowStore(TABLE, 7)
     once.set(keys, rows)
     filled.set(KEYS, np.ones((len(KEYS), 3), np.float32))  # and grows on
     once.set(KEYS, np.ones((len(KEYS), 3), np.float32))
@@ -65,12 +57,11 @@ def test_filled_in_blocks_it_is_as_set_at_once(
     assert filled.digest == once.digest != 0
 
 
-@stores
-def test_a_row_that_is_not_what_was_set_shows_in_the_digest_once_it_changes(made: Store) -> None:
-    one, other = made(TABLE, 7), made(TABLE, 7)
+def test_a_row_that_is_not_what_was_set_shows_in_the_digest_once_it_changes() -> None:
+    one, other = RowStore(TABLE, 7), RowStore(TABLE, 7)
     for store in (one, other):
         store.set(KEYS, np.ones((len(KEYS), 3), np.float32))
-    (other._packed if isinstance(other, Int8Rows) else other._values)[4] *= 2
+    other._values[4] *= 2
     for store in (one, other):
         store.set(KEYS[3:6], np.zeros((3, 3), np.float32))
     assert one.digest != other.digest

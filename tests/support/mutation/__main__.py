@@ -29,7 +29,7 @@ from tests.support.mutation.selection import BESIDE_PURE, ImportGraph, is_select
 ROOT = Path(__file__).parents[3]
 FOLDERS = (
     "recsys", "parameter_server", "experiments", "training", "serving", "replay", "runtime", "benchmarks",
-    "examples", "tests",
+    "plugins", "examples", "tests",
 )  # fmt: skip
 NEAREST = 4  # test files that judge the mutants of a module
 TESTS_S = 10.0  # seconds of all these tests, but for the first

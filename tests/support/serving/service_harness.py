@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from benchmarks.harness.memory_sessions import MemorySessions
-from examples.gorse_and_metarank import gorse_routes, metarank_routes
+from plugins.gorse_and_metarank import gorse_routes, metarank_routes
 from recsys.config.part_configs import CompatConfig
 from recsys.config.safety_config import AccessConfig, SafetyConfig
 from recsys.config.system_config import Config, ServeConfig

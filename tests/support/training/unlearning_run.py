@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from examples.quarantine.sentinel_loop import append_verdicts
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
+from plugins.quarantine.sentinel_loop import append_verdicts
 from recsys.events.control_records import Unlearning
 from recsys.events.records import CONTROL, EXAMPLES, Example, non_example, pack, topics, unpack
 from recsys.log.protocol import Append, Log, MemoryLog, Record

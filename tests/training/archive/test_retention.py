@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from benchmarks.harness.archived_log import archive_log
-from examples.feature_audit.archive_audit import items_of
-from examples.feature_audit.audit_source import AuditSource
+from plugins.feature_audit.archive_audit import items_of
+from plugins.feature_audit.audit_source import AuditSource
 from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Item, Tick, encode

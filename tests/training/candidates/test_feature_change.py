@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.archived_log import archive_log
-from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
-from examples.feature_audit.archive_audit import audit_features
 from experiments.promotion.lifecycle import FEATURES
+from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
+from plugins.feature_audit.archive_audit import audit_features
 from recsys.events.control_records import (
     ALONE,
     ANSWERS,

@@ -90,21 +90,6 @@ def test_what_is_proposed_says_its_size(config: Config, capsys: pytest.CaptureFi
     assert found == {"s": ("student", SMALL), "as-usual": ("student", None)}
 
 
-def test_one_whose_rows_as_int8_were_not_accepted_is_not_proposed_where_rows_are(
-    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    its = replace(
-        config,
-        parameter_server=ParameterServerConfig(delta_format="int8"),
-        serve=replace(config.serve, rows="int8"),
-    )
-    monkeypatch.setattr("runtime.supervision.launch_plan.read", lambda _: (its, None))
-    registry = added(config, "s", with_size(config, SMALL).model)
-    with pytest.raises(typer.Exit):
-        propose_to(Path(config.state), "s", registry.folder)
-    assert "recsys accept int8" in capsys.readouterr().err and said(config) == []
-
-
 def test_what_can_not_be_live_here_is_not_proposed(
     config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:

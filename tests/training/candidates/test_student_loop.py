@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from examples.answer_explanation.answer_check import EQUAL, AnswerChecker
 from experiments.promotion.epoch_model import with_size
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
+from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from recsys.events.control_records import Decision, ModelSize
 from recsys.events.records import SCORES, STEPS, Scores, Step
 from recsys.model.ranker import Ranker, RankerModule, ranker_of

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from benchmarks.learning.bench_join import CONFIG, FEATURES, START_MS, draw_events
-from examples.answer_explanation.reconstructed_session import impression_of
+from plugins.answer_explanation.reconstructed_session import impression_of
 from recsys.events.event_types import Event, Impression, Tick, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import (

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from benchmarks.studies.promotion import student_arms, study_student
 from benchmarks.studies.promotion.student_arms import Arms, as_int8, replace_last, requests_of
 from benchmarks.study import study
-from examples.row_formats.int8_rows import Int8Rows
 from recsys.config.system_config import tables_of
 from recsys.model.model import build_model
 from serving.ranking.scoring import probabilities
@@ -55,14 +54,11 @@ def test_int8_is_what_a_replica_keeps_and_it_ranks_what_was_learned(
 ) -> None:
     arrays = as_int8(arms.train(SMALL))
     stores = {
-        table.name: Int8Rows.filled(
+        table.name: RowStore.filled(
             table, SMALL.seed, arrays[f"table/{table.name}/keys"], arrays[f"table/{table.name}/values"]
         )
         for table in tables_of(SMALL)
     }  # fmt: skip
-    assert all(store.float_rows == 0 for store in stores.values()), (
-        "int8 holds what was rounded to it"
-    )
     network = build_model(FEATURES, SMALL)
     network.write_dense(arrays["dense/averaged"])
     judged = examples.take(slice(96, None))
@@ -78,8 +74,8 @@ def test_int8_is_what_a_replica_keeps_and_it_ranks_what_was_learned(
 
 def test_a_narrower_model_costs_less(arms: Arms) -> None:
     large, small = arms.train(MODEL), arms.train(SMALL)
-    whole = arms.cost(MODEL, large, RowStore, 5)
-    narrow = arms.cost(SMALL, small, RowStore, 5)
+    whole = arms.cost(MODEL, large, 5)
+    narrow = arms.cost(SMALL, small, 5)
     assert narrow.row_bytes < whole.row_bytes and narrow.bytes < whole.bytes
     assert narrow.rank_us > 0
     with pytest.raises(ValueError, match="1 blocks of 24 examples"):
@@ -102,8 +98,8 @@ def test_the_command_tells_all_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]  # fmt: skip
     assert len(found["aucs"]) == 10 and found["rows"] > 20 and found["learned"] > 40
     assert found["student"] == {"dim": 4, "hidden": [8], "share": 0.5}
-    sizes = {(its["arm"], its["rows"]): its["bytes_a_row"] for its in found["costs"]}
-    assert sizes["student, taught", "int8"] < sizes["teacher", "float32"]
+    sizes = {its["arm"]: its["bytes_a_row"] for its in found["costs"]}
+    assert sizes["student, taught"] < sizes["teacher"]
     assert "student, taught, int8 − student, taught, frozen" in done.output
 
 
