@@ -205,9 +205,7 @@ def test_the_core_names_neither_a_plug_in_nor_an_example() -> None:
 )
 def test_a_named_plug_in_or_example_is_seen(text: str) -> None:
     assert named_places(text)
-    assert not named_places(
-        "plugins.load(group, name); batch.plugins.kuairand; self.examples/shop"
-    )
+    assert not named_places("plugins.load(group, name); batch.plugins.kuairand; self.examples/shop")
 
 
 def test_no_folder_imports_itself_through_others() -> None:
