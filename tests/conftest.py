@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,16 +29,33 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where slow tests are left out, hypothesis tries a third of its examples; ``make test`` tries all.
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files that lack the text of a marker that ``-m`` asks for: importing all takes longer."""
+    words = _asked(config)
+    if not words or not collection_path.match("test_*.py"):
+        return None
+    text = collection_path.read_text()
+    return True if any(f"mark.{word}" not in text for word in words) else None
 
-    A test of services is refused in a file that ``make test`` doesn't find by its text.
+
+def _asked(config: pytest.Config) -> list[str]:
+    """Markers that each selected test has: the plain words of ``A and B and not C``."""
+    return [word for word in config.option.markexpr.split(" and ") if word.isidentifier()]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Checks the texts of markers, puts the longest pairs first, and bounds hypothesis.
+
+    Where slow tests are left out, hypothesis tries a third of its examples; ``make test`` tries all.
     """
-    for path in {item.path for item in items if item.get_closest_marker("services")}:
-        if "mark.services" not in path.read_text():
-            raise pytest.UsageError(
-                f"{path} has a test of services: expected the text mark.services"
-            )
+    for name in () if _asked(config) else ("services", "steady", "pairs"):
+        for path in {item.path for item in items if item.get_closest_marker(name)}:
+            if f"mark.{name}" not in path.read_text():
+                raise pytest.UsageError(
+                    f"{path} has a test marked {name}: expected the text mark.{name}, since "
+                    f"-m {name} selects files by it"
+                )
+    items.sort(key=_seconds, reverse=True)
     if "not slow" not in config.option.markexpr:
         return
     functions = {getattr(its.obj, "__func__", its.obj) for its in items if hasattr(its, "obj")}
@@ -48,3 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if isinstance(its, settings):
                 few = max(10, its.max_examples // 3)
                 setattr(holder, name, settings(its, max_examples=min(few, its.max_examples)))
+
+
+def _seconds(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("pairs")
+    return float(marker.args[0]) if marker else 0.0

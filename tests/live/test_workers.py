@@ -47,7 +47,7 @@ from tests.support.systems.live_system import until
 from training.archive.writer import archived_rows
 from training.joining.joiner_loop import JoinerLoop
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.pairs(14)]
 PARTITIONS, EVENTS_N = 6, 12_000
 PARTS = ("session-fold", "joiner", "counters", "archive")
 WAIT_S = 60.0

@@ -35,6 +35,8 @@ from training.archive.writer import Archive
 from training.archive_part import BudgetedArchive
 from training.candidates.space_keeper import SpaceKeeper
 
+pytestmark = pytest.mark.steady
+
 HOUR_MS = 3_600_000
 CONFIG = DiskConfig(budget_gb=0.25)
 PER_HOUR = {EVENTS: 40, EXAMPLES: 60, DELTAS: 8}

@@ -13,6 +13,8 @@ from tests.support.plan_config import config_in
 from tests.support.simulation.bit_flips import flip_bit
 from tests.support.training.archived_examples import archived, remove_digests
 
+pytestmark = pytest.mark.steady
+
 FLIPS = 4_000
 
 

@@ -14,7 +14,7 @@ from parameter_server.storage import part_files
 from tests.support.simulation.simulator import SHARDS, Broken, Simulation
 from tests.support.simulation.simulator_oracles import check
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 SEEDS = range(12)
 FILES = {

@@ -11,7 +11,7 @@ from tests.support.simulation.planted_bugs import BUGS, Patch
 from tests.support.simulation.simulator import Broken, Simulation
 from tests.support.simulation.simulator_oracles import check
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 SEEDS = (3, 2, 23, 22, 7, 6, 11, 13, 31, 45)  # even ones have power cuts
 

@@ -11,6 +11,8 @@ from tests.support.simulation.simulator import Simulation
 from tests.support.simulation.simulator_faults import EXTRA
 from tests.support.simulation.simulator_oracles import check
 
+pytestmark = pytest.mark.steady
+
 FAST = range(3)  # one of each way of publishing
 ALL = range(200)
 _RUN = """

@@ -14,6 +14,8 @@ from tests.support.pages.feed_stub import FeedStub
 from tests.support.pages.webdriver import Browser, chromium_is_there
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.pairs(3)
+
 SCRIPT = ROOT / "examples" / "short_video" / "page" / "assign.js"
 NODE = shutil.which("node")
 in_node_js = pytest.mark.skipif(NODE is None, reason="node isn't installed")

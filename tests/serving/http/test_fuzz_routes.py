@@ -25,6 +25,7 @@ from tests.support.serving.service_harness import COMPAT, KEY, World
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.steady,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:starlette.testclient"),
 ]

@@ -34,7 +34,7 @@ from tests.support.training.promotion_checks import never_back, stamps, until
 from training.candidates.registry import Registry, iso
 from training.lines.line import MAIN
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 
 class Change:

@@ -22,7 +22,7 @@ from serving.retrieval import retrieval_client
 from tests.support.training.promotion_checks import never_back, stamps, until
 from training.lines.line import MAIN, learning_digest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 SIZE = ModelSize(dim=2, hidden=(8,))  # the system's has dim 4 and a layer of 16
 LARGE = ModelSize(dim=48, hidden=(512, 256))

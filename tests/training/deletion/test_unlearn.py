@@ -52,6 +52,8 @@ from training.steps.lineage import starts_after
 from training.steps.sequencer_loop import last_position
 from training.steps.step_reader import StepReader
 
+pytestmark = pytest.mark.steady
+
 LATE = "u91"  # only in the newer part of the log
 EARLY = "u3"
 BOTH = "u2"  # before the oldest snapshot and after it

@@ -21,6 +21,8 @@ from recsys.events.event_types import Impression
 from replay.replay_run import ReplayOptions, config_for, replay_data
 from runtime.cli.main import app
 
+pytestmark = pytest.mark.steady
+
 OPTIONS = ReplayOptions(step_examples=64)
 SMALL = Config(
     step=StepConfig(lanes=1),
