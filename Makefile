@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-collect test-pure test-steady test-services test-live test-fast mutants fuzz check format bench docs lock client client-test test-hosts test-brokers
+.PHONY: help setup demo test test-collect test-pure test-steady test-services test-live test-fast test-long mutants check format bench docs lock client client-test test-hosts test-brokers
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -72,8 +72,8 @@ $(TYPESCRIPT)/node_modules/.package-lock.json: $(TYPESCRIPT)/package-lock.json
 mutants: .venv/.stamp-dev ## Changes the core line by line; counts the changes that no test notices
 	$(BIN)/python -m tests.support.mutation $(ARGS)
 
-fuzz: .venv/.stamp-dev ## Sends generated requests to every route for two minutes of processor time
-	RECSYS_FUZZ_S=$(or $(ARGS),120) $(BIN)/pytest -q -m slow -o timeout=900 tests/serving/http/test_fuzz_routes.py
+test-long: .venv/.stamp-dev ## All seeds and examples of tests that draw some: an hour
+	RECSYS_TEST_LONG=1 RECSYS_FUZZ_S=120 $(BIN)/pytest -q -m "not services" -o timeout=3600 -n 2 --dist worksteal $(ARGS)
 
 check: .venv/.stamp-dev ## Checks lint, format and types
 	$(BIN)/ruff check .

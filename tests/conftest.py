@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.seeds import LONG, drawn_by
+
 # One thread, as in each part of the system: workers share the cores, and threads of torch that wait spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -46,7 +48,7 @@ def _asked(config: pytest.Config) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Checks the texts of markers, puts the longest pairs first, and bounds hypothesis.
 
-    Where slow tests are left out, hypothesis tries a third of its examples; ``make test`` tries all.
+    Hypothesis tries a third of its examples, others in each run; ``make test-long`` tries all.
     """
     for name in () if _asked(config) else ("services", "steady", "pairs"):
         for path in {item.path for item in items if item.get_closest_marker(name)}:
@@ -56,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     f"-m {name} selects files by it"
                 )
     items.sort(key=_seconds, reverse=True)
-    if "not slow" not in config.option.markexpr:
+    if LONG:
         return
     functions = {getattr(its.obj, "__func__", its.obj) for its in items if hasattr(its, "obj")}
     machines = {its.cls for its in items if getattr(its, "cls", None)}
@@ -66,6 +68,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if isinstance(its, settings):
                 few = max(10, its.max_examples // 3)
                 setattr(holder, name, settings(its, max_examples=min(few, its.max_examples)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tells after a failure how the same seeds are drawn again."""
+    if terminalreporter.stats.get("failed"):
+        terminalreporter.write_line(f"seeds were drawn by RECSYS_TEST_SEED={drawn_by()}")
 
 
 def _seconds(item: pytest.Item) -> float:
