@@ -19,7 +19,12 @@ from tests.support.training.offline_command import state_with_archive
 from tests.support.training.small_feed import START_MS
 from training.candidates.registry import Registry
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.pairs(16),
+]
 _BIN = Path(sys.executable).parent
 
 
