@@ -6,6 +6,7 @@ can be logged before any model reads it, and stay after none does. Columns are m
 their names differ between sets that declare different half-lives.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -48,7 +49,7 @@ def column_ids(features: FeatureSet) -> list[str]:
         NEAR_IN_VISIT: f"{NEAR_IN_VISIT} {declared.visit_s:g}",
     }
     for name in names.values() if declared.trend else ():
-        steps = zip(hours, hours[1:], strict=False)
+        steps = itertools.pairwise(hours)
         exact |= {f"{name}/trend.{a}": f"{name}/trend of {a} to {b}" for a, b in steps}
     ids = [exact.get(one, one) for one in ids]
     by_name = dict(zip(features.dense_names, ids, strict=False))

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -238,7 +238,9 @@ class MappedFiles(OfApp):
         if is_shown:
             request = row[table.request] if table.request else ""
             if isinstance(request, list | dict):
-                raise _Unusable(f"{table.request}: expected one id in each row, not several", request)
+                raise _Unusable(
+                    f"{table.request}: expected one id in each row, not several", request
+                )
             request_id = f"{request}:{user_id}:{now_ms}"[-MAX_ID_LENGTH:]
             events = [
                 Impression(
@@ -342,7 +344,7 @@ class _Spill:
         they came."""
         first, last = np.searchsorted(self.times, [from_ms, until_ms])
         bounds = [*np.unique(self.times[first:last:_RANGE]).tolist(), until_ms]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             filters = [("time", ">=", start), ("time", "<", stop)]
             some = pq.read_table(self._file, filters=filters, pre_buffer=False).sort_by("time")
             for batch in some.to_batches(max_chunksize=_BLOCK):

@@ -6,6 +6,7 @@ nightly lists. A nightly job trains at midnight on all days so far, and its resu
 Legend: N rows, L outputs.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -46,7 +47,7 @@ class Track:
         requests = np.searchsorted(stream.starts, self.firsts)
         self.lists = [
             lists_of(stream.requests[a:b]) if b > a else None
-            for a, b in zip(requests[:-1], requests[1:], strict=True)
+            for a, b in itertools.pairwise(requests)
         ]
         self._batches: dict[tuple[int, int], Batch] = {}
 
@@ -61,7 +62,7 @@ class Track:
     def batches(self, first: int, stop: int) -> list[Batch]:
         """Steps batched as a nightly job learns them."""
         bounds = [first, *range(first - first % TOGETHER + TOGETHER, stop, TOGETHER), stop]
-        return [self._batch(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
+        return [self._batch(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 
     def _batch(self, first: int, stop: int) -> Batch:
         if (first, stop) not in self._batches:

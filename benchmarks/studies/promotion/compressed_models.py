@@ -16,7 +16,7 @@ import torch
 from numba import types
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from recsys.arrays.compiled import kernel, read_only
 from recsys.arrays.id_map import IdMap

@@ -1,6 +1,7 @@
 """A swipe's trace through the parts of a real run in one process: one tree, each span after its cause."""
 
 import asyncio
+import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_a_swipe_is_one_connected_trace_with_all_stages_in_order(
     stages = [span for span in own if span["name"] in STAGES]
     assert [span["name"] for span in stages] == STAGES
     assert start(stages[0]) == start(feed) and end(stages[-1]) == end(feed)
-    assert all(end(a) == start(b) for a, b in zip(stages, stages[1:], strict=False))
+    assert all(end(a) == start(b) for a, b in itertools.pairwise(stages))
     served = [span for span in own if span["name"] == "served"]
     assert served, "what it taught was served"
     for last in served:
