@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-collect test-pure test-steady test-services test-live test-fast test-long mutants check format bench docs lock client client-test test-hosts test-brokers
+.PHONY: help setup demo test test-pure test-steady test-services test-live test-fast test-long mutants check format bench docs lock client client-test test-hosts test-brokers
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -32,11 +32,7 @@ else
 endif
 
 # All tests in four parts, by markers (pyproject.toml). Steady ones only compute. Tests of services that bear each other's
-# load run in two processes, the longest first; those of live systems follow one at a time.
-
-# Compiles the tests once; after it no two processes do so at the same time.
-test-collect: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "" --collect-only >/dev/null
+# load run in two processes, the longest (by rank) first; those of live systems follow one at a time.
 
 test-pure: .venv/.stamp-dev
 	$(BIN)/pytest -q -m "not services and not steady" -n 2 --dist worksteal

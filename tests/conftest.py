@@ -46,7 +46,7 @@ def _asked(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Checks the texts of markers, puts the longest pairs first, and bounds hypothesis.
+    """Checks the texts of markers, sorts pairs by rank, and bounds hypothesis.
 
     Hypothesis tries a third of its examples, others in each run; ``make test-long`` tries all.
     """
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     f"{path} has a test marked {name}: expected the text mark.{name}, since "
                     f"-m {name} selects files by it"
                 )
-    items.sort(key=_seconds, reverse=True)
+    items.sort(key=_rank, reverse=True)
     if LONG:
         return
     functions = {getattr(its.obj, "__func__", its.obj) for its in items if hasattr(its, "obj")}
@@ -76,6 +76,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"seeds were drawn by RECSYS_TEST_SEED={drawn_by()}")
 
 
-def _seconds(item: pytest.Item) -> float:
+def _rank(item: pytest.Item) -> int:
     marker = item.get_closest_marker("pairs")
-    return float(marker.args[0]) if marker else 0.0
+    return int(marker.args[0]) if marker else 0
