@@ -26,7 +26,6 @@ in_a_browser = [
     ),
 ]
 SHOWN = "return document.getElementById('room').dataset.number"
-LINK = "return document.body.dataset.link"
 
 
 @pytest.fixture(scope="module")
