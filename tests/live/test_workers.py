@@ -19,15 +19,7 @@ from recsys.config.log_config import LogConfig
 from recsys.config.part_configs import WorkersConfig
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.event_types import Event, Tick, encode
-from recsys.events.records import (
-    EVENTS,
-    EXAMPLES,
-    ITEM_STATE,
-    ItemState,
-    record_of,
-    topics,
-    unpack,
-)
+from recsys.events.records import EVENTS, EXAMPLES, ITEM_STATE, ItemState, record_of, topics, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, MemoryLog, read_range
 from recsys.process.open_log import open_log

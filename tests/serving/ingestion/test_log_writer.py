@@ -15,14 +15,7 @@ from recsys.events.event_types import Impression, decode, encode
 from recsys.events.records import pack
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog, Topic
 from serving.ingestion.disk_spool import DiskSpool, Waiting
-from serving.ingestion.log_writer import (
-    CLOSED,
-    FORGOTTEN,
-    FULL,
-    REFUSED,
-    LogWriter,
-    Overloaded,
-)
+from serving.ingestion.log_writer import CLOSED, FORGOTTEN, FULL, REFUSED, LogWriter, Overloaded
 
 
 class Log(MemoryLog):

@@ -50,9 +50,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[dict[
     return [r for r in asked if system.tracer.is_sampled(r)], spans_in(folder / "spans.jsonl")
 
 
-def test_only_what_is_chosen_is_traced(
-    ran: tuple[list[str], list[dict[str, Any]]],
-) -> None:
+def test_only_what_is_chosen_is_traced(ran: tuple[list[str], list[dict[str, Any]]]) -> None:
     chosen, spans = ran
     assert 3 <= len(chosen) <= 17
     asked = {request_span(request_id, "feed").trace_id for request_id in chosen}

@@ -181,9 +181,7 @@ def test_parts_that_are_killed_come_back_with_the_model_of_their_epoch(tmp_path:
     asyncio.run(scenario())
 
 
-def test_a_student_that_was_killed_in_shadow_says_the_same_and_says_it_once(
-    tmp_path: Path,
-) -> None:
+def test_a_student_that_was_killed_in_shadow_says_the_same_and_says_it_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = await started(tmp_path, least_examples=100_000, most_examples=100_000)
         run.propose("small", run.trained(EPOCHS, size=SIZE), kind="student")
