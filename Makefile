@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-collect test-pure test-steady test-services test-live test-fast mutants fuzz check format bench docs lock client client-test test-hosts test-brokers
+.PHONY: help setup demo test test-pure test-steady test-services test-live test-fast test-long mutants check format bench docs lock client client-test test-hosts test-brokers
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -31,43 +31,21 @@ else
 	@for part in pure steady services live; do $(MAKE) --no-print-directory test-$$part || exit; done
 endif
 
-# All tests in four parts. Steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
-# services that bear each other's load run in two processes; those of live systems follow one at a time.
-STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_archive.py flipped_bits.py planted_bugs.py simulator.py) \
-	tests/training/continual/test_open_labels.py tests/training/merging/test_merge_live.py \
-	$(addprefix tests/training/deletion/test_,live_unlearning.py unlearn.py) \
-	$(addprefix tests/training/candidates/test_,arms_loop.py feature_change.py guard_loop.py promotion_loop.py \
-	student_loop.py) tests/serving/http/test_fuzz_routes.py \
-	$(addprefix tests/benchmarks/studies/,poisoning/test_study_poisoning.py \
-	promotion/test_study_guard.py $(addprefix league/test_,sequence_baselines.py study_league.py) \
-	$(addprefix quality/test_,study_freshness.py study_quality.py))
-# The longest first.
-IN_PAIRS := tests/live/test_example_pages.py tests/live/test_feed_page.py tests/runtime/cli/test_up.py \
-	tests/examples/ratings/test_ten_minutes.py tests/recsys/log/test_protocol.py \
-	$(addprefix tests/live/test_,rehearse.py continual.py workers.py tracker.py kafka_log.py control_page.py haproxy_live.py page_access.py) \
-	tests/recsys/log/test_kafka_connection.py \
-	tests/serving/sessions/test_cluster_store.py tests/serving/sessions/test_session_store.py \
-	tests/benchmarks/answers/test_bench_serve.py tests/benchmarks/harness/test_broker_loop.py \
-	tests/experiments/assignment/test_assign_js.py tests/runtime/jobs/test_backup.py tests/runtime/cli/test_replay.py
-# By their text, since importing all others takes longer than some of them; tests/conftest.py checks that none is missed.
-SERVICES = $(sort $(shell grep -rl --include='test_*.py' 'mark\.services' tests))
-
-# Compiles the tests once; after it no two processes do so at the same time.
-test-collect: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "" --collect-only >/dev/null
+# All tests in four parts, by markers (pyproject.toml). Steady ones only compute. Tests of services that bear each other's
+# load run in two processes, the longest (by rank) first; those of live systems follow one at a time.
 
 test-pure: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "not services" $(addprefix --ignore=,$(STEADY)) -n 2 --dist worksteal
+	$(BIN)/pytest -q -m "not services and not steady" -n 2 --dist worksteal
 
 # With a limit that only a hanging test reaches: .ci/run gives them what computing time others leave.
 test-steady: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "" -o timeout=3600 $(STEADY) -n 2 --dist worksteal
+	$(BIN)/pytest -q -m "steady" -o timeout=3600 -n 2 --dist worksteal
 
 test-services: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "services and not brokers" -n 2 --dist loadfile --no-loadscope-reorder $(IN_PAIRS)
+	$(BIN)/pytest -q -m "services and pairs and not brokers" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-live: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "services and not hosts and not brokers" $(filter-out $(IN_PAIRS),$(SERVICES))
+	$(BIN)/pytest -q -m "services and not pairs and not hosts and not brokers"
 
 test-hosts: .venv/.stamp-dev ## Tests on three hosts, which are network namespaces: some minutes, as root
 	$(BIN)/pytest -q -m hosts tests/live/test_cluster.py
@@ -90,8 +68,8 @@ $(TYPESCRIPT)/node_modules/.package-lock.json: $(TYPESCRIPT)/package-lock.json
 mutants: .venv/.stamp-dev ## Changes the core line by line; counts the changes that no test notices
 	$(BIN)/python -m tests.support.mutation $(ARGS)
 
-fuzz: .venv/.stamp-dev ## Sends generated requests to every route for two minutes of processor time
-	RECSYS_FUZZ_S=$(or $(ARGS),120) $(BIN)/pytest -q -m slow -o timeout=900 tests/serving/http/test_fuzz_routes.py
+test-long: .venv/.stamp-dev ## All seeds and examples of tests that draw some: an hour
+	RECSYS_TEST_LONG=1 RECSYS_FUZZ_S=120 $(BIN)/pytest -q -m "not services" -o timeout=3600 -n 2 --dist worksteal $(ARGS)
 
 check: .venv/.stamp-dev ## Checks lint, format and types
 	$(BIN)/ruff check .

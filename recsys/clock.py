@@ -59,8 +59,7 @@ class Clock:
     def __call__(self) -> int:
         now_ms = int(self._pace().at(self._now_ns()))
         with self._lock:  # a thread that read the machine's clock earlier may come later
-            if now_ms > self._reached_ms:
-                self._reached_ms = now_ms
+            self._reached_ms = max(self._reached_ms, now_ms)
             return self._reached_ms
 
     def timer_ms(self) -> int:

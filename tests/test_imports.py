@@ -290,9 +290,7 @@ def test_every_folder_of_modules_is_a_package_with_a_docstring() -> None:
 
 
 # Folders of more than 15 modules, each with its reason.
-LARGE_FOLDERS = {
-    "runtime/cli": "one thin module per command",
-}
+LARGE_FOLDERS = {"runtime/cli": "one thin module per command"}
 
 
 def test_folders_hold_at_most_15_modules_of_one_concern() -> None:

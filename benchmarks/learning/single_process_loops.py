@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from benchmarks.learning.other_tables import by_threads, fused_tables
 from benchmarks.learning.synthetic_examples import FEATURES, FIELDS, DrawnExamples, one_hot

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -179,10 +179,8 @@ class WriteBacks:
     async def _wait(
         self, delay_s: float, write: Callable[[], Awaitable[None]], on_lost: Callable[[], None]
     ) -> None:
-        try:
+        with suppress(TimeoutError):  # it is due then
             await asyncio.wait_for(self._closing.wait(), delay_s)
-        except TimeoutError:
-            pass  # it is due
         try:
             await write()
         except Unavailable as error:

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -60,10 +61,8 @@ def kernel(signature: Any) -> Callable[[F], F]:
 
 
 def _compile(dispatcher: Any, signature: Any) -> None:
-    try:
+    with suppress(RuntimeError):  # a read-only install without a home: compile in every process
         dispatcher._cache = _KernelCache(dispatcher.py_func)
-    except RuntimeError:  # a read-only install without a home: compile in every process
-        pass
     with register_dispatcher(dispatcher):
         dispatcher.compile(signature)
         dispatcher.disable_compile()

@@ -222,7 +222,7 @@ class Log(RangeReader, Protocol):
 
     def close(self) -> None:
         """Releases files and connections; does nothing by default."""
-        return None
+        return
 
 
 def read_range(

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 NARROW: Final = 16  # with fewer outputs the call isn't worth it

@@ -9,6 +9,7 @@ features compare the items of a list, counters and other numbers enter each outp
 Legend: B batch, S slots, D embedding, T history, O outcomes, F dense, L outputs (labels, then watch time).
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -17,7 +18,7 @@ import torch
 from msgspec import UnsetType
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from recsys.model.linear_layer import apart, linear
 from recsys.model.row_layers import interacted
@@ -82,7 +83,7 @@ class Ranker(RankerModule):
         if shape.history:
             width += 2 * shape.dim + 3 * shape.outcomes
         sizes = [width, *shape.hidden, shape.outputs]
-        layers = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
         self.layers = nn.ModuleList(layers)
         width = -(-shape.dense // LINE) * LINE if shape.direct else 0
         self.direct_LF = nn.Parameter(torch.zeros(shape.outputs, width))  # the last ones of zeros

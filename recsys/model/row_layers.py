@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from recsys.model import row_kernels
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -344,7 +344,7 @@ class _Spill:
         they came."""
         first, last = np.searchsorted(self.times, [from_ms, until_ms])
         bounds = [*np.unique(self.times[first:last:_RANGE]).tolist(), until_ms]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             filters = [("time", ">=", start), ("time", "<", stop)]
             some = pq.read_table(self._file, filters=filters, pre_buffer=False).sort_by("time")
             for batch in some.to_batches(max_chunksize=_BLOCK):

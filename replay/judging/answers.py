@@ -1,5 +1,6 @@
 """Figures of answers: how high the lists rank the wanted items, with intervals by a bootstrap over users."""
 
+import itertools
 from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ class Answers:
         means, (low, high) = together.mean(0), user_intervals(np.array(self._users), together)
         columns = [tuple(map(_rounded, figures)) for figures in zip(means, low, high, strict=True)]
         starts = np.cumsum([0, *(one.shape[1] for one in values)])
-        return [columns[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        return [columns[a:b] for a, b in itertools.pairwise(starts)]
 
 
 class QuestionedAnswers:

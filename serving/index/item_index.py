@@ -38,7 +38,7 @@ class ItemIndex(Protocol):
 
     def reserve(self, more: int) -> None:
         """Makes room for more vectors, if another thread may search meanwhile; does nothing by default."""
-        return None
+        return
 
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         """Adds or overwrites vectors of distinct numbers; the index grows to hold the largest. Items that

@@ -28,7 +28,7 @@ def test_the_features_page_runs_as_it_stands() -> None:
     page = (DOCS / "how-to" / "features.md").read_text()
     code = code_in(page)
     assert code.count("assert") == 4
-    exec(compile(code, "features.md", "exec"), {})  # noqa: S102
+    exec(compile(code, "features.md", "exec"), {})
     app = app_of(page.partition("```yaml\n")[2].partition("```")[0])
     names = app.feature_set().dense_names
     assert {"profile×item/click.1h", "item.age", "list.rank(item/click.24h)"} <= set(names)
@@ -37,7 +37,7 @@ def test_the_features_page_runs_as_it_stands() -> None:
 def test_a_user_gets_a_copy_of_everything_that_they_sent(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     page = (DOCS / "how-to" / "operations.md").read_text()
-    exec(compile(code_in(page), "operations.md", "exec"), names)  # noqa: S102
+    exec(compile(code_in(page), "operations.md", "exec"), names)
     log, events = toy_log(), feed(60)
     append_events(log, events)
     archive = Archive(log, tmp_path / "archive", lambda: 0)

@@ -31,7 +31,7 @@ from training.continual.worker import Worker
 from training.lines.line import MAIN, spec_of
 from training.steps.sequencer_loop import SequencerLoop
 
-pytestmark = [pytest.mark.services, pytest.mark.slow]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.pairs(15)]
 
 
 class System:

@@ -17,6 +17,8 @@ from tests.support.pages.control_room_stub import (
 )
 from tests.support.pages.webdriver import Browser, chromium_is_there
 
+pytestmark = pytest.mark.pairs(11)
+
 in_a_browser = [
     pytest.mark.services,
     pytest.mark.skipif(
@@ -24,7 +26,6 @@ in_a_browser = [
     ),
 ]
 SHOWN = "return document.getElementById('room').dataset.number"
-LINK = "return document.body.dataset.link"
 
 
 @pytest.fixture(scope="module")

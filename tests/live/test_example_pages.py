@@ -18,6 +18,7 @@ from tests.support.paths import ROOT
 
 pytestmark = [
     pytest.mark.services,
+    pytest.mark.pairs(21),
     pytest.mark.timeout(600),
     pytest.mark.skipif(
         not chromium_is_there(), reason="chromium and chromedriver aren't installed"

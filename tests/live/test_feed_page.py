@@ -12,6 +12,8 @@ from tests.support.pages.feed_page import CURRENT, READY, Page
 from tests.support.pages.feed_stub import WEB, FeedStub
 from tests.support.pages.webdriver import Browser, chromium_is_there, wait
 
+pytestmark = pytest.mark.pairs(20)
+
 in_a_browser = [
     pytest.mark.services,
     pytest.mark.skipif(

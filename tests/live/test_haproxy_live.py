@@ -28,6 +28,7 @@ from tests.support.plan_config import config_in
 
 pytestmark = [
     pytest.mark.services,
+    pytest.mark.pairs(10),
     pytest.mark.skipif(not haproxy(), reason="no HAProxy on this platform"),
 ]
 HEADER_S, PER_SOURCE = 2.0, 64

@@ -22,12 +22,7 @@ from recsys.process.log_consumer import Consumer
 from tests.support.systems.apache_kafka import ApacheKafka, needs_jars
 from tests.support.systems.live_system import until
 
-pytestmark = [
-    pytest.mark.services,
-    pytest.mark.brokers,
-    pytest.mark.timeout(1500),
-    needs_jars,
-]
+pytestmark = [pytest.mark.services, pytest.mark.brokers, pytest.mark.timeout(1500), needs_jars]
 BROKERS = 3
 PARTITIONS = 3
 AGAIN_S = 180.0  # for appends to be acknowledged again, and for a system to be whole again

@@ -13,7 +13,7 @@ from recsys.log.kafka_log import KafkaLog
 from recsys.log.protocol import Append, Brokers, LogLost, LogUnavailable, Topic
 from recsys.process.log_consumer import Consumer, check_same
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.pairs(12)]
 
 
 @pytest.fixture

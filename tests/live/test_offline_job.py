@@ -18,7 +18,12 @@ from tests.support.training.offline_command import arrays_of, asked, state_with_
 from tests.support.training.small_feed import START_MS
 from training.candidates.registry import Registry
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    pytest.mark.pairs(16),
+]
 _BIN = Path(sys.executable).parent
 # Ends when its input does. `ray stop` isn't used: it would end every Ray of the machine.
 HEAD = """

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.pairs(16),
+]
 
 START_S, ROWS = 1_600_000_000, 120
 APP = """

@@ -16,7 +16,7 @@ from recsys.process.open_log import create_topics, open_log
 from tests.support.parameter_server.small_line import DENSE, LANES, toy_spec, work
 from tests.support.paths import ROOT
 
-pytestmark = [pytest.mark.services, pytest.mark.slow]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.pairs(16)]
 STEPS, ALL = 24, list(range(LANES))
 
 
@@ -24,8 +24,8 @@ STEPS, ALL = 24, list(range(LANES))
 def ray():
     ray = pytest.importorskip("ray")
     root = str(ROOT)
-    ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1",
+    ray.init(  # a new one: another test's may run beside it
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1",
         runtime_env={"env_vars": {"PYTHONPATH": root}},
     )  # fmt: skip
     yield ray

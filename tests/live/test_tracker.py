@@ -23,6 +23,7 @@ from tests.support.simulation.disk_replica import DiskReplica
 
 pytestmark = [
     pytest.mark.services,
+    pytest.mark.pairs(13),
     pytest.mark.skipif(
         not chromium_is_there(), reason="chromium and chromedriver aren't installed"
     ),

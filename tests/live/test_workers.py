@@ -19,15 +19,7 @@ from recsys.config.log_config import LogConfig
 from recsys.config.part_configs import WorkersConfig
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.event_types import Event, Tick, encode
-from recsys.events.records import (
-    EVENTS,
-    EXAMPLES,
-    ITEM_STATE,
-    ItemState,
-    record_of,
-    topics,
-    unpack,
-)
+from recsys.events.records import EVENTS, EXAMPLES, ITEM_STATE, ItemState, record_of, topics, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, MemoryLog, read_range
 from recsys.process.open_log import open_log
@@ -47,7 +39,7 @@ from tests.support.systems.live_system import until
 from training.archive.writer import archived_rows
 from training.joining.joiner_loop import JoinerLoop
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.pairs(14)]
 PARTITIONS, EVENTS_N = 6, 12_000
 PARTS = ("session-fold", "joiner", "counters", "archive")
 WAIT_S = 60.0

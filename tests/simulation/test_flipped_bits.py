@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from parameter_server.storage import part_files
+from tests.support.seeds import seeds
 from tests.support.simulation.simulator import SHARDS, Broken, Simulation
 from tests.support.simulation.simulator_oracles import check
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
-SEEDS = range(12)
+SEEDS = seeds("bits", 3, 60)
 FILES = {
     "rows": "snapshots/*/*/part-*/*.safetensors",
     "joiner": "parts/joiner/state.msgpack",

@@ -1,13 +1,13 @@
 """kill -9 of real processes, wherever it strikes: nothing is lost, doubled or different.
 
-The oracles are the simulator's. ``RECSYS_FAULT_SEEDS`` says how many seeds (10).
+The oracles are the simulator's.
 """
 
-import os
 from pathlib import Path
 
 import pytest
 
+from tests.support.seeds import seeds
 from tests.support.simulation.planted_bugs import AGAIN, COUNTED, DIGEST, JOINED, KEPT
 from tests.support.simulation.real_run import RealRun
 from tests.support.simulation.simulator import Broken
@@ -15,7 +15,6 @@ from tests.support.simulation.simulator_oracles import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-SEEDS = range(int(os.environ.get("RECSYS_FAULT_SEEDS", "10")))
 BUGS = {
     "write_ahead_skipped": (KEPT,),
     "step_applied_twice_after_restart": (AGAIN, COUNTED, DIGEST),
@@ -23,7 +22,7 @@ BUGS = {
 }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", seeds("kills", 3, 40))
 def test_killed_processes_lose_double_and_change_nothing(seed: int, tmp_path: Path) -> None:
     run = RealRun(seed, tmp_path).run()
     assert sum(run.killed.values()) >= 5, run.killed

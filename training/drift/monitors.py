@@ -260,7 +260,7 @@ class FeatureMonitor:
             numbers = []
             for slot, counts in self._counts.items():
                 common = [k for k, n in counts.items() if k and n >= self.least * self._seen]
-                common = sorted(common, key=lambda k: (-counts[k], k))[: self.most]  # noqa: B023
+                common = sorted(common, key=lambda k: (-counts[k], k))[: self.most]
                 self._keys[slot] = np.array(common, np.int64)
                 numbers += [MonitoredNumber(SHARE, f"{slot}={key:#x}") for key in common]
             self._counts = {}

@@ -8,6 +8,7 @@ neither learns nor folds. The predictions are mixed by the recent accuracy of ea
 # N examples, E models (live, then the kept ones, oldest first)
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -139,7 +140,7 @@ def mixed(time_ms_N: NDArray[np.int64], scores_NE: Floats, labels_N: Floats) -> 
     exists. Labels arrive ten minutes late, so that no future label is used."""
     out, mix, learned = np.empty(len(scores_NE)), FixedShare(), 0
     starts = [0, *(np.flatnonzero(np.diff(time_ms_N)) + 1).tolist(), len(time_ms_N)]
-    for start, stop in zip(starts, starts[1:], strict=False):
+    for start, stop in itertools.pairwise(starts):
         while learned < start and time_ms_N[learned] <= time_ms_N[start] - _KNOWN_AFTER_MS:
             models = len(mix.weights_E)
             rows = scores_NE[learned, :models]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from replay.judging.bounded_state import Floats, Indices
 

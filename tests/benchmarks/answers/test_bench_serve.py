@@ -17,6 +17,8 @@ from benchmarks.harness import serve_doors as doors
 from benchmarks.harness import worker_processes as bench_parts
 from tests.support.systems.waiting_part import wait
 
+pytestmark = pytest.mark.pairs(5)
+
 pytest.importorskip("fbgemm_gpu")
 
 

@@ -12,6 +12,8 @@ from replay.datasets.open_dataset import open_dataset
 from replay.replay_run import ReplayOptions, replay_data
 from tests.support.small_log import write_log
 
+pytestmark = pytest.mark.pairs(4)
+
 OPTIONS = ReplayOptions(warm_up=False, step_examples=12, step_every_s=60.0, through_broker="sqlite")
 START_MS = 1_700_000_000_000
 SHOP = """

@@ -9,6 +9,8 @@ import pytest
 from examples.ratings.make_tables import fetch_wheel, make_tables
 from examples.ratings.ten_minutes import run
 
+pytestmark = pytest.mark.pairs(18)
+
 
 def test_tables_have_plain_names_and_separated_genres(tmp_path: Path) -> None:
     member = "recbole/dataset_example/ml-100k/ml-100k"

@@ -13,6 +13,8 @@ from recsys.events.hashing import uniform
 from tests.support.pages.webdriver import Browser, chromium_is_there
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.pairs(3)
+
 SCRIPT = ROOT / "clients" / "javascript" / "assign.js"
 NODE = shutil.which("node")
 in_node_js = pytest.mark.skipif(NODE is None, reason="node isn't installed")

@@ -1,10 +1,6 @@
 import numpy as np
 
-from experiments.promotion.gates import (
-    ScoreMoments,
-    failures,
-    logits_of,
-)
+from experiments.promotion.gates import ScoreMoments, failures, logits_of
 from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
@@ -26,11 +22,7 @@ def scores(candidate: np.ndarray, live: np.ndarray = LIVE) -> ScoreMoments:
 
 def test_live_itself_passes() -> None:
     assert (
-        failures(
-            scores(LIVE),
-            RULES,
-            COSTS | {"live_picks": 0.1, "picks": 0.1, "pickers": 90},
-        )
+        failures(scores(LIVE), RULES, COSTS | {"live_picks": 0.1, "picks": 0.1, "pickers": 90})
         == []
     )
 

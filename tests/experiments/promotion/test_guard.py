@@ -146,10 +146,7 @@ FEWER = CanaryEngagement(
             for when in ("compared", "recent")
             for worse in ({"auc": BY_MORE}, {"segments": {"new viewers": BY_MORE}})
         ],
-        (
-            FAR | {"compared": replace(EQUAL, users=30, live_calibration=1.9)},
-            ("compared", "users"),
-        ),
+        (FAR | {"compared": replace(EQUAL, users=30, live_calibration=1.9)}, ("compared", "users")),
         ({"served": DEGRADED}, ("served", "users")),
         ({"served": DEGRADED}, ("served", "live_users")),
         ({"served": FEWER}, ("served", "users")),

@@ -75,8 +75,7 @@ class InThread:
 
 def connect(servers, part=0):
     address = servers.address(part)
-    sock = socket.create_connection((address.host, address.port), timeout=10)
-    return sock
+    return socket.create_connection((address.host, address.port), timeout=10)
 
 
 def greeting(servers, part=0, token=TOKEN, **changes):

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import shutil
@@ -394,10 +395,8 @@ def test_no_flip_of_any_bit_of_a_small_manifest_goes_unseen(tmp_path):
     text = file.read_bytes()
     for bit in range(8 * len(text)):
         flip_bit(file, bit, text)
-        try:
+        with contextlib.suppress(ValueError):
             assert part_files.read_manifest(part) == expected, bit
-        except ValueError:
-            pass
 
 
 @pytest.mark.parametrize("gone", [("version", "digest"), ("version", "digest", "chain")])

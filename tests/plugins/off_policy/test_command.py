@@ -171,7 +171,7 @@ def test_another_team_on_the_log_is_a_difference(run: Run, tmp_path: Path) -> No
     found = find_impression(log, its.request_id)
     assert found is not None
     partition, offset, _ = found
-    other = msgspec.structs.replace(its, teams=its.teams[::-1] + [""])
+    other = msgspec.structs.replace(its, teams=[*its.teams[::-1], ""])
     log.replace(EVENTS, partition, [Record(offset, str(its.user_id).encode(), encode(other))])
     again = AnswerChecker(log, config, feature_set(config)).explain(its.request_id)
     assert [its.field for its in again.differences] == ["teams"]

@@ -56,7 +56,7 @@ class RandomOperator(Operator):
 
 class NumpyRandomOperator(Operator):
     def __call__(self, *columns_N: Any) -> Any:
-        return super().__call__(*columns_N) + np.random.normal()  # noqa: NPY002
+        return super().__call__(*columns_N) + np.random.normal()
 
 
 class ShortOperator(Operator):
@@ -185,7 +185,7 @@ ALL_OF_SOURCES = set(CONTRACTS[plugins.SOURCES]) - {"version"}
     [
         (lambda source, found: found, set()),
         (
-            lambda source, found: np.random.permutation(found),  # noqa: NPY002
+            lambda source, found: np.random.permutation(found),
             {"same output", "hidden state", "global randomness", "explain"},
         ),
         (lambda source, found: found[source.calls % 2 :], {"same output", "hidden state"}),

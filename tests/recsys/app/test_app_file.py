@@ -280,11 +280,7 @@ FAULTS = [
         2,
         "features.against.item is [], expected at least one na",
     ),
-    (
-        "features:\n  counts: [sale]",
-        2,
-        "features.counts has 'sale', expected one of click, view",
-    ),
+    ("features:\n  counts: [sale]", 2, "features.counts has 'sale', expected one of click, view"),
     (
         "features:\n  rates: [item]\n  last: {sale: item}",
         3,

@@ -69,12 +69,7 @@ def test_features_may_change(tmp_path: Path, old: str, new: str) -> None:
             "events.click.label is 'negative', .*new state folder",
         ),
         ("weight: 5", "weight: 6", 4, "events.buy.weight is 6.0, expected 5.0.*recsys down"),
-        (
-            "  buy: {label: positive, weight: 5}\n",
-            "",
-            2,
-            r"events is \('click',\), expected",
-        ),
+        ("  buy: {label: positive, weight: 5}\n", "", 2, r"events is \('click',\), expected"),
         (
             "price: number",
             "price: category",

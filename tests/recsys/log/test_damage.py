@@ -15,10 +15,12 @@ from recsys.log.record_crc import corrected, is_intact, record_crc
 from recsys.log.sqlite_files import FORMAT, INSERT
 from recsys.log.sqlite_log import SqliteLog
 from recsys.log.sqlite_repair import check_topic
+from tests.support.seeds import LONG, seeds
 from tests.support.simulation.bit_flips import flip_bit, with_flips
 
 TOPIC = "t"
 NAMED = (LogUnavailable, LogLost, ValueError, KeyError)
+FLIPS = 1_000 if LONG else 200
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def filled(folder: Path, size: int = 300, count: int = 60) -> SqliteLog:
     return log
 
 
-def unseen(folder: Path, file: Path, count: int, seed: int) -> list[int]:
+def unseen(folder: Path, file: Path, count: int) -> list[int]:
     """Bits whose flip changed contents without an error."""
     whole = folder.with_name("whole")
     shutil.rmtree(whole, ignore_errors=True)
@@ -53,7 +55,7 @@ def unseen(folder: Path, file: Path, count: int, seed: int) -> list[int]:
     wrong, expected = [], contents(folder)
     shutil.rmtree(folder)
     shutil.copytree(whole, folder)
-    for bit in with_flips(file, count, seed):
+    for bit in with_flips(file, count, seeds(file.name, 1, 1_000)[0]):
         try:
             if contents(folder) != expected:
                 wrong.append(bit)
@@ -79,21 +81,21 @@ def killed_copy(tmp_path: Path, **how: int) -> Path:
 @pytest.mark.slow
 def test_no_flip_in_a_topic_s_file_goes_unseen(tmp_path: Path) -> None:
     filled(tmp_path / "log").close()
-    assert unseen(tmp_path / "log", tmp_path / "log" / "t.sqlite", 1_000, seed=1) == []
+    assert unseen(tmp_path / "log", tmp_path / "log" / "t.sqlite", FLIPS) == []
 
 
 @pytest.mark.slow
 def test_no_flip_in_the_write_ahead_file_goes_unseen(tmp_path: Path) -> None:
     folder = killed_copy(tmp_path, count=30)
     assert (folder / "t.sqlite-wal").stat().st_size > 500_000
-    assert unseen(folder, folder / "t.sqlite-wal", 1_000, seed=2) == []
+    assert unseen(folder, folder / "t.sqlite-wal", FLIPS) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["catalogue.db", "t.mark"])
 def test_no_flip_beside_the_topic_goes_unseen(tmp_path: Path, name: str) -> None:
     filled(tmp_path / "log").close()
-    assert unseen(tmp_path / "log", tmp_path / "log" / name, 200, seed=3) == []
+    assert unseen(tmp_path / "log", tmp_path / "log" / name, 200) == []
 
 
 def test_a_flipped_bit_of_a_value_is_named_with_its_place(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from tests.support.systems.apache_kafka import ApacheKafka, needs_jars
 from tests.support.systems.sasl_proxy import SaslProxy
 from tests.support.systems.tls_proxy import Certificates, TlsProxy, make_certificates
 
+pytestmark = pytest.mark.pairs(8)
+
 SECRET = "correct horse"
 
 

@@ -30,6 +30,8 @@ from recsys.log.sqlite_log import SqliteLog
 from tests.support.systems.apache_kafka import ApacheKafka, needs_jars
 from tests.support.systems.tls_proxy import TlsProxy, make_certificates
 
+pytestmark = pytest.mark.pairs(17)
+
 
 @dataclass(frozen=True)
 class Apache:

@@ -10,16 +10,10 @@ from recsys.clock import Pace
 from recsys.log.protocol import Append, LogUnavailable, Topic
 from recsys.log.sqlite_files import FREE_SHARE, PAGE_BYTES, VACUUM_PAGES
 from recsys.log.sqlite_log import SqliteLog
+from tests.support.clock import Clock
 
 ROOM = 2 * VACUUM_PAGES * PAGE_BYTES  # that a file keeps, with a slice's rest
 RECORD = 40_000
-
-
-class Clock:
-    now_ms = 0
-
-    def __call__(self):
-        return self.now_ms
 
 
 @pytest.fixture

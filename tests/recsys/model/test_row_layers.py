@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from recsys.model.row_kernels import distinct, jag
 from recsys.model.row_layers import interacted, interacted_by_torch, pooled, pooled_by_torch

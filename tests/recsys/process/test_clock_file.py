@@ -218,7 +218,7 @@ def test_a_state_folder_with_records_gets_no_clock(machine: Machine) -> None:
 
 
 def test_a_start_in_the_future_is_refused(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, ClockConfig(int(1_700_000_000_000 + 7_200_000)))
+    machine = Machine(tmp_path, ClockConfig(1_700_000_000_000 + 7_200_000))
     with pytest.raises(
         ValueError, match=r"clock.start is .* 2.0 hours ahead of the machine's time"
     ):

@@ -9,14 +9,7 @@ from hypothesis import given, settings
 
 from recsys.config.safety_config import DiskConfig
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, ITEM_COUNTS, topics
-from recsys.process.disk_budget import (
-    DiskBudget,
-    Level,
-    Space,
-    reserve_of,
-    topic_bytes,
-    usable_of,
-)
+from recsys.process.disk_budget import DiskBudget, Level, Space, reserve_of, topic_bytes, usable_of
 
 GB = 10**9
 HOUR_S = 3_600
@@ -259,8 +252,7 @@ def test_default_settings_in_bytes():
 
 
 @pytest.mark.parametrize(
-    ("free", "level"),
-    [(2.01, 0), (1.99, 1), (1.01, 1), (0.99, 2), (0.26, 2), (0.24, 3)],
+    ("free", "level"), [(2.01, 0), (1.99, 1), (1.01, 1), (0.99, 2), (0.26, 2), (0.24, 3)]
 )
 def test_bounds_of_levels_in_gigabytes(free, level):
     assert DiskBudget(DiskConfig()).plan({}, int(free * GB), 0).level == level

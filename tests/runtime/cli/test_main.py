@@ -97,10 +97,7 @@ def test_a_plug_in_adds_a_command_to_a_group_and_breaks_none() -> None:
             "recsys: plug-in experiment.gone (examples.gone.module:run)",
             "No module named 'examples.gone'",
         ),
-        (
-            "recsys: plug-in status.more (os.path:join)",
-            "status more exists, or status is no group",
-        ),
+        ("recsys: plug-in status.more (os.path:join)", "status more exists, or status is no group"),
     ]
 
 

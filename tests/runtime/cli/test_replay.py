@@ -19,6 +19,8 @@ from replay.replay_run import ReplayOptions, ReplayResult, config_for, replay_da
 from runtime.cli.main import app
 from tests.support.training.small_crowd import START_MS
 
+pytestmark = pytest.mark.pairs(1)
+
 MINUTE_MS = 60_000
 DAY_MS = 24 * 60 * MINUTE_MS
 EVERY_MS = 10 * MINUTE_MS  # between two requests

@@ -20,6 +20,8 @@ from runtime.supervision.supervisor_loop import part_environment
 from tests.support.paths import ROOT
 from tests.support.plan_config import seen_of
 
+pytestmark = pytest.mark.pairs(19)
+
 
 def recsys(*arguments, **variables):
     environment = {

@@ -62,6 +62,8 @@ from training.joining.spill import Row, Spill
 from training.lines.control import append_live_record
 from training.lines.line import MAIN
 
+pytestmark = pytest.mark.pairs(2)
+
 USER = "forget-me"
 
 

@@ -42,12 +42,7 @@ def test_of_each_source_its_first_ones_stay() -> None:
 
 @pytest.mark.parametrize(
     ("left_ms", "missed"),
-    [
-        (50.0, ()),
-        (15.0, (SHORT,)),
-        (9.0, (POPULAR, SHORT)),
-        (-1.0, (POPULAR, SHORT, UNRANKED)),
-    ],
+    [(50.0, ()), (15.0, (SHORT,)), (9.0, (POPULAR, SHORT)), (-1.0, (POPULAR, SHORT, UNRANKED))],
 )
 def test_an_answer_says_what_it_did_without_and_is_made_again(
     left_ms: float, missed: tuple[str, ...]

@@ -1,6 +1,7 @@
 """One at a time, in order, and the loop looks around between two."""
 
 import asyncio
+import itertools
 
 from serving.admission.fair_lock import FairLock
 
@@ -19,7 +20,7 @@ def test_one_after_the_other_in_order_and_others_run_between() -> None:
 
         await asyncio.gather(*[one(f"{n}") for n in range(4)])
         assert [s for s in seen if s != "else"] == ["0", "1", "2", "3"]
-        for before, after in zip(seen, seen[1:], strict=False):
+        for before, after in itertools.pairwise(seen):
             assert before == "else" or after == "else", seen
         assert not lock.locked()
         await lock.acquire()

@@ -43,8 +43,7 @@ def brute(vectors: np.ndarray, query: np.ndarray, k: int, wanted: np.ndarray) ->
     kind=st.sampled_from(sorted(MAKERS)),
     updates=st.lists(
         st.tuples(
-            st.lists(st.integers(0, 90), min_size=1, max_size=70, unique=True),
-            st.booleans(),
+            st.lists(st.integers(0, 90), min_size=1, max_size=70, unique=True), st.booleans()
         ),
         max_size=7,
     ),

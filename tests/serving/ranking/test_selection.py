@@ -186,11 +186,7 @@ def test_a_score_that_is_no_number_comes_after_all_others() -> None:
 
 def test_infinite_scores_share_evenly() -> None:
     everywhere = np.ones(3, np.bool_)
-    assert mixture(np.array([np.inf, 5.0, np.inf]), everywhere, 0.0).tolist() == [
-        0.5,
-        0,
-        0.5,
-    ]
+    assert mixture(np.array([np.inf, 5.0, np.inf]), everywhere, 0.0).tolist() == [0.5, 0, 0.5]
     low = np.array([-np.inf] * 3)
     assert mixture(low, everywhere, 0.0) == pytest.approx([1 / 3] * 3)
     one = mixture(np.array([-np.inf, 1.0, -np.inf]), everywhere, 0.3)

@@ -22,7 +22,7 @@ from serving.sessions.session_store import (
 from tests.support.systems.tls_proxy import TlsProxy, make_certificates
 from tests.support.systems.valkey_cluster import MASTERS, ValkeyCluster, until
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.pairs(7)]
 PARTITIONS = 12
 USERS = [f"u{n}" for n in range(60)]
 START = FoldPosition("log", [0] * PARTITIONS, 0)

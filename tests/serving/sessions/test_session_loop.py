@@ -32,11 +32,7 @@ from recsys.log.protocol import Append, LogLost, MemoryLog
 from recsys.process.part_process import Stop
 from serving.sessions import session_loop
 from serving.sessions.session_loop import SessionLoop
-from serving.sessions.session_store import (
-    FoldPosition,
-    PositionConflict,
-    StoreUnavailable,
-)
+from serving.sessions.session_store import FoldPosition, PositionConflict, StoreUnavailable
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 NOW_MS = 1_790_000_000_000
@@ -180,9 +176,7 @@ def test_an_erasure_removes_the_session_and_a_tombstone_what_came_before_it(
     assert again is not None and again.events == 1
 
 
-def test_a_change_of_features_folds_all_again_and_an_erasure_reaches_both(
-    fixture: Fixture,
-) -> None:
+def test_a_change_of_features_folds_all_again_and_an_erasure_reaches_both(fixture: Fixture) -> None:
     """The log of several stages: two sets are folded, then the new one is alone."""
     wide = replace(FEATURES, declared=Declared(half_lives_h=(1.0, 6.0, 336.0)))
     new, log = fixture.sessions.of_set(wide.digest), fixture.log

@@ -33,6 +33,8 @@ from serving.sessions.session_store import (
 )
 from tests.support.systems.valkey_cluster import MASTERS, ValkeyCluster
 
+pytestmark = pytest.mark.pairs(6)
+
 FIRST = FoldPosition("log-1", [3, 0, 7, 1], 2)
 SECOND = FoldPosition("log-1", [5, 0, 9, 1], 2)
 PARTITIONS = len(FIRST.events)

@@ -1,6 +1,7 @@
 """A swipe's trace through the parts of a real run in one process: one tree, each span after its cause."""
 
 import asyncio
+import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -49,9 +50,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[dict[
     return [r for r in asked if system.tracer.is_sampled(r)], spans_in(folder / "spans.jsonl")
 
 
-def test_only_what_is_chosen_is_traced(
-    ran: tuple[list[str], list[dict[str, Any]]],
-) -> None:
+def test_only_what_is_chosen_is_traced(ran: tuple[list[str], list[dict[str, Any]]]) -> None:
     chosen, spans = ran
     assert 3 <= len(chosen) <= 17
     asked = {request_span(request_id, "feed").trace_id for request_id in chosen}
@@ -75,7 +74,7 @@ def test_a_swipe_is_one_connected_trace_with_all_stages_in_order(
     stages = [span for span in own if span["name"] in STAGES]
     assert [span["name"] for span in stages] == STAGES
     assert start(stages[0]) == start(feed) and end(stages[-1]) == end(feed)
-    assert all(end(a) == start(b) for a, b in zip(stages, stages[1:], strict=False))
+    assert all(end(a) == start(b) for a, b in itertools.pairwise(stages))
     served = [span for span in own if span["name"] == "served"]
     assert served, "what it taught was served"
     for last in served:

@@ -1,6 +1,5 @@
 """Shards of the toy line behind sockets, in threads of the test, that can be killed and restarted."""
 
-import shutil
 import time
 from pathlib import Path
 
@@ -55,10 +54,6 @@ class Servers:
 
     def lose_wal(self, part: int) -> None:
         (self.folder / f"{part}.wal").unlink()
-
-    def lose_all(self, part: int) -> None:
-        shutil.rmtree(self.folder / "snapshots")
-        self.lose_wal(part)
 
     def address(self, part: int) -> Address:
         server = self.servers[part]

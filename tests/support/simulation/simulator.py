@@ -31,6 +31,7 @@ from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from recsys.process.part_snapshot import PartState
 from serving.replica.line_reader import LineReader, LoadedSnapshot
 from serving.replica.row_store import RowStore
+from tests.support.clock import Clock
 from tests.support.simulation.simulator_faults import (
     Chance,
     Crash,
@@ -86,14 +87,6 @@ class Broken(AssertionError):
 def hold(name: str, true: bool, what: object = "") -> None:
     if not true:
         raise Broken(name, what)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_ms = 0
-
-    def __call__(self) -> int:
-        return self.now_ms
 
 
 class ShuffledShard(DurableShard):

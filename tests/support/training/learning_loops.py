@@ -9,6 +9,7 @@ from recsys.events.records import EXAMPLES, Delta, Step, unpack
 from recsys.log.protocol import Append, Log, LogUnavailable, MemoryLog, Record
 from recsys.model.model import build_model
 from recsys.process.part_snapshot import PartState
+from tests.support.clock import Clock
 from tests.support.training.small_feed import (
     FEATURES,
     append_examples,
@@ -21,16 +22,6 @@ from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
 from training.lines.line import spec_of
 from training.steps.sequencer_loop import SequencerLoop
-
-
-class Clock:
-    """Milliseconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.now_ms = 0
-
-    def __call__(self) -> int:
-        return self.now_ms
 
 
 class FlakyLog(MemoryLog):

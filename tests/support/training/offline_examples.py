@@ -73,9 +73,7 @@ def toy_blocks(blocks: int = 4, size: int = 24, first: int = 0) -> MemoryBlocks:
 
 
 def toy_trainer(
-    blocks: MemoryBlocks,
-    made: Any = OwnTable,
-    sharding: Sharding = FOUR,
+    blocks: MemoryBlocks, made: Any = OwnTable, sharding: Sharding = FOUR
 ) -> OfflineTrainer:
     model = build_model(FEATURES, MODEL)
     learner, tables = Learner(model), tables_of(MODEL)

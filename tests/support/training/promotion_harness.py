@@ -29,11 +29,7 @@ from training.lines.control import ControlReader
 
 BETTER, WORSE, EQUAL = Pair(1.2, 0.3), Pair(0.3, 1.2), Pair(0.7, 0.7)
 RULES = PromotionConfig(
-    least_examples=1_000,
-    canary_examples=50,
-    settle_s=1.0,
-    auc_margin=0.01,
-    engagement_margin=0.2,
+    least_examples=1_000, canary_examples=50, settle_s=1.0, auc_margin=0.01, engagement_margin=0.2
 )
 
 

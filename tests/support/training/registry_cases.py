@@ -6,10 +6,7 @@ from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.config.system_config import ModelConfig, digest, tables_of
 from tests.support.training.small_feed import FEATURES, START_MS
-from training.candidates.registry import (
-    Provenance,
-    plain_config,
-)
+from training.candidates.registry import Provenance, plain_config
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
 

@@ -33,6 +33,7 @@ from recsys.events.records import (
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.part_snapshot import PartState
+from tests.support.clock import Clock
 from tests.support.training.small_feed import toy_log
 from training.archive.inspector import Inspector
 
@@ -54,13 +55,6 @@ GOOD = {
 NO_TEXT = b"\x81\xa4line\xa1\xff"
 DEEP = b"\x91" * 5000 + b"\xc0"
 BAD = [b"\xc1rubbish", b"", NO_TEXT, DEEP, encode(Tick(time_ms=1))]
-
-
-class Clock:
-    now_ms = 0
-
-    def __call__(self) -> int:
-        return self.now_ms
 
 
 def inspect(log: MemoryLog, folder: Path, clock: Clock | None = None) -> Inspector:

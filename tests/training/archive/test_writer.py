@@ -9,6 +9,7 @@ import pytest
 from recsys.events.event_types import Item, Tick, encode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS, ErasedExample, Forget, pack
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
+from tests.support.clock import Clock
 from tests.support.training.small_feed import (
     PARTITIONS,
     START_MS,
@@ -24,13 +25,6 @@ from training.archive.files import files_of
 from training.archive.writer import Archive, archived_rows, read_archive
 
 HOUR_MS = 3_600_000
-
-
-class Clock:
-    now_ms = 0
-
-    def __call__(self) -> int:
-        return self.now_ms
 
 
 def archived(folder: Path, topic: str) -> list[tuple[int, int, bytes, bytes]]:

@@ -21,7 +21,7 @@ from training.continual.learner import Learner
 from training.lines.line import MAIN
 from training.steps.step_reader import ExampleCheck, read_lanes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 TEXT = """
 name: learners

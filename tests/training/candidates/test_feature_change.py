@@ -33,7 +33,7 @@ from tests.support.training.promotion_run import PromotionRun, config_of, never_
 from training.candidates.registry import Registry, iso
 from training.lines.line import MAIN
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 
 class Change:

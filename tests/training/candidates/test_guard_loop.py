@@ -27,7 +27,7 @@ from training.candidates.shadow import Shadow
 from training.candidates.shadow_loop import ShadowLoop
 from training.lines.line import MAIN, whole_spec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 GUARD = "guard-1"
 
 

@@ -21,7 +21,7 @@ from training.candidates.shadow import Shadow
 from training.candidates.shadow_loop import ShadowLoop
 from training.lines.line import MAIN
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 
 async def warmed(folder: Path, **rules: Any) -> PromotionRun:

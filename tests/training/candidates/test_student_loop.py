@@ -21,7 +21,7 @@ from serving.retrieval import retrieval_client
 from tests.support.training.promotion_run import PromotionRun, config_of, never_back, stamps, until
 from training.lines.line import MAIN, learning_digest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 SIZE = ModelSize(dim=2, hidden=(8,))  # the system's has dim 4 and a layer of 16
 LARGE = ModelSize(dim=48, hidden=(512, 256))
@@ -180,9 +180,7 @@ def test_parts_that_are_killed_come_back_with_the_model_of_their_epoch(tmp_path:
     asyncio.run(scenario())
 
 
-def test_a_student_that_was_killed_in_shadow_says_the_same_and_says_it_once(
-    tmp_path: Path,
-) -> None:
+def test_a_student_that_was_killed_in_shadow_says_the_same_and_says_it_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = await started(tmp_path, least_examples=100_000, most_examples=100_000)
         run.propose("small", run.trained(EPOCHS, size=SIZE), kind="student")

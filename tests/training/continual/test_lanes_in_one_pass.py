@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,10 +35,7 @@ MODELS = {
 
 def lanes_of(its: Learner, sizes: Sequence[int]) -> list[Lane]:
     ends = np.cumsum([0, *sizes])
-    return [
-        its.prepare([example(n) for n in range(a, b)])
-        for a, b in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    return [its.prepare([example(n) for n in range(a, b)]) for a, b in itertools.pairwise(ends)]
 
 
 @pytest.mark.parametrize("whole_list", [False, True])

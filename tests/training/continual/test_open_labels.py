@@ -22,6 +22,8 @@ from training.continual.learner import Learner
 from training.continual.open_labels import label_targets
 from training.joining.joiner import Joiner
 
+pytestmark = pytest.mark.steady
+
 LABELS = FEATURES.schema.labels
 CONFIG = toy_config()
 MEAN_S = 100.0  # of the delay

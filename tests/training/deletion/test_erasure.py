@@ -31,6 +31,7 @@ from recsys.log.sqlite_log import SqliteLog
 from recsys.process.log_consumer import readable
 from recsys.process.part_snapshot import PartState
 from recsys.process.worker_share import Share
+from tests.support.clock import Clock
 from tests.support.simulation.bit_flips import flip_bit
 from tests.support.training.small_feed import (
     FEATURES,
@@ -51,13 +52,6 @@ from training.joining.joiner_loop import JoinerLoop
 USER = "u3"
 PARTITION = partition_of(USER, PARTITIONS)
 FOLDS = ("counters", "session-fold")
-
-
-class Clock:
-    now_ms = 0
-
-    def __call__(self) -> int:
-        return self.now_ms
 
 
 class Unchangeable(MemoryLog):

@@ -30,7 +30,7 @@ from tests.support.training.unlearning_run import Killed, started
 from training.deletion import live_replay, live_unlearning, unlearn
 from training.lines.line import MAIN
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 USERS = ("u3", "u5")
 
 

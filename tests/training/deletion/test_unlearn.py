@@ -14,14 +14,7 @@ from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.rpc.parameter_client import fresh_shards
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
-from recsys.events.control_records import (
-    Candidate,
-    Decision,
-    Erasure,
-    Live,
-    ModelSize,
-    Unlearning,
-)
+from recsys.events.control_records import Candidate, Decision, Erasure, Live, ModelSize, Unlearning
 from recsys.events.event_types import Event, User, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, DELTAS, EVENTS, EXAMPLES, STEPS, Step, pack, unpack
@@ -51,6 +44,8 @@ from training.steps.drain import drain
 from training.steps.lineage import starts_after
 from training.steps.sequencer_loop import last_position
 from training.steps.step_reader import StepReader
+
+pytestmark = pytest.mark.steady
 
 LATE = "u91"  # only in the newer part of the log
 EARLY = "u3"

@@ -108,10 +108,7 @@ def test_alarms_of_features_and_of_shares_of_frequent_keys() -> None:
     ]
     assert [(a.found, a.expected) for a in alarms] == [
         pytest.approx(numbers, rel=1e-6)
-        for numbers in (
-            (1.5345925, 1.0199944),
-            (0.19333333, 0.49658925),
-        )
+        for numbers in ((1.5345925, 1.0199944), (0.19333333, 0.49658925))
     ]
 
 

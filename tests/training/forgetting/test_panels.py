@@ -66,7 +66,7 @@ def test_a_negative_that_stands_for_ten_weighs_as_ten() -> None:
 
 
 def test_a_corrected_label_counts_for_all_three() -> None:
-    late = panel([0.0] + LABELS[1:], KNOWN)
+    late = panel([0.0, *LABELS[1:]], KNOWN)
     wrong = retention(late, KNOWN, 0)
     right = retention(late.corrected({(0, 0, 0): [1.0], (0, 999, 0): [1.0]}), KNOWN, 0)
     assert wrong is not None and right is not None

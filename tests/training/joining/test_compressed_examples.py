@@ -165,7 +165,7 @@ def test_readers_see_no_difference(tmp_path):
 
 def test_an_impression_is_found_by_its_request():
     request_id = "0" * 31 + "3"  # it repeats itself, so its bytes don't stand in the frame
-    shown = [e for e in draw_events(100, 4) if isinstance(e, Impression)][0]
+    shown = next(e for e in draw_events(100, 4) if isinstance(e, Impression))
     value = record_of(replace(shown, request_id=request_id), PARTITIONS).value
     assert request_id.encode() not in value
     found = impression_of(value, request_id)

@@ -588,11 +588,7 @@ def batch_join(events: Sequence[object], horizon_ms: int) -> dict[tuple[str, str
     cap=st.sampled_from([0, 20_000]),
 )
 def test_final_labels_are_those_of_a_batch_join_for_any_order_and_repeats(
-    requests: int,
-    delays: list[tuple[int, int]],
-    repeats: list[int],
-    negatives: float,
-    cap: int,
+    requests: int, delays: list[tuple[int, int]], repeats: list[int], negatives: float, cap: int
 ) -> None:
     """Engagements come later than they should, some twice; of what was left out, only those without a label
     are missing."""

@@ -11,15 +11,7 @@ import pytest
 
 from recsys.clock import Clock as EventClock
 from recsys.clock import Pace
-from recsys.events.event_types import (
-    Engagement,
-    Event,
-    Impression,
-    Tick,
-    User,
-    decode,
-    encode,
-)
+from recsys.events.event_types import Engagement, Event, Impression, Tick, User, decode, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import DEAD_LETTERS, EVENTS, EXAMPLES, DeadLetter, Example, topics
 from recsys.log.compression import plain

@@ -12,18 +12,9 @@ from hypothesis import strategies as st
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.config.system_config import TableConfig
-from training.merging.merge import (
-    Blend,
-    Blends,
-    Parent,
-    Since,
-    interpolate,
-)
+from training.merging.merge import Blend, Blends, Parent, Since, interpolate
 
-TABLES = (
-    TableConfig("features", 3, 0.1, 0.01),
-    TableConfig("users", 2, 0.1, 0.0),
-)
+TABLES = (TableConfig("features", 3, 0.1, 0.01), TableConfig("users", 2, 0.1, 0.0))
 SPEC = ShardSpec(TABLES, lanes=1, dense_average=0.9)
 DENSE = np.linspace(-1, 1, 4, dtype=np.float32)
 Rows = dict[str, list[int]]
@@ -54,11 +45,7 @@ def shard_of(parent: Parent) -> Shard:
 
 
 def family(
-    old: list[int],
-    online: list[int],
-    offline: list[int],
-    gone: Sequence[int] = (),
-    seed: int = 0,
+    old: list[int], online: list[int], offline: list[int], gone: Sequence[int] = (), seed: int = 0
 ) -> tuple[Parent, Parent, Parent]:
     """Online, offline and their ancestor. ``gone``: rows that left online."""
     ancestor = Parent(*learn(Shard(SPEC, DENSE), seed, old).export())

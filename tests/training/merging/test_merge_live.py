@@ -22,7 +22,7 @@ from training.lines.line import MAIN
 from training.merging.merge import Blend, Blends
 from training.merging.merge_live import LiveMerge
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 HALF = Blends(Blend(0.5, 0.5), 0.5)
 
 

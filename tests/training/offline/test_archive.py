@@ -19,12 +19,7 @@ from tests.support.training.archived_examples import (
     hour_file,
     remove_hour,
 )
-from tests.support.training.small_feed import (
-    DENSE,
-    FEATURES,
-    PARTITIONS,
-    START_MS,
-)
+from tests.support.training.small_feed import DENSE, FEATURES, PARTITIONS, START_MS
 from training.archive.files import ArchiveFile, files_of
 from training.offline.archive import MissingExamples, Range, cache_archive, fingerprint
 from training.offline.cache import Cache

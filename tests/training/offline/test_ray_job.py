@@ -21,6 +21,8 @@ from training.offline.loop import LoopState
 from training.offline.sharding import decode, encode
 from training.offline.trainer import LaneResult
 
+pytestmark = pytest.mark.pairs(16)
+
 __all__ = ["system"]
 
 # In a process of its own: Ray's settings are read when it is imported.

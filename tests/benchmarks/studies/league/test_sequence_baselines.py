@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from benchmarks.studies.league.sequence_baselines import SequenceModel
 from benchmarks.study import study
 
+pytestmark = pytest.mark.steady
+
 DAY_MS = 86_400_000
 MODEL = '''
 from torch import nn

@@ -31,6 +31,8 @@ from replay.judging.answers import AHEAD, BEHIND, OURS
 from replay.predictions import Predictions, build_report
 from replay.replay_run import ReplayOptions
 
+pytestmark = pytest.mark.steady
+
 
 def small() -> WorldLog:
     return WorldLog(1, hours=30, users=12, items=30, requests_per_s=0.0015)

@@ -10,6 +10,8 @@ from benchmarks.studies.poisoning.attacked_loop import HOUR_MS, AttackedLoop
 from benchmarks.studies.poisoning.attackers import FARM, Attack
 from benchmarks.studies.poisoning.study_poisoning import Setting, measure, summary, world_of
 
+pytestmark = pytest.mark.steady
+
 SMALL = Setting(FARM, share=0.05, users=40, items=40, hours=3.0)
 
 

@@ -2,6 +2,8 @@ import pytest
 
 from benchmarks.studies.promotion.study_guard import measure_guard, text_lines
 
+pytestmark = pytest.mark.steady
+
 
 @pytest.mark.slow
 def test_the_study_tells_good_lines_from_broken_ones() -> None:

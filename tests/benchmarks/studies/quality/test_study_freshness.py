@@ -17,6 +17,8 @@ from recsys.model.prediction_metrics import auc
 from replay.replay_run import ReplayOptions, replay_data
 from runtime.cli.main import app
 
+pytestmark = pytest.mark.steady
+
 OPTIONS = ReplayOptions(features="ids", step_examples=24)
 HOUR_MS = 3_600_000
 

@@ -8,6 +8,8 @@ from benchmarks.studies.quality.study_linear import linear_learners
 from benchmarks.studies.quality.study_quality import WHOLE, measure_quality, variants
 from replay.replay_run import ReplayOptions, replay_data
 
+pytestmark = pytest.mark.steady
+
 OPTIONS = ReplayOptions(step_examples=24)
 
 
