@@ -28,7 +28,8 @@ PUBLIC = {
     "serving": """request pipeline ranking.stages retrieval.filters sources.source sources.retrieval
         ranking.scoring ranking.selection replica.replica index.item_index ingestion.event_validation
         sessions.session_fold sessions.session_store service http.added_routes""",
-    "examples": """experiment_power.sequential_power short_video.world""",
+    "plugins": "experiment_power.sequential_power",
+    "examples": "short_video.world",
 }
 
 

@@ -93,7 +93,7 @@ def test_a_topic_over_its_share_is_named():
 def test_shares_leave_enough_room_for_every_level_to_end(
     budget_gb, free_gb, archive, log, snapshots, partitions
 ):
-    config = DiskConfig(budget_gb, archive, log, snapshots, 0, free_gb)
+    config = DiskConfig(budget_gb, archive, log, snapshots, free_gb)
     limits = topic_bytes(config, partitions)
     file_bytes = sum(
         size / 0.8 * (partitions if topic in (EVENTS, EXAMPLES, ITEM_COUNTS) else 1)

@@ -20,6 +20,7 @@ from tests.support.training.archived_examples import (
     remove_hour,
 )
 from tests.support.training.small_feed import DENSE, FEATURES, PARTITIONS, START_MS
+from training.archive.digest import seal
 from training.archive.files import ArchiveFile, files_of
 from training.offline.archive import MissingExamples, Range, cache_archive, fingerprint
 from training.offline.cache import Cache
@@ -275,6 +276,7 @@ def split(path: Path) -> tuple[Path, Path]:
         part = table.slice(one - int(first), two - one + 1)
         halves.append(path.with_name(f"part-{partition}-{one}-{two}.parquet"))
         pq.write_table(part, halves[-1])
+        seal(halves[-1])
     return halves[0], halves[1]
 
 
