@@ -36,9 +36,10 @@ class Sequencer:
         step: int = 0,
         offsets: dict[int, int] | None = None,
         live: bool = False,
+        lane_examples: int = LANE_EXAMPLES,
     ) -> None:
         """``live``: small steps learn at a lower rate, and one is cut sooner while the trainer is idle."""
-        self.config, self._live = config, live
+        self.config, self._live, self._lane_examples = config, live, lane_examples
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
         self.offsets = dict(offsets or {})  # where the next step begins, by partition
@@ -95,7 +96,7 @@ class Sequencer:
             ranges=self._ranges((p, offset) for _, p, offset, *_ in taken), examples=len(taken),
             lanes=self.config.lanes, time_ms=max(closed_ms for *_, closed_ms, _, _ in taken),
             config=self.digest, rate=max(_LEAST_RATE, share**0.5),
-            filled=max(1, min(-(-learned // LANE_EXAMPLES), self.config.lanes)),
+            filled=max(1, min(-(-learned // self._lane_examples), self.config.lanes)),
             views=self._sample([(view, p, o) for _, p, o, _, view, _ in taken if view], now_ms),
         )  # fmt: skip
 

@@ -35,7 +35,7 @@ from training.lines.control import ControlReader, live_epochs
 from training.lines.line import MAIN, learning_digest
 from training.steps.delta_reader import LearnedSteps
 from training.steps.lineage import Lineage, ancestors, last_steps
-from training.steps.sequencer import Sequencer, View
+from training.steps.sequencer import LANE_EXAMPLES, Sequencer, View
 from training.steps.step_trace import SequenceTrace
 
 PART: Final = "sequencer"
@@ -77,6 +77,8 @@ class LinePosition(NamedTuple):
 class SequencerLoop(PartFold):
     """Cuts the steps of one line. ``clock`` (milliseconds) is machine time live, event time in replay.
     ``live``: follows the trainer, whose pace is on no record."""
+
+    lane_examples = LANE_EXAMPLES  # of a step for each lane that it fills
 
     def __init__(
         self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int],
@@ -210,7 +212,7 @@ class SequencerLoop(PartFold):
             offsets.setdefault(partition, self._log.begin(EXAMPLES, partition))
         self._sequencer = Sequencer(
             self._config.step, line=self._line, epoch=self._epoch, digest=self._digest, step=step,
-            offsets=offsets, live=self._live,
+            offsets=offsets, live=self._live, lane_examples=self.lane_examples,
         )  # fmt: skip
         self._consumer = Consumer(self._log, EXAMPLES, list(range(partitions)), dict(offsets))
         if self._live:

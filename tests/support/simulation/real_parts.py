@@ -36,12 +36,12 @@ from tests.support.simulation.simulator import (
     SHARDS,
     SNAPSHOT_EVERY,
     SPEC,
+    ManyLanes,
 )
 from tests.support.simulation.simulator_learner import CountingLearner
 from tests.support.training.small_feed import FEATURES, PARTITIONS
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
-from training.steps.sequencer_loop import SequencerLoop
 
 WORKERS: Final = 2
 BROKEN: Final = "broken.txt"  # in the folder: what a shard found missing when it came back
@@ -95,7 +95,7 @@ def joiner(job: Job) -> None:
 def sequencer(job: Job) -> None:
     job.plant()
     log = open_log(job.config)
-    loop = SequencerLoop(log, job.config, FEATURES, clock_ms)
+    loop = ManyLanes(log, job.config, FEATURES, clock_ms)
     while True:
         if not loop.turn():
             log.wait(EXAMPLES, _IDLE_S)

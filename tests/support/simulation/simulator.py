@@ -76,6 +76,12 @@ PUBLISHED: Final = (
 )
 
 
+class ManyLanes(SequencerLoop):
+    """Sequencer whose small steps fill several lanes, as large ones do."""
+
+    lane_examples = 1
+
+
 class Broken(AssertionError):
     """An invariant doesn't hold; ``name`` says which."""
 
@@ -355,7 +361,7 @@ class Simulation:
         return JoinerLoop(self.log, self.config, FEATURES, self.clock, state)
 
     def _sequencer(self) -> SequencerLoop:
-        return SequencerLoop(self.log, self.config, FEATURES, self.clock)
+        return ManyLanes(self.log, self.config, FEATURES, self.clock)
 
     def _worker(self) -> Worker:
         channels = [InProcess(self, part) for part in range(SHARDS)]
