@@ -39,8 +39,7 @@ def train(
     batches: Batches = 50,
     batch: Annotated[int, typer.Option(min=4, help="Examples of a worker in a step.")] = 1_024,
     apart: Annotated[
-        bool,
-        typer.Option("--apart/--together", help="Shards and workers as processes, or threads."),
+        bool, typer.Option("--apart/--together", help="Shards and workers as processes, or threads.")
     ] = True,
     rounds: Annotated[
         int, typer.Option(min=1, help="Interleaved rounds; the median of each variant counts.")
@@ -54,9 +53,7 @@ def train(
 
 
 @bench_command(bench)
-def join(
-    events: Annotated[int, typer.Option(min=1, help="Events.")] = 200_000, seed: Seed = 0
-) -> Figures:
+def join(events: Annotated[int, typer.Option(min=1, help="Events.")] = 200_000, seed: Seed = 0) -> Figures:
     """Events through the joiner."""
     from benchmarks.learning.bench_join import measure_join
 
@@ -87,9 +84,7 @@ def freshness(
     """Time from the end of a view to the first answer that has learned it."""
     from benchmarks.system.bench_freshness import measure_freshness
 
-    return measure_freshness(
-        seconds, rate, every_ms, shards, seed, soonest_ms=soonest_ms, kafka=kafka
-    )
+    return measure_freshness(seconds, rate, every_ms, shards, seed, soonest_ms=soonest_ms, kafka=kafka)
 
 
 @bench_command(bench)
@@ -123,9 +118,7 @@ def serve(
     candidates: Annotated[int, typer.Option(min=1, help="Ranked items of a request.")] = 300,
     seconds: Seconds = 20,
     rate: Annotated[int, typer.Option(min=0, help="Requests a second; 0: half of the peak.")] = 0,
-    overload: Annotated[
-        float, typer.Option(min=0, help="Also an overload of so many times the peak.")
-    ] = 0.0,
+    overload: Annotated[float, typer.Option(min=0, help="Also an overload of so many times the peak.")] = 0.0,
     seed: Seed = 0,
 ) -> Figures:
     """Whole answers over HTTP: requests a second, latency, time by stage."""
@@ -176,9 +169,7 @@ def faults(
 @bench_command(bench)
 def kills(
     kills: Annotated[int, typer.Option(min=1, help="Kills, in pairs too.")] = 60,
-    minutes: Annotated[
-        float, typer.Option(min=0, help="Time for kills; the rest is left out.")
-    ] = 22,
+    minutes: Annotated[float, typer.Option(min=0, help="Time for kills; the rest is left out.")] = 22,
     only: Annotated[str, typer.Option(help="Only these targets (a,b).")] = "",
     seed: Seed = 0,
 ) -> Figures:
@@ -221,9 +212,7 @@ def capacity(
     requests: Annotated[float, typer.Option(min=1, help="Lists a second at the peak.")] = 1e4,
     users: Annotated[float, typer.Option(min=1, help="Known users.")] = 1e8,
     items: Annotated[float, typer.Option(min=1, help="Items in the catalogue.")] = 1e7,
-    costs: Annotated[
-        Path, typer.Option(help="Output of `recsys bench units --json FILE`.")
-    ] = UNIT_COSTS,
+    costs: Annotated[Path, typer.Option(help="Output of `recsys bench units --json FILE`.")] = UNIT_COSTS,
     candidates: Annotated[int, typer.Option(min=0, help="Lines that learn beside live.")] = 1,
     partitions: Annotated[int, typer.Option(min=1, help="log.partitions.")] = 64,
     copies: Annotated[int, typer.Option(min=1, help="Copies of the log.")] = 3,

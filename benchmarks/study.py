@@ -13,9 +13,7 @@ from benchmarks.studies.quality.study_freshness import freshness
 from benchmarks.studies.quality.study_quality import quality
 
 study = typer.Typer(add_completion=False, no_args_is_help=True)
-for command in (
-    freshness, quality, league, promotion, forgetting, student, experiments, poisoning, narrowed,
-):  # fmt: skip
+for command in (freshness, quality, league, promotion, forgetting, student, experiments, poisoning, narrowed):
     study.command()(command)
 
 

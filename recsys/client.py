@@ -94,9 +94,7 @@ class Receipt(msgspec.Struct, frozen=True):
 class ApiError(Exception):
     """A request failed. ``status`` is 0 without an answer; ``passing``: a retry may succeed."""
 
-    def __init__(
-        self, method: str, path: str, status: int, detail: str, retry_after_s: float = 0.0
-    ) -> None:
+    def __init__(self, method: str, path: str, status: int, detail: str, retry_after_s: float = 0.0) -> None:
         self.status, self.detail, self.retry_after_s = status, detail, retry_after_s
         self.passing = status == 0 or status in _TRANSIENT
         answer = f"status {status}" if status else "no answer"
@@ -131,9 +129,7 @@ class Client:
         self._tokens = OrderedDict[str, str]()
         all_headers = dict(headers or {}) | ({"x-admin-key": admin_key} if admin_key else {})
         all_headers |= {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(
-            base_url=url, timeout=timeout_s, headers=all_headers, transport=transport
-        )
+        self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=all_headers, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -180,14 +176,14 @@ class Client:
         }  # fmt: skip
         return self._asked("/v1/rank", request)
 
-    def items(self, order: str, n: int = 10,
-              filters: Mapping[str, Any] | None = None) -> list[Recommended]:  # fmt: skip
+    def items(self, order: str, n: int = 10, filters: Mapping[str, Any] | None = None) -> list[Recommended]:
         """Items that are the same for all: "popular", "latest" or "trending". Raises ApiError."""
         query = urlencode({"n": n, "filters": msgspec.json.encode(filters or {})})
         return self._ask("GET", f"/v1/{order}?{query}", _ItemList).items
 
-    def similar(self, item_id: Id, n: int = 10,
-                filters: Mapping[str, Any] | None = None) -> list[Recommended]:  # fmt: skip
+    def similar(
+        self, item_id: Id, n: int = 10, filters: Mapping[str, Any] | None = None
+    ) -> list[Recommended]:
         """Items nearest to one. Raises ApiError."""
         return self.items(f"items/{quote(str(item_id), safe='')}/similar", n, filters)
 

@@ -31,11 +31,7 @@ class Joiners(list[Joiner]):
     """Joiners by partition, fed with events one by one as they would stand on the log."""
 
     def __init__(
-        self,
-        partitions: int,
-        schema: Schema,
-        config: JoinConfig,
-        bounds: BoundsConfig | None = None,
+        self, partitions: int, schema: Schema, config: JoinConfig, bounds: BoundsConfig | None = None
     ) -> None:
         super().__init__(
             Joiner(
@@ -60,9 +56,7 @@ class Joiners(list[Joiner]):
         return self[partition].feed(offset, event)
 
 
-def lost_engagements(
-    events: Iterable[Event], schema: Schema, config: JoinConfig
-) -> tuple[int, int]:
+def lost_engagements(events: Iterable[Event], schema: Schema, config: JoinConfig) -> tuple[int, int]:
     """How many engagements with a label the events have, and how many of them teach nothing, since no list
     before shows their item to their viewer within the window."""
     joiner, engaged = Joiner(0, schema.labels, config, shown_by=schema.shown_by), 0
@@ -78,18 +72,14 @@ def lost_engagements(
 class DirectLoop:
     """Events in, steps out. ``frozen_after_ms``: steps of later examples are cut but not learned."""
 
-    def __init__(
-        self, features: FeatureSet, config: Config, frozen_after_ms: int | None = None
-    ) -> None:
+    def __init__(self, features: FeatureSet, config: Config, frozen_after_ms: int | None = None) -> None:
         self.log = MemoryLog()
         for topic in topics(config.log.partitions):
             self.log.create(topic)
         schema, partitions = features.schema, config.log.partitions
         self.joiners = Joiners(partitions, schema, config.join, config.bounds)
         digest = learning_digest(config, features)
-        self.sequencer: Sequencer | StepsUntil = Sequencer(
-            config.step, line=MAIN, epoch=0, digest=digest
-        )
+        self.sequencer: Sequencer | StepsUntil = Sequencer(config.step, line=MAIN, epoch=0, digest=digest)
         model = build_model(features, config.model)
         self._deltas: list[Delta] = []
         self.client = LocalClient.fresh(spec_of(config), model.read_dense(), self._deltas.append)

@@ -85,15 +85,11 @@ class Player:
         self._lists = 0  # logged ones so far
         self.constant = ConstantColumns(self.features)
         self._policy = Policy(self.config.policy, digest(self.config.policy))
-        self.item_counters = ItemCounters(
-            self.features, self.config.bounds, covisits=self.config.covisits
-        )
+        self.item_counters = ItemCounters(self.features, self.config.bounds, covisits=self.config.covisits)
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
         self._held: list[StepDelta] = []
-        self._moment: list[
-            Event
-        ] = []  # clicks with their lists, not folded: a basket has one moment
+        self._moment: list[Event] = []  # clicks with their lists, not folded: a basket has one moment
         self._users: dict[str, User] = {}  # of those who have no session yet
         self.fold_before: Callable[[Session], None] = lambda session: None  # events not folded yet
 

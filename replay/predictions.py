@@ -106,8 +106,7 @@ def build_report(
         report["labels"][label] = measure(*rows) | {
             "by_day": metrics.by_day(measure, time_ms, *rows, utc_offset_h=utc_offset_h),
             "slices": {
-                name: measure(*(column[mask] for column in rows))
-                for name, mask in (slices or {}).items()
+                name: measure(*(column[mask] for column in rows)) for name, mask in (slices or {}).items()
             },
         }
     return report

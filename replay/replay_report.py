@@ -26,11 +26,7 @@ _REPORT_S = 10.0
 
 
 def report_of(
-    data: Path,
-    dataset: Dataset,
-    options: ReplayOptions,
-    replayed: ReplayResult,
-    baseline: Predictions | None,
+    data: Path, dataset: Dataset, options: ReplayOptions, replayed: ReplayResult, baseline: Predictions | None
 ) -> dict[str, Any]:
     """The report of a replay. ``baseline``: predictions to compare with, on the judged rows."""
     about = _about(data, dataset, options, replayed)
@@ -44,9 +40,7 @@ def report_of(
     )  # fmt: skip
 
 
-def judged_rows(
-    dataset: Dataset, predictions: Predictions, from_ms: int | None = None
-) -> NDArray[np.bool_]:
+def judged_rows(dataset: Dataset, predictions: Predictions, from_ms: int | None = None) -> NDArray[np.bool_]:
     """Mask of the judged rows: those from ``from_ms`` on, by default of the later half of the days (of six or
     seven, the last three)."""
     if from_ms is not None:
@@ -78,9 +72,7 @@ def slices_of(
     return masks
 
 
-def _about(
-    data: Path, dataset: Dataset, options: ReplayOptions, replayed: ReplayResult
-) -> dict[str, Any]:
+def _about(data: Path, dataset: Dataset, options: ReplayOptions, replayed: ReplayResult) -> dict[str, Any]:
     about: dict[str, Any] = {} if replayed.retrieval is None else {"retrieval": replayed.retrieval}
     if replayed.function_errors:
         about["function_errors"] = replayed.function_errors
@@ -89,9 +81,7 @@ def _about(
     return about | {
         "data": dataset.name,
         "folder": data.name,
-        "options": {
-            name: value for name, value in vars(options).items() if value not in (None, "")
-        },
+        "options": {name: value for name, value in vars(options).items() if value not in (None, "")},
         "steps": replayed.steps,
         "seconds": round(replayed.seconds, 1),
         "joiner": replayed.counts,

@@ -91,9 +91,11 @@ def build_app(
         await asyncio.to_thread(trail.close)
 
     app: FastAPI = FastAPIOffline(  # serves the assets of /docs itself, without a CDN
-        title="recsys", version="1", lifespan=lifespan,
+        title="recsys",
+        version="1",
+        lifespan=lifespan,
         description="A recommender that learns from every swipe.",
-    )  # fmt: skip
+    )
     app.docs_url = "/docs"  # read by Ray's dashboard
     app.router.route_class = StrictRoute
     metrics = app.state.metrics = ServingMetrics(service)
@@ -109,15 +111,15 @@ def build_app(
     # A page of another origin reads a refusal only by the headers of the layer for origins.
     GATES[:] = [] if service.config.access.origins else [lists_gate(service.admission, metrics)]
     trail = AuditTrail(service.run_folder, name)
-    app.add_middleware(
-        AccessLayer, control=control, trail=trail, metrics=metrics, now_ms=service.timer_ms
-    )  # fmt: skip
+    app.add_middleware(AccessLayer, control=control, trail=trail, metrics=metrics, now_ms=service.timer_ms)
     if origins := service.config.access.origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"],
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type", "x-api-key"],
             expose_headers=["date", "retry-after"],
-        )  # fmt: skip
+        )
     _add_errors(app)
     _add_ranking_routes(app, service, metrics)
     _add_viewer_routes(app, service, metrics)
@@ -161,9 +163,7 @@ def _add_ranking_routes(app: FastAPI, service: Service, metrics: ServingMetrics)
         # A list of the caller's own items proves nothing, unless the caller needs no proof.
         has_token = logged and (request.candidate_ids is None or caller.attributes)
         return json_response(
-            _answer_out(
-                answer, service.token_of(answer, request, caller) if has_token else "", began_s
-            )
+            _answer_out(answer, service.token_of(answer, request, caller) if has_token else "", began_s)
         )
 
 
@@ -177,9 +177,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         OverQuota.check(batch)
         return json_response(_results_out(batch.results, batch.unproven.total()), 202)
 
-    @app.post(
-        "/v1/preferences", status_code=202, response_model=models.EventsOut, responses=_PROBLEMS
-    )
+    @app.post("/v1/preferences", status_code=202, response_model=models.EventsOut, responses=_PROBLEMS)
     async def preferences(request: Request, body: models.PreferencesIn) -> Response:
         """Wishes of viewers: `block` or `mute` items with a value in a field, or see `less` of them; `none`
         takes a wish back. They hold for the next list, in every source. Muted items are shown where a caller
@@ -207,8 +205,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
 def _add_list_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
     lists = service.lists
 
-    async def checked(request: Request,
-                      query: Annotated[models.ListQuery, Query()]) -> models.ListQuery:  # fmt: skip
+    async def checked(request: Request, query: Annotated[models.ListQuery, Query()]) -> models.ListQuery:
         if not service.reader.ready:
             raise Unavailable(service.unready)
         caller = caller_of(request.scope)
@@ -236,9 +233,10 @@ def _add_list_routes(app: FastAPI, service: Service, metrics: ServingMetrics) ->
         add(order)
 
     @app.get(
-        "/v1/items/{item_id:path}/similar", response_model=models.ItemListOut,
+        "/v1/items/{item_id:path}/similar",
+        response_model=models.ItemListOut,
         responses=_PROBLEMS | _UNKNOWN_ITEM,
-    )  # fmt: skip
+    )
     async def similar(item_id: str, query: Checked) -> Response:
         """Items nearest to one, by the cosine of their vectors."""
         try:

@@ -67,9 +67,7 @@ Order = Callable[[Replica, Indices, int], Scored]
 class ItemLists:
     """Lists from one replica. ``shards``: as in Service."""
 
-    def __init__(
-        self, pipeline: Pipeline, shards: RetrievalClient | None, now_ms: Callable[[], int]
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, shards: RetrievalClient | None, now_ms: Callable[[], int]) -> None:
         self._pipeline, self._shards, self._now_ms = pipeline, shards, now_ms
         self._replica, self._catalogue = pipeline.replica, pipeline.replica.catalogue
         self._policy = Policies(self._replica.config.policy).resolve(NOBODY)
@@ -82,9 +80,7 @@ class ItemLists:
         allowed = np.flatnonzero(allowed_items(self._replica, query)[0].mask())
         return self._first(query, order.__name__, *order(self._replica, allowed, query.now_ms))
 
-    async def similar(
-        self, n: int, filters: Filters, *item_ids: Id
-    ) -> tuple[list[AnswerItem], bool]:
+    async def similar(self, n: int, filters: Filters, *item_ids: Id) -> tuple[list[AnswerItem], bool]:
         """The other items nearest to some by the cosine of vectors, of several their mean, and whether those
         of a shard are missing. Raises KeyError if none of the items is known."""
         indices, query = map(self._catalogue.index_of, item_ids), self._query(n, filters, *item_ids)

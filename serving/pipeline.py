@@ -324,9 +324,7 @@ class Pipeline:
             return candidates
         return candidates.add_scores(CHOICE, _lowered(scores_N, best, odds_N))
 
-    def _rank_by_popularity(
-        self, _: Query, candidates: Candidates, reason: str = UNRANKED
-    ) -> Candidates:
+    def _rank_by_popularity(self, _: Query, candidates: Candidates, reason: str = UNRANKED) -> Candidates:
         reason = "model" if self.replica.step == 0 else reason
         scores_N = popular_scores(self.replica.popularity.values[candidates.indices_N])
         return candidates.scored(scores_N).degrade(reason)
@@ -448,9 +446,7 @@ class Pipeline:
             slate.offered, self._left_out(query, candidates, items), candidates,
         )  # fmt: skip
 
-    def _left_out(
-        self, query: Query, candidates: Candidates, items: tuple[AnswerItem, ...]
-    ) -> dict[Id, str]:
+    def _left_out(self, query: Query, candidates: Candidates, items: tuple[AnswerItem, ...]) -> dict[Id, str]:
         """Candidates of the caller that the list had room for, with the reason why it lacks them."""
         left_out = dict(candidates.left_out)
         if query.request.candidate_ids is not None and len(items) < query.request.n:
@@ -459,9 +455,7 @@ class Pipeline:
             left_out |= {item_id: filters.CLOSED for item_id in ranked if item_id not in listed}
         return left_out
 
-    def _explain(
-        self, query: Query, indices: list[int], ranked: bool
-    ) -> list[tuple[dict[str, Any], ...]]:
+    def _explain(self, query: Query, indices: list[int], ranked: bool) -> list[tuple[dict[str, Any], ...]]:
         """Reasons for each item. ``ranked``: by predictions; without them no reason has an effect."""
         replica, indices_R = self.replica, np.array(indices, np.int64)
 

@@ -183,15 +183,7 @@ class Service:
         source_key, door_key = (SecretFile(self.run_folder / n) for n in (SOURCE_KEY, DOOR_KEY))
         keyring, quotas = self.reader.keyring, self.quotas
         return AccessControl(
-            self.config,
-            keyring,
-            quotas,
-            admin_key,
-            source_key,
-            door_key,
-            self.now_ms,
-            scopes,
-            health,
+            self.config, keyring, quotas, admin_key, source_key, door_key, self.now_ms, scopes, health
         )
 
     def check_list(self, caller: Caller, user_id: Id) -> None:
@@ -210,9 +202,7 @@ class Service:
 
     def token_of(self, answer: Answer, request: Request, caller: Caller = ANONYMOUS) -> str:
         """Impression token of an answer to a caller's request."""
-        is_server = (
-            bool(caller.key_id) and caller.user_id is None
-        )  # whose filters no viewer chooses
+        is_server = bool(caller.key_id) and caller.user_id is None  # whose filters no viewer chooses
         narrowed = not is_server and self._is_narrow(answer, request)
         shown, user_id = [item.item_id for item in answer.items], answer.impression.user_id
         policy, now_ms = answer.stamp.policy, self.now_ms()
@@ -235,9 +225,8 @@ class Service:
         return left < least or request.n > max(length, left / _OF_EACH)
 
     async def recommend(
-        self, request: Request, request_id: str = "", logged: bool = True,
-        caller: Caller = ANONYMOUS,
-    ) -> Answer:  # fmt: skip
+        self, request: Request, request_id: str = "", logged: bool = True, caller: Caller = ANONYMOUS
+    ) -> Answer:
         """Answers a request and, if ``logged``, logs the impression. ``request_id``: a unique id of the
         caller's. Raises Unavailable before the replica has caught up."""
         if not self.reader.ready:
@@ -273,9 +262,7 @@ class Service:
         finally:
             LOG_CONTEXT.reset(token)
 
-    async def recommend_unlogged(
-        self, request: Request, session: Session, counts: bool = True
-    ) -> Answer:
+    async def recommend_unlogged(self, request: Request, session: Session, counts: bool = True) -> Answer:
         """Answers from a given session, without an impression. ``counts``: whether the list counts in metrics
         of lists and waiting times. Raises Unavailable before the replica has caught up."""
         if not self.reader.ready:

@@ -14,9 +14,7 @@ from tests.support.seeds import LONG, drawn_by
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # An example may take long where other processes run: its time says nothing of what is tested.
-settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 

@@ -30,12 +30,7 @@ LAYERS = (
     {"benchmarks"},
 )
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
-COMPOSITION_ROOT = (
-    "runtime/*",
-    "benchmarks/*",
-    "plugins/*",
-    "examples/*",
-)  # may import any library
+COMPOSITION_ROOT = ("runtime/*", "benchmarks/*", "plugins/*", "examples/*")  # may import any library
 
 # library → the files that may import it, and no others; a file has one of these at most
 ADAPTERS = {
@@ -121,16 +116,13 @@ def violations(path: str, tree: ast.Module, pure: bool = False) -> list[str]:
     if pure:
         outside = tops - sys.stdlib_module_names - LAYER_OF.keys() - PURE_LIBRARIES
         messages += [
-            f"{path} is pure, but imports {name}"
-            for name in sorted(outside | tops & IMPURE_MODULES)
+            f"{path} is pure, but imports {name}" for name in sorted(outside | tops & IMPURE_MODULES)
         ]
     return messages
 
 
 def pure_globs() -> list[str]:
-    globs: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["recsys"][
-        "pure"
-    ]
+    globs: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["recsys"]["pure"]
     return globs
 
 
@@ -162,16 +154,12 @@ def dependencies(trees: Iterable[tuple[str, ast.Module]]) -> dict[str, set[str]]
 
 def test_imports_run_down_and_infrastructure_stays_in_its_adapters() -> None:
     globs = pure_globs()
-    messages = [
-        line for path, tree in files() for line in violations(path, tree, is_pure(path, globs))
-    ]
+    messages = [line for path, tree in files() for line in violations(path, tree, is_pure(path, globs))]
     assert not messages, "\n".join(messages)
 
 
 # A path or a dotted name, or a path of quoted parts.
-_PLACE = re.compile(
-    r"""(?<![\w.])(plugins|examples)[./](\w+)|["'](plugins|examples)["'] *[/,] *["'](\w+)"""
-)
+_PLACE = re.compile(r"""(?<![\w.])(plugins|examples)[./](\w+)|["'](plugins|examples)["'] *[/,] *["'](\w+)""")
 
 
 def named_places(text: str) -> list[str]:

@@ -33,10 +33,7 @@ def test_each_place_that_runs_is_changed_and_no_other() -> None:
     raising = 'raise ValueError(f"value is {value + 1}, expected 4")'
     assert changed == {
         ("LIMIT: Final = 10", "LIMIT: Final = (11)"),
-        (
-            "def clip(value: int, low: int = 0) -> int:",
-            "def clip(value: int, low: int = (1)) -> int:",
-        ),
+        ("def clip(value: int, low: int = 0) -> int:", "def clip(value: int, low: int = (1)) -> int:"),
         (test, "if (value >= LIMIT) and not low:"),
         (test, "if (value <= LIMIT) and not low:"),
         (test, "if (value > LIMIT or not low):"),

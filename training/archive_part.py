@@ -31,9 +31,7 @@ _PAUSE_S: Final = 0.5  # without records
 class BudgetedArchive:
     """Archives while there is disk space, and removes the oldest hours."""
 
-    def __init__(
-        self, archive: Archive, folder: Path, space: SpaceReader, share: Share = WHOLE
-    ) -> None:
+    def __init__(self, archive: Archive, folder: Path, space: SpaceReader, share: Share = WHOLE) -> None:
         self._archive, self._folder, self._space, self._share = archive, folder, space, share
         self._due_s = 0.0
         self.dropped = 0  # files
@@ -64,11 +62,7 @@ class ArchivePart(PartFold):
     """Archives, inspects (the first worker) and erases, each of which restores itself."""
 
     def __init__(
-        self,
-        archive: Archive,
-        budgeted: BudgetedArchive,
-        inspector: Inspector | None,
-        eraser: Eraser,
+        self, archive: Archive, budgeted: BudgetedArchive, inspector: Inspector | None, eraser: Eraser
     ) -> None:
         self._archive, self._budgeted = archive, budgeted
         self._inspector, self._eraser = inspector, eraser

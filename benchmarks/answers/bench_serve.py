@@ -56,14 +56,9 @@ def _own_doors(
     measurements, once uvicorn has ended (its app follows the log too)."""
     with doors.parts(config, ("ray", "serve")) as running:
         pid = doors.replica_pid(running["ray"])
-        own_doors = [
-            Door("direct", doors.direct_port(pid), pid),
-            Door("haproxy", config.serve.port, pid),
-        ]
+        own_doors = [Door("direct", doors.direct_port(pid), pid), Door("haproxy", config.serve.port, pid)]
         with _uvicorn(config) as bare:
-            log_progress(
-                "ready: " + ", ".join(f"{door.name} at {door.port}" for door in (*own_doors, bare))
-            )
+            log_progress("ready: " + ", ".join(f"{door.name} at {door.port}" for door in (*own_doors, bare)))
             figures = _measure([*own_doors, bare], options, log_progress)
             _add_memory(figures, [*own_doors, bare])
         for door in own_doors:
@@ -71,9 +66,7 @@ def _own_doors(
             measured["of_uvicorn"] = _ratio(measured["rounds"], baseline["rounds"])
         more: Figures = {}
         if options.overload:
-            more["overload"] = {
-                door.name: _overload(door, figures[door.name], options) for door in own_doors
-            }
+            more["overload"] = {door.name: _overload(door, figures[door.name], options) for door in own_doors}
     return figures, more
 
 
@@ -102,9 +95,7 @@ def _uvicorn(config: Config) -> Iterator[Door]:
         end_processes([part], stop)
 
 
-def _measure(
-    measured_doors: list[Door], options: ServeOptions, log_progress: Log
-) -> dict[str, Figures]:
+def _measure(measured_doors: list[Door], options: ServeOptions, log_progress: Log) -> dict[str, Figures]:
     """Each door's peak, taken in turns as the median of the rounds, then its latency at a rate."""
     peaks: dict[str, list[float]] = {door.name: [] for door in measured_doors}
     for door in measured_doors:
@@ -116,9 +107,7 @@ def _measure(
                 for clients in CLIENTS
             )
             peaks[door.name].append(best)
-        log_progress(
-            f"round {number + 1}: " + ", ".join(f"{n} {p[-1]:.0f}/s" for n, p in peaks.items())
-        )
+        log_progress(f"round {number + 1}: " + ", ".join(f"{n} {p[-1]:.0f}/s" for n, p in peaks.items()))
     figures = {}
     for door in measured_doors:
         peak = statistics.median(peaks[door.name])
@@ -146,9 +135,7 @@ def _overload(door: Door, before: Figures, options: ServeOptions) -> Figures:
         "rate": round(rate, 1),
         "goodput_per_s": goodput,
         "goodput_of_peak": round(goodput / before["requests_per_s"], 3),
-        "p99_of_half_peak": round(figures["p99_ms"] / before["p99_ms"], 3)
-        if figures["p99_ms"]
-        else None,
+        "p99_of_half_peak": round(figures["p99_ms"] / before["p99_ms"], 3) if figures["p99_ms"] else None,
         "grown_mb": round(doors.memory_mb(door.pid)[0] - rss_mb, 1),
     }
 

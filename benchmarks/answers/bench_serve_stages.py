@@ -50,17 +50,8 @@ WORK: Final = {
 WAY: Final = {
     "parse": ("serving/http/",),
     "encode": ("serving/http_app",),
-    "answer": (
-        "serving/pipeline",
-        "serving/service",
-        "serving/replica/replica",
-    ),  # stamp, items, impression
-    "http": (
-        "/starlette/",
-        "/fastapi/",
-        "serving/http/serving_metrics",
-        "/prometheus_client/",
-    ),
+    "answer": ("serving/pipeline", "serving/service", "serving/replica/replica"),  # stamp, items, impression
+    "http": ("/starlette/", "/fastapi/", "serving/http/serving_metrics", "/prometheus_client/"),
     "wait": ("/selectors.py",),  # for the session store
 }
 

@@ -58,9 +58,7 @@ def build(config: Config, items: int, seed: int, now_ms: int) -> BenchState:
     finally:
         log.close()
     draw = np.random.default_rng(seed + 3)
-    patterns = [
-        _session(features, keys, config.sessions.seen, draw, now_ms) for _ in range(_PATTERNS)
-    ]
+    patterns = [_session(features, keys, config.sessions.seen, draw, now_ms) for _ in range(_PATTERNS)]
     return _sessions(patterns)
 
 
@@ -163,9 +161,7 @@ def _sessions(patterns: list[Any]) -> BenchState:
     return BenchState(blobs, sum(map(len, blobs.values())) // USERS)
 
 
-def _session(
-    features: FeatureSet, keys_NI: Keys, seen: int, draw: np.random.Generator, now_ms: int
-) -> Any:
+def _session(features: FeatureSet, keys_NI: Keys, seen: int, draw: np.random.Generator, now_ms: int) -> Any:
     """Session after some 60 viewed items."""
     session = Session("", features, seen)
     viewed = draw.choice(len(keys_NI), min(_VIEWED, len(keys_NI)), replace=False)

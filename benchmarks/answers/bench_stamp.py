@@ -20,12 +20,7 @@ import torch
 
 from benchmarks.answers.reconstruction_run import explain_run
 from benchmarks.answers.versioned_oracle import Oracle, Watch
-from benchmarks.answers.versioned_world import (
-    NOW_MS,
-    ImpressionlessLog,
-    VersionPublisher,
-    versioned_config,
-)
+from benchmarks.answers.versioned_world import NOW_MS, ImpressionlessLog, VersionPublisher, versioned_config
 from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, uniform
@@ -38,14 +33,7 @@ from serving.service import Service
 
 _CLIENTS: Final = 4
 # Requests between published versions.
-EVERY: Final = {
-    "step": 24,
-    "session": 56,
-    "states": 88,
-    "items": 144,
-    "policy": 304,
-    "epoch": 2_400,
-}
+EVERY: Final = {"step": 24, "session": 56, "states": 88, "items": 144, "policy": 304, "epoch": 2_400}
 
 
 class YieldingSessions(MemorySessions):
@@ -104,9 +92,7 @@ class VersionedService:
         return f"u{int(len(self.canary.users) * uniform(self.seed, n))}"
 
 
-async def in_process(
-    target: VersionedService, requests: int, clients: int = _CLIENTS
-) -> list[Watch]:
+async def in_process(target: VersionedService, requests: int, clients: int = _CLIENTS) -> list[Watch]:
     """Asks the service directly; applied updates share its event loop, as in a replica."""
     watches = [Watch(target.oracle) for _ in range(clients)]
     for shard in target.shards:
@@ -137,9 +123,7 @@ def _see(watch: Watch, user: str, answer: Answer) -> None:
     watch.see(user, answer.stamp, items, answer.degraded, answer.impression.features)
 
 
-async def over_http(
-    target: VersionedService, requests: int, clients: int = _CLIENTS
-) -> list[Watch]:
+async def over_http(target: VersionedService, requests: int, clients: int = _CLIENTS) -> list[Watch]:
     """Asks over kept-alive loopback sockets; a uvicorn server runs on the service's loop."""
     import uvicorn
 

@@ -38,9 +38,7 @@ def explain_run(folder: Path, requests: int, seed: int) -> dict[str, Any]:
     checks = [explainer.explain(request_id, user) for request_id, user in asked]
     system.close()
     unequal = [
-        f"{check.verdict}: {check.why} {check.differences[:2]}"
-        for check in checks
-        if check.verdict != EQUAL
+        f"{check.verdict}: {check.why} {check.differences[:2]}" for check in checks if check.verdict != EQUAL
     ]
     figures = {
         "explained": len(checks),
@@ -60,9 +58,7 @@ def _item(n: int, seed: int, version: int = 0) -> Item:
     return Item(time_ms=START_MS, item_id=f"v{n}", fields=fields)
 
 
-async def run_system(
-    system: LocalSystem, requests: int, seed: int
-) -> tuple[list[tuple[str, str]], int]:
+async def run_system(system: LocalSystem, requests: int, seed: int) -> tuple[list[tuple[str, str]], int]:
     system.publish([_item(n, seed) for n in range(ITEMS)])
     for n in range(0, USERS, 2):
         system.profile(User(time_ms=START_MS, user_id=f"u{n}", fields={"country": f"c{n % 7}"}))

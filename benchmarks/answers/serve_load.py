@@ -11,9 +11,7 @@ from benchmarks.harness.load_client import Load, offer, post
 from benchmarks.harness.worker_processes import run_process
 
 _HOST: Final = "127.0.0.1"
-_LATE_MS: Final = (
-    1.0  # a generator that sends later than this, or is busier than _BUSY, is the bottleneck
-)
+_LATE_MS: Final = 1.0  # a generator that sends later than this, or is busier than _BUSY, is the bottleneck
 _BUSY: Final = 0.8  # of a core
 
 
@@ -38,9 +36,7 @@ class Door:
     pid: int
 
 
-def send(
-    door: Door, options: ServeOptions, seconds: float, rate: float = 0.0, clients: int = 0
-) -> Figures:
+def send(door: Door, options: ServeOptions, seconds: float, rate: float = 0.0, clients: int = 0) -> Figures:
     """Sends one load from a process of its own; marks the generator when it was the bottleneck."""
     load = Load(
         _HOST,

@@ -20,13 +20,7 @@ from parameter_server.storage.snapshots import write_part
 from recsys.config.log_config import LogConfig
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.safety_config import AccessConfig
-from recsys.config.system_config import (
-    Config,
-    ModelConfig,
-    ParameterServerConfig,
-    ServeConfig,
-    tables_of,
-)
+from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, ServeConfig, tables_of
 from recsys.events.control_records import Experiments, Live, ModelSize
 from recsys.events.event_types import Engagement, Item, encode
 from recsys.events.hashing import cross, key_of
@@ -88,8 +82,7 @@ class ImpressionlessLog(MemoryLog):
 def item_of(n: int, version: int) -> Item:
     """Item ``n`` in its ``version``-th publication, from 1 on."""
     turn = version % CYCLE
-    fields = {"author": f"c{turn}", "tags": [f"t{n % 3}"], "topic": "x",
-              "duration_ms": 1_000 * (1 + turn)}  # fmt: skip
+    fields = {"author": f"c{turn}", "tags": [f"t{n % 3}"], "topic": "x", "duration_ms": 1_000 * (1 + turn)}
     return Item(time_ms=NOW_MS, item_id=f"v{n}", fields=fields)
 
 
@@ -183,11 +176,7 @@ class VersionPublisher:
         """Keys of every value that any version has."""
         features, keys = self.features, set[int]()
         for turn in range(CYCLE):
-            keys |= {
-                k
-                for n in range(ITEMS_N)
-                for k in features.item_keys(f"v{n}", item_of(n, turn).fields)
-            }
+            keys |= {k for n in range(ITEMS_N) for k in features.item_keys(f"v{n}", item_of(n, turn).fields)}
             keys.add(key_of("user.country", f"c{turn}"))
         users = [key_of("user", user) for user in self.users]
         keys |= {*users, *features.context_keys("feed", {})}

@@ -82,8 +82,9 @@ class Viewer:
         self.counts.degraded += bool(answer.degraded)
         return answer
 
-    def engage(self, answer: Recommendations, user_id: str, item_id: Id,
-               *happened: tuple[str, int | None]) -> float:  # fmt: skip
+    def engage(
+        self, answer: Recommendations, user_id: str, item_id: Id, *happened: tuple[str, int | None]
+    ) -> float:
         """Sends engagements with an item; returns the time of the acknowledgement."""
         now_ms = self.clock.wall_ms()
         events = [
@@ -104,9 +105,7 @@ class Viewer:
         while True:
             recent = self._recent(user_id)
             now_s = self.clock.now_s()
-            if now_s > until_s or any(
-                str(entry["item_id"]) == str(item_id) for entry in recent[:3]
-            ):
+            if now_s > until_s or any(str(entry["item_id"]) == str(item_id) for entry in recent[:3]):
                 return now_s
             self.clock.sleep(_POLL_S)
 
@@ -270,10 +269,7 @@ def _step(answer: Recommendations) -> int:
 
 
 def delay_figures(
-    sampled: FreshnessSample,
-    steps: Mapping[tuple[str, str], int],
-    events_per_s: float,
-    asked_per_s: float,
+    sampled: FreshnessSample, steps: Mapping[tuple[str, str], int], events_per_s: float, asked_per_s: float
 ) -> dict[str, Figure]:
     """Judges both freshness delays, and the background load during the measurement."""
     delays = figures.served_delays(sampled.acknowledged, steps, sampled.answers)
@@ -281,9 +277,7 @@ def delay_figures(
     return {
         "samples": figures.at_least(len(session), 100),
         "click_to_session_p50_ms": Figure(figures.rounded(figures.percentile(session, 0.5), 1)),
-        "click_to_session_p95_ms": figures.at_most(
-            figures.percentile(session, 0.95), SESSION_BAR_MS
-        ),
+        "click_to_session_p95_ms": figures.at_most(figures.percentile(session, 0.95), SESSION_BAR_MS),
         "click_to_served_p50_ms": Figure(figures.rounded(figures.percentile(served, 0.5), 1)),
         "click_to_served_p95_ms": figures.at_most(figures.percentile(served, 0.95), SERVED_BAR_MS),
         "background_events_per_s": figures.at_least(events_per_s, 0.8 * asked_per_s),

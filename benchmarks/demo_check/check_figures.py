@@ -114,9 +114,7 @@ def served_delays(
     delays = []
     for key, at_s in acknowledged.items():
         step = steps.get(key)
-        times = (
-            t for t, answered in answers if step is not None and t >= at_s and answered >= step
-        )
+        times = (t for t, answered in answers if step is not None and t >= at_s and answered >= step)
         delays.append((next(times, math.inf) - at_s) * 1000)
     return delays
 

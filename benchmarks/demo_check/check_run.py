@@ -140,9 +140,7 @@ def _check_counts(
     results["events_lost_by_viewers"] = figures.equal(background["lost"], 0)
     results["events_refused"] = figures.equal(counts.refused + background["rejected"], 0)
     results["answers"] = Figure(counts.answers + background["lists"])
-    results["impressions_on_log"] = figures.at_least(
-        events.impressions, counts.answers + background["lists"]
-    )
+    results["impressions_on_log"] = figures.at_least(events.impressions, counts.answers + background["lists"])
     # An answer may rarely skip a stage whose deadline ran out, since two cores run everything here.
     degraded = max(counts.degraded, events.degraded)
     results["degraded_share"] = figures.at_most(degraded / max(1, events.impressions), _DEGRADED)
@@ -156,9 +154,7 @@ def _check_counts(
 def _check_health(config: Config, warm_step: int, results: dict[str, Figure]) -> None:
     """Checks versions, restarts and ports."""
     status = gather(Path(config.state))
-    results["served_step"] = figures.at_least(
-        status.served.step if status.served else None, warm_step + 1
-    )
+    results["served_step"] = figures.at_least(status.served.step if status.served else None, warm_step + 1)
     results["restarts"] = figures.equal(status.restarts, 0)
     running = run_file.read(config.state)
     sockets = [] if running is None else [s for part in running.parts for s in part.sockets]

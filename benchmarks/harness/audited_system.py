@@ -123,9 +123,7 @@ class AuditedSystem(Live):
             until_s, since_s, before = time.monotonic() + _SETTLED_S, time.monotonic(), [-1]
             while time.monotonic() < until_s:
                 time.sleep(1.0)
-                newest = [
-                    unpack(r.value, Step).step for r in islice(newest_first(log, STEPS, 0), 1)
-                ]
+                newest = [unpack(r.value, Step).step for r in islice(newest_first(log, STEPS, 0), 1)]
                 now = newest + [log.end(EXAMPLES, p) for p in range(log.partitions(EXAMPLES))]
                 folded = exactly_once.folded_to(self.config)
                 is_folded = all(at >= to for at, to in zip(folded, goal, strict=True))

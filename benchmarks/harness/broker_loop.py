@@ -166,9 +166,7 @@ class BrokerPlayer(Player):
         self.replica = Replica(self.features, self.config)
         self.pipeline = type(self.pipeline)(self.replica)
         self._click_lists = ClickLists(self.pipeline)
-        self._session_loop = SessionLoop(
-            log, store, self.features, self._clock, self.config.sessions.seen
-        )
+        self._session_loop = SessionLoop(log, store, self.features, self._clock, self.config.sessions.seen)
         self._counter_loop = CounterLoop(log, self.features, None, self._clock)
         self._reader = StateReader(log, self.replica, self.config, self._clock)
 
@@ -254,9 +252,7 @@ def replay_through_broker(
             "learned whole; replay in one process (without --through-broker)"
         )
     if options.frozen_after_ms is not None or options.sync_every_ms:
-        raise ValueError(
-            "--frozen-after and --sync-every only work in one process, without --through-broker"
-        )
+        raise ValueError("--frozen-after and --sync-every only work in one process, without --through-broker")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-replay-")))
         config = replace(config or config_for(dataset, options, Config()), state=str(folder))
@@ -293,9 +289,7 @@ def _log_url(kind: str, folder: Path) -> Iterator[str]:
     elif kind.startswith("kafka://"):
         yield kind
     else:
-        raise ValueError(
-            f"--through-broker is {kind!r}, expected sqlite, kafka or kafka://host:port"
-        )
+        raise ValueError(f"--through-broker is {kind!r}, expected sqlite, kafka or kafka://host:port")
 
 
 @contextmanager

@@ -17,9 +17,7 @@ from runtime.cli.common import check_folders
 
 Figures = dict[str, Any]
 Log = Callable[[str], None]
-Json = Annotated[
-    Path | None, typer.Option("--json", help="Write the figures to this file; -: print them.")
-]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file; -: print them.")]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 _PACKAGES: Final = (
     "torch", "fbgemm-gpu-cpu", "torchrec", "numpy", "faiss-cpu", "polars", "ray", "uvicorn", "fastapi",

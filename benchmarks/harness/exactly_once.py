@@ -67,9 +67,7 @@ def folded_to(config: Config) -> list[int]:
         return [] if position is None else position.events
 
 
-def audit(
-    config: Config, acknowledged: Mapping[str, bool], sessions: Mapping[str, bytes]
-) -> Figures:
+def audit(config: Config, acknowledged: Mapping[str, bool], sessions: Mapping[str, bytes]) -> Figures:
     """Figures of a stopped system: of ``acknowledged`` events (whether each was sent again), of its
     ``sessions``, counters, examples, steps and weights."""
     with closing(open_log(config)) as log:
@@ -219,11 +217,13 @@ def _weights(log: Log, config: Config) -> Figures:
         pass
     shards = [
         DurableShard(
-            (own := part_of(spec, part)), home_of(own, config), lambda deltas: None,
+            (own := part_of(spec, part)),
+            home_of(own, config),
+            lambda deltas: None,
             model.read_dense() if part == 0 else None,
         )
         for part in range(spec.parts)
-    ]  # fmt: skip
+    ]
     learned = [shard.applied for shard in shards]
     digest = digest_of_shards([shard.shard for shard in shards])
     equal = digest == digest_of_shards(client.shards)

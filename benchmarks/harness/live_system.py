@@ -160,9 +160,7 @@ class Live:
         finally:
             log.close()
 
-    def logged(
-        self, requests: set[str], since: list[int], patience_s: float = _LOG_S
-    ) -> Counter[str]:
+    def logged(self, requests: set[str], since: list[int], patience_s: float = _LOG_S) -> Counter[str]:
         """Counts impressions of the requests on the log from ``since`` on: waits until all are there, or for
         ``patience_s``."""
         log, counts, at = open_log(self.config), Counter[str](), list(since)

@@ -95,9 +95,7 @@ def note_of(data: bytes, body: int) -> tuple[str, tuple[str, ...]]:
     request = data[at + len(_REQUEST) : data.find(b'"', at + len(_REQUEST))] if at >= 0 else b""
     at = data.rfind(_DEGRADED)
     stages = data[at + len(_DEGRADED) : data.find(b"]", at)] if at >= body else b""
-    return request.decode(), tuple(
-        stage for stage in stages.decode().split('"') if stage.strip(",")
-    )
+    return request.decode(), tuple(stage for stage in stages.decode().split('"') if stage.strip(","))
 
 
 def summary(sent: Sent) -> dict[str, Any]:

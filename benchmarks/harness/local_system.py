@@ -140,9 +140,8 @@ class LocalSystem:
     def _shard(self, config: Config, part: int, epoch: int, dense: Vector) -> DurableShard:
         step, folder = config.step, Path(config.state)
         home = ShardStorage(
-            folder / "snapshots", folder / f"{epoch}-{part}.wal", step.snapshot_every,
-            step.snapshots_kept,
-        )  # fmt: skip
+            folder / "snapshots", folder / f"{epoch}-{part}.wal", step.snapshot_every, step.snapshots_kept
+        )
         spec, first = part_of(spec_of(config, epoch=epoch), part), dense if part == 0 else None
         return DurableShard(spec, home, self._publish, first)
 

@@ -51,9 +51,7 @@ class MemorySessions:
         self.put(sessions, gone, lasting)
         self._position = after
 
-    def put(
-        self, sessions: Mapping[str, bytes], gone: Collection[str], lasting: Mapping[str, bytes]
-    ) -> None:
+    def put(self, sessions: Mapping[str, bytes], gone: Collection[str], lasting: Mapping[str, bytes]) -> None:
         self.blobs.update(sessions)
         self.lasting.update({user_id: lasting.get(user_id, b"") for user_id in sessions})
         for user_id in gone:

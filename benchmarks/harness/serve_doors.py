@@ -148,8 +148,9 @@ def direct_port(pid: int) -> int:
     HAProxy's port only."""
     import psutil
 
-    listening = [c.laddr.port for c in psutil.Process(pid).net_connections("tcp")
-                 if c.status == psutil.CONN_LISTEN]  # fmt: skip
+    listening = [
+        c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN
+    ]
     ports: list[int] = [port for port in listening if port in _DIRECT_PORTS]
     if len(ports) != 1:
         raise RuntimeError(
@@ -196,9 +197,8 @@ def uvicorn(config: Config, port: int, messages: Messages, stop: Any) -> None:
         service = Service(config, open_log(config), RedisSessions(config.sessions.url), machine_ms)
         app = build_app(service, lambda: "", _READY_S, tune_for_latency)
         settings = ServerConfig(
-            app, host=_LOOPBACK, port=port, access_log=False, log_level="warning",
-            timeout_keep_alive=75,
-        )  # fmt: skip
+            app, host=_LOOPBACK, port=port, access_log=False, log_level="warning", timeout_keep_alive=75
+        )
         server = Server(settings)
 
         async def run() -> None:

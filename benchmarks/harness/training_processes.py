@@ -59,9 +59,7 @@ def shard_worker(
     """A worker that is connected to the shards at ``ports``, by part."""
     spec, identity, log = spec_of(config), WorkerId(rank, workers, 1), open_log(config)
     channels = [
-        SocketChannel(
-            partial(Address, "127.0.0.1", port, token), partial(hello, spec, part, identity)
-        )
+        SocketChannel(partial(Address, "127.0.0.1", port, token), partial(hello, spec, part, identity))
         for part, port in sorted(ports.items())
     ]
     client = ShardedClient(spec, channels, identity)

@@ -43,9 +43,7 @@ def measure_start(items: int, rankers: int, seed: int, log_progress: Log = no_lo
     return {"what": f"{items} items, {rankers} rankers, one after the other", "figures": figures}
 
 
-def _run(
-    config: Config, rankers: int, log_progress: Log
-) -> tuple[list[Figures], list[list[float]]]:
+def _run(config: Config, rankers: int, log_progress: Log) -> tuple[list[Figures], list[list[float]]]:
     """Starts of rankers one after the other, and the memory of all after the first and the last one."""
     messages, stop, start = process_starter()
     parts, pids, starts, memory = [], list[int](), list[Figures](), []

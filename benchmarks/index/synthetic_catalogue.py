@@ -17,11 +17,7 @@ from recsys.events.event_types import Item
 
 TOPICS: Final = 300
 _DECAY: Final = 0.93  # of the size of each direction to that of the one before
-_PULL, _OWN, _STRAY = (
-    0.6,
-    0.3,
-    0.2,
-)  # towards the topic; one's own; share of items beside their author's
+_PULL, _OWN, _STRAY = (0.6, 0.3, 0.2)  # towards the topic; one's own; share of items beside their author's
 
 
 @dataclass
@@ -69,9 +65,7 @@ class Plan:
         for _ in range(count):
             some = self.draw.integers(0, len(topics), 2)
             picked = [self._near(by_topic, topics, topics[i], 4) for i in some]
-            picked.append(
-                self._near(by_author, authors, authors[self.draw.integers(len(authors))], 2)
-            )
+            picked.append(self._near(by_author, authors, authors[self.draw.integers(len(authors))], 2))
             liked.append(np.concatenate(picked))
         return liked
 

@@ -40,9 +40,7 @@ _TELLS: Final = {
 }
 
 
-def measure_drift(
-    runs: int, stationary: int, seed: int, log_progress: Log = no_log
-) -> dict[str, Any]:
+def measure_drift(runs: int, stationary: int, seed: int, log_progress: Log = no_log) -> dict[str, Any]:
     """``runs`` of each shift, and ``stationary`` runs of 500,000 examples for each length of a day."""
     began = time.monotonic()
     shifts = {}
@@ -68,9 +66,7 @@ def measure_drift(
 def _shifted(shift: Shift, runs: int, seed: int) -> dict[str, Any]:
     delays, early, worse = [], 0, []
     for run in range(runs):
-        stream = make_stream(
-            seed + run, _BEFORE + 3 * WITHIN + shift.ramp, _A_DAY[run % 3], shift, _BEFORE
-        )
+        stream = make_stream(seed + run, _BEFORE + 3 * WITHIN + shift.ramp, _A_DAY[run % 3], shift, _BEFORE)
         alarms = watch(stream)
         early += sum(at <= _BEFORE for at, _ in alarms)
         late = [at for at, alarm in alarms if at > _BEFORE and alarm.kind in _TELLS[shift.kind]]

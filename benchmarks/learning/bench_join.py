@@ -69,12 +69,7 @@ def measure_join(events: int, seed: int) -> dict[str, Any]:
     return {
         "what": f"{len(written)} events: lists of {ITEMS}, features of the feed, "
         f"{_LATE:.0%} of likes after the window",
-        "figures": {
-            "events_per_s": loop,
-            "events_per_cpu_s": busy,
-            "core_events_per_s": core,
-            **sizes,
-        },
+        "figures": {"events_per_s": loop, "events_per_cpu_s": busy, "core_events_per_s": core, **sizes},
         "comparators": {"polars_whole_log_at_once": {"events_per_s": batch}},
     }
 
@@ -87,14 +82,10 @@ def draw_events(count: int, seed: int) -> list[Event]:
     number = 0
     while len(events) < count:
         time_ms, user = START_MS + number * _GAP_MS, f"u{int(draw.integers(5_000))}"
-        items = [
-            ServedItem(item_id=f"v{item}") for item in draw.choice(20_000, ITEMS, replace=False)
-        ]
+        items = [ServedItem(item_id=f"v{item}") for item in draw.choice(20_000, ITEMS, replace=False)]
         request_id = f"r{number}"
         events.append(
-            Impression(
-                time_ms=time_ms, request_id=request_id, user_id=user, items=items, features=block
-            )
+            Impression(time_ms=time_ms, request_id=request_id, user_id=user, items=items, features=block)
         )
         seen, chances = int(draw.integers(1, ITEMS + 1)), draw.random((ITEMS, 4))
         for served, (watched, liked, late, twice) in zip(items[:seen], chances, strict=False):
@@ -108,7 +99,7 @@ def draw_events(count: int, seed: int) -> list[Event]:
 
 def _engagements(
     time_ms: int, request_id: str, user: str, served: ServedItem, watched: float, liked: float, late: float
-) -> list[Event]:  # fmt: skip
+) -> list[Event]:
     def engagement(kind: str, after_ms: int = 0, watch_ms: int | None = None) -> Event:
         return Engagement(
             time_ms=time_ms + after_ms, request_id=request_id, user_id=user, item_id=served.item_id,
@@ -178,9 +169,7 @@ def _core(written: EncodedEvents) -> float:
     return _rate(len(written), join)
 
 
-def _loop(
-    written: EncodedEvents,
-) -> tuple[float, float, set[tuple[Any, ...]], dict[str, float]]:
+def _loop(written: EncodedEvents) -> tuple[float, float, set[tuple[Any, ...]], dict[str, float]]:
     """The part's loop: reads, decodes, joins, encodes, appends; by wall clock and by processor time. Also
     returns the final labels and the bytes of a list."""
     log = MemoryLog()

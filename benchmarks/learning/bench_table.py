@@ -9,14 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.learning.other_tables import (
-    BATCH,
-    DIM,
-    NEW,
-    RATE,
-    fbgemm,
-    rate,
-)
+from benchmarks.learning.other_tables import BATCH, DIM, NEW, RATE, fbgemm, rate
 from parameter_server.shard.lanes import RowGradients, StepSum
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.table.kernels import warm
@@ -37,9 +30,7 @@ def measure_table(rows: int, batches: int, seed: int) -> dict[str, Any]:
     return {
         "what": f"{len(keys)} rows of {DIM} floats, batches of {BATCH} distinct ids drawn uniformly",
         "figures": ours(keys, chosen, gradients, new, batches),
-        "comparators": {
-            "fbgemm": fbgemm(len(keys), chosen, gradients, batches),
-        },
+        "comparators": {"fbgemm": fbgemm(len(keys), chosen, gradients, batches)},
     }
 
 
@@ -56,9 +47,7 @@ def ours(keys: Any, chosen: list[Any], gradients: Any, new: Any, batches: int) -
         table.apply(part, gradients[:size], 2 * counts[:size], 0)  # seen twice: admitted
     picked = [keys[indices] for indices in chosen]
     learned = [with_new(picked, batch, i) for batch in np.split(new, 2) for i in range(batches + 1)]
-    sums = [
-        {_CONFIG.name: RowGradients(batch, gradients, counts)} for batch in learned[batches + 1 :]
-    ]
+    sums = [{_CONFIG.name: RowGradients(batch, gradients, counts)} for batch in learned[batches + 1 :]]
     touched = rows = 0
 
     def update(i: int) -> None:

@@ -32,9 +32,7 @@ Rows = Callable[[Tensor], Tensor]  # indices (F, B) -> rows (B, F, D + 1), which
 Network = Callable[[Ranker, Tensor], Tensor]  # rows (B, F, D + 1) -> logits (B, L)
 
 
-def fused(
-    config: Config, ids: int, batch: int, batches: int, our_layers: bool = False
-) -> dict[str, Any]:
+def fused(config: Config, ids: int, batch: int, batches: int, our_layers: bool = False) -> dict[str, Any]:
     """FBGEMM's fused row-wise Adagrad, what torchrec trains with on a CPU; the better of 1 and 2 threads."""
     width = config.model.dim + 1
     wide = -(-width // 4) * 4  # FBGEMM wants a multiple of four
@@ -51,12 +49,7 @@ def fused(
         return rows, lambda: None
 
     return _better(
-        config,
-        ids,
-        batch,
-        batches,
-        made,
-        logits_by_our_layers if our_layers else logits_by_torch_layers,
+        config, ids, batch, batches, made, logits_by_our_layers if our_layers else logits_by_torch_layers
     )
 
 
@@ -113,9 +106,7 @@ def batches_of(config: Config, batch: int) -> Iterator[DrawnExamples]:
                 examples: list[TrainingExample] = []
                 for partition in range(partitions):
                     records = log.read(EXAMPLES, partition, offset[partition], share)
-                    examples.extend(
-                        unpack_all([record.value for record in records], TrainingExample)
-                    )
+                    examples.extend(unpack_all([record.value for record in records], TrainingExample))
                     offset[partition] += len(records)
                 drawn = one_hot(examples)
             if not examples:
@@ -170,7 +161,4 @@ def _rate(
         learn()
         done += len(drawn.keys_NF)
     passed, busy = time.perf_counter() - started, time.process_time() - busy
-    return {
-        "examples_per_s": round(done / passed, 1),
-        "cpu_us_per_example": round(1e6 * busy / done, 2),
-    }
+    return {"examples_per_s": round(done / passed, 1), "cpu_us_per_example": round(1e6 * busy / done, 2)}

@@ -73,9 +73,7 @@ def append_examples(log: Log, drawn: DrawnExamples) -> None:
         log.append(EXAMPLES, appends)
 
 
-def _example(
-    drawn: DrawnExamples, n: int, partition: int, offset: int, row: NDArray[np.int64]
-) -> Example:
+def _example(drawn: DrawnExamples, n: int, partition: int, offset: int, row: NDArray[np.int64]) -> Example:
     return Example(
         partition=partition,
         offset=offset,

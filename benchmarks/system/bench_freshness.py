@@ -130,9 +130,7 @@ def _run(task: Task, seconds: float, rate: float, seed: int, after_s: float) -> 
     log.append(ITEMS, [Append(0, str(item.item_id).encode(), encode(item)) for item in items])
     events = draw_views(config, items, int(seconds * rate), seed)[: int(seconds * rate)]
     messages, stop, start = process_starter()
-    _, stop_shards, _ = process_starter(
-        True
-    )  # for the shards: a stopping worker may still call one
+    _, stop_shards, _ = process_starter(True)  # for the shards: a stopping worker may still call one
     with ExitStack() as stack:
         parts = [start(serve, task, part, messages, stop_shards) for part in range(shards)]
         stack.callback(end_processes, parts, stop_shards)
@@ -156,9 +154,7 @@ def _run(task: Task, seconds: float, rate: float, seed: int, after_s: float) -> 
     return Run(sent, notes, busy)
 
 
-def _send(
-    log: Any, config: Config, events: Sequence[Any], rate: float
-) -> list[tuple[float, str, str]]:
+def _send(log: Any, config: Config, events: Sequence[Any], rate: float) -> list[tuple[float, str, str]]:
     """Appends events when they are due; returns the views with the time just before their append."""
     due = [Append(partition_of(e.user_id, config.log.partitions), b"", encode(e)) for e in events]
     views = [isinstance(e, Engagement) and e.kind == "view" for e in events]
@@ -230,13 +226,9 @@ def follow(task: Task, messages: Messages, stop: Any) -> None:
                 return None
             known_step = replica.step
             policy = reader.policies.resolve("u0")
-            answer = pipeline.recommend(
-                Query(Request("u0"), session, policy, machine_ms(), f"r{known_step}")
-            )
+            answer = pipeline.recommend(Query(Request("u0"), session, policy, machine_ms(), f"r{known_step}"))
             if answer.degraded or answer.stamp is None:
-                raise RuntimeError(
-                    f"an answer is degraded: {answer.degraded}, expected a whole one"
-                )
+                raise RuntimeError(f"an answer is degraded: {answer.degraded}, expected a whole one")
             return answer.stamp.step
 
         _loop("applied", 2, turn, lambda: log.wait(DELTAS, 0.02), messages, stop)
@@ -272,12 +264,7 @@ def serve(task: Task, part: int, messages: Messages, stop: Any) -> None:
 
 
 def _loop(
-    kind: str,
-    number: int,
-    turn: Callable[[], Any],
-    wait: Callable[[], None],
-    messages: Messages,
-    stop: Any,
+    kind: str, number: int, turn: Callable[[], Any], wait: Callable[[], None], messages: Messages, stop: Any
 ) -> None:
     """Turns until asked to stop; then sends its notes."""
     notes: Notes = []
@@ -298,13 +285,9 @@ def _figures(
     """Percentiles of each stage, counted from the previous one, and of the whole. A view that never arrived
     counts as taking until the end."""
     examples, steps = _examples(config), _steps(config)
-    ended = max(
-        notes_of_part[-1][0] for parts in notes.values() for notes_of_part in parts if notes_of_part
-    )
+    ended = max(notes_of_part[-1][0] for parts in notes.values() for notes_of_part in parts if notes_of_part)
     rows, unlearned = [], 0
-    joined = [
-        [(at, ends[p]) for at, ends in notes["joined"][0]] for p in range(config.log.partitions)
-    ]
+    joined = [[(at, ends[p]) for at, ends in notes["joined"][0]] for p in range(config.log.partitions)]
     first: dict[tuple[str, str], float] = {}
     for at, request, item in sent:
         first.setdefault((request, item), at)  # some are repeated
@@ -314,9 +297,11 @@ def _figures(
         joined_s = _when(joined[partition], partial(operator.lt, offset)) if offset >= 0 else None
         times = [at, joined_s]
         for kind in STAGES[1:]:
-            reached = [None] if step is None else [
-                _when(part_notes, partial(operator.le, step)) for part_notes in notes[kind]
-            ]  # fmt: skip
+            reached = (
+                [None]
+                if step is None
+                else [_when(part_notes, partial(operator.le, step)) for part_notes in notes[kind]]
+            )
             times.append(None if None in reached else max(t for t in reached if t is not None))
         unlearned += times[-1] is None
         rows.append([ended if t is None else t for t in times])

@@ -85,9 +85,7 @@ def measure_kills(options: KillOptions, log_progress: Log = no_log) -> Figures:
     rows = list[Figures]()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
-        system = stack.enter_context(
-            AuditedSystem(replace(audited_config(), state=f"{folder}/state"))
-        )
+        system = stack.enter_context(AuditedSystem(replace(audited_config(), state=f"{folder}/state")))
         log_progress("a whole system runs")
         last_s = time.monotonic() + 60 * options.minutes
         for strike in strikes:
@@ -154,9 +152,7 @@ def _processes(system: Live, strike: tuple[str, ...]) -> list[Identity]:
             if all(map(alive, processes)):
                 return processes
         if time.monotonic() > until_s:
-            raise RuntimeError(
-                f"after {_WHOLE_S:.0f} s not all of {strike} run, expected a restart"
-            )
+            raise RuntimeError(f"after {_WHOLE_S:.0f} s not all of {strike} run, expected a restart")
         time.sleep(0.25)
 
 

@@ -66,10 +66,7 @@ def measure_units(requests: int, items: int, users: int) -> dict[str, Any]:
     """Unit costs over so many lists."""
     with TemporaryDirectory() as folder:
         costs = asyncio.run(_run(Path(folder), requests, items, users))
-    return {
-        "what": f"{requests} lists of {_LIST} from {items} items, {users} viewers",
-        "figures": costs,
-    }
+    return {"what": f"{requests} lists of {_LIST} from {items} items, {users} viewers", "figures": costs}
 
 
 async def _run(folder: Path, requests: int, items: int, users: int) -> dict[str, float]:
@@ -184,8 +181,7 @@ def _figures(system: LocalSystem, spent: _Spent, counts: dict[str, int]) -> dict
         "example_bytes": example_bytes,
         "list_bytes": sum(map(len, shown)) / answers,  # its impression and examples
         "list_bytes_expanded": sum(len(plain(value)) for value in shown) / answers,
-        "delta_bytes_an_example": sum(len(r.value) for r in _records(log, DELTAS))
-        / max(1, examples),
+        "delta_bytes_an_example": sum(len(r.value) for r in _records(log, DELTAS)) / max(1, examples),
         "item_state_bytes_an_event": sum(len(r.value) for r in _records(log, ITEM_STATE)) / events,
         "session_bytes": mean(len(blob) for blob in system.sessions.blobs.values()),
         **{

@@ -117,12 +117,7 @@ class Demand:
 
 def needs(demand: Demand, partitions: int, copies: int) -> list[PartNeed]:
     """Needs of each part under the load."""
-    return [
-        *_replicas(demand),
-        *_folds(demand, partitions),
-        _learning(demand),
-        *_stores(demand, copies),
-    ]
+    return [*_replicas(demand), *_folds(demand, partitions), _learning(demand), *_stores(demand, copies)]
 
 
 def _replicas(demand: Demand) -> list[PartNeed]:
@@ -185,9 +180,10 @@ def _stores(demand: Demand, copies: int) -> list[PartNeed]:
     written = logged + demand.published_bytes
     return [
         PartNeed("session store", 0.0, memory_gb=sessions_gb),
-        PartNeed("log", 0.0, disk_gb=copies * _RETENTION_S * logged / 1e9,
-                 network_mb_s=copies * written / 1e6),
-    ]  # fmt: skip
+        PartNeed(
+            "log", 0.0, disk_gb=copies * _RETENTION_S * logged / 1e9, network_mb_s=copies * written / 1e6
+        ),
+    ]
 
 
 def plan(demand: Demand, partitions: int, copies: int, price: float) -> dict[str, Any]:

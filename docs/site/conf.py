@@ -5,10 +5,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [
-    str(ROOT),
-    str(HERE),
-]  # the packages and, as extensions, the modules beside this one
+sys.path[:0] = [str(ROOT), str(HERE)]  # the packages and, as extensions, the modules beside this one
 
 project = "recsys"
 author = "the recsys authors"
@@ -32,9 +29,7 @@ exclude_patterns += ["docs/site", "docs/tutorial/notebooks/.ipynb_checkpoints"]
 
 myst_heading_anchors = 4
 nb_ipywidgets_js = {}  # no scripts from elsewhere
-html_math_renderer = (
-    "imgmath"  # no page has mathematics to render, and MathJax would come from a CDN
-)
+html_math_renderer = "imgmath"  # no page has mathematics to render, and MathJax would come from a CDN
 nb_execution_mode = "force"  # a notebook that fails ends the build
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120

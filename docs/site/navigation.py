@@ -14,9 +14,7 @@ _LINK = re.compile(r"^- \[([^\]]+)\]\(([^)#\s]+)\)", re.MULTILINE)
 def sections_of(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
     """(heading, [(title, path)]) of those sections of a page that are lists of links."""
     _, *parts = _SECTION.split(text)
-    sections = [
-        (head, _LINK.findall(body)) for head, body in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    sections = [(head, _LINK.findall(body)) for head, body in zip(parts[::2], parts[1::2], strict=True)]
     return [(head, links) for head, links in sections if links]
 
 

@@ -40,9 +40,7 @@ def modules() -> set[str]:
 
 def files() -> dict[str, str]:
     """The text of each page, by its path from the root."""
-    return {
-        f"{PAGES}/{package}.md": _page(package, names.split()) for package, names in PUBLIC.items()
-    }
+    return {f"{PAGES}/{package}.md": _page(package, names.split()) for package, names in PUBLIC.items()}
 
 
 def index() -> str:

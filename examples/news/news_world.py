@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from examples.hashed_draws import Floats, draws, normals, turning
 from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem, User
 
-CATEGORIES: Final = (
-    "politics", "world", "business", "sports", "culture", "science", "local", "technology",
-)  # fmt: skip
+CATEGORIES: Final = ("politics", "world", "business", "sports", "culture", "science", "local", "technology")
 REGIONS: Final = ("north", "east", "south", "west")
 DEVICES: Final = ("phone", "desktop")
 SLATE: Final = 12
@@ -164,10 +162,7 @@ class NewsWorld:
         """Articles appear, and leave a day later."""
         articles, end = self.articles, self.start_ms + self.hours * _HOUR_MS
         for n, time_ms in enumerate(articles.time_ms.tolist()):
-            fields = {
-                "category": CATEGORIES[articles.category[n]],
-                "author": f"author{articles.author[n]}",
-            }
+            fields = {"category": CATEGORIES[articles.category[n]], "author": f"author{articles.author[n]}"}
             if time_ms < end:
                 yield Item(time_ms=time_ms, item_id=f"a{n}", fields=fields)
             if time_ms + _LIFE_MS < end:
@@ -234,9 +229,7 @@ class NewsWorld:
 
     def _live(self, time_ms: int, user: str) -> NDArray[np.int64]:
         """Articles of the last day that the reader hasn't read."""
-        first, last = np.searchsorted(
-            self.articles.time_ms, [time_ms - _LIFE_MS, time_ms], side="right"
-        )
+        first, last = np.searchsorted(self.articles.time_ms, [time_ms - _LIFE_MS, time_ms], side="right")
         read = np.array(sorted(self._clicked[user]), np.int64)
         return np.setdiff1d(np.arange(first, last), read, assume_unique=True)
 

@@ -24,14 +24,7 @@ FILES: Final[Mapping[str, Any]] = {
     },
     "users": {"files": ["readers.csv"], "id": "user_id", "fields": {"region": "region"}},
 }  # fmt: skip
-_OPENINGS: Final = (
-    "New plan for",
-    "Doubts about",
-    "A year of",
-    "What follows",
-    "Dispute over",
-    "Record for",
-)
+_OPENINGS: Final = ("New plan for", "Doubts about", "A year of", "What follows", "Dispute over", "Record for")
 _TOPICS: Final = {
     "politics": ("the budget", "the vote", "the coalition"),
     "world": ("the summit", "the border", "the treaty"),
@@ -55,8 +48,9 @@ def tables(world: NewsWorld) -> dict[str, Rows]:
     ]  # fmt: skip
     articles = [
         {"item_id": e.item_id, "published": e.time_ms, **e.fields, "title": title(e)}
-        for e in events if isinstance(e, Item) and not e.removed
-    ]  # fmt: skip
+        for e in events
+        if isinstance(e, Item) and not e.removed
+    ]
     readers = [{"user_id": e.user_id, **e.fields} for e in events if isinstance(e, User)]
     return {"slates.csv": slates, "articles.csv": articles, "readers.csv": readers}
 

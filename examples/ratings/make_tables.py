@@ -21,17 +21,7 @@ _FILES: Final = {"inter": "ratings.csv", "item": "movies.csv", "user": "users.cs
 
 def fetch_wheel(folder: Path) -> Path:
     """Downloads the wheel into a folder; raises CalledProcessError where that fails."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "-d",
-        str(folder),
-        PACKAGE,
-    ]
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE]
     subprocess.run(command, check=True)
     return next(folder.glob("recbole-*.whl"))
 

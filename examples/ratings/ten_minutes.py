@@ -43,17 +43,13 @@ def run(folder: Path, learn: int) -> dict[str, Any]:
         with timed("init"):
             recsys(folder, "init", *_TABLES)
     with timed("import"):
-        recsys(
-            folder, "import", "--state", "state", "--learn", str(learn), "--report", "report.json"
-        )
+        recsys(folder, "import", "--state", "state", "--learn", str(learn), "--report", "report.json")
     port = next(free_ports())
     try:
         with timed("up"):
             recsys(folder, "up", "--state", "state", "--detach", port=port)
         with timed("list"), Client(f"http://127.0.0.1:{port}") as client:
-            viewer_list, stranger_list = (
-                _titles(client, user) for user in (VIEWER, "somebody-new")
-            )
+            viewer_list, stranger_list = (_titles(client, user) for user in (VIEWER, "somebody-new"))
             version = client.status()["version"]
     finally:
         recsys(folder, "down", "--state", "state")

@@ -98,9 +98,7 @@ class Block(nn.Module):
         self.key_value = nn.Linear(WIDTH, 2 * WIDTH)
         self.joined = nn.Linear(WIDTH, WIDTH)
         self.after = nn.LayerNorm(WIDTH)
-        self.network = nn.Sequential(
-            nn.Linear(WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH)
-        )
+        self.network = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH))
 
     def keys_values(self, tokens_HTW: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of tokens, each (H, N, T, W / N)."""

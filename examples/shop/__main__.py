@@ -18,7 +18,7 @@ def made() -> dict[str, Rows]:
         ShopWorld(
             users=800, clicks=20_000, hours=HOURS, items=600, clusters=24, categories=True, start_ms=start_ms
         )
-    )  # fmt: skip
+    )
 
 
 APP: Final = ExampleApp(

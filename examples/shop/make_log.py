@@ -21,9 +21,7 @@ def main() -> None:
     parser.add_argument("--hours", type=int, default=24)
     parser.add_argument("--categories", action="store_true", help="items name their cluster")
     args = parser.parse_args()
-    world = ShopWorld(
-        args.seed, args.users, args.clicks, hours=args.hours, categories=args.categories
-    )
+    world = ShopWorld(args.seed, args.users, args.clicks, hours=args.hours, categories=args.categories)
     make_log(args.folder, world)
 
 

@@ -26,8 +26,7 @@ def add_routes(added: AddedRoutes, service: Service, metrics: ServingMetrics) ->
     router, lists = APIRouter(), service.lists
 
     @router.get(
-        "/shop/similar/{item_id}",
-        responses={404: {"model": ProblemOut, "description": "No such product"}},
+        "/shop/similar/{item_id}", responses={404: {"model": ProblemOut, "description": "No such product"}}
     )
     async def similar(request: Request, item_id: Text, user_id: Text) -> Response:
         """The products nearest to one, ranked for a visitor. Unlike a list of ``/v1/items/…/similar`` it is

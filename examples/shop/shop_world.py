@@ -56,9 +56,7 @@ class ShopWorld:
     def events(self) -> list[Event]:
         """The log, sorted by time."""
         events: list[Event] = list(self._catalogue())
-        visits = max(
-            1, round(self.clicks * (1 - _STAYS) * 0.99)
-        )  # clicks a visit: 1 / (1 - _STAYS)
+        visits = max(1, round(self.clicks * (1 - _STAYS) * 0.99))  # clicks a visit: 1 / (1 - _STAYS)
         for visit in range(visits):
             events += self._visit(f"s{visit}")
         return sorted(events, key=lambda event: event.time_ms)

@@ -32,12 +32,11 @@ def tables(world: ShopWorld) -> dict[str, Rows]:
     events = world.events()
     visits = [
         {"user_id": e.user_id, "item_id": e.item_id, "time_ms": e.time_ms, "kind": e.kind}
-        for e in events if isinstance(e, Engagement)
-    ]  # fmt: skip
-    products = [
-        {"item_id": e.item_id, "time_ms": e.time_ms, **_product(e)}
         for e in events
-        if isinstance(e, Item)
+        if isinstance(e, Engagement)
+    ]
+    products = [
+        {"item_id": e.item_id, "time_ms": e.time_ms, **_product(e)} for e in events if isinstance(e, Item)
     ]
     return {"visits.csv": visits, "products.csv": products}
 

@@ -30,9 +30,7 @@ def warmup_from_dataset(dataset: Dataset, limit: int = 0) -> WarmupData:
     window_ms = round(dataset.window_s * 1000)
 
     def events() -> Iterator[Event]:
-        events_on_surface = (
-            _on_surface(e, scan.field, scan.main) for e in dataset.events(scan.from_ms)
-        )
+        events_on_surface = (_on_surface(e, scan.field, scan.main) for e in dataset.events(scan.from_ms))
         return with_views(events_on_surface, window_ms) if views else events_on_surface
 
     return WarmupData(

@@ -19,19 +19,14 @@ LIMIT: Final = 40_000  # impressions that two cores learn in a few minutes with 
 def demo(
     check: Annotated[bool, Option(help="Measure unattended, print JSON, and end.")] = False,
     promotion: Annotated[
-        bool,
-        Option(help="Show a candidate's life: offline job, shadow, canary, promotion, rollback."),
+        bool, Option(help="Show a candidate's life: offline job, shadow, canary, promotion, rollback.")
     ] = False,
     state: Annotated[
         Path | None, Option(help="State folder; by default state, with --check a new one.")
     ] = None,
-    log: Annotated[
-        str, Option(help="sqlite, kafka (an embedded broker), or kafka://host:port.")
-    ] = "sqlite",
+    log: Annotated[str, Option(help="sqlite, kafka (an embedded broker), or kafka://host:port.")] = "sqlite",
     viewers: Annotated[float, Option(help="Lists per second of simulated viewers.")] = VIEWERS,
-    limit: Annotated[
-        int, Option(help="Number of a data set's last impressions to warm up with.")
-    ] = LIMIT,
+    limit: Annotated[int, Option(help="Number of a data set's last impressions to warm up with.")] = LIMIT,
     json: Annotated[Path | None, Option(help="File for the output of --check.")] = None,
 ) -> None:
     """Starts a whole system and warms it up with data. Ctrl-C ends it."""

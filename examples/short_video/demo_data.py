@@ -47,17 +47,13 @@ def choose(now_ms: int, limit: int = 0) -> tuple[WarmupData, str]:
     return data, f"{data.name}, fetched into {FOLDER}. {' '.join(notes)}"
 
 
-def warmup_from_world(
-    now_ms: int, requests: int = 3_000, items: int = 2_000, seed: int = 0
-) -> WarmupData:
+def warmup_from_world(now_ms: int, requests: int = 3_000, items: int = 2_000, seed: int = 0) -> WarmupData:
     """``requests`` random lists of the simulated world that end now: no model is involved."""
     lists = requests * 1000  # one request a second, more or less: by the time of day
     world = World(seed, items=items, start_ms=now_ms - lists)
     asked = [
         request
-        for request, _ in zip(
-            world.next_requests(world.start_ms, now_ms), range(requests), strict=False
-        )
+        for request, _ in zip(world.next_requests(world.start_ms, now_ms), range(requests), strict=False)
     ]
     last_ms = max(event.time_ms for event in _happened(world, asked))
     return WarmupData(
@@ -94,9 +90,7 @@ def _random_list(world: World, request: Request) -> Impression:
     """A list drawn without replacement from all items, with its propensities."""
     num_items = world.num_items + max(0, request.time_ms - world.start_ms) // world.publish_every_ms
     request_id = f"past-{request.user_id}-{request.time_ms}"
-    draws = uniforms(
-        world.seed, np.arange(num_items, dtype=np.int64) + request.time_ms * 1_000_003, 1
-    )
+    draws = uniforms(world.seed, np.arange(num_items, dtype=np.int64) + request.time_ms * 1_000_003, 1)
     chosen = np.argsort(draws[:, 0], kind="stable")[:_LIST].tolist()
     return Impression(
         time_ms=request.time_ms,

@@ -53,9 +53,7 @@ def run(state: Path | None, log: str, viewers: float, limit: int, promotion: boo
 def _settings(state: Path, log: str) -> Config:
     settings = load(str(SETTINGS))
     return replace(
-        settings,
-        state=str(state.resolve()),
-        log=replace(settings.log, url=launch_plan.log_url(log)),
+        settings, state=str(state.resolve()), log=replace(settings.log, url=launch_plan.log_url(log))
     )
 
 

@@ -35,12 +35,7 @@ _FEW: Final = 20  # records; ticks always leave some unread, and viewers those o
 
 
 def start_and_report(
-    settings: Config,
-    viewers: float,
-    limit: int,
-    control_room: bool,
-    is_unattended: bool,
-    connection: Any,
+    settings: Config, viewers: float, limit: int, control_room: bool, is_unattended: bool, connection: Any
 ) -> None:
     """Main function of the process: sends None when the system is warm, NotReady where it can't get so.
     ``is_unattended``: prints nothing on stdout."""
@@ -57,9 +52,7 @@ def start_and_report(
         connection.send(result)
 
 
-def start_warm(
-    settings: Config, viewers: float, limit: int, control_room: bool, console: Console
-) -> None:
+def start_warm(settings: Config, viewers: float, limit: int, control_room: bool, console: Console) -> None:
     """Returns when the system runs and has learned the data. Raises NotReady, or ValueError for wrong data or
     settings."""
     state = Path(settings.state)
@@ -74,9 +67,7 @@ def start_warm(
         _warm_up(settings, data, console, _FEW + int(EVENTS_PER_LIST * viewers))
 
 
-def _warmup_data(
-    settings: Config, limit: int, console: Console
-) -> tuple[WarmupData | None, warmup.Progress]:
+def _warmup_data(settings: Config, limit: int, console: Console) -> tuple[WarmupData | None, warmup.Progress]:
     """Chooses data and feature set; no data where the folder is warm already."""
     state = Path(settings.state)
     begun = warmup.read_progress(state)
@@ -87,9 +78,7 @@ def _warmup_data(
     now_ms = first_ms if begun is None else begun.now_ms
     data, why = choose(now_ms, limit)
     console.print(f"data: {why}", highlight=False)
-    write_feature_set(
-        settings, FeatureSet(data.schema, settings.model.features, settings.sessions.history)
-    )
+    write_feature_set(settings, FeatureSet(data.schema, settings.model.features, settings.sessions.history))
     return data, begun or warmup.begin(state, data, now_ms)
 
 

@@ -45,9 +45,7 @@ def _start_process(settings: Config, *arguments: object) -> tuple[Any, Any]:
     spawn = multiprocessing.get_context("spawn")
     connection, remote = spawn.Pipe()
     starting = spawn.Process(
-        target=_start_and_report,
-        args=(settings, *arguments, sys.stdout is sys.stderr, remote),
-        daemon=True,
+        target=_start_and_report, args=(settings, *arguments, sys.stdout is sys.stderr, remote), daemon=True
     )
     starting.start()
     remote.close()
@@ -65,9 +63,7 @@ def _await(starting: Any, connection: Any) -> None:
         error = connection.recv()
     except (EOFError, OSError):
         starting.join()
-        raise NotReady(
-            f"the process that starts the system ended with status {starting.exitcode}"
-        ) from None
+        raise NotReady(f"the process that starts the system ended with status {starting.exitcode}") from None
     if error is not None:
         raise error
 

@@ -44,11 +44,7 @@ class FeatureReplay:
             return self._user(event)
         if isinstance(event, Impression):
             return [*self._arrival(event), self._impression(event)]
-        if (
-            isinstance(event, Engagement)
-            and event.attributed
-            and event.request_id in self._requests
-        ):
+        if isinstance(event, Engagement) and event.attributed and event.request_id in self._requests:
             return [self._engagement(event)]
         return []
 

@@ -69,9 +69,7 @@ def narrate(config: Config, console: Console) -> None:
 
     def heading(text: str) -> None:
         passed_s = int(time.monotonic() - began)
-        console.print(
-            f"\n{passed_s // 60}:{passed_s % 60:02}  {text}", style="bold", highlight=False
-        )
+        console.print(f"\n{passed_s // 60}:{passed_s % 60:02}  {text}", style="bold", highlight=False)
 
     heading("An offline job trains a candidate from the archive, several times over the examples.")
     _run(console, "offline", "--state", state, "--workers", "0")
@@ -86,9 +84,7 @@ def narrate(config: Config, console: Console) -> None:
     console.print(f"{_LIVE_S:.0f} s later from {answering(config)}: it learns", highlight=False)
     heading("An operator takes it back.")
     _run(console, "rollback", "--reason", "the demo shows it", "--state", state)
-    heading(
-        f"Answers come from {answering(config)}. The life of a candidate ends here; the system goes on."
-    )
+    heading(f"Answers come from {answering(config)}. The life of a candidate ends here; the system goes on.")
 
 
 def answering(config: Config) -> str:

@@ -50,9 +50,7 @@ class Sender:
         self._sending: tuple[Future[Any], list[ClientEvent]] | None = None
         self._asking: dict[Future[Any], Any] = {}
         self._retry_at_ms = 0
-        self.counts = dict.fromkeys(
-            ("events", "lists", "shown", "liked", "failed", "rejected", "lost"), 0
-        )
+        self.counts = dict.fromkeys(("events", "lists", "shown", "liked", "failed", "rejected", "lost"), 0)
 
     def turn(self) -> None:
         """Handles answers that have arrived, and sends due requests and events."""
@@ -107,9 +105,7 @@ class Sender:
             self.counts["events"] += len(batch) - rejected
         except Exception as error:  # any error: a retry may succeed
             self._failed("events", error)
-            if again and getattr(
-                error, "passing", True
-            ):  # events have ids, so repeats are harmless
+            if again and getattr(error, "passing", True):  # events have ids, so repeats are harmless
                 self._outbox.extendleft(reversed(batch))
             else:
                 self.counts["lost"] += len(batch)
@@ -149,9 +145,7 @@ class SummaryLines:
             f"{crowd.inside} viewers  {new['lists']} lists  long views {liked}"
         )
         more = {"late": f"{crowd.late_ms} ms" if crowd.late_ms > 100 else ""}
-        more |= {
-            name: str(new[name]) if new[name] else "" for name in ("failed", "rejected", "lost")
-        }
+        more |= {name: str(new[name]) if new[name] else "" for name in ("failed", "rejected", "lost")}
         return text + "".join(f"  {name} {value}" for name, value in more.items() if value)
 
 

@@ -20,9 +20,7 @@ def viewers(
     seed: Annotated[int, Option(help="Seed of the world: who likes what.")] = 0,
     users: Annotated[int, Option(help="Number of simulated users.")] = 1000,
     items: Annotated[int, Option(help="Number of the world's items, with --publish.")] = 2000,
-    publish: Annotated[
-        bool, Option(help="Publish old and new items of the world; needs a key.")
-    ] = False,
+    publish: Annotated[bool, Option(help="Publish old and new items of the world; needs a key.")] = False,
     key: Annotated[
         str, Option(envvar="RECSYS_KEY", help="API key, or the admin key of STATE/run/admin.key.")
     ] = "",

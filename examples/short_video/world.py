@@ -151,9 +151,7 @@ class World:
         for second in range(from_ms // 1000, -(-until_ms // 1000)):
             evening = 1 + 0.5 * math.sin(2 * math.pi * (second * 1000 / _HOUR_MS - 14) / 24)
             number = _poisson(self.requests_per_s * evening, uniform(self.seed, "many", second))
-            times = sorted(
-                (second * 1000 + self._pick(1000, "when", second, i), i) for i in range(number)
-            )
+            times = sorted((second * 1000 + self._pick(1000, "when", second, i), i) for i in range(number))
             for time_ms, i in times:
                 if from_ms <= time_ms < until_ms:
                     # Squared: a quarter of the people make half of the requests.
@@ -191,9 +189,7 @@ class World:
             traits = self._known[str(item_id)] = self._traits_of(item_id, fields)
         return traits
 
-    def react(
-        self, user_id: Id, item_ids: Sequence[Id], request_id: str, time_ms: int
-    ) -> list[Engagement]:
+    def react(self, user_id: Id, item_ids: Sequence[Id], request_id: str, time_ms: int) -> list[Engagement]:
         """The viewer's engagements with a list served at ``time_ms``, in time order.
 
         Items are watched one after the other until the viewer has had enough: unreached ones get no ``view``
@@ -209,9 +205,7 @@ class World:
             now_ms = next(e.time_ms for e in item_engagements if e.kind == "view") + 200
         return sorted(engagements, key=lambda engagement: engagement.time_ms)
 
-    def _watch(
-        self, user_id: Id, item_id: Id, request_id: str, start_ms: int, rank: int
-    ) -> list[Engagement]:
+    def _watch(self, user_id: Id, item_id: Id, request_id: str, start_ms: int, rank: int) -> list[Engagement]:
         def draw(what: str) -> float:
             return uniform(self.seed, request_id, rank, item_id, what)
 

@@ -31,12 +31,7 @@ from typing import Any, Final
 
 import msgspec
 
-from experiments.assignment.arm_line import (
-    MAX_LINE_NAME,
-    MAX_TRAINED_TRAFFIC,
-    TRAINS,
-    arm_line_name,
-)
+from experiments.assignment.arm_line import MAX_LINE_NAME, MAX_TRAINED_TRAFFIC, TRAINS, arm_line_name
 from experiments.assignment.design import UNIT, Metrics, Ramp, check, metric_of, time_ms_of
 from recsys.config.policy_config import UNWANTED, PolicyConfig, check_plugins, check_weights
 from recsys.config.system_config import override
@@ -158,9 +153,8 @@ class Experiment:
 
 
 def read_experiment(
-    text: str, file: object, policy: PolicyConfig, labels: Sequence[str] | None = None,
-    judged: bool = True,
-) -> Experiment:  # fmt: skip
+    text: str, file: object, policy: PolicyConfig, labels: Sequence[str] | None = None, judged: bool = True
+) -> Experiment:
     """Reads one experiment from its YAML text. Checks overrides against ``policy``, and weights and metrics
     against ``labels`` (of the schema, if known). ``judged``: False to skip the metrics. Raises YamlError with
     file, line and reason."""
@@ -200,9 +194,8 @@ def read_experiment(
 
 
 def read_experiments(
-    texts: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str] | None = None,
-    judged: bool = True,
-) -> tuple[Experiment, ...]:  # fmt: skip
+    texts: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str] | None = None, judged: bool = True
+) -> tuple[Experiment, ...]:
     """Reads experiments by file name; raises YamlError also for conflicts. ``judged``: see
     ``read_experiment``."""
     experiments: list[Experiment] = []
@@ -226,9 +219,7 @@ def name_in(text: str) -> str:
     return name if isinstance(name, str) else ""
 
 
-def apply_overrides(
-    policy: PolicyConfig, arms: Sequence[Arm], where: str = "the arms"
-) -> PolicyConfig:
+def apply_overrides(policy: PolicyConfig, arms: Sequence[Arm], where: str = "the arms") -> PolicyConfig:
     """The policy with the arms' overrides; raises ValueError for invalid ones."""
     changes = {path: value for arm in arms for path, value in arm.overrides.items()}
     changed = override(policy, changes)

@@ -52,8 +52,9 @@ class Policies:
     follow; ``bases`` are the policies that they make. ``lengths``: ``n`` of surfaces, the number of items
     where the request names none. Raises ValueError for an invalid override, also of an arm on a surface."""
 
-    def __init__(self, base: PolicyConfig, experiments: Sequence[Experiment] = (),
-                 surfaces: Surfaces = _NO_SURFACES) -> None:  # fmt: skip
+    def __init__(
+        self, base: PolicyConfig, experiments: Sequence[Experiment] = (), surfaces: Surfaces = _NO_SURFACES
+    ) -> None:
         self._experiments, self.bases = tuple(experiments), {"": base}
         self.lengths = dict[str, int]()
         for name, changes in surfaces.items():

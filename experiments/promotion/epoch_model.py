@@ -17,9 +17,7 @@ def config_at(config: Config, lifecycle: Lifecycle, line: str, epoch: int = 0) -
     return with_size(config, lifecycle.size(line, epoch))
 
 
-def features_at(
-    features: FeatureSet, lifecycle: Lifecycle, line: str, epoch: int = 0
-) -> FeatureSet:
+def features_at(features: FeatureSet, lifecycle: Lifecycle, line: str, epoch: int = 0) -> FeatureSet:
     """Features that the model of a line reads in an epoch. ``features``: of the state folder's file."""
     return features_of(features, lifecycle.size(line, epoch))
 

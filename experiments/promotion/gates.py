@@ -32,8 +32,9 @@ class ScoreMoments:
     live: Floats = field(default_factory=lambda: np.zeros(2))  # sum, sum of squares
     candidate: Floats = field(default_factory=lambda: np.zeros(2))
 
-    def add(self, live_N: Floats, candidate_N: Floats, labels_N: Floats,
-            weights_N: Floats | float = 1.0) -> None:  # fmt: skip
+    def add(
+        self, live_N: Floats, candidate_N: Floats, labels_N: Floats, weights_N: Floats | float = 1.0
+    ) -> None:
         """Adds probabilities of the same examples. Counts and skips those that aren't finite."""
         finite = np.isfinite(candidate_N)
         self.not_finite += int((~finite).sum())

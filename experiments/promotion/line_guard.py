@@ -59,10 +59,7 @@ class LineGuard:
     def __init__(self) -> None:
         self._now_ms = 0
         self._lists = _Newest[str, list[_List]](_USERS)  # newest last
-        self._simple: dict[str, _SimpleList] = {
-            POPULARITY: _Popularity(),
-            TRANSITIONS: _Transitions(),
-        }
+        self._simple: dict[str, _SimpleList] = {POPULARITY: _Popularity(), TRANSITIONS: _Transitions()}
         self._window = _Window(list(self._simple))
         self._behind: list[_Result] = []  # newest windows in a row
         self._well: list[float] = []  # hits of the newest windows that weren't behind
@@ -78,9 +75,7 @@ class LineGuard:
         before = self._lists.get(str(user_id)) or []
         self._lists.put(str(user_id), [*before, served][-_LISTS:])
 
-    def engage(
-        self, user_id: Id, item_id: Id, time_ms: int, request_id: str = ""
-    ) -> LineFault | None:
+    def engage(self, user_id: Id, item_id: Id, time_ms: int, request_id: str = "") -> LineFault | None:
         """Takes an engagement with the first label. ``request_id``: of its list, else empty."""
         # A client may date an engagement back.
         self._now_ms = now_ms = max(self._now_ms, time_ms)

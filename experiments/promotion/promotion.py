@@ -56,22 +56,22 @@ class EngagementRates:
     """Engagement rates of items shown by the canary and by live. The groups have different users, so the
     bounds of a difference combine those of both means."""
 
-    def __init__(self, kinds: Sequence[str], alpha: float, tight_at: float,
-                 unwanted: Sequence[str] = UNWANTED) -> None:  # fmt: skip
+    def __init__(
+        self, kinds: Sequence[str], alpha: float, tight_at: float, unwanted: Sequence[str] = UNWANTED
+    ) -> None:
         self.kinds, self._unwanted = tuple(kinds[:_MAX_KINDS]), unwanted
         each = alpha / (4 * max(1, len(self.kinds)))
         self._means = {
-            group: {
-                kind: ClusteredMean(each, tight_at, at_least=_LEAST_USERS) for kind in self.kinds
-            }
+            group: {kind: ClusteredMean(each, tight_at, at_least=_LEAST_USERS) for kind in self.kinds}
             for group in (True, False)
         }
         self._examples = {True: 0, False: 0}
         self._shown, self._unranked = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}
         self._users: dict[bool, set[int]] = {True: set(), False: set()}
 
-    def add(self, users_N: Ints, canary_N: Mask, labels_NK: Floats, ranked_N: Mask,
-            weights_N: Floats) -> None:  # fmt: skip
+    def add(
+        self, users_N: Ints, canary_N: Mask, labels_NK: Floats, ranked_N: Mask, weights_N: Floats
+    ) -> None:
         """Adds items: user, whether of the canary, labels, whether ranked, and how many each represents."""
         for group in (True, False):
             chosen = canary_N == group

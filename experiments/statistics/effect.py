@@ -181,9 +181,7 @@ def _effect(
     return Effect(*means, *bounds, p, sizes, saved, math.sqrt(variance))
 
 
-def pooled_theta(
-    psi_U: Floats, covariates_UK: Floats, psi_V: Floats, covariates_VK: Floats
-) -> Floats:
+def pooled_theta(psi_U: Floats, covariates_UK: Floats, psi_V: Floats, covariates_VK: Floats) -> Floats:
     """θ (K,): least squares of ψ on the covariates, both centred within each arm."""
     groups = (covariates_UK, covariates_VK)
     centred = np.concatenate([group - group.mean(0) for group in groups])

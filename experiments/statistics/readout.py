@@ -25,12 +25,7 @@ SAFE: Final = "safe"  # a guardrail is known not to be worse than tolerated
 PRIMARY: Final = "primary"
 GUARDRAIL: Final = "guardrail"
 # Results given as reasons of a verdict, most important first; worse ones are always among them.
-_REASONS: Final = {
-    HARM: (HARM, WORSE),
-    BETTER: (BETTER, WORSE),
-    MIXED: (WORSE, BETTER),
-    WORSE: (WORSE,),
-}
+_REASONS: Final = {HARM: (HARM, WORSE), BETTER: (BETTER, WORSE), MIXED: (WORSE, BETTER), WORSE: (WORSE,)}
 
 
 @dataclass(frozen=True)
@@ -93,9 +88,7 @@ class Readout:
         return sum(arm.users for arm in self.arms)
 
 
-def metrics_needed(
-    experiment: Experiment, labels: Sequence[str]
-) -> tuple[list[Metric], list[Metric]]:
+def metrics_needed(experiment: Experiment, labels: Sequence[str]) -> tuple[list[Metric], list[Metric]]:
     """Primary metrics and guardrails. Raises ValueError for one that the labels don't give."""
     primary = [metric_of(name, labels, experiment.unwanted) for name in experiment.primary]
     guardrails = experiment.metrics.guardrails
@@ -232,9 +225,7 @@ def _days(
         users = [outcomes.users(metric, arm, day=day, until_ms=until_ms) for arm in arms]
         groups.append((f"day {day}" + " and later" * (day == outcomes.days - 1), users))
     by_day = _subgroups(experiment, groups)
-    return tuple(
-        part for part, a, b in by_day if a.denominators_U.sum() > 0 and b.denominators_U.sum() > 0
-    )
+    return tuple(part for part, a, b in by_day if a.denominators_U.sum() > 0 and b.denominators_U.sum() > 0)
 
 
 def _segments(

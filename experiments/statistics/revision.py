@@ -71,9 +71,8 @@ def _traffic_at(experiment: Experiment, step: int) -> float:
 
 
 def parse_each(
-    revision: Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None,
-    stopped: bool = True,
-) -> tuple[list[Experiment], dict[str, str]]:  # fmt: skip
+    revision: Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None, stopped: bool = True
+) -> tuple[list[Experiment], dict[str, str]]:
     """Readable experiments, and errors of the others by name: texts from another version of the code or the
     schema may be invalid today. ``stopped``: include these."""
     experiments, errors, over = list[Experiment](), dict[str, str](), _stopped(revision)
@@ -103,9 +102,8 @@ def running(
 
 
 def apply_request(
-    revision: Experiments, request: ExperimentRequest, config: Config, labels: Sequence[str],
-    now_ms: int,
-) -> Experiments:  # fmt: skip
+    revision: Experiments, request: ExperimentRequest, config: Config, labels: Sequence[str], now_ms: int
+) -> Experiments:
     """The set after a request to start or stop an experiment. Raises ValueError if refused."""
     if request.what == "start":
         return _start(revision, request, config, labels, now_ms)
@@ -123,9 +121,8 @@ def apply_request(
 
 
 def _start(
-    revision: Experiments, request: ExperimentRequest, config: Config, labels: Sequence[str],
-    now_ms: int,
-) -> Experiments:  # fmt: skip
+    revision: Experiments, request: ExperimentRequest, config: Config, labels: Sequence[str], now_ms: int
+) -> Experiments:
     experiment = read_experiment(request.text, request.name or "<text>", config.policy, labels)
     name, file = experiment.name, f"{experiment.name}.yaml"
     if name in (*_names(revision), *revision.states):  # its file may be gone
@@ -142,9 +139,7 @@ def _start(
     if current.state == STOPPED:
         raise ValueError(f"{name}: {current.why}; give it a later stop")
     new = msgspec.structs.replace(
-        revision,
-        configs={**revision.configs, file: request.text},
-        states={**revision.states, name: current},
+        revision, configs={**revision.configs, file: request.text}, states={**revision.states, name: current}
     )
     experiments = read_experiments(_not_stopped(new), config.policy, labels)
     Policies(config.policy, experiments, config.surfaces)  # both raise for conflicts
@@ -166,9 +161,8 @@ def _not_stopped(revision: Experiments) -> dict[str, str]:
 
 
 def with_files(
-    revision: Experiments, files: Mapping[str, str], config: Config, labels: Sequence[str],
-    now_ms: int,
-) -> Experiments:  # fmt: skip
+    revision: Experiments, files: Mapping[str, str], config: Config, labels: Sequence[str], now_ms: int
+) -> Experiments:
     """The set with these files of the code. Experiments started by request stay. Files with a ramp, times,
     guardrails or trained lines get a state; one that runs gets the traffic that a changed file has at its
     step of the ramp. Raises ValueError."""

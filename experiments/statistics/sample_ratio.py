@@ -32,14 +32,10 @@ class SampleRatio:
         return self.p < ALPHA
 
 
-def log_bayes_factor(
-    counts: Sequence[int], shares: Sequence[float], weight: float = WEIGHT
-) -> float:
+def log_bayes_factor(counts: Sequence[int], shares: Sequence[float], weight: float = WEIGHT) -> float:
     """log B. Raises ValueError unless shares are positive with sum 1."""
     if len(counts) != len(shares) or not all(s > 0 for s in shares) or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(
-            f"shares are {list(shares)}, expected {len(counts)} above 0 whose sum is 1"
-        )
+        raise ValueError(f"shares are {list(shares)}, expected {len(counts)} above 0 whose sum is 1")
     out = math.lgamma(weight) - math.lgamma(weight + sum(counts))
     for count, share in zip(counts, shares, strict=True):
         prior = weight * share

@@ -62,9 +62,7 @@ class ClusteredMean:
         self._sums: Floats = np.zeros(CLUSTERS)
         self._weights: Floats = np.zeros(CLUSTERS)
 
-    def add(
-        self, clusters: NDArray[np.int64], values: Floats, weights: Floats | None = None
-    ) -> None:
+    def add(self, clusters: NDArray[np.int64], values: Floats, weights: Floats | None = None) -> None:
         """Adds values (N,) of clusters (N,), which may repeat; weights are 1 by default."""
         size = len(self._sums)
         at = clusters.astype(np.uint64) % np.uint64(size)

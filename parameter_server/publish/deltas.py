@@ -199,9 +199,7 @@ class _Head(msgspec.Struct):
 _head_decoder = msgspec.msgpack.Decoder(_Head)
 
 
-def record_publish_spans(
-    tracer: SpanRecorder, deltas: Iterable[bytes], began_ns: int, ended_ns: int
-) -> None:
+def record_publish_spans(tracer: SpanRecorder, deltas: Iterable[bytes], began_ns: int, ended_ns: int) -> None:
     """Records the span of each delta's append to the log."""
     for delta in deltas:
         head = _head_decoder.decode(delta)

@@ -104,10 +104,7 @@ class PublishedRows:
         return {name: len(rows) for name, rows in self._withheld.items()}
 
     def publish(
-        self,
-        changes: Mapping[str, TableChange],
-        rows_of: RowsOf,
-        settle: bool = False,
+        self, changes: Mapping[str, TableChange], rows_of: RowsOf, settle: bool = False
     ) -> list[TableRows]:
         """Rows and tombstones that a step sends of each table. ``rows_of`` looks up rows after the step."""
         moved = {name: self._moved(name, change) for name, change in changes.items()}
@@ -189,9 +186,7 @@ class PublishedRows:
         cuts = np.split(goes, np.cumsum([len(part) for part in keys])[:-1])
         return {name: (cuts[2 * n], cuts[2 * n + 1]) for n, name in enumerate(moved)}
 
-    def _send(
-        self, name: str, moved: _Moved, goes: Mask, tail: Mask, rows_of: RowsOf
-    ) -> tuple[Keys, Packed]:
+    def _send(self, name: str, moved: _Moved, goes: Mask, tail: Mask, rows_of: RowsOf) -> tuple[Keys, Packed]:
         """Keys and values to send: the step's own first, then withheld ones by key. Withholds the others."""
         withheld, sent = self._withheld[name], moved.take(goes)
         rows = sent.keys, sent.packed

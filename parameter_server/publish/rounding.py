@@ -202,9 +202,7 @@ def quantise(values: Any, scales: Any, codes: Any, out: Any) -> None:
             out[i, j] = np.float32(code) * scale
 
 
-@kernel(
-    types.uint64(types.uint64, read_only(types.uint64, 1), _KEYS, _U32, read_only(types.boolean, 1))
-)
+@kernel(types.uint64(types.uint64, read_only(types.uint64, 1), _KEYS, _U32, read_only(types.boolean, 1)))
 def _sum_of_rows(seed: Any, multipliers: Any, keys: Any, words: Any, chosen: Any) -> Any:
     total = np.uint64(0)
     for i in range(keys.shape[0]):

@@ -220,9 +220,7 @@ class ShardedClient:
             frames.append(Frame(LookupQuery(step, list(own)), list(own.values())))
         return self._rows(frames, routed)
 
-    def _ask(
-        self, frames: Sequence[Frame], meanwhile: Work = idle
-    ) -> list[tuple[Reply, Sequence[Array]]]:
+    def _ask(self, frames: Sequence[Frame], meanwhile: Work = idle) -> list[tuple[Reply, Sequence[Array]]]:
         """Sends to all shards before reading, so that they work in parallel; reads all replies before
         raising, so that none stays in transit."""
         try:

@@ -20,9 +20,7 @@ from parameter_server.shard.lanes import LaneGradients, RowGradients
 HEAD: Final = struct.Struct("<IQ")
 MAX_HEADER: Final = 1 << 20
 MAX_BODY: Final = 1 << 31
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {
-    "k": np.dtype("<i8"), "f": np.dtype("<f4"), "c": np.dtype("<i4"),
-}  # fmt: skip
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {"k": np.dtype("<i8"), "f": np.dtype("<f4"), "c": np.dtype("<i4")}
 
 Array = NDArray[Any]
 
@@ -112,9 +110,7 @@ class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
     applied: int = 0
 
 
-AnyMessage = (
-    Hello | AppliedQuery | CommonStepQuery | Rewind | LookupQuery | Exchange | Reply | Refusal
-)
+AnyMessage = Hello | AppliedQuery | CommonStepQuery | Rewind | LookupQuery | Exchange | Reply | Refusal
 
 
 class _Header(msgspec.Struct, frozen=True, array_like=True):

@@ -216,9 +216,7 @@ def stop_shards(handles: Sequence[Any], timeout_s: float = 10.0) -> None:
         except ray.exceptions.RayError as error:
             _LOG.warning("a shard stopped without closing its files: %r", error)
     if late:
-        _LOG.warning(
-            "killed %d shards that didn't close their files in %.0f s", len(late), timeout_s
-        )
+        _LOG.warning("killed %d shards that didn't close their files in %.0f s", len(late), timeout_s)
     for handle in handles:
         ray.kill(handle, no_restart=True)
 
@@ -227,9 +225,7 @@ def actor_name(spec: ShardSpec, part: int) -> str:
     return f"shard-{spec.line}-{spec.epoch}-{part}-of-{spec.parts}"
 
 
-def connect(
-    spec: ShardSpec, handles: Sequence[Any], worker: WorkerId, tls: Tls = None
-) -> ShardedClient:
+def connect(spec: ShardSpec, handles: Sequence[Any], worker: WorkerId, tls: Tls = None) -> ShardedClient:
     """Client of running shards, over their sockets."""
     channels = [
         SocketChannel(_resolver(spec, part, handle), partial(hello, spec, part, worker), tls=tls)

@@ -19,9 +19,7 @@ from parameter_server.table.routing import as_rows
 PREFIX: Final = "refused_"  # of these metrics; then the kind and the shard's part
 
 
-def mark_rejected(
-    total: StepSum, lanes: Sequence[LaneGradients], bound: float, part: int
-) -> StepSum:
+def mark_rejected(total: StepSum, lanes: Sequence[LaneGradients], bound: float, part: int) -> StepSum:
     """The sum with its rejections as metrics: rows, dense, and each lane's gradients that would be rejected
     alone (none if only the sum is beyond the bound)."""
     rows = sum(_rejected_rows(table.gradients, bound) for table in total.tables.values())

@@ -85,9 +85,7 @@ class StepSum:
         ]
         dense = None if self.dense is None else _view(self.dense)
         forget = {name: keys.tobytes() for name, keys in self.forget.items()}
-        record = _SumRecord(
-            self.step, self.time_ms, tables, dense, dict(self.metrics), forget, self.rate,
-        )  # fmt: skip
+        record = _SumRecord(self.step, self.time_ms, tables, dense, dict(self.metrics), forget, self.rate)
         return msgspec.msgpack.encode(record)
 
     @staticmethod
@@ -112,9 +110,7 @@ def _view(array: NDArray[Any]) -> Any:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def add_lanes(
-    step: int, time_ms: int, lanes: Sequence[LaneGradients], dims: Mapping[str, int]
-) -> StepSum:
+def add_lanes(step: int, time_ms: int, lanes: Sequence[LaneGradients], dims: Mapping[str, int]) -> StepSum:
     """Sums lanes in lane order, table by table in the order of ``dims``. Raises ValueError for a table not in
     ``dims``, rows of another dimension, or several rates."""
     lanes = sorted(lanes, key=lambda lane: lane.lane)

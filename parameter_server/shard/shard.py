@@ -21,13 +21,7 @@ from parameter_server.shard.lanes import LaneGradients, StepSum, add_lanes
 from parameter_server.table.dense import DENSE_COLUMNS, SENT, Dense, Vector
 from parameter_server.table.routing import Keys, Rows, as_keys, shard_of
 from parameter_server.table.sketch import SKETCH_COLUMNS
-from parameter_server.table.table import (
-    MAX_GRADIENT,
-    ROW_COLUMNS,
-    Table,
-    columns_in,
-    digest_of_exports,
-)
+from parameter_server.table.table import MAX_GRADIENT, ROW_COLUMNS, Table, columns_in, digest_of_exports
 from recsys.arrays.id_map import Arrays
 from recsys.config.system_config import TableConfig
 from recsys.events.records import Delta
@@ -116,10 +110,7 @@ class Shard:
     """Tables and, on part 0, the dense parameters of one (line, epoch). Not thread-safe; the owner locks."""
 
     def __init__(
-        self,
-        spec: ShardSpec,
-        dense: Vector | None = None,
-        tables: Mapping[str, Table] | None = None,
+        self, spec: ShardSpec, dense: Vector | None = None, tables: Mapping[str, Table] | None = None
     ) -> None:
         """Starts before step 1. ``dense`` (P,): initial parameters, for part 0 only. ``tables``: by name,
         instead of new ones of ``spec`` (see ``open_mmap_shard``)."""

@@ -11,9 +11,7 @@ from typing import Any, Final
 
 from parameter_server.shard.shard import ShardSpec
 
-_SETTINGS: Final = (
-    "lanes", "seed", "dense_rate", "dense_first", "dense_average", "expire_every", "bound",
-)  # fmt: skip
+_SETTINGS: Final = ("lanes", "seed", "dense_rate", "dense_first", "dense_average", "expire_every", "bound")
 
 
 class WalSettingsChanged(ValueError):

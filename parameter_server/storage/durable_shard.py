@@ -88,9 +88,7 @@ class DurableShard:
         with self._lock:
             return self._shard.lookup(step, keys), self._shard.dense_after(step)
 
-    def learn(
-        self, step: int, time_ms: int, lanes: Sequence[LaneGradients], publish: bool = True
-    ) -> None:
+    def learn(self, step: int, time_ms: int, lanes: Sequence[LaneGradients], publish: bool = True) -> None:
         """Logs and applies a step, unless already applied, and publishes its delta; without ``publish`` only
         the previous step's, and its own waits for ``flush``. Raises StepMismatch for a gap, and any error of
         writing or publishing; call it again after that: an interrupted snapshot is completed first."""

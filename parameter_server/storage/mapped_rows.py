@@ -101,10 +101,7 @@ class MappedRows:
             self._withheld = {n: np.concatenate([g[n] for g in groups])[order] for n in _WITHHELD}
 
     def lookup(
-        self,
-        keys: Keys,
-        published: bool = True,
-        over: tuple[NDArray[np.int64], Rows] | None = None,
+        self, keys: Keys, published: bool = True, over: tuple[NDArray[np.int64], Rows] | None = None
     ) -> tuple[Rows, Keys]:
         """Rows of keys (N, D), as published or as learned, and their places: 0 or more, or EMPTY without a
         row, which is then undefined. ``over``: an index of rows that replace these, and the rows (R, D); the
@@ -136,9 +133,7 @@ class MappedRows:
                     yield keys[own], rows[own]
 
 
-def _index(
-    folder: Path, name: str, files: Sequence[dict[str, Any]], first: int
-) -> NDArray[np.int64]:
+def _index(folder: Path, name: str, files: Sequence[dict[str, Any]], first: int) -> NDArray[np.int64]:
     """The index of a part's files from number ``first`` on, in a file of the snapshot or of another one with
     the same files; in memory where no file can be made."""
     cells = cells_for(sum(len(keys) for f in files for keys in (f["keys"], f.get(REMOVED, ()))))
@@ -200,8 +195,9 @@ def _enter(index: Any, keys: Any, first: Any, step: Any) -> None:
 
 
 @kernel(types.void(_TABLE, _TABLE, _KEYS, _TABLE, _ROWS, _KEYS, _OUT, types.float32[:, ::1]))
-def _gather(indexes_P4: Any, values_PF: Any, formats_P: Any, index: Any, values: Any, keys: Any,
-            places: Any, out: Any) -> None:  # fmt: skip
+def _gather(
+    indexes_P4: Any, values_PF: Any, formats_P: Any, index: Any, values: Any, keys: Any, places: Any, out: Any
+) -> None:
     """Writes the place of each key, and into ``out`` its row: of ``values`` for a key in ``index``, else of
     the files, rounded to its part's format, if there are any. Cells are prefetched first, then rows. The
     tables hold addresses; of indexes also the number of cells."""

@@ -74,9 +74,7 @@ def _is_row(name: str) -> bool:
     return name.startswith("table/") and name.rpartition("/")[2] in columns
 
 
-def _tables(
-    spec: ShardSpec, files: list[dict[str, NDArray[Any]]]
-) -> dict[str, OverlayTable] | None:
+def _tables(spec: ShardSpec, files: list[dict[str, NDArray[Any]]]) -> dict[str, OverlayTable] | None:
     """Tables of a part's files; None if a file lacks a table's columns or dimension."""
     tables = {}
     for config in spec.tables:

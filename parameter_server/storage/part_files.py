@@ -86,9 +86,7 @@ def read_files(
     return increments.apply(*files)
 
 
-def check_files(
-    folder: Path, manifest: Manifest, digest_of: Callable[[Path], str] | None = None
-) -> None:
+def check_files(folder: Path, manifest: Manifest, digest_of: Callable[[Path], str] | None = None) -> None:
     """Raises ValueError if a file doesn't match its digest or can't be opened."""
     for path, sha256 in files_of(folder, manifest):
         if (digest_of or sha256_of)(path) != sha256:
@@ -165,9 +163,7 @@ class Joined:
         end = 0
         for name, array in self.items():
             dtype = {"int64": "I64", "float32": "F32"}[array.dtype.name]
-            entry = header.setdefault(
-                name, {"dtype": dtype, "shape": [0], "data_offsets": [end, end]}
-            )
+            entry = header.setdefault(name, {"dtype": dtype, "shape": [0], "data_offsets": [end, end]})
             end += array.nbytes
             entry["shape"] = [entry["shape"][0] + len(array), *array.shape[1:]]
             entry["data_offsets"][1] = end
@@ -202,9 +198,8 @@ class FileDigests:
     """SHA-256 of files, each read once in ``SCRUB_S`` unless it changes; links to one file are one."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic,
-        digest_of: Callable[[Path], str] | None = None,
-    ) -> None:  # fmt: skip
+        self, clock: Callable[[], float] = time.monotonic, digest_of: Callable[[Path], str] | None = None
+    ) -> None:
         self._clock, self._digest_of = clock, digest_of
         self._known: dict[tuple[int, ...], tuple[str, float]] = {}
         self._most = 100  # entries, before those of old files go

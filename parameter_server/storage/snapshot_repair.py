@@ -4,13 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from parameter_server.storage.part_files import (
-    MANIFEST,
-    files_of,
-    parse_manifest,
-    read_manifest,
-    sha256_of,
-)
+from parameter_server.storage.part_files import MANIFEST, files_of, parse_manifest, read_manifest, sha256_of
 from recsys.process.part_process import write_atomically
 
 

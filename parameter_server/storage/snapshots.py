@@ -139,9 +139,7 @@ def _temporary_folder(version: Path, part: int) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def latest(
-    folder: Path, line: str, epoch: int | None = None, step: int | None = None
-) -> LatestSnapshot:
+def latest(folder: Path, line: str, epoch: int | None = None, step: int | None = None) -> LatestSnapshot:
     """The newest complete and intact snapshot of a line (of an epoch or step, if given)."""
     reasons: list[str] = []
     for version in reversed(_versions(folder, line)):

@@ -138,9 +138,7 @@ class Wal:
         try:
             scanned = scan(data)
         except ValueError as error:
-            raise WalMismatch(
-                f"{self.path} {error}; move it away to start from the snapshot"
-            ) from None
+            raise WalMismatch(f"{self.path} {error}; move it away to start from the snapshot") from None
         if scanned.owner != self._owner:
             raise WalMismatch(
                 f"{self.path} is of {scanned.owner!r}, expected {self._owner!r}: it belongs to another "
@@ -200,8 +198,7 @@ def _is_followed(data: bytes, end: int, step: int | None) -> bool:
     steps = range(first, first + (len(data) - end) // _HEAD.size + 1)
     starts = (match.start() for match in _MAYBE_RECORD.finditer(data, end + 1))
     return any(
-        _STEP.unpack_from(data, start + _STEP_AT)[0] in steps and _whole(data, start)
-        for start in starts
+        _STEP.unpack_from(data, start + _STEP_AT)[0] in steps and _whole(data, start) for start in starts
     )
 
 

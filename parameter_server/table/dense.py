@@ -49,8 +49,8 @@ class Dense:
     """Flat parameter vector (P,), its optimizer state, and the ``averaged`` vector (P,) to serve."""
 
     def __init__(
-        self, values: Vector, rate: float, bound: float = 1e3, average: float = 0.0, first: float = 1.0,
-    ) -> None:  # fmt: skip
+        self, values: Vector, rate: float, bound: float = 1e3, average: float = 0.0, first: float = 1.0
+    ) -> None:
         """``average``: weight of the old average at each step; 0 serves the newest values. ``first``: factor
         on the rate with which a new line begins."""
         self.values = np.array(values, np.float32).reshape(-1)

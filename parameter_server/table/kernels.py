@@ -83,8 +83,9 @@ def screen(gradients: Any, bound: Any, sound: Any) -> Any:
 
 
 @kernel(types.void(_ROWS_OUT, _float[::1], _KEYS_OUT, _KEYS, _ROWS, _float, _float, _int))
-def adagrad(values: Any, accumulator: Any, used: Any, slots: Any, gradients: Any,
-            rate: Any, epsilon: Any, now_ms: Any) -> None:  # fmt: skip
+def adagrad(
+    values: Any, accumulator: Any, used: Any, slots: Any, gradients: Any, rate: Any, epsilon: Any, now_ms: Any
+) -> None:
     """Row-wise Adagrad in place: a ← a + mean(g²); w ← w - rate · g / (√a + ε).
 
     Skips slots below 0. The mean of squares uses four interleaved partial sums, always in the same order.
@@ -131,8 +132,9 @@ def adam(values: Any, averaged: Any, gradient: Any, rate: Any, unbiased: Any, ke
 
 
 @kernel(_int(_INDEX, _KEYS_OUT, types.int32[::1], _ROWS_OUT, _int, _KEYS, _ROWS, _COUNTS))
-def add_lane(index: Any, sum_keys: Any, sum_counts: Any, sums: Any, rows: Any, keys: Any,
-             gradients: Any, counts: Any) -> Any:  # fmt: skip
+def add_lane(
+    index: Any, sum_keys: Any, sum_counts: Any, sums: Any, rows: Any, keys: Any, gradients: Any, counts: Any
+) -> Any:
     """Adds one lane's gradients to sums by key, in the order of first occurrence; returns the number of
     sums."""
     slots = np.empty(keys.shape[0], np.int64)

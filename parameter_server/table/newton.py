@@ -36,9 +36,11 @@ def weights_of(extra: int) -> int:
 
 
 def newton_step(
-    weights_W: NDArray[np.float32], gradient_W: NDArray[np.float32], sums: NDArray[np.float32],
+    weights_W: NDArray[np.float32],
+    gradient_W: NDArray[np.float32],
+    sums: NDArray[np.float32],
     curvature: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """New weights and second derivatives (upper triangle), from the sums of a step, in ``UNIT``. Without
     choices, or where a number isn't finite, as before."""
     size, all_sums = len(weights_W), sums.astype(np.float64) / UNIT

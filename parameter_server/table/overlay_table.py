@@ -68,8 +68,7 @@ def _leave(index: Any, base_keys: Any, keys: Any) -> None:
 
 
 @kernel(_int(_CELLS, _KEYS, _ROWS, _ROWS, _KEYS, _int[::1], _float[:, ::1]))
-def _gather(index: Any, base_keys: Any, base_rows: Any, rows: Any, keys: Any, slots: Any,
-            out: Any) -> Any:  # fmt: skip
+def _gather(index: Any, base_keys: Any, base_rows: Any, rows: Any, keys: Any, slots: Any, out: Any) -> Any:
     """Copies the rows of keys, from ``rows`` if they have a slot, else from the base; returns the number of
     missing keys, whose slots stay EMPTY and whose rows of ``out`` stay unchanged. Other slots become 0 or
     more. All places are found and prefetched first."""

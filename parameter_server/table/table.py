@@ -22,13 +22,7 @@ from numpy.typing import NDArray
 from parameter_server.table import kernels
 from parameter_server.table.kernels import EPSILON
 from parameter_server.table.routing import Keys, Rows, as_keys, as_rows
-from parameter_server.table.sketch import (
-    BLOCK_BYTES,
-    SKETCH_COLUMNS,
-    Sketch,
-    blocks_of,
-    check_parts,
-)
+from parameter_server.table.sketch import BLOCK_BYTES, SKETCH_COLUMNS, Sketch, blocks_of, check_parts
 from recsys.arrays.id_map import Arrays, IdMap
 from recsys.arrays.key_index import EMPTY, LOAD
 from recsys.config.system_config import TableConfig
@@ -109,8 +103,8 @@ class Table:
     """One table's rows on one shard. Not thread-safe; the owner locks."""
 
     def __init__(
-        self, config: TableConfig, seed: int, bound: float = MAX_GRADIENT, part: int = 0, parts: int = 1,
-    ) -> None:  # fmt: skip
+        self, config: TableConfig, seed: int, bound: float = MAX_GRADIENT, part: int = 0, parts: int = 1
+    ) -> None:
         """Raises ValueError if the budget holds no row or ``parts`` doesn't divide the sketch."""
         self.config = config
         self._bound = bound

@@ -22,10 +22,7 @@ from plugins.answer_explanation.reconstructed_answer import (
     reconstruct_answer,
     stamp_differences,
 )
-from plugins.answer_explanation.reconstructed_replica import (
-    NotReconstructible,
-    ReconstructedReplica,
-)
+from plugins.answer_explanation.reconstructed_replica import NotReconstructible, ReconstructedReplica
 from plugins.answer_explanation.reconstructed_session import (
     ReconstructedSessions,
     find_impression,

@@ -11,13 +11,7 @@ import typer
 from typer import Argument
 
 from experiments.assignment.policy import Policy
-from plugins.answer_explanation.answer_check import (
-    DIFFERENT,
-    EQUAL,
-    GONE,
-    AnswerCheck,
-    AnswerChecker,
-)
+from plugins.answer_explanation.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
 from recsys.events.event_types import ServedItem
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set_file import feature_set
@@ -99,9 +93,7 @@ def explanation_lines(values: dict[str, Any]) -> list[str]:
     if "stamp" not in values:
         return lines
     for difference in values["differences"]:
-        lines.append(
-            f"  {difference['field']}: logged {difference['logged']!r}, now {difference['again']!r}"
-        )
+        lines.append(f"  {difference['field']}: logged {difference['logged']!r}, now {difference['again']!r}")
     if scores := values.get("scores_from_logged_features"):
         lines.append(
             f"  {scores['equal']} of {scores['of']} scores follow from logged features and the version's rows"
@@ -120,23 +112,17 @@ def explanation_lines(values: dict[str, Any]) -> list[str]:
             f"session     {session['events']} engagements, {session['seen']} items seen, "
             f"{session['hidden']} hidden; topics: {liked or 'none yet'}"
         )
-    return lines + [
-        line for rank, item in enumerate(values["items"]) for line in _item_lines(rank, item)
-    ]
+    return lines + [line for rank, item in enumerate(values["items"]) for line in _item_lines(rank, item)]
 
 
 def _item_lines(rank: int, item: dict[str, Any]) -> list[str]:
     score = "no score" if item["score"] is None else f"score {item['score']:.6f}"
     sources = ", ".join(item["sources"])
-    lines = [
-        f"{rank + 1:>3} {item['item_id']}  {score}, propensity {item['propensity']:.6f}, by {sources}"
-    ]
+    lines = [f"{rank + 1:>3} {item['item_id']}  {score}, propensity {item['propensity']:.6f}, by {sources}"]
     if item.get("predictions"):
         lines.append("      " + " ".join(f"{k} {v:.4f}" for k, v in item["predictions"].items()))
     for reason in item.get("reasons") or ():
-        effect = (
-            f"{reason['effect']:+.4f} of the score" if "effect" in reason else "no effect measured"
-        )
+        effect = f"{reason['effect']:+.4f} of the score" if "effect" in reason else "no effect measured"
         met = f", liked {reason['liked']:.0%} of {reason['met']:g}" if "met" in reason else ""
         name = f"{reason['feature']} {reason.get('value', '')}".rstrip()
         lines.append(f"      {name}: {effect}{met}")
@@ -147,9 +133,7 @@ def _pairs(values: dict[str, Any]) -> str:
     def text(value: Any) -> str:
         return f"({_pairs(value)})" if isinstance(value, dict) else str(value)
 
-    return " ".join(
-        f"{name}={text(value)}" for name, value in values.items() if value not in ({}, [])
-    )
+    return " ".join(f"{name}={text(value)}" for name, value in values.items() if value not in ({}, []))
 
 
 _STATUS: Final = {EQUAL: 0, DIFFERENT: 1}

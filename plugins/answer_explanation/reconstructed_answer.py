@@ -37,9 +37,7 @@ class Difference:
     again: Any
 
 
-def query_of(
-    impression: Impression, session: Session, policy: Policy, explain: bool = False
-) -> Query:
+def query_of(impression: Impression, session: Session, policy: Policy, explain: bool = False) -> Query:
     """The query that an impression answered, skipping what its deadline skipped. ``explain`` adds predictions
     and reasons, and changes nothing else. Raises ValueError for an impression without its request."""
     inputs = impression.inputs
@@ -152,9 +150,7 @@ def fold_events(
     return session
 
 
-def count_reproduced_scores(
-    pipeline: Pipeline, impression: Impression, policy: Policy
-) -> tuple[int, int]:
+def count_reproduced_scores(pipeline: Pipeline, impression: Impression, policy: Policy) -> tuple[int, int]:
     """Number of the list's scores that follow from its logged features and the rows of its version alone, and
     the number of all scores: a weaker check where session or counters are gone."""
     block, replica = impression.features, pipeline.replica

@@ -75,9 +75,11 @@ class ReconstructedReplica:
         self.weights_at(stamp)
         self._index_of(stamp)
         serve = replace(
-            self._config.serve, candidates=inputs.candidates, source_floor=inputs.source_floor,
+            self._config.serve,
+            candidates=inputs.candidates,
+            source_floor=inputs.source_floor,
             stages=tuple(inputs.stages),
-        )  # fmt: skip
+        )
         self.replica.config = replace(self._config, serve=serve)
         return self.pipeline
 

@@ -97,11 +97,7 @@ class ReconstructedSessions:
     """Reconstructs sessions. ``older`` gives archived records that the log no longer has."""
 
     def __init__(
-        self,
-        log: Log,
-        config: Config,
-        features: FeatureSet,
-        older: Older = lambda partition, key, before: (),
+        self, log: Log, config: Config, features: FeatureSet, older: Older = lambda partition, key, before: ()
     ) -> None:
         self._log, self._config, self._features, self._older = log, config, features, older
         self._items = ItemVersions(log, features)

@@ -13,11 +13,7 @@ from plugins.backfill.fill import Backfill
 from plugins.backfill.sessions import SessionsAsOf
 from plugins.feature_audit.archive_audit import archive_of, config_of, features_of, items_of
 from plugins.feature_audit.audit_source import AuditSource
-from plugins.feature_audit.recompute import (
-    CountersAsOf,
-    Recomputer,
-    split_by_counter_offsets,
-)
+from plugins.feature_audit.recompute import CountersAsOf, Recomputer, split_by_counter_offsets
 from recsys.events.records import Example, pack, unpack
 from recsys.features.feature_set_file import FILE, encode_feature_set
 from recsys.process.part_process import write_atomically
@@ -29,11 +25,7 @@ _ROWS: Final = 10_000  # read at once
 
 
 def copy_filled(
-    folder: Path,
-    out: Path,
-    file: Path | None = None,
-    first: str | None = None,
-    until: str | None = None,
+    folder: Path, out: Path, file: Path | None = None, first: str | None = None, until: str | None = None
 ) -> dict[str, int]:
     """Writes an archive of examples with all features of a set, computed as of each impression.
 

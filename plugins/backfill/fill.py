@@ -35,10 +35,7 @@ class Backfill:
         return block is None or block.feature_set != self._features.digest
 
     def compute(
-        self,
-        impressions: Iterable[PlacedImpression],
-        sessions: SessionsAsOf,
-        counters: CountersAsOf,
+        self, impressions: Iterable[PlacedImpression], sessions: SessionsAsOf, counters: CountersAsOf
     ) -> None:
         """Computes the features of impressions, in the order that ``counters`` requires."""
         for placed in impressions:

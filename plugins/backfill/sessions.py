@@ -11,13 +11,7 @@ from recsys.features.session import Session
 class SessionsAsOf:
     """Rebuilds past sessions of some users, going forward. Item keys are those at the time of an event."""
 
-    def __init__(
-        self,
-        items: ItemHistory,
-        events_of: EventsOf,
-        users: set[str],
-        seen: int = 500,
-    ) -> None:
+    def __init__(self, items: ItemHistory, events_of: EventsOf, users: set[str], seen: int = 500) -> None:
         self._items, self._users, self._seen = items, users, seen
         self._events_of = events_of
         self._readers: dict[int, EventReader] = {}

@@ -91,9 +91,7 @@ def plot(bars: Sequence[Bar]) -> str:
     drawn = []
     for share in (-1, -0.5, 0, 0.5, 1):
         at, kind = x(share * reach), "zero" if share == 0 else "grid"
-        drawn.append(
-            f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 8}" y2="{height}"/>'
-        )
+        drawn.append(f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 8}" y2="{height}"/>')
         label = f"{100 * share * reach:+.3g}%" if share else "0"
         drawn.append(f'<text class="dim" x="{at:.1f}" y="20" text-anchor="middle">{label}</text>')
     for number, bar in enumerate(bars):

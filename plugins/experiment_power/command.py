@@ -99,9 +99,7 @@ def _row(
     return {
         "metric": metric.name,
         "mean": mean,
-        "power_there": float(power.power(arms, signed)[-1])
-        if min(arms) >= power.least_users
-        else 0.0,
+        "power_there": float(power.power(arms, signed)[-1]) if min(arms) >= power.least_users else 0.0,
         "smallest_effect": power.smallest_effect(arms, wanted),
         "users_needed": power.users_needed(shares, signed, wanted),  # of the two arms
     }

@@ -122,6 +122,4 @@ def features_of(folder: Path, config: Config, file: Path | None = None) -> Featu
     try:
         return msgspec.json.decode(file.read_bytes(), type=FeatureSet)
     except msgspec.MsgspecError as error:
-        raise ValueError(
-            f"{file} is no feature set: {error}; a state folder has one, {FILE}"
-        ) from error
+        raise ValueError(f"{file} is no feature set: {error}; a state folder has one, {FILE}") from error

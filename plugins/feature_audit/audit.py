@@ -20,12 +20,7 @@ from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import uniform
 from recsys.features.columns import NEAR, NEAR_IN_VISIT
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import (
-    FeatureSet,
-    RequestFeatures,
-    UnknownFeatureSet,
-    read_block,
-)
+from recsys.features.feature_set import FeatureSet, RequestFeatures, UnknownFeatureSet, read_block
 from recsys.features.session import Session
 
 TOLERANCE: Final = 1e-4  # of dense columns from counters
@@ -143,9 +138,7 @@ class _BlockComparison:
         self._derived = [names.index(one.name) for one in features.derived]
         self._within[self._derived] = tolerance
 
-    def __call__(
-        self, logged: FeatureBlock, recomputed: FeatureBlock, counters: bool = True
-    ) -> Differences:
+    def __call__(self, logged: FeatureBlock, recomputed: FeatureBlock, counters: bool = True) -> Differences:
         """Absolute differences of the differing numbers, by feature; ignores counter features without
         ``counters``. Raises UnknownFeatureSet if ``logged`` is of another set."""
         old, new = read_block(logged, self._features), read_block(recomputed, self._features)

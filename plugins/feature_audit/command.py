@@ -62,9 +62,7 @@ def _lines(report: AuditReport) -> list[str]:
             f"difference {difference.largest:.6g}, mean {difference.mean:.6g}; first in {difference.first}"
         )
     if count := report.without_features:
-        lines.append(
-            f"  {count} without features, as imported ones, not sampled: see recsys backfill"
-        )
+        lines.append(f"  {count} without features, as imported ones, not sampled: see recsys backfill")
     for reason, count in report.without_counters.items():
         lines.append(f"  {count} compared without counters: {reason}")
     for reason, count in sorted(report.not_recomputed.items(), key=lambda pair: -pair[1]):

@@ -16,10 +16,7 @@ import msgspec
 from plugins.gorse_and_metarank.values import time_ms_of
 from recsys.events.event_types import Rejected
 
-READ, SHOWN = (
-    "read",
-    "impression",
-)  # Gorse's usual type of what a user has seen, and its name in the tables
+READ, SHOWN = ("read", "impression")  # Gorse's usual type of what a user has seen, and its name in the tables
 Row = dict[str, Any]
 Write = Callable[[Row], None]
 
@@ -69,9 +66,7 @@ class MetarankTables:
             of = event.get("ranking") or ""
             self._interaction(viewer, event["item"], event["type"], time_ms, of)
 
-    def _interaction(
-        self, viewer: str | None, item: str, kind: str, time_ms: int, ranking: str
-    ) -> None:
+    def _interaction(self, viewer: str | None, item: str, kind: str, time_ms: int, ranking: str) -> None:
         names = ("user_id", "item_id", "event", "time_ms", "request_id")
         self._write(dict(zip(names, (viewer, item, kind, time_ms, ranking), strict=True)))
 
@@ -144,10 +139,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     gorse = commands.add_parser("gorse")
     metarank = commands.add_parser("metarank")
-    for command, names in (
-        (gorse, ("items", "users", "feedback", "to")),
-        (metarank, ("events", "to")),
-    ):
+    for command, names in ((gorse, ("items", "users", "feedback", "to")), (metarank, ("events", "to"))):
         for name in names:
             command.add_argument(name, type=Path)
         command.set_defaults(run=from_gorse if command is gorse else from_metarank)

@@ -107,9 +107,7 @@ def parse_feedback(value: Any, where: str, config: Config, now_ms: int) -> dict[
     return checked(engagement_of("", user_id, item_id, kind, time_ms, event_id), where, now_ms)
 
 
-def format_feedback(
-    engagement: Engagement, feedback_type: str | None, config: Config
-) -> dict[str, Any]:
+def format_feedback(engagement: Engagement, feedback_type: str | None, config: Config) -> dict[str, Any]:
     """Engagement in Gorse's form, with the requested type or else the first type of its kind."""
     kind, kinds = engagement.kind, config.compat.kinds
     named = kind
@@ -154,9 +152,7 @@ def format_scores(scored: Sequence[tuple[Id, float]]) -> list[dict[str, Any]]:
     return [{"Id": str(item_id), "Score": score} for item_id, score in scored]
 
 
-def _item(
-    raw: Raw, before: Mapping[str, Any], where: str, config: Config, now_ms: int
-) -> dict[str, Any]:
+def _item(raw: Raw, before: Mapping[str, Any], where: str, config: Config, now_ms: int) -> dict[str, Any]:
     compat, fields = config.compat, dict(before)
     if raw.get("Labels") is not None:
         reserved = (compat.categories, _COMMENT, _TIMESTAMP)

@@ -81,9 +81,7 @@ class GorseReads:
         """Users in the newest records of the log, by id. ``cursor``: the last id of the page before."""
         users = await self._read(lambda: read_users(self._log))
         after = sorted(user_id for user_id in users if user_id > cursor)
-        profiles = [
-            (user_id, await self._profile(user_id, users[user_id])) for user_id in after[:n]
-        ]
+        profiles = [(user_id, await self._profile(user_id, users[user_id])) for user_id in after[:n]]
         page = [gorse.format_user(user_id, user.fields) for user_id, user in profiles if user]
         return json_response({"Cursor": after[n - 1] if len(after) > n else "", "Users": page})
 
@@ -142,9 +140,7 @@ class GorseReads:
         self, user_id: str, kind: str | None, item_id: str | None = None
     ) -> list[dict[str, Any]]:
         (partition, key), matches = self._place_of(user_id), self._matching(kind, item_id)
-        page = await self._read(
-            lambda: read_page(self._log, MAX_LIST, matches, partition=partition, key=key)
-        )
+        page = await self._read(lambda: read_page(self._log, MAX_LIST, matches, partition=partition, key=key))
         return self._format(page, kind)
 
     def _format(self, page: EngagementPage, feedback_type: str | None) -> list[dict[str, Any]]:

@@ -17,13 +17,7 @@ from plugins.gorse_and_metarank.shared_handlers import (
     add_unsupported,
     unsupported_response,
 )
-from plugins.gorse_and_metarank.unpersonalized import (
-    category_candidates,
-    filters_of,
-    latest,
-    popular,
-    scored,
-)
+from plugins.gorse_and_metarank.unpersonalized import category_candidates, filters_of, latest, popular, scored
 from plugins.gorse_and_metarank.values import MAX_EVENTS, at_most, list_of, seconds_of
 from recsys.events.event_types import Engagement, Rejected, parse
 from recsys.events.hashing import Id
@@ -76,9 +70,7 @@ def admit(added: AddedRoutes) -> None:
 def routes_of(handlers: SharedHandlers) -> APIRouter:
     """Router for the app of one replica."""
     slashless = [Depends(_refuse_slashes)]
-    router = APIRouter(
-        route_class=DialectRoute, tags=["Gorse"], dependencies=slashless, responses=PROBLEMS
-    )
+    router = APIRouter(route_class=DialectRoute, tags=["Gorse"], dependencies=slashless, responses=PROBLEMS)
     GorseReads(handlers).add_to(router)
     GorseRoutes(handlers).add_to(router)
     add_unsupported(router, _UNSUPPORTED)
@@ -239,9 +231,7 @@ class GorseRoutes:
     ) -> Response:
         """Items for a user; with the header X-API-Version: 2, with their scores."""
         delay_s = seconds_of(write_back_delay, "write-back-delay")
-        kind = write_back_type and gorse.parse_kind(
-            write_back_type, self._config, "write-back-type"
-        )
+        kind = write_back_type and gorse.parse_kind(write_back_type, self._config, "write-back-type")
         caller = caller_of(request.scope)
         self._service.check_list(caller, user_id)
         if kind:
@@ -333,9 +323,7 @@ class GorseRoutes:
         items = self._lists.ordered(order, _until(offset, n), filters, seen)
         return json_response(gorse.format_scores(scored(items[offset:])))
 
-    async def neighbors(
-        self, item_id: Name, category: str = "", n: N = 10, offset: Offset = 0
-    ) -> Response:
+    async def neighbors(self, item_id: Name, category: str = "", n: N = 10, offset: Offset = 0) -> Response:
         """Items nearest to an item, by their vectors."""
         self._handlers.living_fields(item_id)
         filters = filters_of(self._replica, category)
@@ -362,10 +350,12 @@ class GorseRoutes:
             store_error = str(error)
         log_error = self._service.failure or self._service.follower.away
         return {
-            "CacheStoreConnected": not store_error, "CacheStoreError": store_error,
-            "DataStoreConnected": not log_error, "DataStoreError": log_error,
+            "CacheStoreConnected": not store_error,
+            "CacheStoreError": store_error,
+            "DataStoreConnected": not log_error,
+            "DataStoreError": log_error,
             "Ready": self._service.ready,
-        }  # fmt: skip
+        }
 
 
 def _rows(count: int) -> Response:

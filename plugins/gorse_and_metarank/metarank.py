@@ -147,7 +147,7 @@ def _views(raw: Raw, where: str, time_ms: int) -> list[dict[str, Any]]:
             request_id, user_id, item_id, "view", time_ms, digest_of(f"{request_id}\x1f{item_id}\x1fshown")
         )
         for item_id in _items_of(raw, where)
-    ]  # fmt: skip
+    ]
 
 
 def _interaction(raw: Raw, where: str, time_ms: int, config: Config) -> dict[str, Any]:

@@ -21,14 +21,7 @@ from plugins.gorse_and_metarank.shared_handlers import (
     add_unsupported,
 )
 from plugins.gorse_and_metarank.unpersonalized import Scored, popular, scored
-from plugins.gorse_and_metarank.values import (
-    Raw,
-    checked,
-    is_texts,
-    list_of,
-    object_of,
-    optional_id,
-)
+from plugins.gorse_and_metarank.values import Raw, checked, is_texts, list_of, object_of, optional_id
 from recsys.config.policy_config import MAX_LIST_LENGTH
 from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
@@ -41,13 +34,15 @@ from serving.http.strict_json import json_response
 
 Model = Annotated[str, Path(min_length=1, max_length=256)]
 _UNSUPPORTED: Final = (
-    ("POST", "/train/{model}", "training on demand",
-     "the model learns from every event, within a second"),
-    ("POST", "/flush", "a flush",
-     "nothing is held back: each event is learned from as it comes"),
-    ("POST", "/inference/{rest:path}", "inference with language models",
-     "embed elsewhere, and publish the vectors"),
-)  # fmt: skip
+    ("POST", "/train/{model}", "training on demand", "the model learns from every event, within a second"),
+    ("POST", "/flush", "a flush", "nothing is held back: each event is learned from as it comes"),
+    (
+        "POST",
+        "/inference/{rest:path}",
+        "inference with language models",
+        "embed elsewhere, and publish the vectors",
+    ),
+)
 
 
 _SCOPES: Final = (
@@ -98,14 +93,10 @@ def _add_feedback(router: APIRouter, handlers: SharedHandlers) -> None:
                         caller.check_scope(scope, f"POST /feedback with {scope}")
             await _write(handlers, batch, caller, now_ms)
         took_ms = _took_ms(began_s)
-        return json_response(
-            {"accepted": batch.events, "status": "ok", "tookMillis": took_ms, "updated": 0}
-        )
+        return json_response({"accepted": batch.events, "status": "ok", "tookMillis": took_ms, "updated": 0})
 
 
-async def _write(
-    handlers: SharedHandlers, batch: metarank.Batch, caller: Caller, now_ms: int
-) -> None:
+async def _write(handlers: SharedHandlers, batch: metarank.Batch, caller: Caller, now_ms: int) -> None:
     """Writes items first: merged with their fields they may be too large, and nothing is written."""
 
     def merged() -> list[dict[str, Any]]:
@@ -134,9 +125,7 @@ def merge_fields(items: Sequence[dict[str, Any]], fields_of: FieldsOf) -> list[d
 
 def _add_rank(router: APIRouter, handlers: SharedHandlers) -> None:
     @router.post("/rank/{model}")
-    async def rank(
-        model: Model, request: Request, explain: Annotated[bool, Query()] = False
-    ) -> Response:
+    async def rank(model: Model, request: Request, explain: Annotated[bool, Query()] = False) -> Response:
         """Given items, best first."""
         began_s = time.perf_counter()
         body = await handlers.body(request)

@@ -46,9 +46,7 @@ class _ReadEvent(NamedTuple):
     place: int
 
 
-def _backwards(
-    log: Log, partitions: Sequence[int], place: int, key: bytes | None
-) -> Iterator[_ReadEvent]:
+def _backwards(log: Log, partitions: Sequence[int], place: int, key: bytes | None) -> Iterator[_ReadEvent]:
     """Profiles and engagements of one of the partitions, which share the limits, from its end on."""
     partition, bytes_left = partitions[place], MOST_BYTES // len(partitions)
     begin = log.end(EVENTS, partition) - MOST_RECORDS // len(partitions)

@@ -54,11 +54,7 @@ def filters_of(replica: Replica, category: str) -> dict[str, str]:
 
 
 def category_candidates(
-    replica: Replica,
-    category: str,
-    excluded: Collection[int],
-    most: int,
-    rules: Sequence[Rule] = (),
+    replica: Replica, category: str, excluded: Collection[int], most: int, rules: Sequence[Rule] = ()
 ) -> list[Id]:
     """Items of a category: the popular first, then the newest. ``excluded``: indices. Left out is what the
     policy's ``rules`` close, and safety rules that hold for everybody."""

@@ -70,10 +70,7 @@ def fetch_with_bar(source: DatasetSource, folder: Path) -> bool:
 
 
 def fetch(
-    source: DatasetSource,
-    folder: Path,
-    client: Any,
-    report: ReportProgress = lambda done, total: None,
+    source: DatasetSource, folder: Path, client: Any, report: ReportProgress = lambda done, total: None
 ) -> bool:
     """Downloads the data set into ``folder``; returns True where it was complete already.
 
@@ -82,9 +79,7 @@ def fetch(
     if folder.is_dir() and any(folder.iterdir()):
         if any(folder.rglob("log_standard_*.csv")):
             return True
-        raise NotFetched(
-            f"{folder} holds something else, expected an empty folder: choose another with --to"
-        )
+        raise NotFetched(f"{folder} holds something else, expected an empty folder: choose another with --to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     archive = folder.with_name(f".{folder.name}.{source.md5[:8]}.part")
     _download(source, archive, client, folder, report)
@@ -112,9 +107,7 @@ def _download(
         with client.stream("GET", source.url, headers=headers) as answer:
             if answer.status_code == 416:  # longer than the whole: not a part of this file
                 archive.unlink()
-                raise NotFetched(
-                    f"{archive} was no part of {source.url}; it was removed: run this again"
-                )
+                raise NotFetched(f"{archive} was no part of {source.url}; it was removed: run this again")
             answer.raise_for_status()
             begin = size if answer.status_code == 206 else 0
             total = begin + int(answer.headers.get("content-length", 0) or 0)
@@ -146,9 +139,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             packed.extractall(beside, filter="data")
     except (tarfile.TarError, OSError, EOFError) as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise NotFetched(
-            f"{archive} can't be unpacked ({error}): remove it and run this again"
-        ) from error
+        raise NotFetched(f"{archive} can't be unpacked ({error}): remove it and run this again") from error
     if folder.is_dir():
         folder.rmdir()
     os.replace(beside, folder)

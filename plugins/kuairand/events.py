@@ -39,8 +39,7 @@ _KEYS: Final = read_only(types.int64, 1)
 Keys = NDArray[np.int64]
 
 _KINDS_OF: Final = tuple(
-    tuple(kind for bit, (kind, _) in enumerate(FLAGS) if mask >> bit & 1)
-    for mask in range(1 << len(FLAGS))
+    tuple(kind for bit, (kind, _) in enumerate(FLAGS) if mask >> bit & 1) for mask in range(1 << len(FLAGS))
 )
 
 

@@ -142,9 +142,7 @@ def _from_csv(file: Path, columns: Columns, whole: bool = False) -> pl.DataFrame
     try:
         frame = pl.read_csv(file, columns=None if whole else list(columns), infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise _broken_line(file) or DataError(
-            file, f"a readable CSV file ({_first_line(error)})"
-        ) from error
+        raise _broken_line(file) or DataError(file, f"a readable CSV file ({_first_line(error)})") from error
     return _typed(file, frame, columns, first_line=2)
 
 
@@ -158,9 +156,7 @@ def _check_columns(file: Path, columns: Columns, present: list[str]) -> None:
 
 def _typed(file: Path, frame: pl.DataFrame, columns: Columns, first_line: int) -> pl.DataFrame:
     """The columns in their types; raises DataError at the first value that isn't of its type."""
-    cast = frame.with_columns(
-        pl.col(name).cast(dtype, strict=False) for name, dtype in columns.items()
-    )
+    cast = frame.with_columns(pl.col(name).cast(dtype, strict=False) for name, dtype in columns.items())
     for name, dtype in columns.items():
         bad = cast[name].is_null()
         if (dtype == pl.String and name != "tab") or name in _MAY_BE_EMPTY:
@@ -184,9 +180,7 @@ def _broken_line(file: Path) -> DataError | None:
         width = len(next(reader))
         for row in reader:
             if len(row) != width:
-                return DataError(
-                    file, f"expected {width} fields, found {len(row)}", line=reader.line_num
-                )
+                return DataError(file, f"expected {width} fields, found {len(row)}", line=reader.line_num)
     return None
 
 

@@ -100,9 +100,7 @@ class Groups:
         """A group for each of some events, by the numbers of their groups."""
         sizes_N = self.begins[groups_N + 1] - self.begins[groups_N]
         ends_N = np.cumsum(sizes_N)
-        places = np.arange(sizes_N.sum()) + np.repeat(
-            self.begins[groups_N] + sizes_N - ends_N, sizes_N
-        )
+        places = np.arange(sizes_N.sum()) + np.repeat(self.begins[groups_N] + sizes_N - ends_N, sizes_N)
         return Groups(self.keys[places], np.append(0, ends_N))
 
     def in_table(self, table: CounterTable) -> "PlacedGroups":
@@ -110,9 +108,7 @@ class Groups:
         new = unique_keys(self.keys)[0]
         if len(table):
             new = np.array([key for key in new.tolist() if key not in table], np.int64)
-        table.set(
-            new, np.zeros((len(new), table.columns), np.float32), np.zeros(len(new), np.int64)
-        )
+        table.set(new, np.zeros((len(new), table.columns), np.float32), np.zeros(len(new), np.int64))
         rows = np.empty(len(self.keys), np.int64)
         key_index.find(table.arrays[0], self.keys, rows)
         return PlacedGroups(table, rows, self.begins)
@@ -165,8 +161,7 @@ class PastFold:
         none: dict[str, Any] = {"time_ms": 0, "request_id": "", "user_id": "", "item_id": ""}
         counted = [[k for k in kinds if k in features.engagement_kinds] for kinds in past.kinds]
         self._each = [
-            [self._shown, *(features.amounts(Engagement(kind=k, **none)) for k in kinds)]
-            for kinds in counted
+            [self._shown, *(features.amounts(Engagement(kind=k, **none)) for k in kinds)] for kinds in counted
         ]
         self._added = amounts_by_code(self._each)
         users, viewers = np.unique(past.users, return_inverse=True)

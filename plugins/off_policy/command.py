@@ -33,9 +33,7 @@ def estimate_policy(file: Path, state: Path | None, max_lists: int, alpha: float
             f"({read.why_gone})"
         )
     if read.left_out[OTHER_CANDIDATES] and not len(read.lists):
-        refused.append(
-            f"all lists have {OTHER_CANDIDATES}: give the policy an arm of an experiment"
-        )
+        refused.append(f"all lists have {OTHER_CANDIDATES}: give the policy an arm of an experiment")
     return _values(target, read.lists, alpha, refused) | {"left_out": dict(read.left_out)}
 
 
@@ -44,9 +42,7 @@ def _state_in(text: str, file: Path) -> object:
     return value.get("state") if isinstance(value, dict) else None
 
 
-def _values(
-    target: TargetPolicy, lists: WeightedLists, alpha: float, refused: list[str]
-) -> dict[str, Any]:
+def _values(target: TargetPolicy, lists: WeightedLists, alpha: float, refused: list[str]) -> dict[str, Any]:
     evidence = diagnose_support(lists)
     refused = [*refused, *evidence.problems()]
     values: dict[str, Any] = {

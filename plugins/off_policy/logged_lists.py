@@ -18,11 +18,7 @@ from experiments.assignment.definition import Arm, Experiment
 from experiments.assignment.policy import Policies
 from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from plugins.off_policy.estimates import WeightedLists
-from plugins.off_policy.propensities import (
-    CounterfactualList,
-    counterfactual,
-    same_candidates,
-)
+from plugins.off_policy.propensities import CounterfactualList, counterfactual, same_candidates
 from plugins.off_policy.target_policy import TargetPolicy
 from recsys.config.system_config import Config
 from recsys.events.dedupe import RecentIds

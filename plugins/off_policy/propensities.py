@@ -119,9 +119,7 @@ def _probabilities(pipeline: Pipeline, query: Query, candidates: Candidates) -> 
     return probabilities_along(given, candidates.slate.positions, query.request.n)
 
 
-def _predicted_reward(
-    pipeline: Pipeline, candidates: Candidates, reward: Mapping[str, float]
-) -> Floats:
+def _predicted_reward(pipeline: Pipeline, candidates: Candidates, reward: Mapping[str, float]) -> Floats:
     """Predicted reward of each candidate (N,); 0 without a prediction."""
     reward_N = np.zeros(len(candidates.sources))
     if candidates.predictions_NL is None:

@@ -47,9 +47,7 @@ class TargetPolicy:
     ranks: int = 0
 
 
-def read_target(
-    text: str, file: object, policy: PolicyConfig, labels: Sequence[str]
-) -> TargetPolicy:
+def read_target(text: str, file: object, policy: PolicyConfig, labels: Sequence[str]) -> TargetPolicy:
     """Reads a target policy from YAML text, as overrides of ``policy``. Raises YamlError with file, line and
     reason, also for overrides that no log can evaluate."""
     marked = YamlWithLines(text, file)
@@ -64,9 +62,7 @@ def read_target(
         raise marked.error(f"until is {values['until']}, expected a time after from", "until")
     ranks = values.get("ranks", 0)
     if not isinstance(ranks, int) or isinstance(ranks, bool) or not 0 <= ranks <= MAX_LIST_LENGTH:
-        raise marked.error(
-            f"ranks is {ranks!r}, expected 1 to {MAX_LIST_LENGTH}, or 0 for all", "ranks"
-        )
+        raise marked.error(f"ranks is {ranks!r}, expected 1 to {MAX_LIST_LENGTH}, or 0 for all", "ranks")
     overrides = values.get("overrides") or {}
     return TargetPolicy(
         name,

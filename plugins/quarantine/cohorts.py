@@ -172,9 +172,7 @@ class _Population:
         return marks
 
 
-def _cohorts(
-    accounts: dict[str, _Account], kinds: tuple[str, ...], pushes: bool
-) -> Iterator[Cohort]:
+def _cohorts(accounts: dict[str, _Account], kinds: tuple[str, ...], pushes: bool) -> Iterator[Cohort]:
     """One cohort for each item with enough evidence."""
     population = _Population(accounts, kinds)
     viewers: Counter[str] = Counter()
@@ -210,9 +208,7 @@ def _cohorts(
             yield Cohort(users_of, (item,), pushes, nats, marks_of)
 
 
-def _together(
-    accounts: dict[str, _Account], kinds: tuple[str, ...], pushes: bool
-) -> Iterator[Cohort]:
+def _together(accounts: dict[str, _Account], kinds: tuple[str, ...], pushes: bool) -> Iterator[Cohort]:
     """Cohorts of accounts with one engagement. The evidence is that of a Poisson number: k log(k / mean) less
     what k exceeds the mean by."""
     alone: defaultdict[tuple[int, str], list[str]] = defaultdict(list)

@@ -76,8 +76,7 @@ def hold(
     users: Users,
     why: Why = "",
     unlearn: Annotated[
-        bool,
-        Option("--unlearn", help="Also replay the model's history without them; waits for it."),
+        bool, Option("--unlearn", help="Also replay the model's history without them; waits for it.")
     ] = False,
     state: StateOption = _STATE,
 ) -> None:

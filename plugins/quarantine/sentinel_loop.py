@@ -41,9 +41,7 @@ def append_verdicts(
 class SentinelLoop(PartFold):
     """Accounts of the last ``window_ms``. ``nats``: evidence to hold with; 0: it only looks."""
 
-    def __init__(
-        self, log: Log, nats: float, clock: Callable[[], int], window_ms: int = _WINDOW_MS
-    ) -> None:
+    def __init__(self, log: Log, nats: float, clock: Callable[[], int], window_ms: int = _WINDOW_MS) -> None:
         self._log, self._nats, self._clock, self._window_ms = log, nats, clock, window_ms
         self.accounts = Accounts()
         self.held = 0
@@ -94,8 +92,9 @@ class SentinelLoop(PartFold):
             why = f"rule: {cohort.nats:.0f} nats, {', '.join(cohort.marks)}"
             append_verdicts(self._log, cohort.users, True, why, now_ms)
             self.held += len(cohort.users)
-            _LOG.warning("held %d users who push or sink %d items (%s)", len(cohort.users),
-                         len(cohort.items), why)  # fmt: skip
+            _LOG.warning(
+                "held %d users who push or sink %d items (%s)", len(cohort.users), len(cohort.items), why
+            )
         return cohorts
 
     def _consumer(self) -> Consumer:

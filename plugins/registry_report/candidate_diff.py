@@ -39,9 +39,7 @@ class Diff:
     dense: float | None
 
 
-def diff(
-    a: Provenance, b: Provenance, arrays_a: Sequence[Arrays], arrays_b: Sequence[Arrays]
-) -> Diff:
+def diff(a: Provenance, b: Provenance, arrays_a: Sequence[Arrays], arrays_b: Sequence[Arrays]) -> Diff:
     """Compares two candidates; arrays are those of all parts of their snapshots."""
     tables_a, tables_b = rows_of(arrays_a), rows_of(arrays_b)
     none: Rows = np.empty(0, np.int64), np.empty((0, 0), np.float32)

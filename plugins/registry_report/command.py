@@ -16,9 +16,7 @@ from runtime.cli.common import show as show_
 from runtime.reports.tables import plain_table
 from training.candidates.registry import Refused, Registry, describe_model, describe_teacher, iso
 
-models = typer.Typer(
-    help="Lists, shows and compares candidates.", no_args_is_help=True, add_completion=False
-)
+models = typer.Typer(help="Lists, shows and compares candidates.", no_args_is_help=True, add_completion=False)
 Name = Annotated[str, Argument(help="A candidate's name, as `list` prints it.")]
 
 
@@ -86,10 +84,7 @@ def list_(
 
 @models.command()
 def show(
-    name: Name,
-    state: StateOption = Path("state"),
-    registry: RegistryOption = None,
-    json: JsonOption = None,
+    name: Name, state: StateOption = Path("state"), registry: RegistryOption = None, json: JsonOption = None
 ) -> None:
     """Shows a candidate's provenance and tables, and verifies its digests."""
     with exit_on(Refused):

@@ -222,9 +222,7 @@ class TimelineReader:
                 return self._moment("stamp", answer.time_ms, place, about)
         return None
 
-    def _moment(
-        self, what: str, event_ms: int, place: tuple[str, int, int], about: dict[str, Any]
-    ) -> Moment:
+    def _moment(self, what: str, event_ms: int, place: tuple[str, int, int], about: dict[str, Any]) -> Moment:
         appended_ms = getattr(self._log, "appended_ms", None)  # not every log keeps append times
         at_ms = None if appended_ms is None else appended_ms(*place)
         return Moment(what, event_ms if at_ms is None else at_ms, event_ms, place, about)
@@ -233,9 +231,8 @@ class TimelineReader:
         return read_range(self._log, topic, partition, offset, 1 << 62, _READ)
 
     def _until(
-        self, topic: str, partition: int, offset: int, from_ms: int,
-        time_of: Callable[[bytes], int | None],
-    ) -> Iterator[Record]:  # fmt: skip
+        self, topic: str, partition: int, offset: int, from_ms: int, time_of: Callable[[bytes], int | None]
+    ) -> Iterator[Record]:
         """Records as far as the joiner could still derive something from the impression."""
         for record in self._all(topic, partition, offset):
             time_ms = time_of(record.value)

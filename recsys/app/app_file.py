@@ -144,9 +144,7 @@ class _Reader:
                 fields[name] = Field(value, length)
         return parts
 
-    def _history(
-        self, top: dict[str, Any], events: dict[str, EventKind]
-    ) -> tuple[int, tuple[str, ...]]:
+    def _history(self, top: dict[str, Any], events: dict[str, EventKind]) -> tuple[int, tuple[str, ...]]:
         raw = top.get("history", 20)
         if not isinstance(raw, dict):
             return self._length(raw, "history", least=1), ()
@@ -178,9 +176,7 @@ class _Reader:
             trend=self._flag(raw.get("trend", False), "features", "trend"),
             visit_s=self._seconds(raw["visit"], "features", "visit") if "visit" in raw else 0.0,
             position=self._flag(raw.get("position", False), "features", "position"),
-            list_context=self._names(
-                [] if listed is False else listed, "features", "list", pattern=None
-            ),
+            list_context=self._names([] if listed is False else listed, "features", "list", pattern=None),
             whole_list=shown == BY_LIST and listed is not False,
             numbers=self._names(raw.get("numbers", []), "features", "numbers"),
             counts=self._names(raw.get("counts", []), "features", "counts"),

@@ -13,9 +13,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.model.wider_set import united
 
 _ANEW: Final = "stored keys and labels mean this: declare it as before, or begin a new state folder"
-_RESTART: Final = (
-    "it isn't a feature: keep it here, and change it with `recsys down` and `recsys up --app`"
-)
+_RESTART: Final = "it isn't a feature: keep it here, and change it with `recsys down` and `recsys up --app`"
 _COLUMNS: Final = ("number", "time", "not declared")  # fields that are a column each
 
 

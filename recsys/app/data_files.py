@@ -35,16 +35,13 @@ def list_of(value: Any) -> list[Any] | None:
     if isinstance(value, str) and value.startswith("["):
         for read in (msgspec.json.decode, ast.literal_eval):
             with suppress(
-                msgspec.MsgspecError, ValueError, TypeError, SyntaxError, RecursionError,
-                MemoryError,
-            ):  # fmt: skip
+                msgspec.MsgspecError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError
+            ):
                 return list(read(value))
     return value if isinstance(value, list) else None
 
 
-class Table(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
-):
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Files of one kind with the keys that all kinds have. ``files``: relative to the definition;
     ``separator``: between the values of a list."""
 
@@ -137,9 +134,7 @@ def read_data_files(file: Path) -> DataFiles:
     """The section of a definition; raises ValueError with file, line and remedy."""
     marked = YamlWithLines(file.read_text("utf-8"), file)
     if not has_data_files(file):
-        raise marked.error(
-            "there is no section `files`, expected one; `recsys init FILES` writes it"
-        )
+        raise marked.error("there is no section `files`, expected one; `recsys init FILES` writes it")
     try:
         return msgspec.convert(marked.value["files"], DataFiles)
     except msgspec.ValidationError as error:

@@ -39,10 +39,7 @@ _ROLES: Final = {
 }
 _SHOWN: Final = r"impressions?|shown?|exposures?|served?|displayed"
 _NEGATIVE: Final = r".*(hide|dislike|skip|unlike|remove|block|report|unfollow|refund).*"
-_WEIGHTS: Final = {
-    r".*(purchase|buy|bought|transaction|order|booked).*": 5,
-    r".*(cart|basket).*": 3,
-}
+_WEIGHTS: Final = {r".*(purchase|buy|bought|transaction|order|booked).*": 5, r".*(cart|basket).*": 3}
 _UNITS: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _CODE: Final = r".*_(id|code)|.*(category|genre|brand|type|section|topic|gender)"
 _LIST: Final = r"[^|]+(\|[^|]+)+"
@@ -125,11 +122,13 @@ def guess(
         shown = "view"
     features = _features(out.definition, categories, positive, shown)
     out.definition |= {
-        "groups": categories[:2], "shown": shown, "window": "60s",
+        "groups": categories[:2],
+        "shown": shown,
+        "window": "60s",
         "history": {"of": positive, "length": 50},
         "features": {"half_lives": _half_lives(columns, table)} | features,
         "files": {kind: msgspec.to_builtins(table) for kind, table in tables.items()},
-    }  # fmt: skip
+    }
     return out
 
 
@@ -307,9 +306,7 @@ def _shown_kinds(columns: Columns, roles: Mapping[str, str], shown: Sequence[str
     for row, kind in zip(rows, kinds, strict=True):
         if kind not in shown:
             hits_of.setdefault(kind, []).append(row in pairs)
-    return [
-        k for k, hits in hits_of.items() if len(hits) >= _FOUND and sum(hits) < _APART * len(hits)
-    ]
+    return [k for k, hits in hits_of.items() if len(hits) >= _FOUND and sum(hits) < _APART * len(hits)]
 
 
 def _event_names(kinds: Sequence[str]) -> dict[str, str]:
@@ -369,9 +366,7 @@ def _kind_of(values: Sequence[Any], name: str) -> Any:
         numeric = all(isinstance(x, int | float) for x in lists[0])
         same = len(set(map(len, lists))) == 1
         is_vector = numeric and same and 1 < len(lists[0]) <= _LONGEST
-        return (
-            {"vector": len(lists[0])} if is_vector else "" if len(lists[0]) > _LONGEST else "list"
-        )
+        return {"vector": len(lists[0])} if is_vector else "" if len(lists[0]) > _LONGEST else "list"
     is_code = re.fullmatch(_CODE, _clean(name))
     if _numbers(some) and not is_code:
         return "time" if _unit(some) and min(_numbers(some)) > 1e8 else "number"

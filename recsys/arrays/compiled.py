@@ -91,9 +91,7 @@ def source_digest(function: Callable[..., Any]) -> bytes:
             if module.partition(".")[0] not in _LIBRARIES:
                 digest.update(_file_digest(sys.modules[module].__file__ or ""))
         else:
-            digest.update(
-                value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
-            )
+            digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
     return digest.digest()
 
 

@@ -12,9 +12,7 @@ class LogConfig(Section, Brokers):
     section = "log"
     # sqlite (under the state folder) or kafka://host:port[,host:port]
     url: str = limited(
-        "sqlite",
-        lambda url: url == "sqlite" or url.startswith("kafka://"),
-        "'sqlite' or 'kafka://host:port'",
+        "sqlite", lambda url: url == "sqlite" or url.startswith("kafka://"), "'sqlite' or 'kafka://host:port'"
     )
     # Of events and examples: the most workers that can share the folds.
     partitions: int = bounded(4, 1, 1024)

@@ -13,9 +13,7 @@ from recsys.events.hashing import Id
 WATCH: Final = "watch"  # the weight of predicted watch time, beside those of the labels
 UNWANTED: Final = ("hide", "skip")  # labels of which fewer are better, whatever they weigh
 # Sources of candidates. Items on trial come first: the others may fill all places, and the quota needs some.
-SOURCES: Final = (
-    "trial", "covisit", "vector", "similar", "topic", "segment", "popular", "fresh", "again",
-)  # fmt: skip
+SOURCES: Final = ("trial", "covisit", "vector", "similar", "topic", "segment", "popular", "fresh", "again")
 MAX_LIST_LENGTH: Final = 100  # items of a list that is an impression
 _WEIGHT: Final = (lambda weight: 0 <= weight < 1e6, "0 (off) or more, below a million")
 RULES: Final = ("boost", "bury", "require", "limit", "vary")
@@ -116,12 +114,7 @@ def _ranks(fixed: dict[int | str, Id]) -> dict[int | str, Id]:
     for key, item_id in fixed.items():
         rank = int(key) if isinstance(key, str) and key.isdecimal() else key
         valid = isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < MAX_LIST_LENGTH
-        check(
-            valid,
-            f"policy.fixed.{key}",
-            item_id,
-            f"a rank of 0 to {MAX_LIST_LENGTH - 1} before the item",
-        )
+        check(valid, f"policy.fixed.{key}", item_id, f"a rank of 0 to {MAX_LIST_LENGTH - 1} before the item")
         text = isinstance(item_id, str) and 0 < len(item_id) <= 256
         whole = isinstance(item_id, int) and not isinstance(item_id, bool)
         check(text or whole, f"policy.fixed.{key}", item_id, "an item's id")

@@ -117,6 +117,4 @@ class SafetyConfig:
     @property
     def digest(self) -> str:
         """Digest of the rules; empty without any."""
-        return (
-            digest_of(msgspec.json.encode(self.rules, order="deterministic")) if self.rules else ""
-        )
+        return digest_of(msgspec.json.encode(self.rules, order="deterministic")) if self.rules else ""

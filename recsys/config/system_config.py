@@ -35,13 +35,7 @@ from recsys.config.part_configs import (
 )
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.promotion_config import PromotionConfig
-from recsys.config.safety_config import (
-    AccessConfig,
-    BoundsConfig,
-    DiskConfig,
-    DoorsConfig,
-    SafetyConfig,
-)
+from recsys.config.safety_config import AccessConfig, BoundsConfig, DiskConfig, DoorsConfig, SafetyConfig
 from recsys.events.hashing import digest_of
 
 _VECTOR_RATE: Final = 0.05  # learning rate of item and user vectors
@@ -149,9 +143,7 @@ class ModelConfig(Section):
     # Factor on dense_rate in the first step of a line; halved by the 50th, and so on.
     dense_first: float = bounded(10.0, 1)
     # Decay per step of the running average of the dense parameters that replicas get; 0 is the newest.
-    dense_average: float = limited(
-        0.99, lambda decay: 0 <= decay < 1, "0 (the newest) or more, below 1"
-    )
+    dense_average: float = limited(0.99, lambda decay: 0 <= decay < 1, "0 (the newest) or more, below 1")
     ttl_s: int = bounded(30 * 24 * 3600, 0)
     seed: int = 0
     tables: TablesConfig = field(default_factory=TablesConfig)
@@ -327,9 +319,7 @@ def laptop() -> Config:
     """One machine with two cores and no external services. A second worker or shard would share these cores:
     they would take 0.3 and 0.1 GB more and save no time."""
     return replace(
-        Config(),
-        parameter_server=ParameterServerConfig(shards=1),
-        trainer=TrainerConfig(workers=1),
+        Config(), parameter_server=ParameterServerConfig(shards=1), trainer=TrainerConfig(workers=1)
     )
 
 
@@ -403,9 +393,11 @@ def digest(config: Any) -> str:
 def tables_of(config: ModelConfig) -> tuple[TableConfig, ...]:
     """The model's tables: names, dimensions and defaults from the model, the rest from ``model.tables``."""
     dim, rate = config.vector_dim, _VECTOR_RATE
-    shapes = (("features", config.dim + 1, config.row_rate, config.row_initial),
-              ("items", dim, rate, config.vector_initial),
-              ("users", dim, rate, config.vector_initial))  # fmt: skip
+    shapes = (
+        ("features", config.dim + 1, config.row_rate, config.row_initial),
+        ("items", dim, rate, config.vector_initial),
+        ("users", dim, rate, config.vector_initial),
+    )
     return tuple(_table(config, *shape) for shape in shapes)
 
 

@@ -279,9 +279,8 @@ def event_id_of(event: Event) -> str:
 
 
 def with_proof(
-    event: Engagement, proof: int | msgspec.UnsetType, source: int | msgspec.UnsetType,
-    narrowed: bool = False,
-) -> Engagement:  # fmt: skip
+    event: Engagement, proof: int | msgspec.UnsetType, source: int | msgspec.UnsetType, narrowed: bool = False
+) -> Engagement:
     """The engagement as stored: with what its sender proved, and without its token and a choice."""
     unset = {"token": msgspec.UNSET, "choice": msgspec.UNSET}
     narrow = True if narrowed else msgspec.UNSET
@@ -328,9 +327,7 @@ def parse(
         raise explain(raw, error) from error
     _check_meaning(event, unattributed, kinds)
     if now_ms is not None and event.time_ms > now_ms + MAX_FUTURE_MS:
-        latest = (
-            f"at most {now_ms + MAX_FUTURE_MS}, {MAX_FUTURE_MS // 1000} s after now: set the clock"
-        )
+        latest = f"at most {now_ms + MAX_FUTURE_MS}, {MAX_FUTURE_MS // 1000} s after now: set the clock"
         raise Rejected("time_ms", event.time_ms, latest)
     if oldest_ms is not None and event.time_ms < oldest_ms:
         oldest = f"at least {oldest_ms}: older events are not taken"
@@ -342,8 +339,9 @@ def _check_meaning(event: Event, unattributed: bool, kinds: Sequence[str]) -> No
     if not 0 <= event.time_ms <= MAX_TIME_MS:
         raise Rejected("time_ms", event.time_ms, "milliseconds since 1970, up to the year 9999")
     for name in _IDS:
-        if not (unattributed and name == "request_id" and isinstance(event, Engagement)
-                and event.request_id == ""):  # fmt: skip
+        if not (
+            unattributed and name == "request_id" and isinstance(event, Engagement) and event.request_id == ""
+        ):
             _check_id(name, getattr(event, name, None))
     if isinstance(event, Engagement):
         if event.kind not in kinds:

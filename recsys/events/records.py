@@ -320,8 +320,8 @@ def non_example(value: bytes) -> ErasedExample | Forget | Withdrawn | None:
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type, "msgspec.msgpack.Decoder[Any]"] = {}
-_non_example_decoder: "msgspec.msgpack.Decoder[ErasedExample | Forget | Withdrawn]" = (
-    msgspec.msgpack.Decoder(ErasedExample | Forget | Withdrawn)
+_non_example_decoder: "msgspec.msgpack.Decoder[ErasedExample | Forget | Withdrawn]" = msgspec.msgpack.Decoder(
+    ErasedExample | Forget | Withdrawn
 )
 
 

@@ -163,9 +163,7 @@ def _rates(features: "FeatureSet") -> Iterator[Column]:
     for entity in features.entities:
         for number, label_and_hours in zip(features.numbers, of, strict=True):
             measure = "rates", entity_measure(entity), *label_and_hours
-            yield Column(
-                "rates", f"{entity.name}/{number}", measure, bool(entity.right), entity.own
-            )
+            yield Column("rates", f"{entity.name}/{number}", measure, bool(entity.right), entity.own)
 
 
 def _numbers(features: "FeatureSet") -> Iterator[Column]:

@@ -30,8 +30,7 @@ def add_row(values: Any, last_ms: Any, half_lives: Any, row: Any, now_ms: Any, o
 
 
 @kernel(types.void(_INDEX, _VALUES, _TIMES, _HALF_LIVES, _KEYS, _int, _float[:, ::1]))
-def read(index: Any, values: Any, last_ms: Any, half_lives: Any, keys: Any, now_ms: Any,
-         out: Any) -> None:  # fmt: skip
+def read(index: Any, values: Any, last_ms: Any, half_lives: Any, keys: Any, now_ms: Any, out: Any) -> None:
     """Adds each key's counters as of ``now_ms`` to its row of ``out`` (N, C); nothing for 0 and unknown
     keys."""
     for i in range(keys.shape[0]):
@@ -76,8 +75,7 @@ def add(values: Any, last_ms: Any, half_lives: Any, rows: Any, amounts: Any, now
             last_ms[row] = now_ms
 
 
-@kernel(_int(_int[:, ::1], _int[::1], _int, _KEYS, _float[:, ::1], _int[::1], _HALF_LIVES, _AMOUNTS,
-             _int))  # fmt: skip
+@kernel(_int(_int[:, ::1], _int[::1], _int, _KEYS, _float[:, ::1], _int[::1], _HALF_LIVES, _AMOUNTS, _int))
 def add_keys(index: Any, placed: Any, count: Any, keys: Any, values: Any, last_ms: Any,
              half_lives: Any, amounts: Any, now_ms: Any) -> Any:  # fmt: skip
     """``add`` to the rows of keys; new ones are inserted. Returns the number of keys in the table."""
@@ -88,8 +86,7 @@ def add_keys(index: Any, placed: Any, count: Any, keys: Any, values: Any, last_m
 
 
 @kernel(types.void(_float[:, ::1], _int[::1], _int[::1], _int, _float, _int, _int[::1]))
-def touch(values: Any, last_ms: Any, rows: Any, size: Any, value: Any, now_ms: Any,
-          before: Any) -> None:  # fmt: skip
+def touch(values: Any, last_ms: Any, rows: Any, size: Any, value: Any, now_ms: Any, before: Any) -> None:
     """Sets the time of rows to that of an event, and their first number to its value; writes the time
     ``before``, -1 for rows from ``size`` on, which are new. A late event changes nothing; of two at one time
     the larger value stays, whatever their order."""
@@ -103,8 +100,9 @@ def touch(values: Any, last_ms: Any, rows: Any, size: Any, value: Any, now_ms: A
 
 
 @kernel(types.void(_float[:, ::1], _int[::1], _HALF_LIVES, _KEYS, _int, _KEYS, _float, _int))
-def add_distinct(values: Any, last_ms: Any, half_lives: Any, rows: Any, kind: Any, before: Any,
-                 sign: Any, now_ms: Any) -> None:  # fmt: skip
+def add_distinct(
+    values: Any, last_ms: Any, half_lives: Any, rows: Any, kind: Any, before: Any, sign: Any, now_ms: Any
+) -> None:
     """Adds to one kind of counter what has faded of a member since the time ``before`` (-1: never), so that
     each member counts 2^(-age / half-life) since its newest event."""
     kinds = values.shape[1] // half_lives.shape[0]

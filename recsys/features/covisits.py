@@ -44,9 +44,7 @@ _int, _float, _double = types.int64, types.float32, types.float64
 
 
 @kernel(types.void(_int[:, ::1], _float[:, ::1], _float[:, ::1], _int, _int, _float, _double[::1]))
-def _pair(
-    others: Any, weights: Any, visits: Any, row: Any, other: Any, sign: Any, ages: Any
-) -> None:
+def _pair(others: Any, weights: Any, visits: Any, row: Any, other: Any, sign: Any, ages: Any) -> None:
     """Adds a pair to one row; ``ages`` in half-lives, negative for a late visit. Other 0: only decays."""
     if ages[0] > 0:
         decay = np.float32(np.exp2(-ages[0]))
@@ -68,8 +66,9 @@ def _pair(
 
 @kernel(types.void(_int[:, ::1], _float[:, ::1], _float[:, ::1], _int[::1], read_only(_int, 2),
                    read_only(_int, 2), read_only(_double, 1)))  # fmt: skip
-def _add(others: Any, weights: Any, visits: Any, last_ms: Any, visits_VC: Any, rows: Any,
-         half_lives: Any) -> None:  # fmt: skip
+def _add(
+    others: Any, weights: Any, visits: Any, last_ms: Any, visits_VC: Any, rows: Any, half_lives: Any
+) -> None:
     """Adds visits in order. ``rows``: of the item and of those before it, -1 for none."""
     for v in range(visits_VC.shape[0]):
         now_ms, sign = visits_VC[v, 0], np.float32(visits_VC[v, 1])

@@ -14,13 +14,7 @@ from recsys.features.columns import CONTEXT, PROFILE
 from recsys.features.counters import CounterTable
 from recsys.features.covisits import Covisits
 from recsys.features.feature_kernels import LOG_COUNT, gather_rates, latest, lay_rates, operate
-from recsys.features.feature_set import (
-    EVENTS_UNIT,
-    FeatureSet,
-    Floats,
-    Keys,
-    RequestFeatures,
-)
+from recsys.features.feature_set import EVENTS_UNIT, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.features.item_counters import GLOBAL
 from recsys.features.operators import SINCE, VALUE, Derivation
 from recsys.features.session import NOBODY, USER, Session, newest_visit
@@ -181,8 +175,9 @@ class FeatureBuilder:
                      logs)  # fmt: skip
         np.log(logs, out=logs)
         # Bounded, since an imported log may report watch time without impressions.
-        lay_rates(logs, sums, same, prior, self.watch, mean, _SMOOTHING, _WATCH, self._same_at,
-                  self._each_at, dense)  # fmt: skip
+        lay_rates(
+            logs, sums, same, prior, self.watch, mean, _SMOOTHING, _WATCH, self._same_at, self._each_at, dense
+        )
         if self.features.cells:
             operate(sums, same[1:], same[0], self.rates, prior, self._cells.of_counters, _SMOOTHING,
                     _RARE, _WATCH, dense)  # fmt: skip
@@ -193,9 +188,7 @@ class FeatureBuilder:
 class _Cells:
     """Columns of operators, as kernels read them."""
 
-    def __init__(
-        self, features: FeatureSet, places: dict[int, tuple[bool, int]], start: int
-    ) -> None:
+    def __init__(self, features: FeatureSet, places: dict[int, tuple[bool, int]], start: int) -> None:
         entities, columns = features.entities, list(enumerate(features.cells, start))
         rows = [
             (c.operator, *places[c.entity], c.kind, c.speed, *places[c.base], column)

@@ -85,9 +85,7 @@ def gather(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
 
 
 @kernel(types.void(_AMOUNTS, _TIMES, _int, _float, _float[:, ::1], _float[:, ::1], _float[::1]))
-def usual(
-    overall: Any, rates: Any, watch: Any, rare: Any, prior: Any, odds: Any, mean: Any
-) -> None:
+def usual(overall: Any, rates: Any, watch: Any, rare: Any, prior: Any, odds: Any, mean: Any) -> None:
     """Writes everybody's rates (S, L) and their odds, and the mean log watch time at the W slowest speeds,
     from their counters (C,)."""
     one, (speeds, labels) = np.float32(1), prior.shape
@@ -168,8 +166,9 @@ def gather_rates(index: Any, values: Any, last_ms: Any, own_index: Any, own_valu
     """
     read(index, values, last_ms, half_lives, keys[:own], now_ms, same[:own])
     read(own_index, own_values, own_last_ms, half_lives, keys[own:], now_ms, same[own:])
-    gather(index, values, last_ms, own_index, own_values, own_last_ms, half_lives, items, entities,
-           now_ms, sums)  # fmt: skip
+    gather(
+        index, values, last_ms, own_index, own_values, own_last_ms, half_lives, items, entities, now_ms, sums
+    )
     width, odds = prior.size + prior.shape[0], logs[: prior.size].reshape(prior.shape)
     usual(same[0], rates, watch, rare, prior, odds, mean)
     alike = same[1:].reshape((1, same.shape[0] - 1, same.shape[1]))

@@ -313,8 +313,7 @@ class FeatureSet:
             cells.append(Cell(f"{name}/since({kind})", ("since", of[name], kind), SINCE, *place))
             values = (value for of, value in one.values if of == kind)
             cells += [
-                Cell(f"{name}/last({kind}.{v})", ("last", of[name], kind, v), VALUE, *place)
-                for v in values
+                Cell(f"{name}/last({kind}.{v})", ("last", of[name], kind, v), VALUE, *place) for v in values
             ]
         counters = [(name, count_kind(kind)) for kind in one.counts for name in at]
         counters += [(name, distinct_kind(kind, member)) for kind, name, member in one.distinct]

@@ -15,12 +15,7 @@ FILE: Final = "feature_set.json"
 
 # Fields of the simulated world and of the feed's own items.
 FEED_SCHEMA: Final = Schema(
-    item=(
-        ("author", CATEGORICAL),
-        ("duration_ms", NUMERIC),
-        ("tags", CATEGORICAL),
-        ("topic", CATEGORICAL),
-    ),
+    item=(("author", CATEGORICAL), ("duration_ms", NUMERIC), ("tags", CATEGORICAL), ("topic", CATEGORICAL)),
     user=(("age_band", CATEGORICAL), ("country", CATEGORICAL)),
     context=(("surface", CATEGORICAL),),
     groups=("author", "tags"),

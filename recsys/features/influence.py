@@ -213,10 +213,7 @@ class Influence:
         if not blob:
             return
         packed = _decoder.decode(blob)
-        self._accounts, self._judgements = (
-            OrderedDict(packed.accounts),
-            OrderedDict(packed.judgements),
-        )
+        self._accounts, self._judgements = (OrderedDict(packed.accounts), OrderedDict(packed.judgements))
         self._established = packed.established
         # Older snapshots don't have it.
         oldest_ms = min((account[0] for account in self._accounts.values()), default=0)
@@ -291,9 +288,7 @@ class ReadLists:
             return None
         before = read.counts
         if before:
-            counts = [
-                key == engaged and not counted for key, counted in zip(own, before, strict=True)
-            ]
+            counts = [key == engaged and not counted for key, counted in zip(own, before, strict=True)]
             if not any(counts):
                 return None
             read.counts = bytes(map(max, before, counts))
@@ -301,9 +296,7 @@ class ReadLists:
             counts = [key == engaged or bounds.admits_item(reader, key) for key in own]
             read.counts, read.confirmed_ms = bytes(counts), reader.time_ms
             self._is_read(reader.request_id, read)
-        return ShownItems(
-            reader.request_id, items_NI[np.array(counts, np.bool_)], read.confirmed_ms
-        )
+        return ShownItems(reader.request_id, items_NI[np.array(counts, np.bool_)], read.confirmed_ms)
 
     def withdraw(self, request_id: str) -> tuple[Keys, int] | None:
         """Keys of the items that count no longer (N, I), and when they were counted; None if the list is

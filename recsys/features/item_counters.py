@@ -14,14 +14,7 @@ from numpy.typing import NDArray
 
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import CovisitConfig
-from recsys.events.event_types import (
-    Engagement,
-    Event,
-    Impression,
-    User,
-    Verdict,
-    Withdrawal,
-)
+from recsys.events.event_types import Engagement, Event, Impression, User, Verdict, Withdrawal
 from recsys.events.hashing import Id, key_of
 from recsys.events.withdrawal import counted, withdraws_event
 from recsys.features.columns import CONTEXT, PROFILE
@@ -134,9 +127,7 @@ class ItemCounters:
             if len(self.segments) > self._viewers:
                 self.segments.popitem(last=False)
 
-    def verdict(
-        self, verdict: Verdict, before: Iterable[Event], keys_of: KeysOf, partition: int = 0
-    ) -> None:
+    def verdict(self, verdict: Verdict, before: Iterable[Event], keys_of: KeysOf, partition: int = 0) -> None:
         """Quarantines a user or ends it. The quarantine takes back what the user's events ``before`` it
         counted, which are those that are left, in order and each once."""
         user = str(verdict.user_id)

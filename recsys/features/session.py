@@ -15,14 +15,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from recsys.events.event_types import (
-    SEEN,
-    USER_PROVEN,
-    Engagement,
-    Impression,
-    Preference,
-    User,
-)
+from recsys.events.event_types import SEEN, USER_PROVEN, Engagement, Impression, Preference, User
 from recsys.events.field_schema import spellings_of
 from recsys.events.hashing import Id, digest_of, key_of
 from recsys.features.columns import CONTEXT

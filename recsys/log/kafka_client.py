@@ -44,9 +44,7 @@ class Producer:
     that topic's leader in an endless loop that takes a whole core.
     """
 
-    def __init__(
-        self, connection: Mapping[str, Any], config: Brokers, max_record_bytes: int
-    ) -> None:
+    def __init__(self, connection: Mapping[str, Any], config: Brokers, max_record_bytes: int) -> None:
         """Raises KafkaError if no broker answers."""
         self._registered: set[str] = set()
         patience_ms = connection["request_timeout_ms"]

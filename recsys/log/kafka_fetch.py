@@ -77,9 +77,7 @@ async def ends_after(
     listed. Raises KafkaError."""
     cached = {p: cache.get((topic, p), {}) for p in listed}
     ends = {p: cached[p].get(end, end) for p, end in listed.items()}
-    changed = {
-        TopicPartition(topic, p) for p, end in listed.items() if end and end not in cached[p]
-    }
+    changed = {TopicPartition(topic, p) for p, end in listed.items() if end and end not in cached[p]}
     if not changed:
         return ends
     for leader, led in (await admin._async_get_leader_for_partitions(changed)).items():

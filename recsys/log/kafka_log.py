@@ -22,16 +22,7 @@ from recsys.log.kafka_fetch import fetch_each
 from recsys.log.kafka_reader import KafkaReader
 from recsys.log.kafka_tail import KafkaTail
 from recsys.log.kafka_topics import MAX_RECORD_BYTES, KafkaTopics
-from recsys.log.protocol import (
-    Append,
-    Brokers,
-    Log,
-    LogLost,
-    LogUnavailable,
-    LogUnchangeable,
-    Record,
-    Topic,
-)
+from recsys.log.protocol import Append, Brokers, Log, LogLost, LogUnavailable, LogUnchangeable, Record, Topic
 
 C = TypeVar("C", KafkaReader, KafkaTail)
 ID_TOPIC: Final = "__recsys_log_id"
@@ -321,9 +312,7 @@ class KafkaLog(Log):
             self._absent_since = self._absent_since or moment
             if moment - self._absent_since < self._patience_s:
                 # A broker that has just started, or elects a leader, may not know its topics yet.
-                raise LogUnavailable(
-                    f"{self._url} doesn't know topic {ID_TOPIC} now; check that it is up"
-                )
+                raise LogUnavailable(f"{self._url} doesn't know topic {ID_TOPIC} now; check that it is up")
         else:
             self._absent_since = 0.0
         if topic_id is None or topic_id != self._incarnation:

@@ -29,9 +29,7 @@ Listed = Callable[[str, list[int], bool], dict[int, int]]
 class KafkaReader:
     """Reads one topic in one thread, from any offset; sequential reads are fast."""
 
-    def __init__(
-        self, connection: Mapping[str, Any], topic: str, patience_s: float, listed: Listed
-    ) -> None:
+    def __init__(self, connection: Mapping[str, Any], topic: str, patience_s: float, listed: Listed) -> None:
         self._topic, self._patience_s, self._listed = topic, patience_s, listed
         self._next: dict[int, int] = {}  # offset of a partition's next sequential read
         self._buffers: dict[int, Buffer] = {}

@@ -18,9 +18,7 @@ _record: Final[Callable[[tuple[int, bytes, bytes]], Record]] = partial(tuple.__n
 _POLYNOMIAL: Final = 0x82F63B78  # CRC-32C, reflected
 
 
-def record_crc(
-    partition: int, offset: int, time_ms: int, key: bytes = b"", value: bytes = b""
-) -> int:
+def record_crc(partition: int, offset: int, time_ms: int, key: bytes = b"", value: bytes = b"") -> int:
     """Checksum of a record with its place and time."""
     return crc32c(value, crc32c(_pack(partition, offset, time_ms, len(key)) + key))
 
@@ -30,9 +28,7 @@ def row_crc(*values: object) -> int:
     return crc32c(repr(values).encode())
 
 
-def is_intact(
-    crc: int, partition: int, offset: int, time_ms: int, key: bytes, value: bytes
-) -> bool:
+def is_intact(crc: int, partition: int, offset: int, time_ms: int, key: bytes, value: bytes) -> bool:
     """Whether a record has its checksum."""
     try:
         return record_crc(partition, offset, time_ms, key, value) == crc

@@ -42,9 +42,7 @@ RETRY_S: Final = 0.0005  # SQLite's own wait is up to 100 ms, which delays other
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 FORMAT: Final = 2
-INSERT: Final = (
-    "INSERT INTO records (partition, offset, time_ms, key, value, crc) VALUES (?, ?, ?, ?, ?, ?)"
-)
+INSERT: Final = "INSERT INTO records (partition, offset, time_ms, key, value, crc) VALUES (?, ?, ?, ?, ?, ?)"
 COMMITS: Final = -1  # the "partition" of ``bounds`` whose ``end`` counts commits
 
 CATALOGUE: Final = "catalogue.db"
@@ -324,8 +322,10 @@ class SqliteFiles:
         if missing > 0:
             _LOG.warning(
                 "topic %s: its newest %d commits are missing, the machine stopped before they were on disk; "
-                "log.durability: power prevents this", topic, missing,
-            )  # fmt: skip
+                "log.durability: power prevents this",
+                topic,
+                missing,
+            )
             self._fill(connection, marked.ends if marked else {})
         if marked is None or not marked.this_boot:
             mark.reset({p: connection.bounds(p)[1] for p in ends})

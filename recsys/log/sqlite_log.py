@@ -207,9 +207,7 @@ class SqliteLog(SqliteFiles):
         connection.set_bounds(partition, begin, end, size)
         return True
 
-    def _slice(
-        self, connection: Connection, partition: int, oldest_ms: int, keep_bytes: int
-    ) -> int:
+    def _slice(self, connection: Connection, partition: int, oldest_ms: int, keep_bytes: int) -> int:
         begin, _, size = connection.bounds(partition)
         floor, to = self._floor(connection, partition), begin
         rows = connection.db.execute(

@@ -204,9 +204,7 @@ def _rows(db: sqlite3.Connection, partition: int, start: int, stop: int) -> list
         return _rows(db, partition, start, middle) + _rows(db, partition, middle, stop)
 
 
-def rebuild_topic(
-    folder: Path, log_id: str, topic: Topic, archived: Archived = lambda *_: {}
-) -> Rebuilt:
+def rebuild_topic(folder: Path, log_id: str, topic: Topic, archived: Archived = lambda *_: {}) -> Rebuilt:
     """Rebuilds a topic's file; no process may use it. The damaged files stay beside it as ``*.damaged``.
 
     A record comes from the old file, if need be with one bit corrected, or from ``archived``. Offsets of

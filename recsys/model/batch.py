@@ -84,9 +84,7 @@ def assemble(
         own = lengths[first : first + len(matrix_slots)].reshape(-1)
         count = jag(np.ascontiguousarray(matrix, np.int64), starts, stops, values, own, count)
     sparse = Sparse(
-        [slot.name for slot in slots],
-        torch.from_numpy(values[:count]),
-        torch.from_numpy(lengths.reshape(-1)),
+        [slot.name for slot in slots], torch.from_numpy(values[:count]), torch.from_numpy(lengths.reshape(-1))
     )
     groups = items_BI[:, features.group_columns()]
     return Batch(sparse, user_BU[:, 0], items_BI[:, 0], groups, history_BTH, outcomes_BTO, dense_BF)

@@ -117,8 +117,9 @@ def choice_sums(
         _double[:, ::1],
     )
 )
-def _add_choices(weights: Any, standing: Any, inputs: Any, ends: Any, of_choice: Any, gradient: Any,
-                 curvature: Any) -> None:  # fmt: skip
+def _add_choices(
+    weights: Any, standing: Any, inputs: Any, ends: Any, of_choice: Any, gradient: Any, curvature: Any
+) -> None:
     """Adds the gradient and the second derivatives (upper triangle) of each choice. The taken item's utility
     is 0, that of a row its difference to it."""
     size, start = weights.shape[0], 0

@@ -56,9 +56,7 @@ class _Linear(Function):
     """With the parameters of each lane."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_BI: Tensor, weight_NOI: Tensor, bias_NO: Tensor, product: Product
-    ) -> Tensor:
+    def forward(ctx: Any, x_BI: Tensor, weight_NOI: Tensor, bias_NO: Tensor, product: Product) -> Tensor:
         ctx.save_for_backward(x_BI, weight_NOI)
         ctx.product = product
         return _by_row(product, x_BI, weight_NOI[0], bias_NO[0])

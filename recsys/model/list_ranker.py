@@ -104,9 +104,7 @@ def logits_by_torch(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
 def _pooled_by_torch(rows: Tensor, index: Keys, slots: Sequence[Slot]) -> Tensor:
     bags = torch.from_numpy(index)
     pooled = [
-        F.embedding_bag(
-            bags[:, slot.start : slot.stop], rows, mode="mean", padding_idx=len(rows) - 1
-        )
+        F.embedding_bag(bags[:, slot.start : slot.stop], rows, mode="mean", padding_idx=len(rows) - 1)
         for slot in slots
     ]
     return torch.stack(pooled, 1)

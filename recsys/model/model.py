@@ -132,9 +132,7 @@ class Model(nn.Module):
         lengths = torch.full((b * t,), h)
         return pooled(rows_UR, lookup.history_index.reshape(-1), lengths, b * t).view(b, t, -1)
 
-    def user_vectors(
-        self, batch: Batch, lookup: Lookup, users_UV: Tensor, items_UV: Tensor
-    ) -> Tensor:
+    def user_vectors(self, batch: Batch, lookup: Lookup, users_UV: Tensor, items_UV: Tensor) -> Tensor:
         """User vectors (B, V)."""
         vectors: Tensor = self.user_side(*self.user_inputs(batch, lookup, users_UV, items_UV))
         return vectors
@@ -204,9 +202,7 @@ class Model(nn.Module):
         pairs = [(p, p.grad) for p in self.dense_parameters]
         parts = [torch.zeros_like(p) if grad is None else grad for p, grad in pairs]
         lanes = [self.lanes] if self.lanes else []
-        out: NDArray[np.float32] = (
-            torch.cat([g.reshape(*lanes, -1) for g in parts], -1).cpu().numpy()
-        )
+        out: NDArray[np.float32] = torch.cat([g.reshape(*lanes, -1) for g in parts], -1).cpu().numpy()
         return out
 
 

@@ -31,9 +31,7 @@ def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> floa
     return float(np.average(each, weights=rows)) if len(each) else float("nan")
 
 
-def list_metrics(
-    scores: ArrayLike, labels: ArrayLike, requests: ArrayLike, k: int = 10
-) -> dict[str, float]:
+def list_metrics(scores: ArrayLike, labels: ArrayLike, requests: ArrayLike, k: int = 10) -> dict[str, float]:
     """Means over the requests with a positive and a negative: AUC, nDCG, reciprocal rank of the first
     positive, whether a positive is among the first ``k``, and the share of positives there."""
     score, label = _floats(scores), _floats(labels)

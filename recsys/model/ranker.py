@@ -25,9 +25,7 @@ from recsys.model.row_layers import interacted
 from recsys.plugins import MODELS, load_version
 
 WATCH_SCALE: Final = 6.4  # log1p(600 s): the watch output is a fraction of it
-DIRECT: Final = (
-    4.0  # factor on direct inputs: their weights move as if their rate were as many times higher
-)
+DIRECT: Final = 4.0  # factor on direct inputs: their weights move as if their rate were as many times higher
 LINE: Final = 16  # float32 numbers in a cache line
 _PRIOR_LOGIT: Final = -1.5  # initial bias of every output: most items get no engagement
 

@@ -118,18 +118,15 @@ class UserSide(nn.Module):
         passed_BT = real_BT - liked_BT
         passed_BV = torch.einsum("bt,btv->bv", passed_BT, history_BTV)
         passed_BV = passed_BV / passed_BT.sum(1, keepdim=True).clamp(min=1.0)
-        user, liked, passed = (
-            apart(x, self.sharpness.shape) for x in (user_BV, liked_BV, passed_BV)
-        )
+        user, liked, passed = (apart(x, self.sharpness.shape) for x in (user_BV, liked_BV, passed_BV))
         vector_NBV = user + liked @ self.liked + passed @ self.seen + self.start.unsqueeze(-2)
         vector_BV = vector_NBV.flatten(0, -2)
         return torch.cat([vector_BV[:, :-1], torch.ones_like(vector_BV[:, -1:])], 1)
 
 
 def retrieval_loss(
-    user_BV: Tensor, item_BV: Tensor, items_B: Tensor, liked_B: Tensor, sharpness: Tensor,
-    log_q_B: Tensor,
-) -> Tensor:  # fmt: skip
+    user_BV: Tensor, item_BV: Tensor, items_B: Tensor, liked_B: Tensor, sharpness: Tensor, log_q_B: Tensor
+) -> Tensor:
     """Softmax of each liked item against the other items of the batch (in-batch negatives), summed: of its
     lane, if ``sharpness`` has one for each.
 

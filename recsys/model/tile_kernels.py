@@ -174,8 +174,7 @@ def _attend(
             attended[c, lane] /= total[lane] if total[lane] > 0 else np.float32(1)  # 0 without any
 
 
-@kernel(types.void(_ROWS_3, _ROWS_3, _KEYS, _ROWS_3, _ROWS_3, _int, _float, _ROWS, _ROWS_2_OUT,
-                   _float[::1]))  # fmt: skip
+@kernel(types.void(_ROWS_3, _ROWS_3, _KEYS, _ROWS_3, _ROWS_3, _int, _float, _ROWS, _ROWS_2_OUT, _float[::1]))
 def lay_items(user: Any, items: Any, owner: Any, history: Any, outcomes: Any, item_slot: Any,
               sharpness: Any, dense: Any, out: Any, main: Any) -> None:  # fmt: skip
     """Writes an item's own inputs into ``out`` (N, (S - K) · D + P + F + D + O): its rows, the pairwise

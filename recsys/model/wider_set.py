@@ -15,13 +15,7 @@ import numpy as np
 from recsys.events.event_types import FeatureBlock
 from recsys.events.field_schema import CATEGORICAL, NUMERIC
 from recsys.features.columns import TIMES, USER, Entity, Measure, entity_measure, with_hours
-from recsys.features.feature_set import (
-    Declared,
-    FeatureSet,
-    Keys,
-    RequestFeatures,
-    UnknownFeatureSet,
-)
+from recsys.features.feature_set import Declared, FeatureSet, Keys, RequestFeatures, UnknownFeatureSet
 from recsys.features.operators import FUNCTION, Derived
 
 _MOST_SPEEDS: Final = 6  # half-lives of one counter
@@ -66,9 +60,7 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
             times=tuple(dict.fromkeys((*logged.schema.times, *new.schema.times))),
         ),
         history=max(logged.history, new.history),
-        declared=replace(
-            old, half_lives_h=hours, entities=tuple(entities.values()), derived=(), **merged
-        ),
+        declared=replace(old, half_lives_h=hours, entities=tuple(entities.values()), derived=(), **merged),
     )
     bare = [replace(f, declared=replace(f.declared, derived=())) for f in (logged, new)]
     if not all(covers(wide, features) for features in bare):

@@ -89,9 +89,7 @@ class LogLines(logging.Formatter):
         exception = redact(self.formatException(record.exc_info)) if record.exc_info else ""
         if not self._json:
             at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            head = (
-                f"{at}.{int(record.msecs):03}Z {record.levelname:<7} {self._part} {record.name}: "
-            )
+            head = f"{at}.{int(record.msecs):03}Z {record.levelname:<7} {self._part} {record.name}: "
             more = "".join(f" {name}={value}" for name, value in fields.items())
             return head + message + more + (f"\n{exception}" if exception else "")
         line: dict[str, Any] = {
@@ -149,11 +147,7 @@ def _is_of_part(part: str, others: Collection[str], record: logging.LogRecord) -
 
 
 def log_in_worker(
-    part: str,
-    state: str | Path,
-    name: str,
-    format: str = "json",
-    who: Mapping[str, Any] | None = None,
+    part: str, state: str | Path, name: str, format: str = "json", who: Mapping[str, Any] | None = None
 ) -> None:
     """Sends the logs of a process that Ray starts, and Serve's, to ``state/run/NAME.log``. Warnings also go
     to stderr, which Ray's dashboard shows; if the folder isn't writable, everything goes there."""

@@ -100,9 +100,7 @@ class ClockKeeper:
             stored = _decoded(read_slots(self._path), self._path)
             now_ns, pace = self._now_ns(), stored.pace
             left_ns = max(0, min(pace.until_ns, pace.until_ns - pace.machine_ns + now_ns) - now_ns)
-            reached = replace(
-                pace, machine_ns=now_ns, event_ms=pace.at(now_ns), until_ns=now_ns + left_ns
-            )
+            reached = replace(pace, machine_ns=now_ns, event_ms=pace.at(now_ns), until_ns=now_ns + left_ns)
             new = change(reached)
             SlotFile(self._path).write(msgspec.json.encode(replace(stored, pace=new)))
             return new
@@ -140,11 +138,7 @@ def _make(config: Config, path: Path, now_ns: int) -> None:
         )
     pace = Pace(machine_ns=now_ns, event_ms=start_ms, speed=wanted.speed, until_ns=now_ns)
     stored = StoredClock(
-        id=uuid.uuid4().hex,
-        start_ms=wanted.start_ms,
-        speed=wanted.speed,
-        began_ms=start_ms,
-        pace=pace,
+        id=uuid.uuid4().hex, start_ms=wanted.start_ms, speed=wanted.speed, began_ms=start_ms, pace=pace
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     SlotFile(path).write(msgspec.json.encode(stored), sync=True)

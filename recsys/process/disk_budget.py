@@ -16,15 +16,7 @@ from typing import Final
 import msgspec
 
 from recsys.config.safety_config import DiskConfig
-from recsys.events.records import (
-    DEAD_LETTERS,
-    DELTAS,
-    EVENTS,
-    EXAMPLES,
-    ITEM_COUNTS,
-    ITEM_STATE,
-    SCORES,
-)
+from recsys.events.records import DEAD_LETTERS, DELTAS, EVENTS, EXAMPLES, ITEM_COUNTS, ITEM_STATE, SCORES
 
 GB: Final = 10**9
 _RESERVE: Final = 0.05  # of the budget, at most

@@ -68,9 +68,7 @@ def run_turn(
         return None
 
 
-def follow(
-    fold: PartFold, stop: Stop, logger: logging.Logger, tracer: Tracer | None = None
-) -> None:
+def follow(fold: PartFold, stop: Stop, logger: logging.Logger, tracer: Tracer | None = None) -> None:
     """Runs a fold until the part is asked to stop. The part is ready once a turn has succeeded. ``tracer``:
     its counts are reported."""
     starting = True

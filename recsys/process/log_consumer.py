@@ -37,11 +37,7 @@ class Consumer:
     beginning of the log."""
 
     def __init__(
-        self,
-        log: Log,
-        topic: str,
-        partitions: Sequence[int],
-        offsets: Mapping[int, int] | None = None,
+        self, log: Log, topic: str, partitions: Sequence[int], offsets: Mapping[int, int] | None = None
     ) -> None:
         self._log, self._topic = log, topic
         start = offsets or {}

@@ -55,9 +55,7 @@ def owned_folder(path: str | Path) -> Path:
         raise PermissionError(f"{folder} is shared by all users: choose a folder of your own in it")
     if status.st_mode & 0o077:
         folder.chmod(0o700)
-        _log.warning(
-            "%s is now closed to other users; its mode was %o", folder, status.st_mode & 0o777
-        )
+        _log.warning("%s is now closed to other users; its mode was %o", folder, status.st_mode & 0o777)
     return folder
 
 
@@ -125,8 +123,9 @@ class Heartbeat:
     Safe for several threads. Rates are smoothed over about five seconds.
     """
 
-    def __init__(self, part: str, path: Path | None = None,
-                 clock: Callable[[], int] = machine_ms, restarts: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self, part: str, path: Path | None = None, clock: Callable[[], int] = machine_ms, restarts: int = 0
+    ) -> None:
         self._clock, self._lock, self._write_lock = clock, threading.Lock(), threading.Lock()
         self._file = SlotFile(path) if path is not None else None
         started_ms = clock()
@@ -218,9 +217,7 @@ class Stop:
     ``starting=True``.
     """
 
-    def __init__(
-        self, heartbeat: Heartbeat | None = None, event: threading.Event | None = None
-    ) -> None:
+    def __init__(self, heartbeat: Heartbeat | None = None, event: threading.Event | None = None) -> None:
         self.heartbeat = heartbeat or Heartbeat("")
         self._event = event or threading.Event()
 
@@ -243,9 +240,7 @@ class Stop:
         self.heartbeat.ready()
 
 
-def run_parts(
-    bodies: Mapping[str, Callable[[Stop], None]], state: str | Path, format: str = "json"
-) -> int:
+def run_parts(bodies: Mapping[str, Callable[[Stop], None]], state: str | Path, format: str = "json") -> int:
     """Runs the bodies of parts in this process; returns the exit status. ``format``: of their logs.
 
     Call it in the main thread: it handles SIGTERM and SIGINT. An exception of a body is logged and written to
@@ -278,9 +273,7 @@ def run_parts(
                 break
         statuses.append(status)
 
-    threads = [
-        threading.Thread(target=keep_running, args=each, name=each[0]) for each in bodies.items()
-    ]
+    threads = [threading.Thread(target=keep_running, args=each, name=each[0]) for each in bodies.items()]
     for thread in threads:
         thread.start()
     for thread in threads:

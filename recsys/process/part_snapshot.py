@@ -146,9 +146,7 @@ class ShareState:
         for partition in self._own:
             options = [s for s in (whole, self._all[partition].load(log_id)) if s is not None]
             if options:
-                newest[partition] = max(
-                    options, key=lambda s: s.offsets[self._topic].get(partition, 0)
-                )
+                newest[partition] = max(options, key=lambda s: s.offsets[self._topic].get(partition, 0))
         states = [self._whole, *(self._all[p] for p in self._own)]
         self.notes = [state.note for state in states if state.note]
         return newest

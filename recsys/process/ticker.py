@@ -28,9 +28,7 @@ class Ticker:
         """``clock``: milliseconds; the latest time of a tick."""
         self._log, self._clock, self._timer_ms = log, clock, timer_of(clock)
         self._partitions = log.partitions(EVENTS)
-        self._moved: dict[
-            int, tuple[int, int, int]
-        ] = {}  # partition -> (end, since when, in event time)
+        self._moved: dict[int, tuple[int, int, int]] = {}  # partition -> (end, since when, in event time)
         self._looked_ms = -EVERY_MS  # time of the newest check
 
     def turn(self) -> int:

@@ -18,9 +18,7 @@ Part = Literal["item", "user", "context"]
 class LogSettings(BaseModel):
     """Values of a dataset.yaml. ``fields``, when given, makes the scan of the log unnecessary."""
 
-    model_config = ConfigDict(
-        frozen=True, strict=True, allow_inf_nan=False, coerce_numbers_to_str=True
-    )
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
     labels: Annotated[list[Kind], Field(min_length=1)]
     window_s: Annotated[float, Field(gt=0)]

@@ -161,9 +161,7 @@ class MappedFiles(OfApp):
         self._check_columns(seen)
         # A click must not tell that its item is new; a shown list has it at once.
         after = self.app.shown == BY_CLICK
-        new = [
-            (ms + after, id_) for name, (id_, ms) in self._met.items() if name not in self._listed
-        ]
+        new = [(ms + after, id_) for name, (id_, ms) in self._met.items() if name not in self._listed]
         self.unlisted = len(new) if self._listed else 0
         state.write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
         rows.close()
@@ -218,8 +216,7 @@ class MappedFiles(OfApp):
             except _Unusable as error:
                 faults.append(error)
             bad += [
-                BadRow(line, fault.reason, fault.value, _text(",".join(map(str, cells))))
-                for fault in faults
+                BadRow(line, fault.reason, fault.value, _text(",".join(map(str, cells)))) for fault in faults
             ]
         self.rows[kind] += len(block.lines) + len(block.bad)
         for fault in bad:
@@ -238,9 +235,7 @@ class MappedFiles(OfApp):
         if is_shown:
             request = row[table.request] if table.request else ""
             if isinstance(request, list | dict):
-                raise _Unusable(
-                    f"{table.request}: expected one id in each row, not several", request
-                )
+                raise _Unusable(f"{table.request}: expected one id in each row, not several", request)
             request_id = f"{request}:{user_id}:{now_ms}"[-MAX_ID_LENGTH:]
             events = [
                 Impression(

@@ -22,9 +22,7 @@ class DatasetReader(Protocol):
         """The data set in a folder; None if it isn't of this reader. Raises DataError."""
 
 
-def open_dataset(
-    path: str | Path, app: App | None = None, definition: Path | None = None
-) -> Dataset:
+def open_dataset(path: str | Path, app: App | None = None, definition: Path | None = None) -> Dataset:
     """An event log or what a plug-in reads, with the labels, fields and features of an app's definition if
     there is one; or tables, by the section ``files`` of the file ``definition``. Raises DataError."""
     path = Path(path)

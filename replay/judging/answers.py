@@ -82,11 +82,13 @@ class Answers:
         hits = {name: case_metrics(ranks)[:, 0] for name, ranks in self._ranks.items()}
         return [
             {"from_row": int(block * rows), "cases": int(among.sum())}
-            | {n: round(float(x[among].mean()), _DIGITS) if among.sum() >= AT_LEAST else None
-               for n, x in hits.items()}
+            | {
+                n: round(float(x[among].mean()), _DIGITS) if among.sum() >= AT_LEAST else None
+                for n, x in hits.items()
+            }
             for block in np.unique(block_of)
             for among in [block_of == block]
-        ]  # fmt: skip
+        ]
 
     def _means(self, values: Sequence[Floats]) -> list[list[tuple[Any, ...]]]:
         """Mean, low and high of the columns of each list's values (C, M); None of too few cases."""

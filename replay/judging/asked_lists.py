@@ -51,9 +51,7 @@ class AskedLists:
     (``repeats``), lists leave out what the viewer has engaged with, and such an item isn't asked for.
     """
 
-    def __init__(
-        self, pause_s: float, repeats: bool, lists: Sequence[SimpleList] | None = None
-    ) -> None:
+    def __init__(self, pause_s: float, repeats: bool, lists: Sequence[SimpleList] | None = None) -> None:
         self._lists = simple_lists(repeats) if lists is None else lists
         self._visits, self._repeats = Visits(pause_s), repeats
         self._seen = NewestItems(_SEEN)
@@ -125,9 +123,8 @@ class Judge:
     """
 
     def __init__(
-        self, pause_s: float, repeats: bool, items: int = _ITEMS,
-        lists: Sequence[SimpleList] | None = None,
-    ) -> None:  # fmt: skip
+        self, pause_s: float, repeats: bool, items: int = _ITEMS, lists: Sequence[SimpleList] | None = None
+    ) -> None:
         self._asked, self._limit = AskedLists(pause_s, repeats, lists), items
         self._indices: dict[str, int] = {}
         self._due: tuple[str, int, list[str]] | None = None
@@ -152,10 +149,11 @@ class Judge:
         """Figures of both questions, and ``curves``: hits of each list by question and block of rows."""
         answers = self._asked.answers
         return {
-            "rows": self._asked.rows, **self._counts,
+            "rows": self._asked.rows,
+            **self._counts,
             "questions": answers.report(self._depth),
             "curves": answers.curves(block),
-        }  # fmt: skip
+        }
 
     def _judge(self, user: str, item: str, time_ms: int) -> None:
         assert self._due is not None

@@ -38,9 +38,7 @@ class ItemKnn:
         rows = [self._both.of(item) for item in own]
         if not sum(len(others) for others, _ in rows):
             return np.zeros(0, np.int64), np.zeros(0)
-        weights = [
-            both / self._users[item] ** 0.5 for item, (_, both) in zip(own, rows, strict=True)
-        ]
+        weights = [both / self._users[item] ** 0.5 for item, (_, both) in zip(own, rows, strict=True)]
         sums = np.bincount(np.concatenate([others for others, _ in rows]), np.concatenate(weights))
         items = np.flatnonzero(sums)
         return items, sums[items] / np.sqrt(self._users.values[items])

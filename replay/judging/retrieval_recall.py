@@ -153,10 +153,7 @@ class RetrievalRecall:
         shortened = {k: shorten_candidates(candidates.sources, k) for k in KS}
         order = candidates.final_N + np.where(candidates.open_N, 0.0, -np.inf)
         indices: Indices = np.array(candidates.indices, np.int64)
-        path, user_id = (
-            [rank_of(indices, order, target) for target in wanted],
-            str(query.request.user_id),
-        )
+        path, user_id = ([rank_of(indices, order, target) for target in wanted], str(query.request.user_id))
         for target, rank in zip(wanted, path, strict=True):
             ranks = {name: own.get(target, 0) for name, own in places.items()}
             self._groups["sources"].add(user_id, self._lists.rows, ranks)
@@ -190,10 +187,7 @@ def probe_for(
     if not share:
         return None
     app = dataset.app if isinstance(dataset, OfApp) else None
-    repeats, pause_s = (
-        app is not None and app.repeats,
-        pause_of(app.features if app else Declared()),
-    )
+    repeats, pause_s = (app is not None and app.repeats, pause_of(app.features if app else Declared()))
     targets = Targets(dataset, options, share, cases, pause_s, repeats)
     past = dataset.warmup() if options.warm_up else ()
 

@@ -36,9 +36,7 @@ class Popularity:
 
     def __init__(self, half_life_h: float) -> None:
         days, hours = divmod(half_life_h, 24)
-        self.name = (
-            f"popularity, {f'{days:g} d' if days > 1 and not hours else f'{half_life_h:g} h'}"
-        )
+        self.name = f"popularity, {f'{days:g} d' if days > 1 and not hours else f'{half_life_h:g} h'}"
         self._half_life_ms = half_life_h * HOUR_MS
         self._levels = ByItem(-np.inf)
 

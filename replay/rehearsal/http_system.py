@@ -54,9 +54,7 @@ class HttpSystem:
     def rank(
         self, user_id: Id, item_ids: Sequence[Id], surface: str, context: Mapping[str, Any]
     ) -> SystemList:
-        return self._served(
-            lambda: self._client.rank(user_id, item_ids, surface=surface, context=context)
-        )
+        return self._served(lambda: self._client.rank(user_id, item_ids, surface=surface, context=context))
 
     def send(self, events: Sequence[Engagement]) -> None:
         receipt = self._client.send_events(events)

@@ -72,9 +72,7 @@ def play(
     return viewers.counts
 
 
-def judged(
-    app: App, past: Iterable[Event], lives: AskedRows, replayed: AskedRows
-) -> dict[str, Any]:
+def judged(app: App, past: Iterable[Event], lives: AskedRows, replayed: AskedRows) -> dict[str, Any]:
     """The report: figures of both questions and hits by thousands of rows, of the running system beside all
     simple lists, and of the replay."""
     pause_s = pause_of(app.features)

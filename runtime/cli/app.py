@@ -21,9 +21,7 @@ def _commands() -> None:
 
 
 @app.command()
-def check(
-    file: Annotated[Path, Argument(help="Definition, app.yaml.")], json: JsonOption = None
-) -> None:
+def check(file: Annotated[Path, Argument(help="Definition, app.yaml.")], json: JsonOption = None) -> None:
     """Checks a definition. Prints its labels, and each column that the model reads."""
     with exit_on(ValueError):
         definition = read_app(file)

@@ -44,9 +44,7 @@ def propose(
     name: Annotated[str, Argument(help="Name of a candidate in the registry.")],
     registry: RegistryOption = None,
     state: StateOption = Path("state"),
-    frozen: Annotated[
-        bool, Option("--frozen", help="Evaluate it without online learning.")
-    ] = False,
+    frozen: Annotated[bool, Option("--frozen", help="Evaluate it without online learning.")] = False,
 ) -> None:
     """Proposes a candidate: it scores live traffic, and is promoted once its evidence suffices."""
     propose_to(state, name, registry or state / "registry", frozen)
@@ -91,8 +89,7 @@ def merge(
 
 
 def approve(
-    name: Annotated[str, Argument(help="Name of the candidate.")],
-    state: StateOption = Path("state"),
+    name: Annotated[str, Argument(help="Name of the candidate.")], state: StateOption = Path("state")
 ) -> None:
     """Approves a candidate; needed where `promotion.manual` is set."""
     with with_system(state) as (_, log):

@@ -96,9 +96,7 @@ def check_folders(*files: Path | None) -> None:
     """Raises ValueError for an output file whose folder is missing."""
     for file in files:
         if file is not None and not file.parent.is_dir():
-            raise ValueError(
-                f"{file}: there is no folder {file.parent}; create it, or name another"
-            )
+            raise ValueError(f"{file}: there is no folder {file.parent}; create it, or name another")
 
 
 def options_from(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -109,11 +107,13 @@ def options_from(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..
         signature = inspect.signature(command, eval_str=True)
         named = [
             inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
                 annotation=hints[field.name],
             )
             for field in fields(kind)
-        ]  # fmt: skip
+        ]
         named += [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for parameter in signature.parameters.values()

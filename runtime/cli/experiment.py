@@ -28,8 +28,9 @@ NameArgument = Annotated[str, Argument(help="Name of the experiment.")]
 
 experiment = typer.Typer(
     help="Manages experiments: YAML files whose arms change the policy, evaluated by user behaviour.",
-    add_completion=False, no_args_is_help=True,
-)  # fmt: skip
+    add_completion=False,
+    no_args_is_help=True,
+)
 
 
 @experiment.command("list")
@@ -72,9 +73,8 @@ def start(
     """Starts an experiment in a running system; nothing is restarted."""
     with with_system(state) as (config, log):
         request = ExperimentRequest(
-            what="start", name=str(file), text=file.read_text("utf-8"), at_once=at_once,
-            time_ms=machine_ms(),
-        )  # fmt: skip
+            what="start", name=str(file), text=file.read_text("utf-8"), at_once=at_once, time_ms=machine_ms()
+        )
         revision = request_experiment(log, config, request)
         (started,) = read_experiments({str(file): request.text}, config.policy, labels_of(config))
         current = revision.states[started.name]

@@ -58,9 +58,7 @@ def init(
         given = {role: column for role, column in named.items() if column}
         columns = {name for sample in samples.values() for name in sample}
         if missing := [x for x in given.values() if x not in columns]:
-            raise ValueError(
-                f"no file has the column {missing[0]!r}; there are {', '.join(columns)}"
-            )
+            raise ValueError(f"no file has the column {missing[0]!r}; there are {', '.join(columns)}")
 
         def repeated(table: Interactions) -> float:
             paths = (to.parent / name for name in table.files)
@@ -75,9 +73,7 @@ def init(
         console.print(
             "no column of times (--time names one): rows count in the order of the file, a second apart"
         )
-    console.print(
-        f"shown: {guessed.definition['shown']}. Wrote {to}: correct it where it is wrong, then"
-    )
+    console.print(f"shown: {guessed.definition['shown']}. Wrote {to}: correct it where it is wrong, then")
     names = " ".join(map(str, files))
     console.print(f"recsys import {names} --app {to} --state state", soft_wrap=True)
 

@@ -26,8 +26,7 @@ keys = typer.Typer(no_args_is_help=True, help="API keys, secrets of tokens, audi
 def add(
     name: Annotated[str, Argument(help="Name of the key's owner, for you.")],
     scope: Annotated[
-        list[str],
-        Option(help="recommend, events, catalogue, users, control, read or attribute; repeatable."),
+        list[str], Option(help="recommend, events, catalogue, users, control, read or attribute; repeatable.")
     ] = ["recommend", "events"],  # noqa: B006
     rate: Annotated[float, Option(help="Calls a second; 0: access.key_rate.")] = 0.0,
     daily: Annotated[int, Option(help="Calls a day (UTC); 0: no limit.")] = 0,
@@ -55,9 +54,7 @@ def list_keys(state: StateOption = _STATE, json: JsonOption = None) -> None:
 
 
 @keys.command()
-def revoke(
-    key: Annotated[str, Argument(help="Id or name of the key.")], state: StateOption = _STATE
-) -> None:
+def revoke(key: Annotated[str, Argument(help="Id or name of the key.")], state: StateOption = _STATE) -> None:
     """Revokes a key, and with it the user tokens that its public keys verify, within a second."""
     with with_system(state) as (_, log):
         for revoked in key_requests.revoke_key(log, key, machine_ms()):
@@ -102,11 +99,7 @@ def _row(key: ApiKey) -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]]) -> Iterable[Table]:
     columns = ("id", "name", "scopes", "state", "until")
     yield plain_table(
-        columns,
-        (
-            (r["id"], r["name"], " ".join(r["scopes"]), r["state"], _time(r["until_ms"]))
-            for r in rows
-        ),
+        columns, ((r["id"], r["name"], " ".join(r["scopes"]), r["state"], _time(r["until_ms"])) for r in rows)
     )
 
 

@@ -62,9 +62,7 @@ _ELSEWHERE = {
     "bench": "benchmarks.bench",
     **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),
     **dict.fromkeys(("check", "backup", "restore"), "runtime.cli.state_files"),
-    **dict.fromkeys(
-        ("shadow", "propose", "merge", "approve", "rollback"), "runtime.cli.candidates"
-    ),
+    **dict.fromkeys(("shadow", "propose", "merge", "approve", "rollback"), "runtime.cli.candidates"),
 }
 # name → (module:attribute, help). The attribute is a function with typer annotations, or a typer.Typer with
 # commands of its own; `import` is a keyword, so its function is `import_`.
@@ -145,9 +143,7 @@ def _show_version(asked: bool) -> None:
 def _recsys(
     show_version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Print the version, and end."
-        ),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version, and end."),
     ] = False,
 ) -> None:
     """Makes the app a group; typer would otherwise run a single command directly."""

@@ -38,9 +38,7 @@ def run(names: str, state: str) -> int:
 
 
 def part(
-    name: Annotated[
-        str, Argument(help="Name of the part, as `recsys status` lists it; a,b for several.")
-    ],
+    name: Annotated[str, Argument(help="Name of the part, as `recsys status` lists it; a,b for several.")],
     state: StateOption = Path("state"),
 ) -> None:
     """Runs one part of the system in this process."""

@@ -30,9 +30,7 @@ def rehearse(
         str | None, Option("--from", help="Time of the first row; default: in the newest fifth.")
     ] = None,
     rows: Annotated[int, Option(min=1, help="Most rows of the first kind of label.")] = 5_000,
-    read: Annotated[
-        float, Option(min=0, help="Lists a row that are asked for and only read.")
-    ] = 0.0,
+    read: Annotated[float, Option(min=0, help="Lists a row that are asked for and only read.")] = 0.0,
     learn: Annotated[int, Option(min=1, help="Rows before them to train from.")] = 40_000,
     report: Annotated[Path, Option(help="JSON file for the report.")] = Path("rehearsal.json"),
     page: Annotated[Path, Option(help="Page with the curves.")] = Path("rehearsal.html"),

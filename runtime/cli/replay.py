@@ -88,17 +88,11 @@ def replay(
 
 
 def _config(
-    name: str,
-    dataset: Dataset,
-    features: str | None,
-    step_examples: int | None,
-    step_every: float | None,
+    name: str, dataset: Dataset, features: str | None, step_examples: int | None, step_every: float | None
 ) -> Config:
     """The configuration: options before the file, and that before the defaults of the data set's replay."""
     own = ReplayOptions()
-    config = load(
-        name, lambda base: config_for(dataset, replace(own, features=base.model.features), base)
-    )
+    config = load(name, lambda base: config_for(dataset, replace(own, features=base.model.features), base))
     every_ms = None if step_every is None else int(step_every * 1000)
     given = {"model.features": features, "step.examples": step_examples, "step.every_ms": every_ms}
     changed: Config = override(config, {key: x for key, x in given.items() if x is not None})
@@ -128,8 +122,7 @@ def _warms_up(asked: bool | None, through_broker: str) -> bool:
         )
     if asked is None:
         typer.echo(
-            "recsys: --through-broker skips the warm-up; compare with a replay with --no-warm-up",
-            err=True,
+            "recsys: --through-broker skips the warm-up; compare with a replay with --no-warm-up", err=True
         )
     return False
 
@@ -146,9 +139,7 @@ def _read_baseline(file: Path, label: str) -> Predictions:
     return baseline
 
 
-def _run(
-    dataset: Dataset, options: ReplayOptions, config: Config, outputs: Outputs
-) -> ReplayResult:
+def _run(dataset: Dataset, options: ReplayOptions, config: Config, outputs: Outputs) -> ReplayResult:
     replay = replay_data
     if options.through_broker:
         replay = from_checkout("benchmarks.harness.broker_loop:replay_through_broker")

@@ -16,11 +16,7 @@ from runtime.supervision.run_file import AlreadyRuns
 def check(
     target: Annotated[Path, Argument(help="State folder.")] = Path("state"),
     repair: Annotated[
-        bool,
-        Option(
-            "--repair",
-            help="Repair damage from other copies; on a stopped system.",
-        ),
+        bool, Option("--repair", help="Repair damage from other copies; on a stopped system.")
     ] = False,
     mb_s: Annotated[float, Option(min=0, help="Maximum MB read per second; 0: no limit.")] = 50.0,
     json: JsonOption = None,

@@ -68,16 +68,12 @@ def down(state: StateOption = Path("state")) -> None:
 def end(state: Path, console: Console) -> int:
     """Stops the system; returns the exit status: 1 where a part still runs, or a job of the system asks."""
     if os.environ.get(STATE) == str(state.resolve()):
-        fail(
-            "this process would end with the system: call `recsys down` from outside, as in a shell"
-        )
+        fail("this process would end with the system: call `recsys down` from outside, as in a shell")
         return 1
     running = run_file.read(state)
     if running is None or not running.any_alive():
         if holder := run_file.holder(state):
-            fail(
-                f"no supervisor runs in {state.resolve()}, but {holder} uses it; nothing was stopped"
-            )
+            fail(f"no supervisor runs in {state.resolve()}, but {holder} uses it; nothing was stopped")
             return 1
         console.print(f"nothing runs in {state.resolve()}", highlight=False)
         return 0

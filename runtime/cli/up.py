@@ -55,9 +55,7 @@ def up(
     detach: Annotated[bool, Option(help="Return when all parts are ready.")] = False,
     viewers: Annotated[float, Option(help="Simulated viewers' requests per second.")] = 0.0,
     only: Annotated[str, Option(help="Only these parts (a,b) and dependencies.")] = "",
-    app: Annotated[
-        Path | None, Option(help="Definition of the app; kept in the state folder.")
-    ] = None,
+    app: Annotated[Path | None, Option(help="Definition of the app; kept in the state folder.")] = None,
 ) -> None:
     """Starts and supervises all parts. Ctrl-C or `recsys down` stops the system."""
     with exit_on(ValueError):
@@ -131,9 +129,7 @@ def start(
                 keep_definition(config, new, file)
             launch_plan.write(resolved, plan)
             if warning := exposure_warning(resolved):
-                console.print(
-                    f"[yellow]recsys:[/yellow] {warning}", highlight=False, soft_wrap=True
-                )
+                console.print(f"[yellow]recsys:[/yellow] {warning}", highlight=False, soft_wrap=True)
             if not detach:
                 _run(resolved, plan, console)
                 return 0
@@ -172,10 +168,12 @@ def _plan(
     )
     if not plan.owns_ray:
         check(
-            resolved.clock.is_machine, "clock.speed", resolved.clock.speed,
+            resolved.clock.is_machine,
+            "clock.speed",
+            resolved.clock.speed,
             "1, and no clock.start, in a Ray cluster that runs already: processes share another clock "
             "through the memory of one machine",
-        )  # fmt: skip
+        )
         from runtime.supervision.cluster import check_cluster  # imports Ray
 
         own_nodes, address = check_cluster(resolved, typer.echo)

@@ -81,9 +81,7 @@ class ExperimentPanel:
             _LOG.exception("experiments can't be read")
             self._folds.clear()
 
-    def _read(
-        self, shown: list[Experiment], starts: Mapping[str, int], labels: tuple[str, ...]
-    ) -> None:
+    def _read(self, shown: list[Experiment], starts: Mapping[str, int], labels: tuple[str, ...]) -> None:
         """Reads experiments, the least recently read first; each gets an equal share of the time left."""
         self._updates += 1
         until_s = time.thread_time() + CPU_S
@@ -103,9 +101,8 @@ class ExperimentPanel:
                 self._rows[name] = self._rows.get(name, {}) | {"failed": why}
 
     def _read_one(
-        self, experiment: Experiment, starts: Mapping[str, int], labels: tuple[str, ...],
-        share_s: float,
-    ) -> None:  # fmt: skip
+        self, experiment: Experiment, starts: Mapping[str, int], labels: tuple[str, ...], share_s: float
+    ) -> None:
         """Polls at least once, if there is any time, and renews the report if there was something new."""
         name = experiment.name
         until_s = time.thread_time() + share_s - self._report_s.get(name, 0.0)

@@ -65,9 +65,11 @@ class ControlRoom:
         key = (run_folder(config.state) / CONTROL_KEY).read_text().strip()
         self._connections = Connections()
         self.protocol: Any = partial(
-            RoomConnection, connections=self._connections, is_key=partial(is_key, key=key),
+            RoomConnection,
+            connections=self._connections,
+            is_key=partial(is_key, key=key),
             header_s=config.doors.header_s,
-        )  # fmt: skip
+        )
         # Its page needs no key, so names are always checked.
         access = replace(config.access, mode="open")
         serve = replace(config.serve, host=config.control_room.host)
@@ -108,7 +110,5 @@ def _await_start(server: uvicorn.Server, thread: threading.Thread) -> None:
     while not server.started:
         if not thread.is_alive() or time.monotonic() > until_s:
             where = f"{server.config.host}:{server.config.port}"
-            raise RuntimeError(
-                f"control_room can't listen on {where}: choose another control_room.port"
-            )
+            raise RuntimeError(f"control_room can't listen on {where}: choose another control_room.port")
         time.sleep(0.02)

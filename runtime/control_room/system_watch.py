@@ -80,12 +80,9 @@ class SystemWatch:
             "lost": status.lost,
             "logs": str((self._state / "run").resolve()),
             "parts": [
-                {"name": part.name, "state": part.state, "failure": part.failure}
-                for part in status.parts
+                {"name": part.name, "state": part.state, "failure": part.failure} for part in status.parts
             ],
-            "quarantined": [
-                name for part in status.parts for name in part.names.get("quarantined", ())
-            ],
+            "quarantined": [name for part in status.parts for name in part.names.get("quarantined", ())],
             "control": control,
             "letters": newest_dead_letters(self._log),
             "experiments": self._experiments.panel(self._control.experiments, self._control.starts),

@@ -140,8 +140,6 @@ class AppChange:
             return state.line
         size = ModelSize(model.dim, model.hidden, text)
         name = f"{FEATURES}-{self.features.digest[:8]}-{len(lifecycle.candidates)}"  # used once
-        candidate = Candidate(
-            line=name, registry="", kind=FEATURES, time_ms=self._clock(), size=size
-        )
+        candidate = Candidate(line=name, registry="", kind=FEATURES, time_ms=self._clock(), size=size)
         append_control(self._log, candidate)
         return name

@@ -33,12 +33,7 @@ from recsys.process.clock_file import clock_of
 from recsys.process.log_consumer import decoded
 from recsys.process.log_holders import BACKUP, TOPICS, backup_lock
 from recsys.process.open_log import create_topics
-from recsys.process.part_process import (
-    owned_folder,
-    with_digest,
-    without_digest,
-    write_atomically,
-)
+from recsys.process.part_process import owned_folder, with_digest, without_digest, write_atomically
 from recsys.process.part_snapshot import PartState
 from runtime.jobs.state_check import Damage, check_state
 from runtime.jobs.user_deletion import request_deletion
@@ -246,10 +241,7 @@ def _erase_newer(state: Path, later: Path) -> list[str]:
     if not (later / "log" / "catalogue.db").exists():
         raise ValueError(f"{later} has no log: name a later state folder, or a later backup")
     archive, clock = state / "archive", clock_of(launch_plan.read(state)[0])
-    with (
-        closing(SqliteLog(state / "log", clock=clock)) as log,
-        closing(SqliteLog(later / "log")) as newer,
-    ):
+    with closing(SqliteLog(state / "log", clock=clock)) as log, closing(SqliteLog(later / "log")) as newer:
         start, end = log.end(CONTROL, 0), newer.end(CONTROL, 0)
         if newer.id != log.id or end < start:
             raise ValueError(f"{later} has another log than the backup, or an older copy of it")
@@ -273,9 +265,7 @@ def _session_users(folder: Path) -> set[bytes]:
     try:  # others can't connect in a folder of its own; paths of unix sockets may have 107 bytes
         with TemporaryDirectory(dir="/tmp") as private, ExitStack() as running:
             path = f"{private}/socket"
-            server = ValkeyServer(
-                0, data_dir=folder, config={"appendonly": "yes"}, unix_socket_path=path
-            )
+            server = ValkeyServer(0, data_dir=folder, config={"appendonly": "yes"}, unix_socket_path=path)
             server.start(timeout=600)
             running.callback(server.stop)
             keys = redis.Redis(unix_socket_path=path).scan_iter("*session*:*", 1_000)

@@ -61,9 +61,7 @@ def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = Fa
     if is_guard_name(name):
         raise Refused(f"{name} is a name of a guard: add the candidate under another one")
     if "." in name:
-        raise Refused(
-            f"{name} has a dot, as arms' lines have: add the candidate under another name"
-        )
+        raise Refused(f"{name} has a dot, as arms' lines have: add the candidate under another name")
     registry, first = Registry(folder.resolve()), feature_set(config)
     provenance = registry.provenance(name)
     size = model_size_of(provenance, config.model)
@@ -120,9 +118,8 @@ def roll_back(log: Log, name: str, reason: str) -> RollbackResult:
     control.turn()
     lives, began_s = list(control.lifecycle.lives), time.monotonic()
     request = OperatorRequest(
-        what="rollback", line=_rollback_target(control.lifecycle, name), reason=reason,
-        time_ms=machine_ms(),
-    )  # fmt: skip
+        what="rollback", line=_rollback_target(control.lifecycle, name), reason=reason, time_ms=machine_ms()
+    )
     append_control(log, request)
 
     def find() -> Decision | Live | None:
@@ -186,9 +183,7 @@ def find_experiment(name: str, revision: Experiments, config: Config) -> Experim
     raise ValueError(f"no experiment {name!r}, and no such file; there are {names}")
 
 
-def check_startable(
-    texts: dict[str, str], revision: Experiments, config: Config
-) -> tuple[Experiment, ...]:
+def check_startable(texts: dict[str, str], revision: Experiments, config: Config) -> tuple[Experiment, ...]:
     """Parses experiment files as if they were started one after the other, next to the running ones.
 
     A file that already runs counts as itself. Raises ValueError for one that can't be started.

@@ -164,9 +164,7 @@ class Importer:
             dataset.shift_ms = before.shift_ms
             rows_before = before.rows
             actions = (e for e in dataset.events() if not isinstance(e, Item | User))
-            newest = (
-                [] if mapping.time else [*islice(actions, max(0, rows_before - 1), rows_before)]
-            )
+            newest = [] if mapping.time else [*islice(actions, max(0, rows_before - 1), rows_before)]
             if not mapping.time and not (newest and rows.contains(_hashes(newest)).all()):
                 raise ValueError(
                     f"{self.app.name} has rows without a time, which count in the order of the files: "
@@ -296,9 +294,11 @@ class Importer:
         self._make_live(loop, replayed.steps)
         self.on_trained(player)
         return {
-            "steps": replayed.steps, "learned": len(learned), "retrieval": replayed.retrieval,
+            "steps": replayed.steps,
+            "learned": len(learned),
+            "retrieval": replayed.retrieval,
             "constant_columns": replayed.constant_columns,
-        }  # fmt: skip
+        }
 
     def _make_live(self, loop: DirectLoop, step: int) -> None:
         folder, before = Path(self.config.state) / "snapshots", live_epoch(self.log)

@@ -87,18 +87,14 @@ def _check(options: OfflineOptions) -> None:
             "--student dim=8,hidden=64x32"
         )
     if options.student and options.ranker:
-        raise ValueError(
-            "--student and --ranker are given together: a student has its teacher's ranker"
-        )
+        raise ValueError("--student and --ranker are given together: a student has its teacher's ranker")
     if not options.data_folder.is_dir():
         raise ValueError(f"--data is {options.data_folder}, and there is no such folder")
     if options.propose is not None:
         try:
             launch_plan.read(options.propose)  # fails now, not after hours of training
         except FileNotFoundError as error:
-            raise ValueError(
-                f"--propose is {options.propose}, and no system was started there"
-            ) from error
+            raise ValueError(f"--propose is {options.propose}, and no system was started there") from error
 
 
 def _begin(options: OfflineOptions, work: Path, reading: ExitStack) -> Path:
@@ -272,9 +268,10 @@ def _train_on_ray(folder: Path, options: OfflineOptions) -> None:
         settings |= {
             "address": "local",  # never another Ray of this machine
             "num_cpus": max(1, round(options.workers * options.cpus_per_worker)),
-            "include_dashboard": False, "_node_ip_address": "127.0.0.1",
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
             "runtime_env": {"env_vars": {"PYTHONPATH": paths}},
-        }  # fmt: skip
+        }
     connects = not ray.is_initialized()
     if connects:
         ray.init(**settings)

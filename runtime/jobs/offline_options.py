@@ -13,8 +13,7 @@ class OfflineOptions:
 
     data: Annotated[Path | None, Option(help="Archive or data set; default: STATE/archive.")] = None
     until: Annotated[
-        str,
-        Option(help="Event time to learn up to, e.g. 2026-11-25T00:00; now: all archived events."),
+        str, Option(help="Event time to learn up to, e.g. 2026-11-25T00:00; now: all archived events.")
     ] = "now"
     registry: Annotated[
         Path | None, Option(help="Candidate registry; default: STATE/registry or registry.")
@@ -36,8 +35,7 @@ class OfflineOptions:
     ranker: Annotated[str, Option(help="Ranker: a plug-in, NAME@VERSION, or built-in.")] = ""
     teacher: Annotated[str, Option(help="Teacher; by default the live line, as it served.")] = ""
     teacher_share: Annotated[
-        float | None,
-        Option(help="Weight of the teacher in the student's targets, 0 to 1; default 0.5."),
+        float | None, Option(help="Weight of the teacher in the student's targets, 0 to 1; default 0.5.")
     ] = None
 
     @property

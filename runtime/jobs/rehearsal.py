@@ -37,9 +37,7 @@ _READY_S: Final = 60.0
 def config_of(settings: Config, from_ms: int) -> Config:
     """The configuration of a system that begins at the first row."""
     ports = free_ports()
-    serve = replace(
-        settings.serve, port=next(ports), dashboard=False, dashboard_port=next(ports)
-    )  # fmt: skip
+    serve = replace(settings.serve, port=next(ports), dashboard=False, dashboard_port=next(ports))
     return replace(
         settings,
         clock=ClockConfig(start=str(from_ms)),  # as the machine's while it starts

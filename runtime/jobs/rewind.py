@@ -86,9 +86,7 @@ def rewind_stopped(
     return Rewound(lines, scope.answers)
 
 
-def rewind_running(
-    log: Log, config: Config, rewind_ms: int, without: Sequence[str], now_ms: int
-) -> Rewound:
+def rewind_running(log: Log, config: Config, rewind_ms: int, without: Sequence[str], now_ms: int) -> Rewound:
     """Asks a running system to rewind, and waits until its live line is the result."""
     scope, lines = _prepare(log, config, feature_set(config), rewind_ms, without)
     name = uuid.uuid4().hex[:12]
@@ -117,9 +115,7 @@ def request_rewind(log: Log, scope: RewindScope, now_ms: int, name: str = "") ->
     offsets = log.append(EVENTS, [record_of(event, partitions) for event in withdrawals])
     users = {str(event.user_id): at for event, at in zip(withdrawals, offsets, strict=True)}
     if name:
-        append_control(
-            log, Unlearning(id=name, users=users, rewind_ms=scope.from_ms, time_ms=now_ms)
-        )
+        append_control(log, Unlearning(id=name, users=users, rewind_ms=scope.from_ms, time_ms=now_ms))
     return users
 
 

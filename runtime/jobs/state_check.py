@@ -68,9 +68,11 @@ class Pace:
     """Limits the rate of reading; ``mb_s`` 0: no limit."""
 
     def __init__(
-        self, mb_s: float, clock: Callable[[], float] = time.monotonic,
+        self,
+        mb_s: float,
+        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._bytes_s, self._clock, self._sleep = mb_s * 1e6, clock, sleep
         self._began, self._read = clock(), 0
 
@@ -243,9 +245,7 @@ class _StateCheck:
                 if scanned.damaged:
                     if self._repair:
                         Wal(path, scanned.owner).close()
-                    text = (
-                        f"the steps after it are learned again; the old file is {path.name}.damaged"
-                    )
+                    text = f"the steps after it are learned again; the old file is {path.name}.damaged"
                     what = f"{len(data) - scanned.end} bytes from offset {scanned.end} on"
                     self._add(path, what, text, self._repair)
 

@@ -145,9 +145,7 @@ def unlearn_stopped(
     return line
 
 
-def request_deletion(
-    log: Log, users: Sequence[str], time_ms: int, unlearning: str = ""
-) -> dict[str, int]:
+def request_deletion(log: Log, users: Sequence[str], time_ms: int, unlearning: str = "") -> dict[str, int]:
     """Appends the API's records: a tombstone among each user's events, and an erasure; before these a request
     to unlearn the users, if it has a name.
 

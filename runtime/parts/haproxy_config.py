@@ -25,8 +25,7 @@ _RETRY_AFTER_S: Final = 1
 _LIST_TIMEOUT: Final = "http-request set-timeout server 2s if { path /v1/recommend }"
 _NO_REPLICA: Final = '{"error":"no replica answers: try again in a second","details":[]}'
 _UNAVAILABLE: Final = (
-    "return status 503 content-type application/json "
-    f"hdr Retry-After {_RETRY_AFTER_S} string '{_NO_REPLICA}'"
+    f"return status 503 content-type application/json hdr Retry-After {_RETRY_AFTER_S} string '{_NO_REPLICA}'"
 )
 _TOO_LARGE: Final = f'{{"error":"the body has more than {MAX_BODY_BYTES} bytes","details":[]}}'
 # Answer of HAProxy itself where a replica ends during a request, or none can be reached.
@@ -128,7 +127,8 @@ def _frontend(config: Config, door_key: str) -> str:
         f"    {bind}{tls}",
         *([f"    bind 127.0.0.1:{doors.local_port}"] if certificate else []),
         "    option disable-h2-upgrade",  # a connection of HTTP/2 has 100 requests at a time
-        f"    acl from_proxy src {' '.join(config.access.proxies)}" if config.access.proxies
+        f"    acl from_proxy src {' '.join(config.access.proxies)}"
+        if config.access.proxies
         else "    acl from_proxy always_false",
         # An attacker has a whole /64 of IPv6 addresses.
         "    tcp-request connection track-sc0 src,ipmask(32,64) table per_source",
@@ -140,7 +140,7 @@ def _frontend(config: Config, door_key: str) -> str:
         " unless METH_GET",
         "    http-request del-header x-forwarded-for unless from_proxy",
         f"    http-request set-header {DOOR} {door_key}",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines).replace("\\", r"\\")
 
 

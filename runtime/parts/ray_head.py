@@ -66,12 +66,7 @@ def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:
     def start_process(command: list[str], kind: str, *arguments: Any, **named: Any) -> Any:
         if kind == "dashboard":
             script = next(at for at, word in enumerate(command) if word.endswith("dashboard.py"))
-            command = [
-                *command[:script],
-                "-m",
-                "runtime.parts.ray_dashboard",
-                *command[script + 1 :],
-            ]
+            command = [*command[:script], "-m", "runtime.parts.ray_dashboard", *command[script + 1 :]]
         return start(command, kind, *arguments, **named)
 
     services.start_ray_process = start_process

@@ -231,9 +231,7 @@ def report(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
 
 def log_errors(statuses: list[dict[str, Any]], before: dict[int, str]) -> dict[int, str]:
     """Logs each shard's error that differs from the one ``before``; returns errors by shard number."""
-    now = {
-        s["part"]: f"{s['lost']} {s['snapshot_error']} {s['wal_damaged']}".strip() for s in statuses
-    }
+    now = {s["part"]: f"{s['lost']} {s['snapshot_error']} {s['wal_damaged']}".strip() for s in statuses}
     for part, error in now.items():
         if error and error != before.get(part):
             _LOG.error("shard %d: %s", part, error)

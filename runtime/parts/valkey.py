@@ -45,9 +45,7 @@ def run(config: Config, stop: Stop) -> None:
         while not stop.wait(0.5):
             failures = 0 if answers(client) else failures + 1
             if failures == _MAX_FAILURES:
-                raise RuntimeError(
-                    f"valkey on port {port} doesn't answer; its messages are in {folder}"
-                )
+                raise RuntimeError(f"valkey on port {port} doesn't answer; its messages are in {folder}")
     finally:
         server.stop()
 

@@ -58,11 +58,13 @@ class CandidateView:
         stage = f"{row['stage']} {row['share']:.0%}" if row["share"] else row["stage"]
         own, live = (row.get(name, math.nan) for name in ("calibration", "live_calibration"))
         return (
-            row["line"], stage, f"{row['examples']:,.0f}",
+            row["line"],
+            stage,
+            f"{row['examples']:,.0f}",
             *(_interval(row, name) for name in ("loss", "auc", "user auc")),
             f"{own:.3f} (live {live:.3f})" if row["examples"] else "–",
             "; ".join(row["failed"]) or row["why"],
-        )  # fmt: skip
+        )
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:

@@ -85,9 +85,7 @@ def _count_notes(complete: bool, counts: Mapping[str, int]) -> list[str]:
     return notes if complete else [_INCOMPLETE, *notes]
 
 
-def read_interleaving(
-    log: Log, config: Config, experiment: Experiment
-) -> tuple[dict[str, Any], list[Any]]:
+def read_interleaving(log: Log, config: Config, experiment: Experiment) -> tuple[dict[str, Any], list[Any]]:
     """Reads the result as plain values, and as lines and tables for a terminal."""
     started_ms = start_ms(readable(log, CONTROL, Control), experiment.name)
     credit = read_credits(log, config, labels_of(config), experiment, started_ms)

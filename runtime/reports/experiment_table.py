@@ -86,9 +86,7 @@ def _metrics(readout: Readout) -> Table:
 
 def _subgroups(title: str, effects: Sequence[SubgroupEffect]) -> Table:
     numbers = ("users", "control", "arm's", "effect", "interval")
-    cells = [
-        (row.part, row.arm, f"{sum(row.effect.users):,}", *_numbers(row.effect)) for row in effects
-    ]
+    cells = [(row.part, row.arm, f"{sum(row.effect.users):,}", *_numbers(row.effect)) for row in effects]
     return plain_table(("part", "arm", *numbers), cells, title=title, right=numbers)
 
 

@@ -61,8 +61,9 @@ class ProgressFileFollower:
                 before = progress
                 typer.echo(
                     f"{progress.stage}, epoch {progress.epoch}, step {progress.steps}: "
-                    f"{progress.learned:,} learned, log loss {progress.log_loss:.4f}", err=True,
-                )  # fmt: skip
+                    f"{progress.learned:,} learned, log loss {progress.log_loss:.4f}",
+                    err=True,
+                )
 
 
 def describe_job(job: Any, workers: int) -> str:

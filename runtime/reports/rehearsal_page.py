@@ -58,9 +58,7 @@ def page_of(name: str, report: Mapping[str, Any]) -> str:
 def _colours(report: Mapping[str, Any]) -> dict[str, str]:
     """Colours of the curves, by name."""
     lists = [report["questions"][question]["lists"] for question in (NEXT, FIRST)]
-    hits = {
-        name: sum(each[name][HIT] or 0.0 for each in lists if name in each) for name in lists[0]
-    }
+    hits = {name: sum(each[name][HIT] or 0.0 for each in lists if name in each) for name in lists[0]}
     best = sorted(hits, key=lambda name: -hits[name])[:_LISTS]
     return dict(zip((OURS, REPLAY, *best), _COLOURS, strict=False))
 
@@ -103,9 +101,7 @@ def _chart(curves: Mapping[str, list[tuple[int, float]]], colours: Mapping[str, 
         f"{' stroke-dasharray=' + chr(34) + '5 4' + chr(34) if name == REPLAY else ''}/>"
         for name, curve in curves.items()
     )
-    label = (
-        f'<text x="{_WIDTH}" y="{_HEIGHT - 4}" text-anchor="end">rows {first:,} to {last:,}</text>'
-    )
+    label = f'<text x="{_WIDTH}" y="{_HEIGHT - 4}" text-anchor="end">rows {first:,} to {last:,}</text>'
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{HIT} by thousands of rows">'
         f"{grid}{lines}{label}</svg>"
@@ -114,9 +110,7 @@ def _chart(curves: Mapping[str, list[tuple[int, float]]], colours: Mapping[str, 
 
 def _table(figures: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     rows = ""
-    for name, measured in sorted(
-        figures.items(), key=lambda each: -((each[1] or {}).get(HIT) or 0.0)
-    ):
+    for name, measured in sorted(figures.items(), key=lambda each: -((each[1] or {}).get(HIT) or 0.0)):
         if measured is None or measured[HIT] is None:
             continue
         low, high = measured["intervals"][HIT]

@@ -29,8 +29,7 @@ def retrieval_table(retrieval: Mapping[str, Any]) -> Table:
 def print_rehearsal(console: Console, report: Mapping[str, Any]) -> None:
     """Prints the figures of a rehearsal, those of the replay of its rows among them, and how it went."""
     questions = {
-        name: measured
-        | {"lists": measured["lists"] | _replayed(report["replay"]["questions"][name])}
+        name: measured | {"lists": measured["lists"] | _replayed(report["replay"]["questions"][name])}
         for name, measured in report["questions"].items()
     }
     print_questions(console, {"questions": questions, "seen_before": report["seen"]})
@@ -38,8 +37,9 @@ def print_rehearsal(console: Console, report: Mapping[str, Any]) -> None:
     console.print(
         f"{live['rows']:,} rows in {took_s:,.0f} s, {live['rows in a list']:,} in a served list; event "
         f"time passed {speed['reached']:,.0f} times as fast as the machine's (at most {speed['most']:,.0f})",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def _replayed(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,10 +52,7 @@ def print_questions(console: Console, retrieval: Mapping[str, Any]) -> None:
     for question in (NEXT, FIRST):
         if measured := questions[question]["ours"]:
             console.print(_question_table(question, measured, questions[question]["lists"]))
-    lines = [
-        *(_sentence(each, questions[each]) for each in (NEXT, FIRST)),
-        _new_viewers(questions[NEW]),
-    ]
+    lines = [*(_sentence(each, questions[each]) for each in (NEXT, FIRST)), _new_viewers(questions[NEW])]
     if is_behind(retrieval):
         lines.append(
             "a simple list is ahead: learn from more rows (--learn), compare features on the same rows "
@@ -72,9 +69,7 @@ def print_questions(console: Console, retrieval: Mapping[str, Any]) -> None:
 def _question_table(question: str, ours: Mapping[str, Any], lists: Mapping[str, Any]) -> Table:
     measured = {OURS: ours, **lists}  # of equal ones this system first
     best_first = sorted(measured, key=lambda name: -(measured[name][HIT] or 0.0))
-    rows = [
-        (name, *(_figure(measured[name], metric) for metric in _BY_QUESTION)) for name in best_first
-    ]
+    rows = [(name, *(_figure(measured[name], metric) for metric in _BY_QUESTION)) for name in best_first]
     title = f"{QUESTIONS[question].capitalize()}: {ours['cases']:,} cases"
     return plain_table(("by", *_BY_QUESTION), rows, title=title, right=_BY_QUESTION)
 

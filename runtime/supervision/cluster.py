@@ -93,9 +93,7 @@ class _Probe:
         return machine_ns() / 1e9
 
 
-def check_cluster(
-    config: Config, say: Callable[[str], None] = lambda text: None
-) -> tuple[bool, str]:
+def check_cluster(config: Config, say: Callable[[str], None] = lambda text: None) -> tuple[bool, str]:
     """Waits for the nodes and checks them. Returns whether `recsys node` started them, and the address of
     their GCS; raises ConfigError."""
     os.environ.update(cluster_environment(config))

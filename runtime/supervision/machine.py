@@ -93,9 +93,7 @@ def try_imports(modules: Sequence[str]) -> dict[str, str]:
         seen: dict[str, str] = dict(map(json.loads, answers))
         if not seen:
             return errors | {module: end for module in left}
-        errors |= {
-            name: end if error == "the process died here" else error for name, error in seen.items()
-        }
+        errors |= {name: end if error == "the process died here" else error for name, error in seen.items()}
         left = [module for module in left if module not in seen]  # modules after one that died
     return errors
 

@@ -143,9 +143,7 @@ def _distribution(machine: Machine, wanted: Requirement) -> Check:
     if not error:
         return Check(wanted.distribution, "ok", version)
     foreign = "undefined symbol" in error or "Could not load this library" in error
-    problem = (
-        f"{version} can't be imported: {'built for another torch: ' if foreign else ''}{error}"
-    )
+    problem = f"{version} can't be imported: {'built for another torch: ' if foreign else ''}{error}"
     # torchrec imports fbgemm_gpu, and then fails with the same error.
     follows = wanted.module == "torchrec" and machine.imports.get("fbgemm_gpu")
     remedy = "fix fbgemm-gpu-cpu first" if follows else wanted.remedy
@@ -198,8 +196,7 @@ def _resources(machine: Machine) -> Iterator[Check]:
                     "free disk space, or set RECSYS__STATE to a folder on another disk")  # fmt: skip
     if machine.shm_bytes is not None:
         # Ray's object store falls back to a file in /tmp, slowly; a container's default is 64 MiB.
-        yield _at_least("/dev/shm", machine.shm_bytes, 0, 512 * MiB,
-                        "in a container: --shm-size=1g")  # fmt: skip
+        yield _at_least("/dev/shm", machine.shm_bytes, 0, 512 * MiB, "in a container: --shm-size=1g")
 
 
 def _at_least(name: str, actual_bytes: int, needed: int, wanted: int, remedy: str) -> Check:

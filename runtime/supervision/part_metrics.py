@@ -226,10 +226,8 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("connections_ended", GAUGE, "Connections ended for newer ones, since the part started"),
     ],
     "viewers": [("viewers", GAUGE, "Simulated viewers in a session")],
-}  # fmt: skip
-PART_METRICS: Final = tuple(
-    PartMetric(part, *row) for part, rows in _METRICS.items() for row in rows
-)
+}
+PART_METRICS: Final = tuple(PartMetric(part, *row) for part, rows in _METRICS.items() for row in rows)
 # Heartbeat keys that are both a sum and a prefix of suffixed keys (``rows``, ``rows.items``): the suffixed
 # keys get a metric name of their own.
 _SUFFIXED_NAMES: Final = {
@@ -249,11 +247,7 @@ FACTS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "recsys_served_step": (GAUGE, ("line", "epoch"), "Step of the replica that answered"),
     "recsys_dead_letters": (GAUGE, (), "Records on dead_letters"),
     "recsys_exposed_ports": (GAUGE, (), "Ports open beyond loopback"),
-    "recsys_disk_bytes": (
-        GAUGE,
-        ("kind",),
-        "Bytes of the state folder, by folder, and by topic of the log",
-    ),
+    "recsys_disk_bytes": (GAUGE, ("kind",), "Bytes of the state folder, by folder, and by topic of the log"),
     "recsys_disk_budget_bytes": (GAUGE, (), "Bytes that the state folder may have"),
     "recsys_disk_free_bytes": (GAUGE, (), "Bytes that are free on the disk of the state folder"),
     "recsys_disk_level": (GAUGE, (), "0 ok, 1 low, 2 lower, 3 full: events are refused"),

@@ -43,18 +43,13 @@ _PARTS: Final = (
     Part("director", "training.candidates.director:run", ("log",), **_WAITING),
     Part("shadow", "training.candidates.shadow_part:run", ("log",), **_WAITING),
     # Ray Train takes about twenty seconds to start, so only the viewers wait for these two.
-    Part(
-        "trainer", "training.continual.driver:run", ("log", "shards"), ("ray",), False, 180, 20,
-        nice=_NICE,
-    ),
+    Part("trainer", "training.continual.driver:run", ("log", "shards"), ("ray",), False, 180, 20, nice=_NICE),
     Part("serve", "runtime.parts.serve:run", ("log", "valkey", "ray"), ("ray",), False, _READ_S, 20),
     Part("viewers", "viewers", ("serve",)),
     Part("metrics", "runtime.parts.metrics:run", ("log",), **_WAITING),
     Part("control-room", "runtime.control_room.part:run", ("log",), **_WAITING),
-)  # fmt: skip
-_OPTIONAL: Final = {
-    "broker", "valkey", "ray", "viewers", "metrics", "control-room", "sentinel",
-}  # fmt: skip
+)
+_OPTIONAL: Final = {"broker", "valkey", "ray", "viewers", "metrics", "control-room", "sentinel"}
 NAMES: Final = tuple(part.name for part in _PARTS)
 
 

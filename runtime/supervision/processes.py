@@ -100,9 +100,7 @@ def _is_reused(leader: Identity) -> bool:
     return abs(_started(leader.pid, leader.boot) - leader.started) >= _SAME_START_S
 
 
-def _marked_leader(
-    process: psutil.Process, leaders: Mapping[int, tuple[str, Identity]]
-) -> int | None:
+def _marked_leader(process: psutil.Process, leaders: Mapping[int, tuple[str, Identity]]) -> int | None:
     """Process id of the leader that the process's environment names (see ``mark``)."""
     pid, _, started = process.environ().get(PART, "").partition(":")
     if not pid.isdigit() or int(pid) not in leaders:

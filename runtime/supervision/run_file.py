@@ -14,15 +14,7 @@ import msgspec
 
 from recsys.process.part_process import owned_folder, run_folder
 from recsys.process.slot_file import read_slots
-from runtime.supervision.processes import (
-    Identity,
-    Socket,
-    alive,
-    describe,
-    end_marked,
-    end_sessions,
-    members,
-)
+from runtime.supervision.processes import Identity, Socket, alive, describe, end_marked, end_sessions, members
 
 FILE: Final = "up.json"
 _LOCK: Final = "up.lock"

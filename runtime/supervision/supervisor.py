@@ -129,9 +129,7 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether every part is ready or done."""
-        return all(
-            w.state in (State.READY, State.DONE) and not w.trouble for w in self.watched.values()
-        )
+        return all(w.state in (State.READY, State.DONE) and not w.trouble for w in self.watched.values())
 
     @property
     def stopped(self) -> bool:

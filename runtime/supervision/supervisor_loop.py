@@ -46,9 +46,7 @@ Show = Callable[[Running, list[Change]], None]
 class Runner:
     """Runs a plan until it is asked to stop, and reports the parts' transitions."""
 
-    def __init__(
-        self, config: Config, plan: Plan, show: Show = lambda running, changes: None
-    ) -> None:
+    def __init__(self, config: Config, plan: Plan, show: Show = lambda running, changes: None) -> None:
         self._config, self._plan, self._show = config, plan, show
         self._folder = run_folder(config.state)
         self._me, self._started_ms = identify(os.getpid()), machine_ms()

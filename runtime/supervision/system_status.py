@@ -181,9 +181,7 @@ def assemble(
     )
 
 
-def _part(
-    part: PartRecord, beat: Beat | None, log: LogOffsets | None, up: bool, now_ms: int
-) -> PartStatus:
+def _part(part: PartRecord, beat: Beat | None, log: LogOffsets | None, up: bool, now_ms: int) -> PartStatus:
     runs = part.process is not None and alive(part.process)
     if up:
         state = part.state if runs or part.process is None else "gone"
@@ -198,9 +196,7 @@ def _part(
             behind = {t: waiting(log, t, offsets) for t, offsets in beat.offsets.items() if log}
             lag = {topic: count for topic, count in behind.items() if count is not None}
             values |= {"rates": beat.rates, "gauges": beat.gauges, "lag": lag, "names": beat.names}
-    return PartStatus(
-        name=part.name, state=state, restarts=part.restarts, last_exit=part.last_exit, **values
-    )
+    return PartStatus(name=part.name, state=state, restarts=part.restarts, last_exit=part.last_exit, **values)
 
 
 def with_workers(parts: Iterable[PartStatus]) -> list[PartStatus]:
@@ -217,8 +213,7 @@ def with_workers(parts: Iterable[PartStatus]) -> list[PartStatus]:
 
 def _added(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
     return {
-        key: (max if _is_largest(key) else add)(one.get(key, 0), other.get(key, 0))
-        for key in one | other
+        key: (max if _is_largest(key) else add)(one.get(key, 0), other.get(key, 0)) for key in one | other
     }
 
 
@@ -268,9 +263,7 @@ def version_in(server: dict[str, Any]) -> Version | None:
     return None
 
 
-def _first_rate(
-    counter: str, names: tuple[str, ...], by_name: dict[str, PartStatus]
-) -> float | None:
+def _first_rate(counter: str, names: tuple[str, ...], by_name: dict[str, PartStatus]) -> float | None:
     for name in names:
         if name in by_name and counter in by_name[name].rates:
             return by_name[name].rates[counter]

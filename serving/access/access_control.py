@@ -6,15 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from recsys.clock import timer_of
 from recsys.config.system_config import Config
-from serving.access.caller import (
-    ANONYMOUS,
-    DOOR,
-    MOST_SCOPES,
-    Caller,
-    Denied,
-    address_of,
-    source_of,
-)
+from serving.access.caller import ANONYMOUS, DOOR, MOST_SCOPES, Caller, Denied, address_of, source_of
 from serving.access.hosts import host_is_allowed, is_open, origin_is_allowed
 from serving.access.keyring import Keyring
 from serving.access.quotas import Quotas

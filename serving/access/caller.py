@@ -61,17 +61,13 @@ class Caller:
             raise Denied(403, "user", "the user token is of another user than user_id")
 
 
-DOOR: Final = (
-    "x-recsys-door"  # header with the key of HAProxy, which replaces any that a client sent
-)
+DOOR: Final = "x-recsys-door"  # header with the key of HAProxy, which replaces any that a client sent
 
 ANONYMOUS: Final = Caller()
 SERVER: Final = Caller("server", MOST_SCOPES)  # code of this process, such as a benchmark
 
 
-def address_of(
-    peer: str, forwarded: Sequence[bytes], proxies: tuple[str, ...], at_door: bool = False
-) -> str:
+def address_of(peer: str, forwarded: Sequence[bytes], proxies: tuple[str, ...], at_door: bool = False) -> str:
     """Address of a client: the peer, or behind proxies the last address that isn't one of them. ``proxies``:
     their addresses and networks. ``at_door``: the peer is the system's own HAProxy.
 

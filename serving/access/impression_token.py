@@ -82,11 +82,7 @@ class Signer:
     def _read(self, token: str) -> Shown | str:
         signed = _decoded(token)
         body = signed[:-_MAC]
-        if (
-            len(body) < _HEAD.size
-            or (len(body) - _HEAD.size) % 8
-            or body[0] not in (_VERSION, _NARROWED)
-        ):
+        if len(body) < _HEAD.size or (len(body) - _HEAD.size) % 8 or body[0] not in (_VERSION, _NARROWED):
             return MALFORMED
         version, number, time_s, request, user, _ = _HEAD.unpack_from(body)
         if not any(

@@ -49,9 +49,7 @@ class Keyring:
         key = self._keys.get(id)
         right = hmac.compare_digest(digest_of_secret(secret), key.digest if key else _NO_DIGEST)
         if key is None or not right:
-            raise Denied(
-                401, "key", "the key is wrong: see `recsys keys list`, or state/run/admin.key"
-            )
+            raise Denied(401, "key", "the key is wrong: see `recsys keys list`, or state/run/admin.key")
         return self.valid(key, now_ms)
 
     def find(self, id: str, now_ms: int) -> ApiKey | None:

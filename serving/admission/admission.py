@@ -107,9 +107,7 @@ class TokenBuckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(
-        self, client: str, now_s: float, rate: float | None = None, burst: float = 0.0
-    ) -> float:
+    def take(self, client: str, now_s: float, rate: float | None = None, burst: float = 0.0) -> float:
         """Takes a token and returns 0; without one returns the seconds until the next. ``burst``: size of the
         bucket, 0: by the rate."""
         rate = self._rate if rate is None else rate

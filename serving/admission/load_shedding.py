@@ -26,8 +26,7 @@ LISTS, EVENTS, OTHERS = "/v1/recommend", "/v1/events", "/v1/"
 LIST_PATH: Final = re.compile(r"/v1/(recommend|rank|popular|latest|trending|items/.+/similar)")
 BODY, PATH = "body", "path"  # further reasons for a refusal
 _PATH_PROBLEM: Final = (
-    "the path has a control character, expected an id without: erase a user with one by "
-    "POST /v1/users/erase"
+    "the path has a control character, expected an id without: erase a user with one by POST /v1/users/erase"
 )
 # When the current request was complete, by time.monotonic: its deadline counts from it.
 ARRIVED_S: ContextVar[float | None] = ContextVar("arrived_s", default=None)

@@ -83,9 +83,7 @@ class BodyReceiver:
                 if not message.get("more_body", False):
                     return _with_few_values(b"".join(parts))
                 if not self._room.take(source, len(part)):
-                    raise BodyRefused(
-                        503, "too many bodies are being received: send it again later"
-                    )
+                    raise BodyRefused(503, "too many bodies are being received: send it again later")
                 taken += len(part)
         finally:
             self._room.give_back(source, taken)

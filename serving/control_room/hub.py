@@ -18,9 +18,7 @@ class Full(RuntimeError):
 class Hub:
     """Broadcaster of one event loop. ``render`` runs in a thread, and is retried after errors."""
 
-    def __init__(
-        self, render: Callable[[], bytes], every_s: float = 1.0, max_pages: int = MAX_PAGES
-    ) -> None:
+    def __init__(self, render: Callable[[], bytes], every_s: float = 1.0, max_pages: int = MAX_PAGES) -> None:
         self._render, self._every_s, self._max_pages = render, every_s, max_pages
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None

@@ -103,9 +103,7 @@ def build_room(
     )
 
 
-async def _events(
-    pictures: AsyncGenerator[bytes], curves: Callable[[], bytes]
-) -> AsyncIterator[bytes]:
+async def _events(pictures: AsyncGenerator[bytes], curves: Callable[[], bytes]) -> AsyncIterator[bytes]:
     yield event("curves", await run_in_threadpool(curves))
     async with aclosing(pictures):
         try:

@@ -68,9 +68,7 @@ class _ListIn(_In):
     context: Annotated[dict[str, Any], AfterValidator(small), AfterValidator(storable)] = Field(
         default_factory=dict, max_length=50, description="Further facts about the request."
     )
-    exclude_ids: list[IdIn] = Field(
-        default_factory=list, max_length=1000, description="Items to exclude."
-    )
+    exclude_ids: list[IdIn] = Field(default_factory=list, max_length=1000, description="Items to exclude.")
     filters: Filters = Field(
         default_factory=dict,
         description="Conditions on declared fields of items, all of which must hold: a value, a list of "
@@ -88,9 +86,11 @@ class RecommendIn(_ListIn):
     model_config = _with_examples(*_REQUESTS)
 
     n: int | None = Field(
-        None, ge=1, le=MAX_LIST_LENGTH,
+        None,
+        ge=1,
+        le=MAX_LIST_LENGTH,
         description="Number of items; fewer if there are no more. Default: that of the surface, else 10.",
-    )  # fmt: skip
+    )
     candidate_ids: list[IdIn] | None = Field(
         None, max_length=1000, description="Items to draw from; null: all items are candidates."
     )
@@ -103,18 +103,18 @@ class RankIn(_ListIn):
 
     candidate_ids: list[IdIn] = Field(min_length=1, max_length=1000, description="Items to rank.")
     n: int = Field(
-        MAX_LIST_LENGTH, ge=1, le=1000,
+        MAX_LIST_LENGTH,
+        ge=1,
+        le=1000,
         description="Number of items, the best; above 100 only without `log` and `explain`.",
-    )  # fmt: skip
+    )
     explore: bool = Field(False, description="Draws the order, with propensities, as a feed does.")
     log: bool = Field(True, description="Logs the list as an impression: the user will see it.")
 
     @model_validator(mode="after")
     def _check_n(self) -> Self:
         if self.n > MAX_LIST_LENGTH and (self.log or self.explain):
-            raise ValueError(
-                f"n is {self.n}, expected at most {MAX_LIST_LENGTH}, or log and explain false"
-            )
+            raise ValueError(f"n is {self.n}, expected at most {MAX_LIST_LENGTH}, or log and explain false")
         return self
 
 

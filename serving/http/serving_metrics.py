@@ -15,14 +15,7 @@ from serving.access.proofs import FAULTS
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED
 from serving.admission.load_shedding import LIST_PATH
 from serving.click_lists import LEFT_OUT
-from serving.ingestion.event_validation import (
-    ACCEPTED,
-    DUPLICATE,
-    LOST,
-    REJECTED,
-    RETRY,
-    ValidatedBatch,
-)
+from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, LOST, REJECTED, RETRY, ValidatedBatch
 from serving.ingestion.log_writer import CLOSED, FORGOTTEN, FULL, REFUSED, SPACE, TORN
 from serving.request import SESSION, STALE
 from serving.retrieval.source_shares import recall_by_source
@@ -50,13 +43,10 @@ class ServingMetrics:
         counter = partial(Counter, registry=registry)
         self.requests = counter("recsys_requests", "Requests answered", ["route", "status"])
         self.seconds = Histogram(
-            "recsys_request_seconds", "Time to an answer", ["route"], registry=registry,
-            buckets=_BUCKETS,
-        )  # fmt: skip
-        self.events = counter("recsys_events", "Events received, by outcome", ["status"])
-        self.unproven = counter(
-            "recsys_unproven", "Accepted events that don't count, by reason", ["why"]
+            "recsys_request_seconds", "Time to an answer", ["route"], registry=registry, buckets=_BUCKETS
         )
+        self.events = counter("recsys_events", "Events received, by outcome", ["status"])
+        self.unproven = counter("recsys_unproven", "Accepted events that don't count, by reason", ["why"])
         self.degraded = counter("recsys_degraded", "Answers that skipped a stage", ["stage"])
         self.repeated = counter("recsys_rankings_repeated", "Rankings with an id answered before")
         self.refused = counter("recsys_refused", "Requests refused early", ["route", "reason"])
@@ -72,25 +62,29 @@ class ServingMetrics:
             gauge = Gauge(f"recsys_{name}", description, registry=registry)
             gauge.set_function(partial(_or_nan, read))
         recall = Gauge(
-            "recsys_source_recall", "Part of the engaged items that a source had as candidates",
-            ["source"], registry=registry,
-        )  # fmt: skip
+            "recsys_source_recall",
+            "Part of the engaged items that a source had as candidates",
+            ["source"],
+            registry=registry,
+        )
         for name in {*KEYS, *service.config.policy.sources, "union"}:
             recall.labels(name).set_function(partial(_or_nan, partial(_recall, service, name)))
         dropped = Gauge(
-            "recsys_impressions_dropped", "Impressions never logged, since the start", ["reason"],
+            "recsys_impressions_dropped",
+            "Impressions never logged, since the start",
+            ["reason"],
             registry=registry,
-        )  # fmt: skip
+        )
         for reason in (FULL, SPACE, CLOSED, REFUSED, TORN, FORGOTTEN):
             dropped.labels(reason).set_function(partial(service.writer.drops.__getitem__, reason))
         unlisted = Gauge(
-            "recsys_clicks_unlisted", "Clicks without a list, not learned, since the start", ["why"],
+            "recsys_clicks_unlisted",
+            "Clicks without a list, not learned, since the start",
+            ["why"],
             registry=registry,
-        )  # fmt: skip
+        )
         for why in LEFT_OUT:
-            unlisted.labels(why).set_function(
-                partial(service.click_lists.left_out.__getitem__, why)
-            )
+            unlisted.labels(why).set_function(partial(service.click_lists.left_out.__getitem__, why))
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()

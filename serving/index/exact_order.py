@@ -58,8 +58,9 @@ def rank_values(values: Any, sort_keys: Any) -> None:
 
 @kernel(types.int64(_VECTORS, read_only(types.int64, 1), _VECTOR, _VECTOR, types.float32[::1],
                     types.int64[::1], types.float32[::1]))  # fmt: skip
-def rank_hits(rows: Any, hits: Any, query: Any, errors: Any, products: Any, sort_keys: Any,
-              least_and_bound: Any) -> Any:  # fmt: skip
+def rank_hits(
+    rows: Any, hits: Any, query: Any, errors: Any, products: Any, sort_keys: Any, least_and_bound: Any
+) -> Any:
     """Ranks the finite products of a query with the rows of hits (H,; -1: none), as ``rank_values``, by index
     instead of position; returns their number. ``products`` and ``sort_keys``: room of the same length, which
     isn't checked. ``least_and_bound`` gets the least product, and a bound on the difference of two products'

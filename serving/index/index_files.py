@@ -49,12 +49,16 @@ def index_named(folder: Path, name: str, dim: int, room: int = 8) -> ItemIndex:
     digest, _, probes = name.rpartition("-")
     file = _file(folder, digest)
     if not digest.isalnum() or not probes.isdigit() or not file.exists():
-        raise ValueError(f"index {name!r} is unknown: expected its centroids in {file}; the replica that "
-                         "answered writes them into its state folder")  # fmt: skip
+        raise ValueError(
+            f"index {name!r} is unknown: expected its centroids in {file}; the replica that "
+            "answered writes them into its state folder"
+        )
     centroids = Centroids(load_file(file)[_NAME].astype(np.float32, copy=False))
     if centroids.digest != digest or centroids.dim != dim:
-        raise ValueError(f"{file} has digest {centroids.digest} and dimension {centroids.dim}, expected "
-                         f"{digest} and {dim}: the file is damaged, remove it")  # fmt: skip
+        raise ValueError(
+            f"{file} has digest {centroids.digest} and dimension {centroids.dim}, expected "
+            f"{digest} and {dim}: the file is damaged, remove it"
+        )
     return IvfIndex(centroids, int(probes), room)
 
 

@@ -126,9 +126,7 @@ class InvertedLists:
             self._update(indices, np.full(len(indices), self.centroids.count, np.int64), zeros)
             self._list_of[indices] = -1
 
-    def search(
-        self, rows_NV: Vectors, query_V: Vectors, k: int, wanted: Bitmap, probes: int
-    ) -> Hits:
+    def search(self, rows_NV: Vectors, query_V: Vectors, k: int, wanted: Bitmap, probes: int) -> Hits:
         """The k wanted vectors with the largest products in the ``probes`` nearest lists, best first, as
         (indices, products). ``rows_NV``: all vectors by number, as they were put."""
         return self.search_each(rows_NV, query_V[None], k, wanted, probes)[0]

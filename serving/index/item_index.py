@@ -48,9 +48,7 @@ class ItemIndex(Protocol):
         """The k wanted items with the largest inner products: indices and products, best first. ``rough``:
         lower recall will do, as for neighbours of an item."""
 
-    def search_each(
-        self, queries_QV: Vectors, k: int, wanted: Bitmap, rough: bool = False
-    ) -> list[Hits]:
+    def search_each(self, queries_QV: Vectors, k: int, wanted: Bitmap, rough: bool = False) -> list[Hits]:
         """``search`` for each of several queries."""
         return [self.search(query_V, k, wanted, rough) for query_V in queries_QV]
 

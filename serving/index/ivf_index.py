@@ -150,18 +150,14 @@ class IvfIndex:
     def search(self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False) -> Hits:
         return self.probing(query_V, k, wanted, self.probes_for(rough))
 
-    def search_each(
-        self, queries_QV: Vectors, k: int, wanted: Bitmap, rough: bool = False
-    ) -> list[Hits]:
+    def search_each(self, queries_QV: Vectors, k: int, wanted: Bitmap, rough: bool = False) -> list[Hits]:
         k, probes = min(k, wanted.count), self.probes_for(rough)
         if k <= 0 or probes >= self.lists.centroids.count:
             return [self.probing(query_V, k, wanted, probes) for query_V in queries_QV]
         return [
             hits if len(hits[0]) == k else self.probing(query_V, k, wanted, 2 * probes)
             for query_V, hits in zip(
-                queries_QV,
-                self.lists.search_each(self.vectors, queries_QV, k, wanted, probes),
-                strict=True,
+                queries_QV, self.lists.search_each(self.vectors, queries_QV, k, wanted, probes), strict=True
             )
         ]
 

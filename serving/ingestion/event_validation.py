@@ -158,9 +158,7 @@ class EventValidator:
         check_storable(event, raw)
         return event
 
-    def _with_long_views(
-        self, accepted: list[Engagement], ids: dict[str, None]
-    ) -> list[Engagement]:
+    def _with_long_views(self, accepted: list[Engagement], ids: dict[str, None]) -> list[Engagement]:
         """Inserts a long_view before each long view, unless the client sent it itself."""
         engagements: list[Engagement] = []
         for event in accepted:
@@ -191,9 +189,7 @@ def check_storable(event: Event, raw: object) -> None:
         size = len(msgspec.json.encode(raw))
         event_types.encode(event)
     except (OverflowError, UnicodeEncodeError) as error:
-        raise Rejected(
-            "event", raw, f"integers of 64 bits and text in Unicode ({error})"
-        ) from error
+        raise Rejected("event", raw, f"integers of 64 bits and text in Unicode ({error})") from error
     if size > event_types.MAX_EVENT_BYTES:
         raise Rejected("event", f"{size} bytes", f"at most {event_types.MAX_EVENT_BYTES} bytes")
 

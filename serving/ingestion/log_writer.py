@@ -99,9 +99,7 @@ class LogWriter:
     def start(self) -> None:
         self._thread.start()
 
-    def impression(
-        self, topic: str, record: Append, on_commit: Callable[[int], None] | None = None
-    ) -> bool:
+    def impression(self, topic: str, record: Append, on_commit: Callable[[int], None] | None = None) -> bool:
         """Queues a record without a waiting caller; returns False, and counts it, if there is no room.
         ``on_commit``: called by the thread with the offset once committed; must neither wait nor raise."""
         size, full = len(record.key) + len(record.value), self._is_full()
@@ -128,9 +126,7 @@ class LogWriter:
             if self.failing or self._behind or self._closing:
                 raise LogUnavailable("the log can't be written at this moment")
             if self.waiting + len(records) > self._max_waiting:
-                raise Overloaded(
-                    f"{self.waiting} events wait to be written, at most {self._max_waiting}"
-                )
+                raise Overloaded(f"{self.waiting} events wait to be written, at most {self._max_waiting}")
             self.waiting += len(records)
             self._entries.append(_Entry(topic, records, done, 0))
             self._changed.notify()

@@ -120,9 +120,7 @@ class WriteApi:
                 _NO_SPACE_RETRY_S,
             )
 
-    async def _validated(
-        self, raw_events: Sequence[object], caller: Caller, foreign: bool
-    ) -> ValidatedBatch:
+    async def _validated(self, raw_events: Sequence[object], caller: Caller, foreign: bool) -> ValidatedBatch:
         """Validates a batch. While another with one of its events is being committed, the outcome is open: it
         waits, and validates again, some times."""
         with suppress(TimeoutError):

@@ -29,8 +29,9 @@ class AddedStage(Protocol):
         for each. Other changes are dropped."""
 
 
-def run_added(load: plugins.Load, failures: LogThrottle, replica: Replica, query: Query,
-              candidates: Candidates) -> Candidates:  # fmt: skip
+def run_added(
+    load: plugins.Load, failures: LogThrottle, replica: Replica, query: Query, candidates: Candidates
+) -> Candidates:
     """Runs the stages in the order of the configuration."""
     for name in replica.config.serve.stages:
         if query.deadline.skips(name):
@@ -44,9 +45,7 @@ def run_added(load: plugins.Load, failures: LogThrottle, replica: Replica, query
     return candidates
 
 
-def apply_stage(
-    stage: AddedStage, replica: Replica, query: Query, before: Candidates
-) -> Candidates:
+def apply_stage(stage: AddedStage, replica: Replica, query: Query, before: Candidates) -> Candidates:
     """The candidates with the changes that are allowed. Raises ValueError for wrong ones."""
     after = stage(replica, query, before)
     open_N = before.open_N & after.open_N

@@ -22,9 +22,7 @@ from serving.replica.row_store import RowStore
 Floats = NDArray[np.float32]
 
 
-def probabilities(
-    model: Model, rows: Mapping[str, RowStore], requests: Sequence[RequestFeatures]
-) -> Floats:
+def probabilities(model: Model, rows: Mapping[str, RowStore], requests: Sequence[RequestFeatures]) -> Floats:
     """(N, L) over all items of the requests, in order: each label, then the fraction of watch time."""
     filled = [request for request in requests if len(request.items_NI)]
     if not filled:

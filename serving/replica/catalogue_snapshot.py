@@ -97,9 +97,7 @@ class CatalogueSnapshot:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_file = lock = self._lock_path.open("w")
-            while (
-                not (locked := self._lock_now(lock)) and may_wait() and time.monotonic() < until_s
-            ):
+            while not (locked := self._lock_now(lock)) and may_wait() and time.monotonic() < until_s:
                 time.sleep(_LOOK_S)
         except OSError as error:  # a network file system without locks, say
             _log.warning("no snapshot of the catalogue can be written: %s", error)

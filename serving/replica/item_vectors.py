@@ -58,11 +58,7 @@ class ItemVectors(ABC):
     _digested = True  # whether rows are compared with digests
 
     def __init__(
-        self,
-        features: FeatureSet,
-        config: Config,
-        tables: Sequence[TableConfig],
-        elsewhere: int = 0,
+        self, features: FeatureSet, config: Config, tables: Sequence[TableConfig], elsewhere: int = 0
     ) -> None:
         self.features, self.config = features, config
         self.catalogue = Catalogue(features)
@@ -146,9 +142,7 @@ class ItemVectors(ABC):
     def rebased(self, tables: Mapping[str, MappedRows]) -> dict[str, RowStore]:
         """The rows over a newer snapshot, to be assigned to ``rows``, built beside the thread that answers.
         Nothing may be applied meanwhile."""
-        return {
-            name: store.rebased(tables.get(name, MappedRows())) for name, store in self.rows.items()
-        }
+        return {name: store.rebased(tables.get(name, MappedRows())) for name, store in self.rows.items()}
 
     def swap(self, index: ItemIndex) -> None:
         """Switches to an index that was filled beside the one that answers."""

@@ -22,9 +22,7 @@ PATIENCE_S: Final = 5.0  # a longer outage of the log leaves the replica too far
 class LogFollower:
     """Runs a ``StateReader`` in a thread. ``failure``: the reason, where it ended unasked."""
 
-    def __init__(
-        self, log: Log, reader: StateReader, now_s: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, log: Log, reader: StateReader, now_s: Callable[[], float] = time.monotonic) -> None:
         self._log, self._reader, self._now_s = log, reader, now_s
         self.failure = ""
         self._read_s = now_s()  # when there was something to read

@@ -189,7 +189,5 @@ class Replica(ItemVectors):
         if not keys[self._last_columns].any():
             return ()
         fields = self.catalogue.fields[index]
-        values = (
-            (f"item.{n}", value) for n in self._categorical for value in values_of(fields.get(n))
-        )
+        values = ((f"item.{n}", value) for n in self._categorical for value in values_of(fields.get(n)))
         return tuple(key for slot, v in values if (key := key_of(slot, v)) not in keys)

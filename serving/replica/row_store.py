@@ -28,9 +28,7 @@ _BLOCK: Final = 8192
 class RowStore:
     """Rows of one table by key, with initial ``room``. One thread reads and writes it."""
 
-    def __init__(
-        self, config: TableConfig, seed: int, room: int = 8, base: MappedRows | None = None
-    ) -> None:
+    def __init__(self, config: TableConfig, seed: int, room: int = 8, base: MappedRows | None = None) -> None:
         """``base``: rows that are as in a snapshot unless they were set or removed since. See ``over``."""
         self.config = config
         self._seed = seed

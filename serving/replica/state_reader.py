@@ -27,17 +27,7 @@ from recsys.config.yaml_with_lines import YamlError
 from recsys.events.control_records import ApiKey, Control, Experiments, Live
 from recsys.events.event_types import Item, Rejected, decode
 from recsys.events.field_schema import CATEGORICAL
-from recsys.events.records import (
-    CONTROL,
-    DELTAS,
-    EVENTS,
-    EXAMPLES,
-    ITEM_STATE,
-    ITEMS,
-    STEPS,
-    ItemState,
-    Step,
-)
+from recsys.events.records import CONTROL, DELTAS, EVENTS, EXAMPLES, ITEM_STATE, ITEMS, STEPS, ItemState, Step
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost
 from serving.access.keyring import Keyring
@@ -316,9 +306,7 @@ class StateReader:
             self._lagged_ms = now_ms
             partitions = range(self._log.partitions(EVENTS))
             batch.events_end = sum(self._log.end(EVENTS, p) for p in partitions)
-            batch.example_ends = [
-                self._log.end(EXAMPLES, p) for p in range(self._log.partitions(EXAMPLES))
-            ]
+            batch.example_ends = [self._log.end(EXAMPLES, p) for p in range(self._log.partitions(EXAMPLES))]
             self.lag = {
                 ITEMS: self._log.end(ITEMS, 0) - self._items,
                 ITEM_STATE: self._log.end(ITEM_STATE, 0) - self._states,

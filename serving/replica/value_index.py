@@ -60,9 +60,7 @@ class ValueIndex:
         """Reads items that were published, changed or removed."""
         for (field, value), items in self._kept.items():
             items.grow(len(self._catalogue))
-            for index, has in zip(
-                indices.tolist(), self.having(field, value, indices).tolist(), strict=True
-            ):
+            for index, has in zip(indices.tolist(), self.having(field, value, indices).tolist(), strict=True):
                 items.put(index, has)
 
     def reread(self) -> None:

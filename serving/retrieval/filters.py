@@ -25,9 +25,7 @@ SAFETY = "safety"  # name in ``removed``
 CHOSEN = (FILTERED, EXCLUDED, "hidden", "blocked")  # names of what the viewer's side removes
 
 
-def allowed_items(
-    replica: Replica, query: Query, by_rules: bool = True
-) -> tuple[Bitmap, dict[str, int]]:
+def allowed_items(replica: Replica, query: Query, by_rules: bool = True) -> tuple[Bitmap, dict[str, int]]:
     """Items that may be retrieved, and removals by filter: of all that no list may have, whatever the score.
 
     The cost depends on the session and the rules: only bits of the catalogue are copied. Where fewer items

@@ -18,9 +18,7 @@ from serving.replica.value_index import ALL_ITEMS, Mask, Rows
 
 MOST_VALUES: Final = 100
 _TEXTS: Final = f"a text, or a list of 1 to {MOST_VALUES} texts"
-_NUMBERS: Final = (
-    f"a number, a list of 1 to {MOST_VALUES}, or a range with min, max or both, min at most max"
-)
+_NUMBERS: Final = f"a number, a list of 1 to {MOST_VALUES}, or a range with min, max or both, min at most max"
 
 
 def check_filters(features: FeatureSet, filters: Mapping[str, Any]) -> None:

@@ -40,9 +40,7 @@ class RetrievalDeployment:
         labels = {"shard": shard, "replica": name}
         log_in_worker("serve", state, f"retrieval-{shard}-{name}", log_format, labels)
         shards = decoded.serve.retrieval_shards
-        self.service = RetrievalService(
-            decoded, open_log(decoded), shard, shards, clock_of(decoded)
-        )
+        self.service = RetrievalService(decoded, open_log(decoded), shard, shards, clock_of(decoded))
         await self.service.start()
         await self.service.follower.caught_up(CATCH_UP_S)
         await asyncio.to_thread(tune_for_latency)
@@ -70,10 +68,7 @@ def deployment_options(hooked: bool) -> dict[str, Any]:
         "health_check_period_s": HEALTH_PERIOD_S,
         "graceful_shutdown_timeout_s": GRACE_S,
         "graceful_shutdown_wait_loop_s": 0.5,
-        "logging_config": {
-            "log_level": "WARNING",
-            "enable_access_log": False,
-        },  # a line per request
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},  # a line per request
     }
 
 

@@ -36,9 +36,7 @@ class RetrievalClient:
     """The retrieval shards, by number. Used in one event loop. ``failures`` counts calls without an answer,
     and calls that an open breaker left out."""
 
-    def __init__(
-        self, shards: Sequence[ShardCall], now_s: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, shards: Sequence[ShardCall], now_s: Callable[[], float] = time.monotonic) -> None:
         self._shards, self._now_s = list(shards), now_s
         self._in_a_row = [0] * len(shards)
         self._failed_at_s = [-math.inf] * len(shards)  # the last failure that counts in a row

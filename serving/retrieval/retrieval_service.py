@@ -44,9 +44,7 @@ class ShardReader(StateReader):
 class RetrievalService:
     """Answers the requests of one shard. ``start``, ``search`` and ``stop`` belong to one event loop."""
 
-    def __init__(
-        self, config: Config, log: Log, shard: int, shards: int, now_ms: Callable[[], int]
-    ) -> None:
+    def __init__(self, config: Config, log: Log, shard: int, shards: int, now_ms: Callable[[], int]) -> None:
         self.log = log
         self.shard = RetrievalShard(feature_set(config), config, shard, shards)
         self.reader = ShardReader(log, self.shard, config, now_ms, self._wake)

@@ -80,9 +80,7 @@ class ClusterFoldStore(RedisFoldStore):
             pipe.execute()
 
 
-def fold_store(
-    config: Config, name: str = "", share: Share = WHOLE, partitions: int = 0
-) -> RedisFoldStore:
+def fold_store(config: Config, name: str = "", share: Share = WHOLE, partitions: int = 0) -> RedisFoldStore:
     """The fold's store that the configuration names. ``name``: of the feature set."""
     kind = ClusterFoldStore if config.sessions.cluster else RedisFoldStore
     return kind(config.sessions.url, config.sessions.ttl_s, name, share, partitions)

@@ -94,9 +94,7 @@ class CounterLoop:
         self._before, self._sent = dict[int, int](), dict[int, int]()
         self._begin(share, bounds, covisits)
 
-    def _begin(
-        self, share: Share, bounds: BoundsConfig | None, covisits: CovisitConfig | None
-    ) -> None:
+    def _begin(self, share: Share, bounds: BoundsConfig | None, covisits: CovisitConfig | None) -> None:
         self.events = EventReader(self._log, self._features, share)
         own = self.events.partitions
         self._tables = 1 if share.whole else self._count  # of all workers
@@ -296,9 +294,7 @@ class CounterPart(PartFold):
             # What several workers sent isn't added up any more.
             PartState(config.state, qualified(SUMS, name)).remove()
             log.release(qualified(SUMS, name), ITEM_COUNTS)
-        return kind(
-            log, features, state, bounds=bounds, covisits=covisits, name=name, share=self._share
-        )
+        return kind(log, features, state, bounds=bounds, covisits=covisits, name=name, share=self._share)
 
     def _turn(self) -> int:
         if self._loops is None:

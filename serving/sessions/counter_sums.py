@@ -46,9 +46,7 @@ class SumLoop(CounterLoop):
     topic, part = ITEM_COUNTS, SUMS
     states: ItemStates
 
-    def _begin(
-        self, share: Share, bounds: BoundsConfig | None, covisits: CovisitConfig | None
-    ) -> None:
+    def _begin(self, share: Share, bounds: BoundsConfig | None, covisits: CovisitConfig | None) -> None:
         partitions = range(self._count)
         self.tables = [self._features.counter_table(1024) for _ in partitions]
         self.sums = self._features.counter_table(1024)

@@ -31,9 +31,7 @@ Place = tuple[Sequence[int], str]  # offsets of ``events``, and the name of the 
 class ItemStates:
     """Publishes counters of a feature set by ``name``, and co-visits of the visits that it is given."""
 
-    def __init__(
-        self, log: Log, name: str, counters: CounterTable, covisits: CovisitConfig | None
-    ) -> None:
+    def __init__(self, log: Log, name: str, counters: CounterTable, covisits: CovisitConfig | None) -> None:
         self._log, self._name, self._counters = log, name, counters
         self.covisits, self.evicted = Covisits(covisits or CovisitConfig()), 0
         self.dropped = np.empty(0, np.int64)  # by the fold: keys that readers still have

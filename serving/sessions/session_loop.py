@@ -141,9 +141,7 @@ class SessionLoop:
                 self.unreadable += 1
         return Session(user_id, self._features, self._seen)
 
-    def _fold(
-        self, batch: Iterable[FoldEvent], erasures: Mapping[str, Erasure]
-    ) -> tuple[set[str], set[str]]:
+    def _fold(self, batch: Iterable[FoldEvent], erasures: Mapping[str, Erasure]) -> tuple[set[str], set[str]]:
         """Folds events into the loaded sessions; returns the users changed, and those gone.
 
         An erasure clears what was known before this batch. If its tombstone was folded already, that has
@@ -225,9 +223,7 @@ class SessionPart(PartFold):
     def _make(self, name: str, features: FeatureSet) -> SessionLoop:
         partitions, seen = self._log.partitions(EVENTS), self._config.sessions.seen
         store = self._stores[name] = fold_store(self._config, name, self._share, partitions)
-        return SessionLoop(
-            self._log, store, features, self._clock, seen, self._tracer, name, self._share
-        )
+        return SessionLoop(self._log, store, features, self._clock, seen, self._tracer, name, self._share)
 
     def _turn(self) -> int:
         if self._loops is None:

@@ -240,9 +240,7 @@ class RedisFoldStore:
             blobs: list[bytes | None] = self._client.mget(keys) if keys else []
             return blobs
 
-    def _put(
-        self, pipe: Any, sessions: Mapping[str, bytes | None], lasting: Mapping[str, bytes]
-    ) -> None:
+    def _put(self, pipe: Any, sessions: Mapping[str, bytes | None], lasting: Mapping[str, bytes]) -> None:
         for kind, blobs, ttl_s in ((SESSION, sessions, self._ttl_s), (LASTING, lasting, None)):
             for user_id in sessions:
                 if blob := blobs.get(user_id):

@@ -40,9 +40,7 @@ def view_of(
     }
 
 
-def _topics(
-    session: Session, catalogue: Catalogue, weights: Mapping[str, float]
-) -> list[dict[str, Any]]:
+def _topics(session: Session, catalogue: Catalogue, weights: Mapping[str, float]) -> list[dict[str, Any]]:
     """Tags of the recent items with the weight of their counters, heaviest first."""
     groups = session.features.schema.groups
     keys = history_groups(session, catalogue, ["tags"] if "tags" in groups else groups[-1:])

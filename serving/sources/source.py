@@ -16,9 +16,7 @@ from serving.query import Query
 from serving.replica.replica import Replica
 
 Indices = NDArray[np.int64]
-_LEFT: Final = (
-    8  # a source looks further than its window if less than one in so many of that is allowed
-)
+_LEFT: Final = 8  # a source looks further than its window if less than one in so many of that is allowed
 
 
 class Source(Protocol):
@@ -27,9 +25,7 @@ class Source(Protocol):
     It may read its arguments, and changes nothing; what it draws at random follows from ``query.request_id``.
     """
 
-    version: str = (
-        ""  # of a plug-in: in the policy's digest and in each item's sources, with the name
-    )
+    version: str = ""  # of a plug-in: in the policy's digest and in each item's sources, with the name
 
     def __call__(
         self, replica: Replica, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int

@@ -73,11 +73,7 @@ class Topic(Source):
         return np.concatenate(parts)
 
     def members(
-        self,
-        replica: Replica,
-        key: int,
-        quantiles: NDArray[np.float64],
-        within: Bitmap | None = None,
+        self, replica: Replica, key: int, quantiles: NDArray[np.float64], within: Bitmap | None = None
     ) -> Indices:
         """Items of a group; of a large one its most popular items, and others drawn at random."""
         members = replica.groups.members(key)
@@ -112,7 +108,5 @@ def liked_groups(session: Session, unwanted: Collection[str]) -> list[tuple[int,
                 met[key] = met.get(key, 0.0) + newness
                 if liking:
                     liked[key] = liked.get(key, 0.0) + newness * liking
-    weights = [
-        (key, liked[key] ** 2 / (weight + _MET)) for key, weight in met.items() if liked.get(key)
-    ]
+    weights = [(key, liked[key] ** 2 / (weight + _MET)) for key, weight in met.items() if liked.get(key)]
     return sorted(weights, key=lambda pair: -pair[1])

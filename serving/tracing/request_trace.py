@@ -24,9 +24,7 @@ def unmarked(stage: str) -> None:
 class RequestTrace:
     """Collects the stages of one request. ``now_ns``: clock; ``arrived_ns``: time of the first byte."""
 
-    def __init__(
-        self, request_id: str, record: Record, now_ns: Callable[[], int], arrived_ns: int
-    ) -> None:
+    def __init__(self, request_id: str, record: Record, now_ns: Callable[[], int], arrived_ns: int) -> None:
         self.request_id = request_id
         self._record, self._now_ns, self._arrived_ns = record, now_ns, arrived_ns
         self._marks: list[tuple[str, int]] = []

@@ -52,14 +52,10 @@ class SwipeTraces:
                 example = (view.partition, view.offset)
                 served = request_span(request_id, spans.SERVED, *example, self._instance)
                 parent = request_span(request_id, spans.SEQUENCE, *example)
-                self.tracer.record(
-                    Span(served, spans.SERVED, *times_ns, parent, (context,), attributes)
-                )
+                self.tracer.record(Span(served, spans.SERVED, *times_ns, parent, (context,), attributes))
 
 
-def _engagement_span(
-    event: Engagement, record: Append, offset: int, began_ns: int, ended_ns: int
-) -> Span:
+def _engagement_span(event: Engagement, record: Append, offset: int, began_ns: int, ended_ns: int) -> Span:
     attributes: SpanAttributes = {
         "kind": event.kind, "item_id": str(event.item_id), "time_ms": event.time_ms, "topic": EVENTS,
         "partition": record.partition, "offset": offset,

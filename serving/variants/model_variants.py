@@ -123,9 +123,7 @@ class ModelVariants:
                 self._retry_at_s[line] = time.monotonic() + _SNAPSHOT_POLL_S
                 return
             replica = Replica(self._features, self._config)
-            reader = StateReader(
-                self._log, replica, self._config, self._now_ms, (line, 0), first=self._first
-            )
+            reader = StateReader(self._log, replica, self._config, self._now_ms, (line, 0), first=self._first)
             variant = ModelVariant(line, Pipeline(replica), reader, LogFollower(self._log, reader))
             if self._loop is not None:
                 variant.follower.start(self._loop)

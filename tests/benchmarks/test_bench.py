@@ -36,8 +36,7 @@ def test_the_serving_bench_refuses_what_it_cannot_measure():
     arguments = ["serve", "--items", "0"]
     result = CliRunner().invoke(load("benchmarks.bench:bench", "bench"), arguments)
     assert (
-        result.exit_code == 2
-        and "'--items': Input should be greater than or equal to 1000" in result.output
+        result.exit_code == 2 and "'--items': Input should be greater than or equal to 1000" in result.output
     )
 
 
@@ -45,12 +44,7 @@ def test_the_first_that_holds_is_when_it_happened():
     from benchmarks.system.bench_freshness import _when
 
     notes = [(1.0, 3), (2.0, 5), (4.0, 9)]
-    assert [_when(notes, lambda done, s=s: done >= s) for s in (1, 4, 9, 10)] == [
-        1.0,
-        2.0,
-        4.0,
-        None,
-    ]
+    assert [_when(notes, lambda done, s=s: done >= s) for s in (1, 4, 9, 10)] == [1.0, 2.0, 4.0, None]
 
 
 @pytest.mark.slow
@@ -63,9 +57,7 @@ def test_the_freshness_bench_follows_views_to_answers(monkeypatch):
     context.set_forkserver_preload([measure_freshness.__module__])
     forking = SimpleNamespace(get_context=lambda _: context)
     monkeypatch.setattr(worker_processes, "multiprocessing", forking)
-    found = measure_freshness(2, 200, every_ms=100, shards=2, seed=0, warm_s=1.0, after_s=10.0)[
-        "figures"
-    ]
+    found = measure_freshness(2, 200, every_ms=100, shards=2, seed=0, warm_s=1.0, after_s=10.0)["figures"]
     assert found["views"] > 100 and found["unlearned"] == 0
     for stage in (*STAGES, "view_to_answer"):
         assert 0 <= found[stage]["p50"] <= found[stage]["p95"] <= found[stage]["p99"]

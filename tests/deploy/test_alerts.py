@@ -36,18 +36,14 @@ def scenarios() -> list[dict[str, Any]]:
 def fired(scenario: dict[str, Any]) -> list[list[str]]:
     """The alerts that a scenario expects at each time that it asks for."""
     asked = scenario["promql_expr_test"]
-    assert {one["expr"] for one in asked} == {'ALERTS{alertstate="firing"}'}, (
-        "all that fire are asked for"
-    )
+    assert {one["expr"] for one in asked} == {'ALERTS{alertstate="firing"}'}, "all that fire are asked for"
     return [re.findall(r'alertname="(\w+)"', str(one["exp_samples"])) for one in asked]
 
 
 def test_every_alert_has_a_scenario_where_it_fires_and_was_silent_before() -> None:
     told = [fired(scenario) for scenario in scenarios()]
     assert all(one[0] == [] for one in told), "each begins in peace"
-    assert {name for one in told for at in one for name in at} == {
-        rule["alert"] for rule in rules()
-    }
+    assert {name for one in told for at in one for name in at} == {rule["alert"] for rule in rules()}
 
 
 def test_the_system_that_is_well_has_what_every_alert_asks_for() -> None:
@@ -55,17 +51,17 @@ def test_the_system_that_is_well_has_what_every_alert_asks_for() -> None:
     well, *_ = scenarios()
     assert fired(well) == [[]] * len(fired(well)) and len(fired(well)) > 3
     given = {NAME.findall(one["series"])[0] for one in well["input_series"]}
-    asked = {
-        name for rule in rules() for name in NAME.findall(re.sub(r'"[^"]*"', "", rule["expr"]))
-    }
+    asked = {name for rule in rules() for name in NAME.findall(re.sub(r'"[^"]*"', "", rule["expr"]))}
     assert asked - given == set()
 
 
 @with_promtool
 def test_promtool_takes_the_files_and_each_scenario_goes_as_it_says() -> None:
-    for words in (("check", "config", DEPLOY / "prometheus.yaml"),
-                  ("check", "rules", "--lint=all", "--lint-fatal", DEPLOY / "alerts.yaml"),
-                  ("test", "rules", DEPLOY / "alerts_test.yaml")):  # fmt: skip
+    for words in (
+        ("check", "config", DEPLOY / "prometheus.yaml"),
+        ("check", "rules", "--lint=all", "--lint-fatal", DEPLOY / "alerts.yaml"),
+        ("test", "rules", DEPLOY / "alerts_test.yaml"),
+    ):
         status, said = promtool(*words)
         assert status == 0, said
 

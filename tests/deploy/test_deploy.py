@@ -43,9 +43,7 @@ def commands(path: Path) -> list[list[str]]:
             words = shlex.split(part.replace("$(date -u +%Y-%m-%dT00:00)", "TIME"))
             names = [n for n, w in enumerate(words) if w.rpartition("/")[2] == "recsys"]
             if names and words[names[0] + 1 :] and words[names[0] + 1] in COMMANDS:
-                own = words[
-                    names[0] + 1 :
-                ]  # `recsys node` ends at the dashes, where Ray's command begins
+                own = words[names[0] + 1 :]  # `recsys node` ends at the dashes, where Ray's command begins
                 found.append(own[: own.index("--")] if "--" in own else own)
     return found
 
@@ -179,13 +177,11 @@ def test_compose_keeps_what_services_write_starts_them_again_and_gives_them_time
     services = read(DEPLOY / "compose.yaml")["services"]
     places = {name: service["volumes"][0].partition(":")[2] for name, service in services.items()}
     assert services["kafka"]["environment"]["KAFKA_LOG_DIRS"] == places["kafka"]
-    assert (
-        services["redis"]["command"][1:] == ["--appendonly", "yes"] and places["redis"] == "/data"
-    )
+    assert services["redis"]["command"][1:] == ["--appendonly", "yes"] and places["redis"] == "/data"
     assert Path(services["system"]["environment"]["RECSYS__STATE"]).is_relative_to(places["system"])
-    assert {n for n in services if services[n].get("restart") == "unless-stopped"} == set(
-        services
-    ) - {"offline"}
+    assert {n for n in services if services[n].get("restart") == "unless-stopped"} == set(services) - {
+        "offline"
+    }
     grace_s = inspect.signature(run_file.stop).parameters["grace_s"].default
     assert services["system"]["stop_grace_period"] == f"{grace_s:g}s"
     head = read(DEPLOY / "kuberay" / "ray_cluster.yaml")["spec"]["headGroupSpec"]["template"]

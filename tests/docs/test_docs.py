@@ -20,24 +20,9 @@ PAGES = [
 ]
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 THERE = {
-    name: where
-    for name, (where, _) in COMMANDS.items()
-    if importlib.util.find_spec(where.partition(":")[0])
+    name: where for name, (where, _) in COMMANDS.items() if importlib.util.find_spec(where.partition(":")[0])
 }
-ENDINGS = {
-    "py",
-    "md",
-    "json",
-    "yaml",
-    "parquet",
-    "lock",
-    "toml",
-    "key",
-    "token",
-    "log",
-    "out",
-    "db",
-}
+ENDINGS = {"py", "md", "json", "yaml", "parquet", "lock", "toml", "key", "token", "log", "out", "db"}
 ROOTS = {
     "recsys", "serving", "training", "parameter_server", "experiments", "replay", "runtime", "benchmarks",
     "plugins", "examples", "tests", "docs",
@@ -45,9 +30,7 @@ ROOTS = {
 
 
 def pages(test):
-    return pytest.mark.parametrize(
-        "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
-    )(test)
+    return pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())(test)
 
 
 def code_of(text):
@@ -143,9 +126,7 @@ def unknown_keys(text):
 def missing_paths(text):
     """Paths that begin with one of our folders and aren't there. ``tests/test_<module>.py`` is no path."""
     found = [
-        path
-        for span in code_of(text)
-        for path in re.findall(r"(?<![\w./:-])([a-z_]++/[\w./-]*+)(?!<)", span)
+        path for span in code_of(text) for path in re.findall(r"(?<![\w./:-])([a-z_]++/[\w./-]*+)(?!<)", span)
     ]
     ours = [path.rstrip(".") for path in found if path.split("/")[0] in ROOTS]
     return [path for path in ours if not (ROOT / path).exists()]
@@ -158,11 +139,7 @@ def test_relative_links_lead_somewhere(page):
 
 @pages
 def test_commands_and_their_options_exist(page):
-    faults = {
-        " ".join(words): told
-        for words in commands_in(page.read_text())
-        if (told := faults_of(words))
-    }
+    faults = {" ".join(words): told for words in commands_in(page.read_text()) if (told := faults_of(words))}
     assert not faults
 
 
@@ -250,6 +227,4 @@ def test_a_wrong_page_is_found():
     assert missing_paths("`tests/docs/test_docs.py` `tests/nothing.py` `tests/test_<x>.py`") == [
         "tests/nothing.py"
     ]
-    assert broken_links("[a](README.md#x) [b](nothing.md) [c](https://x.org)", ROOT) == [
-        "nothing.md"
-    ]
+    assert broken_links("[a](README.md#x) [b](nothing.md) [c](https://x.org)", ROOT) == ["nothing.md"]

@@ -49,6 +49,6 @@ def test_every_command_has_its_options_and_what_they_default_to() -> None:
         ("https://x.org/a.py", "https://x.org/a.py"),
         ("loop.svg", "loop.svg"),
     ],
-)  # fmt: skip
+)
 def test_links_to_code_are_turned_and_others_stay(link: str, leads_to: str) -> None:
     assert source_links.turned(f"see [it]({link}).", DOCS) == f"see [it]({leads_to})."

@@ -24,9 +24,7 @@ from tests.support.paths import ROOT
 from tests.support.serving.service_harness import World, run
 
 START_MS = 1_790_000_000_000
-NEWS = replace(
-    news.APP, tables=lambda: news_tables.tables(NewsWorld(users=20, hours=3, start_ms=START_MS))
-)
+NEWS = replace(news.APP, tables=lambda: news_tables.tables(NewsWorld(users=20, hours=3, start_ms=START_MS)))
 SHOP_WORLD = ShopWorld(
     users=40, clicks=600, hours=4, items=100, clusters=10, categories=True, start_ms=START_MS
 )
@@ -138,9 +136,7 @@ def test_similar_products_are_a_list_whose_clicks_count(tmp_path: Path) -> None:
     run(World(tmp_path, serve=ServeConfig(routes=(SHOP.routes,))), scenario)
 
 
-def test_an_import_that_was_stopped_begins_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_import_that_was_stopped_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
     def record(self: object, *arguments: str) -> None:

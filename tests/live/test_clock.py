@@ -33,9 +33,11 @@ USERS = 10
 @pytest.fixture
 def system(tmp_path: Path) -> Iterator[LiveSystem]:
     system = LiveSystem(
-        tmp_path / "state", clock=ClockConfig("2020-01-01", SPEED), trainer=TrainerConfig(workers=1),
+        tmp_path / "state",
+        clock=ClockConfig("2020-01-01", SPEED),
+        trainer=TrainerConfig(workers=1),
         parameter_server=ParameterServerConfig(shards=1),
-    )  # fmt: skip
+    )
     try:
         system.up()
         system.wait_ready()

@@ -92,10 +92,7 @@ def test_it_learns_over_all_hosts(system: Cluster) -> None:
     finally:
         for each in viewers:
             each.stop()
-    print(
-        {v._host.name: (v.answered, v.failed, round(v.longest_s, 2)) for v in viewers},
-        system.step(),
-    )
+    print({v._host.name: (v.answered, v.failed, round(v.longest_s, 2)) for v in viewers}, system.step())
     assert all(v.answered > 50 and not v.failed for v in viewers), [v.errors[:3] for v in viewers]
     settle(system)
     assert system.digests() == system.oracle()
@@ -127,9 +124,7 @@ def test_a_host_is_slow(system: Cluster) -> None:
             began = time.monotonic()
             socket.create_connection((slow.address, 8000), 10).close()
             assert time.monotonic() - began >= 0.1
-            wait_for(
-                lambda: system.step() > before + 20, _LEARNS_AGAIN * system.start_s, "20 steps"
-            )
+            wait_for(lambda: system.step() > before + 20, _LEARNS_AGAIN * system.start_s, "20 steps")
             time.sleep(20)
             steps = system.step() - before
     finally:
@@ -169,9 +164,7 @@ def test_a_host_is_lost(system: Cluster, way: str) -> None:
     lost.boot()
     system.start_worker(lost)  # as the launcher's autoscaler does
     with system.client(lost) as client:
-        again_s = wait_for(
-            lambda: client.recommend("u1", 8).items, 6 * system.start_s, "a new node answers"
-        )
+        again_s = wait_for(lambda: client.recommend("u1", 8).items, 6 * system.start_s, "a new node answers")
     print("a new node answers after", round(again_s / system.start_s, 2), "starts")
 
 

@@ -117,9 +117,7 @@ class System:
         self.parts[name].wait()
 
     def close(self) -> None:
-        leaders = [
-            processes.identify(part.pid) for part in self.parts.values() if part.poll() is None
-        ]
+        leaders = [processes.identify(part.pid) for part in self.parts.values() if part.poll() is None]
         processes.end_sessions(leaders[::-1], 5)
         for part in self.parts.values():
             part.wait()
@@ -203,15 +201,11 @@ def test_killed_in_the_middle_it_goes_on_exactly(system: System, which: str) -> 
     if which in ("driver", "controller"):
         wait_for(lambda: system.parts["trainer"].poll() is not None, 20, "the driver ends")
         system.start("trainer")
-        wait_for(
-            lambda: not before & {p.pid for p in system.workers()}, 20, "the old workers are gone"
-        )
+        wait_for(lambda: not before & {p.pid for p in system.workers()}, 20, "the old workers are gone")
     system.learned(last)
     assert digests(system) == oracle(system)
     if which == "worker":
-        wait_for(
-            lambda: system.beat("trainer").gauges["group_starts"] > group_starts, 5, "a new group"
-        )
+        wait_for(lambda: system.beat("trainer").gauges["group_starts"] > group_starts, 5, "a new group")
     wait_for(lambda: len(system.workers()) == 2, 20, "one group of two")
 
 

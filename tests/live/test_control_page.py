@@ -21,9 +21,7 @@ pytestmark = pytest.mark.pairs(11)
 
 in_a_browser = [
     pytest.mark.services,
-    pytest.mark.skipif(
-        not chromium_is_there(), reason="chromium and chromedriver aren't installed"
-    ),
+    pytest.mark.skipif(not chromium_is_there(), reason="chromium and chromedriver aren't installed"),
 ]
 SHOWN = "return document.getElementById('room').dataset.number"
 
@@ -55,9 +53,7 @@ def at_rest(browser: Browser) -> list[list[str]]:
 
 
 def picture_of(browser: Browser) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = browser.run(
-        "return document.getElementById('room').picture"
-    )
+    found: dict[str, dict[str, float]] = browser.run("return document.getElementById('room').picture")
     return found
 
 
@@ -130,9 +126,7 @@ class TestPage:
         finally:
             browser.devtools("Page.removeScriptToEvaluateOnNewDocument", before)
 
-    def test_a_wrong_key_and_none_are_asked_for_again(
-        self, browser: Browser, stub: ControlStub
-    ) -> None:
+    def test_a_wrong_key_and_none_are_asked_for_again(self, browser: Browser, stub: ControlStub) -> None:
         browser.open(f"{stub.url}#{'w' * 43}")
         browser.wait("return document.body.dataset.link === 'locked'")
         assert "key is wrong" in browser.run(
@@ -147,9 +141,7 @@ class TestPage:
         assert browser.run("return document.getElementById('gate').hidden")
         browser.console()  # a refusal is the browser's own line
 
-    def test_a_lost_connection_is_said_and_mended(
-        self, browser: Browser, stub: ControlStub
-    ) -> None:
+    def test_a_lost_connection_is_said_and_mended(self, browser: Browser, stub: ControlStub) -> None:
         opened(browser, stub)
         stub.stop()
         browser.wait("return document.body.dataset.link === 'lost'")
@@ -164,13 +156,9 @@ class TestPage:
         opened(browser, stub)
         shown = at_rest(browser)
         assert wrong_numbers(shown, picture_of(browser)) == []
-        assert [text for series, _, text in shown if series == 'recsys_step{replica="r1"}'] == [
-            "1,234"
-        ] * 3
+        assert [text for series, _, text in shown if series == 'recsys_step{replica="r1"}'] == ["1,234"] * 3
 
-    def test_an_item_and_a_user_of_any_app_are_inspected(
-        self, browser: Browser, stub: ControlStub
-    ) -> None:
+    def test_an_item_and_a_user_of_any_app_are_inspected(self, browser: Browser, stub: ControlStub) -> None:
         near = [{"item_id": "i2", "fields": {"title": "Two"}, "product": 0.5}]
         counters = {"1h": {"shown": 3.0, "hide": 0.0}, "24h": {"shown": 40.0, "hide": 0.0}}
         stub.views["items", "i1"] = {
@@ -201,9 +189,7 @@ class TestPage:
         user = inspected("users", "u1")
         assert "profile 0.25; genre g1: shown 4×, liked 50 %" in user, user
 
-    def test_what_the_system_says_is_never_markup(
-        self, browser: Browser, stub: ControlStub
-    ) -> None:
+    def test_what_the_system_says_is_never_markup(self, browser: Browser, stub: ControlStub) -> None:
         evil = "<img src=x onerror=document.title='taken'>"
         letter = {"topic": evil, "partition": 0, "offset": 1, "reason": evil, "at": 0}
         decision = {"type": "decision", "line": evil, "said": "hold", "to": "", "final": False, "why": evil,

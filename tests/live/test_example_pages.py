@@ -20,9 +20,7 @@ pytestmark = [
     pytest.mark.services,
     pytest.mark.pairs(21),
     pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        not chromium_is_there(), reason="chromium and chromedriver aren't installed"
-    ),
+    pytest.mark.skipif(not chromium_is_there(), reason="chromium and chromedriver aren't installed"),
 ]
 SMALL = {  # with fewer processes, since starting them takes longest
     "RECSYS__SERVE__DASHBOARD": "false",
@@ -49,9 +47,7 @@ def app(name: str, folder: Path) -> Iterator[str]:
     port = next(free_ports())
     command = [sys.executable, "-c", RUN, f"examples.{name}", str(folder), "--port", str(port)]
     environment = os.environ | SMALL
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             page = f"http://127.0.0.1:{port}/{name}/"

@@ -36,9 +36,7 @@ pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 ITEMS, USERS = 60, 20
 EXPLAINED = 20  # answers on each side
 READERS = int(os.environ.get("RECSYS_READERS", "2"))  # each asks up to ten times a second
-TEXT = (
-    (ROOT / "examples" / "news" / "app.yaml").read_text("utf-8").replace("window: 2m", "window: 3s")
-)
+TEXT = (ROOT / "examples" / "news" / "app.yaml").read_text("utf-8").replace("window: 2m", "window: 3s")
 
 
 @pytest.fixture
@@ -47,12 +45,7 @@ def news(tmp_path: Path) -> Iterator[LiveSystem]:
     app = app_of(TEXT)
     # One step a second: a shadow on busy cores takes two, and must catch up.
     step = replace(
-        Config().step,
-        every_ms=1_000,
-        soonest_ms=1_000,
-        snapshot_every=10,
-        snapshot_s=0,
-        snapshots_kept=500,
+        Config().step, every_ms=1_000, soonest_ms=1_000, snapshot_every=10, snapshot_s=0, snapshots_kept=500
     )
     system = LiveSystem(tmp_path / "state", promotion=OPEN_GATES, step=step, trainer=TrainerConfig(workers=1),
         parameter_server=ParameterServerConfig(shards=1),
@@ -82,9 +75,7 @@ class Readers:
         self.answers: list[tuple[str, str, Any]] = []  # request, user, stamp
         self.failures: list[str] = []
         self.began_s = time.monotonic()
-        self._threads = [
-            threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(READERS)
-        ]
+        self._threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(READERS)]
         for thread in self._threads:
             thread.start()
 
@@ -151,9 +142,7 @@ def readable_events(log: Log) -> Iterator[Any]:
             yield from (decode(record.value) for record in records)
 
 
-def test_a_feature_is_added_learned_and_taken_back_under_traffic(
-    news: LiveSystem, tmp_path: Path
-) -> None:
+def test_a_feature_is_added_learned_and_taken_back_under_traffic(news: LiveSystem, tmp_path: Path) -> None:
     log, readers = open_log(news.config), Readers(news)
     first = feature_set(news.config)
     file = tmp_path / "changed.yaml"
@@ -169,11 +158,7 @@ def test_a_feature_is_added_learned_and_taken_back_under_traffic(
         return readers.answers[-1][2].line == MAIN and readers.answers[-1][2].epoch == epoch
 
     try:
-        until(
-            lambda: (gather(news.state).served or 0) and gather(news.state).served.step > 12,
-            180,
-            "learns",
-        )
+        until(lambda: (gather(news.state).served or 0) and gather(news.state).served.step > 12, 180, "learns")
         before = len(readers.answers)
         apply(file, news.state, 300.0)
         after = len(readers.answers)
@@ -184,13 +169,10 @@ def test_a_feature_is_added_learned_and_taken_back_under_traffic(
         name = next(n for n in control.lifecycle.candidates if n.startswith("features-"))
         until(lambda: _scored(log, name), 180, "the candidate is scored")
         log.append(
-            CONTROL,
-            [Append(0, b"", pack(Decision(line=name, verdict="promote", to="canary", share=0.5)))],
+            CONTROL, [Append(0, b"", pack(Decision(line=name, verdict="promote", to="canary", share=0.5)))]
         )
         until(lambda: any(s.line == name for _, _, s in readers.answers[-50:]), 90, "it answers")
-        until(
-            lambda: (now := live(log)) is not None and now.candidate == name, 180, "it takes over"
-        )
+        until(lambda: (now := live(log)) is not None and now.candidate == name, 180, "it takes over")
         until(lambda: answering(1), 60, "its epoch answers")
         promoted = len(readers.answers)
         until(lambda: readers.answers[-1][2].step > live(log).base_step + 3, 120, "it learns")

@@ -16,9 +16,7 @@ pytestmark = pytest.mark.pairs(20)
 
 in_a_browser = [
     pytest.mark.services,
-    pytest.mark.skipif(
-        not chromium_is_there(), reason="chromium and chromedriver aren't installed"
-    ),
+    pytest.mark.skipif(not chromium_is_there(), reason="chromium and chromedriver aren't installed"),
 ]
 ITEMS = "return [...document.querySelectorAll('.card')].map(card => card.dataset.item)"
 FOCUSED = """
@@ -86,9 +84,7 @@ def test_the_page_needs_no_other_host() -> None:
 class TestDesktop:
     pytestmark = in_a_browser
 
-    def test_a_view_is_sent_when_the_item_leaves_with_the_time_it_was_on_screen(
-        self, page: Page
-    ) -> None:
+    def test_a_view_is_sent_when_the_item_leaves_with_the_time_it_was_on_screen(self, page: Page) -> None:
         began_ms = time.time() * 1000
         first = page.start()
         time.sleep(1.0)
@@ -100,9 +96,7 @@ class TestDesktop:
         assert 900 <= view["watch_ms"] <= ended_ms - began_ms
         assert view["request_id"] == "r1" and view["type"] == "engagement"
         assert left_ms - 50 <= view["time_ms"] <= ended_ms + 50
-        assert [e["item_id"] for e in page.stub.of_kind("view")] == [first], (
-            "the others weren't shown"
-        )
+        assert [e["item_id"] for e in page.stub.of_kind("view")] == [first], "the others weren't shown"
 
     def test_the_arrows_and_the_letters_move_both_ways(self, page: Page) -> None:
         first = page.start()
@@ -147,10 +141,7 @@ class TestDesktop:
         wait(lambda: page.browser.run(ITEMS) != before, "the tail changed")
         assert page.current == first
         assert len(page.stub.of_kind("like")) == 1
-        assert (
-            page.browser.run("return document.querySelector('[data-act=like]').ariaPressed")
-            == "true"
-        )
+        assert page.browser.run("return document.querySelector('[data-act=like]').ariaPressed") == "true"
 
     def test_the_next_page_is_there_before_it_is_needed(self, page: Page) -> None:
         seen = [page.start()]
@@ -160,15 +151,11 @@ class TestDesktop:
         more = page.stub.requests[1]
         assert set(seen[:4]) <= set(more["exclude_ids"]) and 5 <= more["n"] <= 8
         assert (
-            page.browser.run(
-                "return document.querySelector('.card.here').nextElementSibling.className"
-            )
+            page.browser.run("return document.querySelector('.card.here').nextElementSibling.className")
             == "card"
         )
 
-    def test_not_interested_hides_and_moves_on_and_the_list_is_asked_for_again(
-        self, page: Page
-    ) -> None:
+    def test_not_interested_hides_and_moves_on_and_the_list_is_asked_for_again(self, page: Page) -> None:
         first = page.start()
         page.browser.run(HOLD_OFFER)
         asked, at_ms = len(page.stub.requests), time.time() * 1000
@@ -201,16 +188,12 @@ class TestDesktop:
         page.browser.run(HIDE_PAGE, "hidden")
         page.told("hide", first)
 
-    def test_tab_goes_through_the_controls_of_the_card_alone_and_says_nothing(
-        self, page: Page
-    ) -> None:
+    def test_tab_goes_through_the_controls_of_the_card_alone_and_says_nothing(self, page: Page) -> None:
         first = page.start()
         page.browser.run(HOLD_OFFER)
         page.browser.run(STOP_WATCHING)
         page.browser.press("n")
-        second = wait(
-            lambda: (now := page.browser.run(CURRENT)) not in (first, None) and now, "moved on"
-        )
+        second = wait(lambda: (now := page.browser.run(CURRENT)) not in (first, None) and now, "moved on")
         focused = []
         for _ in range(14):
             page.browser.press("Tab")
@@ -270,10 +253,7 @@ class TestDesktop:
         page.browser.open(page.stub.url)
         page.browser.wait(READY)
         page.browser.wait("return !document.querySelector('.card.here .media')")
-        assert (
-            page.browser.run("return document.querySelector('.card.here .emoji').textContent")
-            == "SB"
-        )
+        assert page.browser.run("return document.querySelector('.card.here .emoji').textContent") == "SB"
         assert page.browser.run("return document.querySelector('.card.here .art') !== null")
         page.browser.console()  # that the file is missing
 
@@ -302,9 +282,7 @@ class TestDesktop:
         wait(lambda: page.browser.run(CURRENT) not in (first, None), "moved on")
         assert len(page.stub.requests) > asked, "the unseen tail was asked for again"
         later = page.browser.run(ITEMS)
-        assert not [
-            item for item in later[later.index(first) + 1 :] if f"a{int(item[1:]) % 90}" == author
-        ]
+        assert not [item for item in later[later.index(first) + 1 :] if f"a{int(item[1:]) % 90}" == author]
 
     def test_a_user_token_goes_with_each_call_and_into_no_address(self, page: Page) -> None:
         claims = base64.urlsafe_b64encode(json.dumps({"sub": "ü/42"}).encode()).rstrip(b"=")
@@ -514,9 +492,7 @@ class TestPhone:
         size = "return getComputedStyle(document.querySelector('.card.here .who')).fontSize"
         assert phone.run(size) == "32px"
 
-    def test_the_feed_stays_whole_above_the_open_drawer(
-        self, phone: Browser, stub: FeedStub
-    ) -> None:
+    def test_the_feed_stays_whole_above_the_open_drawer(self, phone: Browser, stub: FeedStub) -> None:
         page = Page(phone, stub)
         first = page.start()
         phone.run("document.querySelector('.glance').click()")

@@ -113,9 +113,8 @@ def door(**doors: object) -> Iterator[Door]:
     config = config_in(folder / "state")
     config = replace(
         config,
-        doors=replace(Config().doors, header_s=HEADER_S, body_s=HEADER_S, per_source=PER_SOURCE,
-                      **doors),
-    )  # fmt: skip
+        doors=replace(Config().doors, header_s=HEADER_S, body_s=HEADER_S, per_source=PER_SOURCE, **doors),
+    )
     config, plan = launch_plan.resolve(config)
     port = config.serve.port
     launch_plan.write(config, plan)
@@ -144,8 +143,9 @@ def running() -> Iterator[Door]:
         yield started
 
 
-def ask(port: int, method: str = "GET", body: bytes | None = None, source: str = "127.0.0.1",
-        **headers: str) -> HTTPResponse:  # fmt: skip
+def ask(
+    port: int, method: str = "GET", body: bytes | None = None, source: str = "127.0.0.1", **headers: str
+) -> HTTPResponse:
     connection = HTTPConnection("127.0.0.1", port, timeout=8, source_address=(source, 0))
     connection.request(method, "/v1/recommend", body, headers)
     response = connection.getresponse()
@@ -195,10 +195,7 @@ def test_half_sent_requests_of_one_source_stop_nobody_and_end_in_time(running: D
                     ended.append(connection.recv(20)[:12])
                 except OSError:
                     ended.append(b"")  # refused: one too many of this source
-        assert ended.count(b"HTTP/1.1 408") == 2 * PER_SOURCE and set(ended) == {
-            b"",
-            b"HTTP/1.1 408",
-        }
+        assert ended.count(b"HTTP/1.1 408") == 2 * PER_SOURCE and set(ended) == {b"", b"HTTP/1.1 408"}
         assert ask(running.port, source="127.0.0.4").status == 200
 
 
@@ -229,9 +226,7 @@ def test_a_client_cannot_write_its_own_address(running: Door) -> None:
             assert answer.read_body == received  # type: ignore[attr-defined]
 
 
-def test_a_killed_single_replica_gives_503_at_once_and_answers_when_it_is_back(
-    running: Door,
-) -> None:
+def test_a_killed_single_replica_gives_503_at_once_and_answers_when_it_is_back(running: Door) -> None:
     with replica(running.replica):
         until(running.port, 200)
     # A request over a connection that is kept for the next one may end with the replica, without an answer.
@@ -247,9 +242,7 @@ def test_a_killed_single_replica_gives_503_at_once_and_answers_when_it_is_back(
     print(f"answers {back_s:.2f} s after the replica's port")
 
 
-def test_a_killed_haproxy_is_back_with_its_replicas_and_one_that_stops_is_not(
-    running: Door,
-) -> None:
+def test_a_killed_haproxy_is_back_with_its_replicas_and_one_that_stops_is_not(running: Door) -> None:
     with replica(running.replica):
         until(running.port, 200)
         pid = running.reload()
@@ -263,9 +256,7 @@ def test_a_killed_haproxy_is_back_with_its_replicas_and_one_that_stops_is_not(
 
 
 def test_tls_with_a_certificate_and_plain_http_for_the_systems_own_tools(tmp_path: Path) -> None:
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -out a -keyout b"
-    )
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -out a -keyout b"
     made = subprocess.run(command.split(), cwd=tmp_path, capture_output=True)
     assert made.returncode == 0, made.stderr
     pem = tmp_path / "both.pem"

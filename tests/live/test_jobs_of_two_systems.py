@@ -19,12 +19,7 @@ from tests.support.training.offline_command import state_with_archive
 from tests.support.training.small_feed import START_MS
 from training.candidates.registry import Registry
 
-pytestmark = [
-    pytest.mark.services,
-    pytest.mark.slow,
-    pytest.mark.timeout(400),
-    pytest.mark.pairs(16),
-]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.pairs(16)]
 _BIN = Path(sys.executable).parent
 
 
@@ -51,11 +46,7 @@ def run(*command: object, **more: str) -> str:
     found = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH")
     environment = {name: value for name, value in os.environ.items() if name not in found} | more
     done = subprocess.run(
-        [str(word) for word in command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -81,9 +72,7 @@ def archived(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return state_with_archive(tmp_path_factory.mktemp("archived"))
 
 
-def test_a_job_has_the_address_of_the_ray_that_runs_it(
-    systems: list[Config], tmp_path: Path
-) -> None:
+def test_a_job_has_the_address_of_the_ray_that_runs_it(systems: list[Config], tmp_path: Path) -> None:
     program = "import os; print('at', os.environ['RAY_ADDRESS'])"
     (tmp_path / "job.py").write_text(program)
     for config in (*systems, systems[0]):

@@ -156,9 +156,7 @@ def test_each_broker_is_killed_under_appends(listener: str, brokers: ApacheKafka
     })  # fmt: skip
 
 
-def test_a_whole_system_goes_on_when_each_broker_is_killed(
-    brokers: ApacheKafka, tmp_path: Path
-) -> None:
+def test_a_whole_system_goes_on_when_each_broker_is_killed(brokers: ApacheKafka, tmp_path: Path) -> None:
     log = brokers.config("SASL", prefix="system.", compression="zstd")
     with AuditedSystem(replace(audited_config(), state=str(tmp_path / "state"), log=log)) as system:
         viewers, rows = system.viewers, []

@@ -223,9 +223,7 @@ def test_a_large_record_passes(broker: EmbeddedBroker) -> None:
     log.close()
 
 
-def test_the_broker_listens_on_loopback_only_and_refuses_a_taken_port(
-    broker: EmbeddedBroker,
-) -> None:
+def test_the_broker_listens_on_loopback_only_and_refuses_a_taken_port(broker: EmbeddedBroker) -> None:
     assert broker.url == f"kafka://127.0.0.1:{broker.port}"
     with open(f"/proc/{broker.pid}/net/tcp") as table:
         listening = [line.split()[1] for line in table if line.split()[3] == "0A"]
@@ -263,9 +261,7 @@ def test_appended_batches_are_compressed(broker: EmbeddedBroker) -> None:
         log.create(Topic(compression))
         log.append(compression, some(200, size=500))
         assert len(log.read(compression, 0, 0)) == 200
-        consumer = KafkaConsumer(
-            bootstrap_servers=broker.url.removeprefix("kafka://"), group_id=None
-        )
+        consumer = KafkaConsumer(bootstrap_servers=broker.url.removeprefix("kafka://"), group_id=None)
         at = TopicPartition(compression, 0)
         consumer.assign([at])
         consumer.seek(at, 0)

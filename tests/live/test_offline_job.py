@@ -18,12 +18,7 @@ from tests.support.training.offline_command import arrays_of, asked, state_with_
 from tests.support.training.small_feed import START_MS
 from training.candidates.registry import Registry
 
-pytestmark = [
-    pytest.mark.services,
-    pytest.mark.slow,
-    pytest.mark.timeout(240),
-    pytest.mark.pairs(16),
-]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.pairs(16)]
 _BIN = Path(sys.executable).parent
 # Ends when its input does. `ray stop` isn't used: it would end every Ray of the machine.
 HEAD = """
@@ -45,9 +40,8 @@ class Head:
 
     def ray_job(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [_BIN / "ray", "job", *words], env=self.environment, capture_output=True, text=True,
-            timeout=200,
-        )  # fmt: skip
+            [_BIN / "ray", "job", *words], env=self.environment, capture_output=True, text=True, timeout=200
+        )
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +81,7 @@ def words(system: Path, registry: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_submitted_job_makes_the_candidate_of_one_process(
-    head: Head, system: Path, tmp_path: Path
-) -> None:
+def test_a_submitted_job_makes_the_candidate_of_one_process(head: Head, system: Path, tmp_path: Path) -> None:
     done = head.ray_job(*words(system, tmp_path / "job"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout and "2 Ray workers" in done.stdout
@@ -100,18 +92,14 @@ def test_a_submitted_job_makes_the_candidate_of_one_process(
     assert one.keys() == two.keys() and all(np.array_equal(one[n], two[n]) for n in one)
 
 
-def test_a_submission_fails_with_the_reason_of_the_command(
-    head: Head, system: Path, tmp_path: Path
-) -> None:
+def test_a_submission_fails_with_the_reason_of_the_command(head: Head, system: Path, tmp_path: Path) -> None:
     bad = [*words(system, tmp_path), "--init", "cand-7"]
     done = head.ray_job(*bad)
     assert done.returncode != 0 and "neither a candidate in" in done.stdout + done.stderr
     assert Registry(tmp_path).names() == []
 
 
-def test_a_submission_without_the_token_is_refused(
-    head: Head, system: Path, tmp_path: Path
-) -> None:
+def test_a_submission_without_the_token_is_refused(head: Head, system: Path, tmp_path: Path) -> None:
     stranger = Head({**head.environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")})
     (tmp_path / "other").write_text("b" * 64)
     done = stranger.ray_job(*words(system, tmp_path))

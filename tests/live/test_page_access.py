@@ -14,9 +14,7 @@ from tests.support.pages.webdriver import Browser, chromium_is_there
 pytestmark = [
     pytest.mark.services,
     pytest.mark.pairs(9),
-    pytest.mark.skipif(
-        not chromium_is_there(), reason="chromium and chromedriver aren't installed"
-    ),
+    pytest.mark.skipif(not chromium_is_there(), reason="chromium and chromedriver aren't installed"),
     needs_axe(),
 ]
 LISTED = "return document.querySelectorAll('ol [data-item]').length === arguments[0]"

@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.services,
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.pairs(16),
-]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.pairs(16)]
 
 START_S, ROWS = 1_600_000_000, 120
 APP = """
@@ -31,9 +26,7 @@ files:
 
 def test_a_log_is_rehearsed_over_http_at_its_own_time(tmp_path: Path) -> None:
     (tmp_path / "app.yaml").write_text(APP)
-    rows = (
-        f"u{n % 8},{n % 8 + 8 * (n * 7 % 3)},click,{START_S + 20 * n}" for n in range(600 + ROWS)
-    )
+    rows = (f"u{n % 8},{n % 8 + 8 * (n * 7 % 3)},click,{START_S + 20 * n}" for n in range(600 + ROWS))
     (tmp_path / "log.csv").write_text("\n".join(["u,i,k,t", *rows]))
     items = "".join(f"{i},g{i % 8}\n" for i in range(24))
     (tmp_path / "items.csv").write_text("i,genre\n" + items)

@@ -57,9 +57,7 @@ def test_shards_answer_follow_and_may_be_killed(system: System) -> None:
     system.view(first, "anna", 8_000)
     until(lambda: system.events_of("anna") == 2)
 
-    others = [
-        f"v{n}" for n in range(ITEMS - 20)
-    ]  # so few are left that all of them are in the list
+    others = [f"v{n}" for n in range(ITEMS - 20)]  # so few are left that all of them are in the list
     new = f"v{int(liked[1:]) + 360}"  # of the same author, with the same tags
 
     def ask() -> dict[str, Any]:

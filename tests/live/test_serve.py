@@ -181,9 +181,7 @@ def replicas(system: System) -> set[int]:
     return {p.pid for p in psutil.process_iter(["name", "cmdline"]) if system.serves(p)}
 
 
-def test_clients_of_gorse_and_metarank_are_served_and_the_parts_are_measured(
-    system: System,
-) -> None:
+def test_clients_of_gorse_and_metarank_are_served_and_the_parts_are_measured(system: System) -> None:
     client, key = system.client, {"X-API-Key": system.admin["X-Admin-Key"]}
     item = {"ItemId": "film", "Labels": ["t1"], "Categories": ["films"], "IsHidden": False}
     assert client.post("/api/item", json=item, headers=key).json() == {"RowAffected": 1}

@@ -33,9 +33,7 @@ def ray():
 
 
 def config_in(folder):
-    config = Config(
-        state=str(folder), step=StepConfig(lanes=LANES, snapshot_every=10, snapshot_s=0)
-    )
+    config = Config(state=str(folder), step=StepConfig(lanes=LANES, snapshot_every=10, snapshot_s=0))
     log = open_log(config)
     create_topics(log, config)
     return config, log
@@ -62,9 +60,7 @@ def run(actors, spec, handles, workers, generation, until=STEPS):
 
 def connected(spec, actor):
     who = WorkerId(0, 1, 1)
-    return ShardedClient(
-        spec, [SocketChannel(actor.address, lambda token: hello(spec, 0, who, token))], who
-    )
+    return ShardedClient(spec, [SocketChannel(actor.address, lambda token: hello(spec, 0, who, token))], who)
 
 
 def expected(spec):
@@ -81,9 +77,7 @@ def deltas(log, least):
     return log.read(DELTAS, 0, 0)
 
 
-def test_a_delta_that_could_not_be_published_goes_out_when_the_shard_is_looked_at(
-    tmp_path, monkeypatch
-):
+def test_a_delta_that_could_not_be_published_goes_out_when_the_shard_is_looked_at(tmp_path, monkeypatch):
     from parameter_server.rpc import shard_actor as actors
 
     config, log = config_in(tmp_path)

@@ -24,9 +24,7 @@ from tests.support.simulation.disk_replica import DiskReplica
 pytestmark = [
     pytest.mark.services,
     pytest.mark.pairs(13),
-    pytest.mark.skipif(
-        not chromium_is_there(), reason="chromium and chromedriver aren't installed"
-    ),
+    pytest.mark.skipif(not chromium_is_there(), reason="chromium and chromedriver aren't installed"),
     pytest.mark.skipif(shutil.which("npm") is None, reason="npm isn't installed"),
 ]
 READY = "return document.body.dataset.ready"
@@ -102,11 +100,13 @@ def test_a_view_is_sent_when_the_item_leaves_with_the_time_it_was_visible(
 
 @pytest.mark.parametrize(
     ("style", "views"),
-    [("height: 200px; margin-top: calc(100vh - 80px)", 0),  # 40 % of the item
-     ("height: 200px; margin-top: calc(100vh - 120px)", 1),
-     ("height: 9000px", 1),  # 9 % of the item, all of the screen
-     ("height: 9000px; margin-top: 70vh", 0)],
-)  # fmt: skip
+    [
+        ("height: 200px; margin-top: calc(100vh - 80px)", 0),  # 40 % of the item
+        ("height: 200px; margin-top: calc(100vh - 120px)", 1),
+        ("height: 9000px", 1),  # 9 % of the item, all of the screen
+        ("height: 9000px; margin-top: 70vh", 0),
+    ],
+)
 def test_half_of_the_item_or_of_the_screen_must_be_visible(
     browser: Browser, site: TrackerSite, style: str, views: int
 ) -> None:
@@ -156,9 +156,7 @@ def test_a_list_is_reported_once_it_is_visible_in_a_page_that_is_too(
     assert received(browser, site) == [seen]
 
 
-def test_a_list_whose_item_leaves_a_hidden_page_is_not_reported(
-    browser: Browser, site: TrackerSite
-) -> None:
+def test_a_list_whose_item_leaves_a_hidden_page_is_not_reported(browser: Browser, site: TrackerSite) -> None:
     open_page(browser, site, options='{"reports": "lists"}')
     browser.run(HIDE_PAGE, "hidden")
     show_cell(browser, "height: 200px")
@@ -307,9 +305,7 @@ def test_no_view_of_10_000_is_lost(browser: Browser, site: TrackerSite, tmp_path
     events = replica.engagements()
     counted = Counter((event.request_id, event.item_id) for event in events)
     distinct = {event.event_id for event in events}
-    print(
-        json.dumps({"views": len(visits.shown), "s": round(took_s, 1), "log": len(events), **stats})
-    )
+    print(json.dumps({"views": len(visits.shown), "s": round(took_s, 1), "log": len(events), **stats}))
     assert len(visits.shown) == len(set(visits.shown)) == 100 * PAGES * LISTS == 10_000
     lost = set(visits.shown) - set(counted)
     screens = {each // 100 for each, view in enumerate(visits.shown) if view in lost}

@@ -54,9 +54,7 @@ class Folds:
         self.state = state
 
     def up(self, workers: int) -> None:
-        each = WorkersConfig(
-            session_fold=workers, joiner=workers, counters=workers, archive=workers
-        )
+        each = WorkersConfig(session_fold=workers, joiner=workers, counters=workers, archive=workers)
         status = start(replace(self.config, workers=each), only=list(PARTS), detach=True)
         assert status == 0, (self.state / "run" / "up.out").read_text()[-2000:]
 
@@ -93,8 +91,7 @@ class Folds:
 
 def examples_of(log: Log) -> list[list[bytes]]:
     return [
-        [r.value for r in read_range(log, EXAMPLES, p, 0, log.end(EXAMPLES, p))]
-        for p in range(PARTITIONS)
+        [r.value for r in read_range(log, EXAMPLES, p, 0, log.end(EXAMPLES, p))] for p in range(PARTITIONS)
     ]
 
 
@@ -163,8 +160,9 @@ def test_a_killed_worker_and_another_number_of_workers_change_nothing(folds: Fol
         append(log, events[third : 2 * third])
         until(
             lambda: all(folds.pid(name) not in (pid, 0) for name, pid in killed.items()),
-            WAIT_S, "killed workers restart",
-        )  # fmt: skip
+            WAIT_S,
+            "killed workers restart",
+        )
         assert {name: folds.pid(name) for name in others} == others, "they restart alone"
         restarts = {part.name: part.restarts for part in gather(folds.state).parts}
         assert restarts["joiner.1"] == restarts["counters.1"] == 1 and restarts["joiner.0"] == 0

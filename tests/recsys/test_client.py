@@ -33,9 +33,11 @@ class Server:
 
     def options(self, draw: float = 0.0) -> dict[str, Any]:
         return {
-            "transport": httpx.MockTransport(self.answer), "clock_ms": lambda: NOW_MS,
-            "sleep": self.waits.append, "draw": lambda: draw,
-        }  # fmt: skip
+            "transport": httpx.MockTransport(self.answer),
+            "clock_ms": lambda: NOW_MS,
+            "sleep": self.waits.append,
+            "draw": lambda: draw,
+        }
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
@@ -85,9 +87,7 @@ def like(item_id: str = "v12") -> Engagement:
 def test_recommend_asks_for_what_was_wanted_and_reads_the_answer() -> None:
     server = Server()
     with server.client() as client:
-        answer = client.recommend(
-            "u1", 2, context={"device": "phone"}, exclude_ids=["v3", 5], explain=True
-        )
+        answer = client.recommend("u1", 2, context={"device": "phone"}, exclude_ids=["v3", 5], explain=True)
     assert server.bodies() == [
         {"user_id": "u1", "n": 2, "surface": "feed", "context": {"device": "phone"},
          "exclude_ids": ["v3", 5], "candidate_ids": None, "explain": True}
@@ -105,10 +105,7 @@ def test_rankings_and_lists_for_all_are_asked_for_with_filters() -> None:
     client = server.client()
     answer = client.rank("u1", ["v12", 7, "v9"], log=False, filters={"tags": "cats"})
     assert answer.warnings == [{"item_id": "v9", "why": "unknown"}]
-    assert [item.item_id for item in client.items("popular", 2, {"price": {"max": 3}})] == [
-        "v12",
-        7,
-    ]
+    assert [item.item_id for item in client.items("popular", 2, {"price": {"max": 3}})] == ["v12", 7]
     assert client.similar("a/b c")[0].rank == 0
     client.recommend("u1", filters={"tags": ["cats"]}, profiling=False)
     first, second, third, fourth = server.requests
@@ -139,12 +136,7 @@ def test_a_list_is_asked_for_once_since_each_is_an_impression() -> None:
 
 @pytest.mark.parametrize(
     "failure",
-    [
-        httpx.Response(503),
-        httpx.Response(429),
-        httpx.ReadTimeout("late"),
-        httpx.ConnectError("gone"),
-    ],
+    [httpx.Response(503), httpx.Response(429), httpx.ReadTimeout("late"), httpx.ConnectError("gone")],
 )
 def test_events_are_sent_again_under_the_same_id(failure: httpx.Response | Exception) -> None:
     server = Server(failure, failure)
@@ -156,9 +148,7 @@ def test_events_are_sent_again_under_the_same_id(failure: httpx.Response | Excep
 
 def test_an_id_that_was_given_is_kept_and_others_differ() -> None:
     server = Server()
-    named = Engagement(
-        time_ms=1, request_id="r", user_id="u", item_id="i", kind="view", event_id="mine"
-    )
+    named = Engagement(time_ms=1, request_id="r", user_id="u", item_id="i", kind="view", event_id="mine")
     server.client().send_events([named, like(), like()])
     ids = [event["event_id"] for event in server.bodies()[0]["events"]]
     assert ids[0] == "mine" and len(set(ids)) == 3
@@ -277,13 +267,7 @@ def test_seen_names_the_list_by_its_first_item_and_an_empty_list_by_nothing() ->
     answer = client.recommend("u1")
     assert client.seen(answer, "u1", surface="front").accepted == 1
     (event,) = server.bodies()[1]["events"]
-    wanted = {
-        "request_id": "r9",
-        "user_id": "u1",
-        "item_id": "v12",
-        "kind": "seen",
-        "surface": "front",
-    }
+    wanted = {"request_id": "r9", "user_id": "u1", "item_id": "v12", "kind": "seen", "surface": "front"}
     assert {name: event[name] for name in wanted} == wanted
     assert client.seen(msgspec.structs.replace(answer, items=[]), "u1").accepted == 0
     assert len(server.requests) == 2

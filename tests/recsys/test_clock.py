@@ -16,14 +16,7 @@ def pace(speed: float = 100.0, **changes: float) -> Pace:
 
 @pytest.mark.parametrize(
     ("now_ms", "due"),
-    [
-        (1_000, True),
-        (1_001, True),
-        (999, False),
-        (500, False),
-        (499, True),
-        (1_000 - HOUR_MS, True),
-    ],
+    [(1_000, True), (1_001, True), (999, False), (500, False), (499, True), (1_000 - HOUR_MS, True)],
 )
 def test_what_is_done_every_so_often_is_due_in_time_and_after_the_clock_was_set_back(
     now_ms: int, due: bool
@@ -35,16 +28,12 @@ def test_what_is_done_every_so_often_is_due_in_time_and_after_the_clock_was_set_
     ("now_s", "speed", "passed_ms"),
     [(10, 100.0, 0), (10.001, 2000.0, 2_000), (11, 100.0, 100_000), (12, 0.5, 1_000), (60, 0.0, 0)],
 )
-def test_event_time_passes_at_the_speed_of_its_pace(
-    now_s: float, speed: float, passed_ms: int
-) -> None:
+def test_event_time_passes_at_the_speed_of_its_pace(now_s: float, speed: float, passed_ms: int) -> None:
     clock = Clock(lambda: pace(speed), lambda: int(now_s * S))
     assert clock() == START_MS + passed_ms
 
 
-def test_event_time_stands_still_at_the_end_of_its_lease_at_its_limit_and_before_it_begins() -> (
-    None
-):
+def test_event_time_stands_still_at_the_end_of_its_lease_at_its_limit_and_before_it_begins() -> None:
     for now_s in (70, 71, 1_000):
         assert pace().at(now_s * S) == START_MS + 6_000_000
     assert pace(limit_ms=START_MS + 500).at(11 * S) == START_MS + 500

@@ -15,9 +15,7 @@ def offer(patched: pytest.MonkeyPatch, **values: str) -> None:
     patched.setattr(plugins, "entry_points", lambda group: EntryPoints(entries).select(group=group))
 
 
-def test_a_plug_in_is_found_by_name_and_a_module_needs_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_plug_in_is_found_by_name_and_a_module_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, join="os.path:join", path="os.path")
     assert load(GROUP, "join") is load(GROUP, "os.path:join") is __import__("os").path.join
     assert load(GROUP, "path") is __import__("os").path
@@ -25,23 +23,15 @@ def test_a_plug_in_is_found_by_name_and_a_module_needs_none(
         find("recsys.models", "join")
 
 
-def test_errors_name_group_name_what_is_installed_and_the_remedy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_errors_name_group_name_what_is_installed_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, shop="no_such_module:f", news="os:no_such_name", twice="os:a", twice_="os:b")
-    message = (
-        "'shpo' of the group 'recsys.routes'; installed are news, shop, twice: pip install the"
-    )
+    message = "'shpo' of the group 'recsys.routes'; installed are news, shop, twice: pip install the"
     with pytest.raises(ValueError, match=message):
         load(GROUP, "shpo")
     find(GROUP, "shop")  # not imported yet
-    with pytest.raises(
-        ValueError, match="'shop' .* from no_such_module:f .ModuleNotFoundError: .*pip"
-    ):
+    with pytest.raises(ValueError, match="'shop' .* from no_such_module:f .ModuleNotFoundError: .*pip"):
         load(GROUP, "shop")
-    with pytest.raises(
-        ValueError, match="'news' .* from os:no_such_name .AttributeError: .*pip inst"
-    ):
+    with pytest.raises(ValueError, match="'news' .* from os:no_such_name .AttributeError: .*pip inst"):
         load(GROUP, "news")
     with pytest.raises(ValueError, match="SystemExit: 3.: pip install"):
         load(GROUP, "tests.support.ending_plugin:f")
@@ -52,9 +42,7 @@ def test_errors_name_group_name_what_is_installed_and_the_remedy(
         find(GROUP, "shop")
 
 
-def test_a_package_that_offers_the_same_twice_is_one_plug_in(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_package_that_offers_the_same_twice_is_one_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, join="os.path:join", join_="os.path:join")  # a checkout installed twice
     assert find(GROUP, "join").value == "os.path:join"
 

@@ -93,12 +93,8 @@ def test_a_log_is_replayed_by_its_definition_without_a_dataset_file(tmp_path: Pa
     assert scores[late & opened].mean() > scores[late & ~opened].mean() + 0.2
 
 
-def test_engagements_without_a_request_label_the_newest_list_with_their_item(
-    tmp_path: Path,
-) -> None:
-    lines = [
-        dict(line, request_id="") if line["type"] == "engagement" else line for line in slates()
-    ]
+def test_engagements_without_a_request_label_the_newest_list_with_their_item(tmp_path: Path) -> None:
+    lines = [dict(line, request_id="") if line["type"] == "engagement" else line for line in slates()]
     named, unnamed = (
         run(folder_of(tmp_path / name, log), NEWS).predictions
         for name, log in (("named", slates()), ("unnamed", lines))
@@ -190,11 +186,7 @@ def test_items_of_a_basket_are_not_each_others_past() -> None:
         player.play(Item(time_ms=START_MS, item_id=f"v{n}"))
     for after_ms, item in ((1_000, 1), (1_000, 2), (1_000, 3), (60_000, 4)):
         bought = Engagement(
-            time_ms=START_MS + after_ms,
-            request_id="",
-            user_id="ann",
-            item_id=f"v{item}",
-            kind="buy",
+            time_ms=START_MS + after_ms, request_id="", user_id="ann", item_id=f"v{item}", kind="buy"
         )
         for played in player.as_lists(bought):
             player.play(played)

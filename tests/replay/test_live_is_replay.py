@@ -60,9 +60,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "clicks.csv").write_text("\n".join(rows))
     items = "".join(f"v{n},c{n % 5}\n" for n in range(ITEMS))
     (tmp_path / "items.csv").write_text("i,category\n" + items)
-    (tmp_path / "users.csv").write_text(
-        "n,region\n" + "".join(f"u{n},r{n % 3}\n" for n in range(7))
-    )
+    (tmp_path / "users.csv").write_text("n,region\n" + "".join(f"u{n},r{n % 3}\n" for n in range(7)))
     return tmp_path
 
 
@@ -77,9 +75,7 @@ class Tables:
         config = self.app.config(small_config(folder / state))
         # Shares of sources follow clicks in served lists, and with them the candidates that are drawn.
         config = replace(config, serve=replace(config.serve, source_floor=1.0))
-        self.config: Config = on_event_clock(
-            self.dataset, ReplayOptions(step_examples=step_examples), config
-        )
+        self.config: Config = on_event_clock(self.dataset, ReplayOptions(step_examples=step_examples), config)
         self.features = self.app.feature_set()
 
     def events(self) -> list[Event]:
@@ -111,9 +107,7 @@ def comparable(example: Example) -> bytes:
 
 def examples_on(log: Log) -> list[bytes]:
     records = (
-        record
-        for p in range(log.partitions(EXAMPLES))
-        for record in log.read(EXAMPLES, p, 0, 100_000)
+        record for p in range(log.partitions(EXAMPLES)) for record in log.read(EXAMPLES, p, 0, 100_000)
     )
     examples = (unpack(record.value, Example) for record in records)
     return [comparable(example) for example in examples if not example.measured]
@@ -135,13 +129,7 @@ def imported(tables: Tables) -> Player:
     with closing(open_log(tables.config)) as log:
         create_topics(log, tables.config)
         importer = Importer(
-            tables.app,
-            tables.config,
-            log,
-            lambda: START_MS + 10_000_000,
-            10_000,
-            iter,
-            players.append,
+            tables.app, tables.config, log, lambda: START_MS + 10_000_000, 10_000, iter, players.append
         )
         importer.run(tables.dataset, keep_times=True)
     (player,) = players

@@ -104,9 +104,7 @@ ALL_SHOWN = replace(FEATURES, schema=replace(FEATURES.schema, shown_by="impressi
 
 
 def clicked(request: str, user: str, item_id: str, at_ms: int) -> Engagement:
-    return Engagement(
-        time_ms=at_ms, request_id=request, user_id=user, item_id=item_id, kind="long_view"
-    )
+    return Engagement(time_ms=at_ms, request_id=request, user_id=user, item_id=item_id, kind="long_view")
 
 
 class Past:
@@ -143,14 +141,10 @@ def test_every_impression_is_scored_once_in_order_with_the_version_of_its_time()
     steps = past.steps()
     assert steps == sorted(steps) and steps[0] == 0 and steps[-1] > 5
     assert past.loop.joiners[0].counts["examples"] > 0
-    assert (
-        len(past.loop.log.read("examples", 0, past.loop.log.begin("examples", 0))) < 20
-    )  # trimmed
+    assert len(past.loop.log.read("examples", 0, past.loop.log.begin("examples", 0))) < 20  # trimmed
 
 
-def test_a_score_does_not_hang_on_the_impressions_scored_with_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_score_does_not_hang_on_the_impressions_scored_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     together = Past().run(40)
     monkeypatch.setattr("replay.player._FLUSH", 1)
     alone = Past().run(40)
@@ -175,9 +169,7 @@ def test_frozen_parameters_stay_while_sessions_go_on() -> None:
     live, frozen = Past().run(60), Past(frozen_after_ms=at_ms).run(60)
     after = [s for s in frozen.scored if s.impression.time_ms > at_ms + 2 * MINUTE_MS]
     assert len({s.step for s in after}) == 1 and 0 < after[-1].step < live.steps()[-1]
-    assert (
-        frozen.scored[10].probabilities_NL.tobytes() == live.scored[10].probabilities_NL.tobytes()
-    )
+    assert frozen.scored[10].probabilities_NL.tobytes() == live.scored[10].probabilities_NL.tobytes()
     again = Past(frozen_after_ms=at_ms).run(22)
     assert again.loop.digest() == frozen.loop.digest()
     ages = {s.probabilities_NL.tobytes() for s in after}

@@ -19,11 +19,7 @@ from recsys.features.operators import Derived
 from serving.request import Candidates
 
 PACKAGE = "examples.plugin_package.recsys_example_plugins"
-SOURCE, SHORT, FAILING = (
-    f"{PACKAGE}:same_author@1",
-    f"{PACKAGE}:short_first@1",
-    f"{__name__}:failing@1",
-)
+SOURCE, SHORT, FAILING = (f"{PACKAGE}:same_author@1", f"{PACKAGE}:short_first@1", f"{__name__}:failing@1")
 FEATURES = FeatureSet(
     FEED_SCHEMA,
     declared=Declared(
@@ -72,10 +68,7 @@ def test_answers_with_plug_ins_are_explained_to_the_bit(
     failed = [i for i in impressions if FAILING in i.degraded]
     assert 10 < len(failed) < 20 and len(impressions) == 60
     added = [answer.candidates for check in checks if (answer := check.answer)]
-    assert all(
-        candidates is not None and example.SHORT_FIRST in candidates.added
-        for candidates in added[:5]
-    )
+    assert all(candidates is not None and example.SHORT_FIRST in candidates.added for candidates in added[:5])
 
     monkeypatch.delattr(example, "short_first")
     (check, *_) = explained(config, asked[:1])
@@ -98,7 +91,5 @@ def explained(config: Any, asked: list[tuple[str, str]]) -> list[AnswerCheck]:
 def test_impressions_without_stages_are_encoded_as_before() -> None:
     from recsys.events.event_types import RequestInputs, encode
 
-    impression = Impression(
-        time_ms=1, request_id="r", user_id="u", items=[], inputs=RequestInputs()
-    )
+    impression = Impression(time_ms=1, request_id="r", user_id="u", items=[], inputs=RequestInputs())
     assert b"stages" not in encode(impression)

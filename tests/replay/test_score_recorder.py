@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from recsys.events.event_types import (
-    AGAIN,
-    UNPROVEN,
-    USER_PROVEN,
-    Engagement,
-    Impression,
-    ServedItem,
-)
+from recsys.events.event_types import AGAIN, UNPROVEN, USER_PROVEN, Engagement, Impression, ServedItem
 from replay import replay_run
 from replay.player import ScoredImpression
 from replay.predictions import Predictions, PredictionsFile, joined
@@ -92,9 +85,7 @@ def test_blocks_are_written_once_their_labels_are_complete(monkeypatch: pytest.M
     np.testing.assert_array_equal(rows.scores["click"], expected.scores["click"])
 
 
-def test_a_label_outlives_the_block_that_ends_before_its_row(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_label_outlives_the_block_that_ends_before_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_run, "_BLOCK", 2)
     recorder = ScoreRecorder(["click"], None, horizon_ms=100)
     recorder.scored(scored("r1", "a", "b", at_ms=0))

@@ -68,9 +68,7 @@ def test_a_view_reaches_the_session_and_the_next_answer(world: World) -> None:
             "item_id": seen, "time_ms": NOW_MS, "watch_ms": 9_000, "did": ["long_view"],
             "learned": False,
         }  # fmt: skip
-        assert {topic["tag"] for topic in session["topics"]} == set(
-            first["items"][0]["fields"]["tags"]
-        )
+        assert {topic["tag"] for topic in session["topics"]} == set(first["items"][0]["fields"]["tags"])
         assert all(topic["weight"] > 0 for topic in session["topics"])
         second = await w.recommend(n=50)
         assert seen not in {i["item_id"] for i in second["items"]}

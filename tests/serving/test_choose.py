@@ -19,9 +19,7 @@ from tests.support.training.small_feed import FEATURES
 GREEDY = policy(explore=0.0, quota=0.0, per_author=0, weights={"long_view": 1.0})
 
 
-def query_of(
-    replica: Replica, by: Policy = GREEDY, request_id: str = "r1", **request: Any
-) -> Query:
+def query_of(replica: Replica, by: Policy = GREEDY, request_id: str = "r1", **request: Any) -> Query:
     wanted = Request("u", **({"n": 5, "by_score": True} | request))
     return Query(wanted, viewer(replica, liked=(3,)), by, NOW_MS, request_id)
 
@@ -37,16 +35,12 @@ def choosing(monkeypatch: pytest.MonkeyPatch) -> Replica:
     with torch.no_grad():
         replica.model.choice.weights_W[0] = 1.0
     monkeypatch.setattr(
-        pipeline_module,
-        "utilities",
-        lambda weights, dense, odds, features: 1.0 * np.arange(len(dense)),
+        pipeline_module, "utilities", lambda weights, dense, odds, features: 1.0 * np.arange(len(dense))
     )
     return replica
 
 
-def test_the_list_holds_what_is_taken_most_likely_in_the_order_of_the_ranker(
-    choosing: Replica,
-) -> None:
+def test_the_list_holds_what_is_taken_most_likely_in_the_order_of_the_ranker(choosing: Replica) -> None:
     answer = ask(choosing)
     candidates = answer.candidates
     assert candidates is not None
@@ -78,9 +72,7 @@ def test_a_policy_s_weights_count_in_what_is_chosen(
 ) -> None:
     """By the chance of being taken times the score of an engagement: with equal chances by this."""
     replica = choosing
-    monkeypatch.setattr(
-        pipeline_module, "utilities", lambda w, dense, odds, f: np.zeros(len(dense))
-    )
+    monkeypatch.setattr(pipeline_module, "utilities", lambda w, dense, odds, f: np.zeros(len(dense)))
     likes = policy(explore=0.0, quota=0.0, per_author=0, weights={"like": 1.0})
     answer = ask(replica, by=likes)
     candidates = answer.candidates

@@ -63,9 +63,7 @@ class Shop(LocalSystem):
         super().__init__(replace(config, serve=replace(config.serve, candidates=20)))
         self.publish([item(n) for n in range(ITEMS)])
 
-    async def send(
-        self, *events: dict[str, Any], caller: Caller = SERVER, foreign: bool = False
-    ) -> Any:
+    async def send(self, *events: dict[str, Any], caller: Caller = SERVER, foreign: bool = False) -> Any:
         batch = await self.service.write_api.append_events(events, caller, foreign)
         assert batch.count("accepted") == len(events), batch.results
         return batch
@@ -76,9 +74,7 @@ class Shop(LocalSystem):
         return [decode(record.value) for part in records for record in part]
 
     def examples(self) -> list[Example]:
-        parts = (
-            self.log.read(EXAMPLES, p, 0, 100_000) for p in range(self.log.partitions(EXAMPLES))
-        )
+        parts = (self.log.read(EXAMPLES, p, 0, 100_000) for p in range(self.log.partitions(EXAMPLES)))
         return [unpack(record.value, Example) for part in parts for record in part]
 
     def lists(self) -> list[Impression]:
@@ -134,9 +130,7 @@ def test_a_click_comes_after_the_list_that_replay_makes_of_it(tmp_path: Path) ->
         shop.now_ms += 700
         sent = click(shop.now_ms, "v7")
         fresh = ClickLists(shop.service.pipeline)
-        again = fresh.list_of(
-            Engagement(request_id="", **{k: sent[k] for k in sent if k != "type"}), session
-        )
+        again = fresh.list_of(Engagement(request_id="", **{k: sent[k] for k in sent if k != "type"}), session)
         replica, builder = shop.service.replica, shop.service.pipeline.builder
         indices = np.array([replica.catalogue.index_of(i.item_id) for i in again.items])
         served = builder.build(
@@ -214,9 +208,7 @@ def test_a_purchase_belongs_to_the_list_of_its_click(tmp_path: Path) -> None:
         await shop.send(click(now_ms, "v1"), click(now_ms + 1, "v1", kind="purchase"))
         shop.turn()
         await shop.restart_replica()  # only the session has the list now
-        await shop.send(
-            click(now_ms + 900, "v1", kind="purchase"), click(now_ms, "v2", kind="purchase")
-        )
+        await shop.send(click(now_ms + 900, "v1", kind="purchase"), click(now_ms, "v2", kind="purchase"))
         lists = shop.lists()
         assert [shown.items[0].item_id for shown in lists] == ["v1", "v2"]
         clicked = (e for e in shop.logged() if isinstance(e, Engagement))
@@ -258,12 +250,8 @@ def test_other_events_have_no_list(event: dict[str, Any], tmp_path: Path) -> Non
         why = event.pop("why", "")
         await shop.send(click(START_MS, "v1") | event)
         assert not shop.lists()
-        if (
-            why == PLAIN
-        ):  # its id keeps it out of histories and co-visits, once the viewer has them again
-            assert [e.request_id for e in shop.logged() if isinstance(e, Engagement)] == [
-                PLAIN_LIST
-            ]
+        if why == PLAIN:  # its id keeps it out of histories and co-visits, once the viewer has them again
+            assert [e.request_id for e in shop.logged() if isinstance(e, Engagement)] == [PLAIN_LIST]
         assert +shop.service.click_lists.left_out == ({why: 1} if why else {})
 
     run(tmp_path, scenario)
@@ -357,9 +345,7 @@ def test_lists_that_nobody_engages_with_change_nothing(text: str, tmp_path: Path
         examples = [e for e in shop.examples() if e.user_id != "other"]
         assert not examples and len(shop.lists()) == 41
         shown = shop.service.replica.popularity.shown
-        assert shown.sum() == (
-            5.0 if "shown: list" in text else 0.0
-        )  # of the one that was confirmed
+        assert shown.sum() == (5.0 if "shown: list" in text else 0.0)  # of the one that was confirmed
         session = await shop.service.session_of("u1")
         assert not session.seen and not session.history
 
@@ -428,9 +414,7 @@ def test_no_removed_item_comes_from_the_whole_catalogue(monkeypatch: pytest.Monk
     for old, new in zip(before, after, strict=True):
         assert old == new or old[0] in removed
         assert not new or new[0] not in removed
-    replica.apply_items(
-        [*gone, *(msgspec.structs.replace(gone[0], item_id=f"v{n}") for n in range(4))], 100
-    )
+    replica.apply_items([*gone, *(msgspec.structs.replace(gone[0], item_id=f"v{n}") for n in range(4))], 100)
     assert [*map(drawn, range(60))] == [[]] * 60
 
 

@@ -37,7 +37,7 @@ def watched(replica: Replica, views: Mapping[int, tuple[int, int]]) -> None:
             fold.engagement(
                 Engagement(time_ms=time_ms, request_id="r", user_id="x", item_id=f"v{n}", kind="long_view"),
                 replica.catalogue.keys[n],
-            )  # fmt: skip
+            )
     columns = [column.tobytes() for column in fold.counters.export()]
     state = ItemState(offsets=[1], keys=columns[0], values=columns[1], last_ms=columns[2])
     replica.apply_item_state(state, 1)
@@ -58,9 +58,7 @@ def test_popular_and_trending_differ_in_items_that_were_always_watched() -> None
     assert listed(replica, trending) == ["v2", "v1", "v3"]  # v9 has fewer than usual
     assert listed(replica, popular, n=1) == ["v1"]
     assert listed(replica, popular, author="a0") == ["v9"]
-    [shown] = ItemLists(Pipeline(replica), None, lambda: NOW_MS).ordered(
-        popular, 1, {"author": "a2"}
-    )
+    [shown] = ItemLists(Pipeline(replica), None, lambda: NOW_MS).ordered(popular, 1, {"author": "a2"})
     assert shown.score == pytest.approx(5 * 2 ** (-1 / 6), rel=1e-3)  # faded for an hour of six
 
 
@@ -124,11 +122,13 @@ def test_the_routes_have_a_scope_and_refuse_what_they_dont_know(world: World) ->
             answer = await get(path, n=3)
             assert answer.status_code == 200 and answer.json()["degraded"] == []
             for wrong, field in (
-                ({"n": 101}, "query.n"), ({"fliters": "{}"}, "query.fliters"),
-                ({"filters": "{"}, "query.filters"), ({"filters": "[]"}, "query.filters"),
+                ({"n": 101}, "query.n"),
+                ({"fliters": "{}"}, "query.fliters"),
+                ({"filters": "{"}, "query.filters"),
+                ({"filters": "[]"}, "query.filters"),
                 ({"filters": '{"nothing": 1}'}, "filters.nothing"),
                 ({"filters": '{"duration_ms": NaN}'}, "filters.duration_ms"),
-            ):  # fmt: skip
+            ):
                 refused = await get(path, **wrong)
                 assert refused.status_code == 422, wrong
                 [detail] = refused.json()["details"]

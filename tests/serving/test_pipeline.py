@@ -214,11 +214,7 @@ def test_a_relative_temperature_is_of_scores_before_they_are_adjusted() -> None:
     scored = answer.candidates.scored(np.linspace(0.1, 1.0, 20))
     raised = scored.add_scores("stage", np.full(20, 4.0))
     params = [Pipeline(replica).sampling_input(query, each).params for each in (scored, raised)]
-    assert (
-        params[0].temperature
-        == params[1].temperature
-        == pytest.approx(0.1 * level(scored.scores_N))
-    )
+    assert params[0].temperature == params[1].temperature == pytest.approx(0.1 * level(scored.scores_N))
 
 
 def test_the_level_of_scores_is_a_size_whatever_their_number_and_sign() -> None:
@@ -253,9 +249,7 @@ def test_a_fixed_item_stands_at_its_rank_and_the_impression_says_so() -> None:
     for n in range(20):
         answer = ask(replica, request_id=f"r{n}", by=by)
         assert (ids(answer)[0], ids(answer)[3]) == ("v11", "v30") and len(set(ids(answer))) == 5
-        for rank, (shown, served) in enumerate(
-            zip(answer.items, answer.impression.items, strict=True)
-        ):
+        for rank, (shown, served) in enumerate(zip(answer.items, answer.impression.items, strict=True)):
             pinned = rank in (0, 3)
             assert (shown.sources == ("fixed",)) == pinned == ("fixed" in served.sources)
             assert (served.propensity == 1.0) == pinned and shown.score is not None
@@ -351,9 +345,7 @@ def test_a_prediction_that_is_no_number_is_the_last(monkeypatch: pytest.MonkeyPa
         assert answer.degraded == ()
 
 
-def test_where_no_prediction_is_a_number_the_impression_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_no_prediction_is_a_number_the_impression_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it can be told from a list that wasn't ranked in time; the list is of what is popular."""
     replica = made()
     popular(replica, {7: 30, 9: 20})

@@ -31,13 +31,7 @@ def shown(replica: Replica) -> None:
         for k in range(10):
             for kind in ("view", "long_view") if k < n % 7 else ("view",):
                 fold.engagement(
-                    Engagement(
-                        time_ms=START_MS + k,
-                        request_id="r",
-                        user_id="x",
-                        item_id=f"v{n}",
-                        kind=kind,
-                    ),
+                    Engagement(time_ms=START_MS + k, request_id="r", user_id="x", item_id=f"v{n}", kind=kind),
                     replica.catalogue.keys[n],
                 )
     columns = (column.tobytes() for column in fold.counters.export())

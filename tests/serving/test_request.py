@@ -29,11 +29,7 @@ def test_a_stage_closes_candidates_and_counts_those_that_were_open() -> None:
 def test_skipped_stages_are_listed_in_order() -> None:
     first = candidates()
     assert first.degrade() is first
-    assert first.degrade("sessions").degrade("ranker", "rules").degraded == (
-        "sessions",
-        "ranker",
-        "rules",
-    )
+    assert first.degrade("sessions").degrade("ranker", "rules").degraded == ("sessions", "ranker", "rules")
 
 
 def test_an_item_without_an_explanation_is_encoded_without_its_fields() -> None:

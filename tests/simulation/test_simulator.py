@@ -45,9 +45,7 @@ def test_seeds_give_the_same_runs_in_another_process(tmp_path: Path) -> None:
 def _struck(folder: str, hash_seed: str) -> str:
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     command = [sys.executable, "-c", _RUN, folder]
-    return subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
-    ).stdout
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("seed", FAST)
@@ -73,9 +71,7 @@ def test_many_kills_with_all_faults_lose_and_double_nothing(tmp_path: Path) -> N
         for what, times in run.chance.struck.items():
             struck[what] = struck.get(what, 0) + times
     assert kills >= 25 * len(KILLS)
-    assert all(
-        struck[what] >= len(KILLS) // 2 for what in ("still full", "clock", "pair", "power")
-    ), struck
+    assert all(struck[what] >= len(KILLS) // 2 for what in ("still full", "clock", "pair", "power")), struck
 
 
 @pytest.mark.slow

@@ -38,13 +38,7 @@ def case(seed, lists, ranks, items):
             mine[row, rank], theirs[row, rank] = its[action], chances(target[row], above)
             rewards[row, rank] = draw.random() < 1 / (1 + np.exp(-said[row, action]))
     q_hat = np.repeat((1 / (1 + np.exp(-said)))[:, None], ranks, 1) * 0.9  # a model that is wrong
-    return {
-        "actions": actions,
-        "rewards": rewards,
-        "propensities": mine,
-        "target": theirs,
-        "q_hat": q_hat,
-    }
+    return {"actions": actions, "rewards": rewards, "propensities": mine, "target": theirs, "q_hat": q_hat}
 
 
 def of_one_rank(its):
@@ -95,9 +89,7 @@ def of_ranks(its):
     dr = SlateCascadeDoublyRobust(len_list=ranks, n_unique_action=items)
     return {
         "ips": SlateRewardInteractionIPS(len_list=ranks).estimate_policy_value(**known),
-        "snips": SelfNormalizedSlateRewardInteractionIPS(len_list=ranks).estimate_policy_value(
-            **known
-        ),
+        "snips": SelfNormalizedSlateRewardInteractionIPS(len_list=ranks).estimate_policy_value(**known),
         "dr": dr.estimate_policy_value(**known, **model),
     }
 

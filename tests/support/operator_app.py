@@ -127,9 +127,7 @@ class _Server(FeatureReplay):
         return written if folded is event else [replace(event, event_id="planted")]
 
 
-def past(
-    requests: int = 60, missed: Callable[[Event], Event | None] = lambda event: event
-) -> ToyPast:
+def past(requests: int = 60, missed: Callable[[Event], Event | None] = lambda event: event) -> ToyPast:
     """The stream as a server with these features would have written it, which folds what ``missed`` makes of
     an event; none: nothing."""
     out, server = ToyPast(FEATURES), _Server(FEATURES, missed=missed)

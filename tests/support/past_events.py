@@ -24,9 +24,7 @@ class ToyPast:
 
     features: FeatureSet = FEATURES
     items: list[Item] = field(default_factory=list)
-    partitions: list[list[tuple[int, Event]]] = field(
-        default_factory=lambda: [[] for _ in range(PARTITIONS)]
-    )
+    partitions: list[list[tuple[int, Event]]] = field(default_factory=lambda: [[] for _ in range(PARTITIONS)])
 
     def add(self, event: Event) -> None:
         user = getattr(event, "user_id", None)
@@ -73,8 +71,7 @@ def toy_past(requests: int = 60) -> ToyPast:
     server = FeatureReplay(FEATURES)
     told: list[Event] = [_item(n, 0) for n in range(9)]
     told += [
-        User(time_ms=START_MS - 500 + n, user_id=f"u{n}", fields={"country": f"c{n % 3}"})
-        for n in range(8)
+        User(time_ms=START_MS - 500 + n, user_id=f"u{n}", fields={"country": f"c{n % 3}"}) for n in range(8)
     ]
     events = [e for e in feed(requests) if not isinstance(e, Impression)]
     events += [replace(e, features=None) for e in feed(requests) if isinstance(e, Impression)]
@@ -90,9 +87,5 @@ def toy_past(requests: int = 60) -> ToyPast:
 
 
 def _item(n: int, version: int, time_ms: int = START_MS) -> Item:
-    fields = {
-        "author": f"a{(n + version) % 4}",
-        "tags": [f"t{n % 3}"],
-        "duration_ms": 5_000 + 900 * n,
-    }
+    fields = {"author": f"a{(n + version) % 4}", "tags": [f"t{n % 3}"], "duration_ms": 5_000 + 900 * n}
     return Item(time_ms=time_ms, item_id=f"v{n}", fields=fields)

@@ -61,9 +61,7 @@ def check_digest(path: Path, digest_of: Callable[[Path], str] | None = None) -> 
             file.seek(max(0, os.fstat(file.fileno()).st_size - _SEAL - _END.size))
             end = file.read()
         if not end.startswith(MARK):
-            raise ValueError(
-                f"it ends with {end[: len(MARK)]!r}, expected {MARK!r} and its SHA-256"
-            )
+            raise ValueError(f"it ends with {end[: len(MARK)]!r}, expected {MARK!r} and its SHA-256")
         if (digest_of or content_digest)(path) != end[len(MARK) : _SEAL].hex():
             raise ValueError("its SHA-256 isn't the one stored in it")
 
@@ -74,9 +72,7 @@ def content_digest(path: Path, pace: Pace = lambda _: None) -> str:
         return _digest(file, pace).hex()
 
 
-def read_batches(
-    path: Path, rows: int, columns: Sequence[str] | None = None
-) -> Iterator[pa.RecordBatch]:
+def read_batches(path: Path, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Yields the rows of an intact file, ``rows`` at a time. Raises DamagedFile, or FileNotFoundError."""
     return checked(path, _batches(path, rows, columns))
 

@@ -31,7 +31,7 @@ FORMAT: Final[dict[str, Any]] = {
     "use_dictionary": ["topic", "partition", "key", "type", "user_id", "item_id", "request_id", "kind"],
     "column_encoding": {"offset": "DELTA_BINARY_PACKED"},
     "write_page_checksum": True,  # `recsys check` compares them
-}  # fmt: skip
+}
 _NAME: Final = re.compile(r"part-(\d+)-(\d+)-(\d+)\.parquet")
 
 
@@ -102,9 +102,7 @@ def merge_files(parts: Sequence[ArchiveFile]) -> None:
 
 
 @contextmanager
-def _rewritten(
-    path: Path, sources: Sequence[Path]
-) -> Iterator[tuple[Iterator[pa.Table], pq.ParquetWriter]]:
+def _rewritten(path: Path, sources: Sequence[Path]) -> Iterator[tuple[Iterator[pa.Table], pq.ParquetWriter]]:
     """Yields the rows of some files, and a writer for ``path`` with the schema of the first. Raises
     DamagedFile before anything is written: damage must get no digest."""
     for source in sources:
@@ -129,9 +127,8 @@ def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
 
 
 def erase_rows(
-    folder: Path, topic: str, partition: int, keys: Collection[bytes],
-    is_erased: Callable[[Record], object],
-) -> list[DamagedFile]:  # fmt: skip
+    folder: Path, topic: str, partition: int, keys: Collection[bytes], is_erased: Callable[[Record], object]
+) -> list[DamagedFile]:
     """Removes the records for which ``is_erased``, which may hold only for records of ``keys``. Files keep
     their names. Returns the damage of the files that it left as they were."""
     damage = list[DamagedFile]()

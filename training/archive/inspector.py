@@ -102,15 +102,11 @@ class Inspector(Fold):
         reader = self._steps.setdefault(line, StepReader(self._log, *line))
         try:
             step, place = reader.record(delta.step), reader.place(delta.step)
-        except (
-            LogLost
-        ):  # trimmed up to there since the reader's last rejection: another begins anew
+        except LogLost:  # trimmed up to there since the reader's last rejection: another begins anew
             reader = self._steps[line] = StepReader(self._log, *line)
             step, place = reader.record(delta.step), reader.place(delta.step)
         if step is None or place is None:
-            _LOG.error(
-                "step %d of %s/%d: %s, and the log has no record of it", delta.step, *line, rejected
-            )
+            _LOG.error("step %d of %s/%d: %s, and the log has no record of it", delta.step, *line, rejected)
             return
         ranges = ", ".join(f"{r.partition}: {r.start} to {r.stop - 1}" for r in step.ranges)
         reason = (

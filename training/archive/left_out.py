@@ -51,9 +51,7 @@ class LeftOut:
         marks += [(*about, at) for about, marked in self.withdrawn.items() for at, _ in marked]
         return sorted(marks)
 
-    def learnable(
-        self, partition: int, offsets: NDArray[np.int64], table: pa.Table
-    ) -> NDArray[np.bool_]:
+    def learnable(self, partition: int, offsets: NDArray[np.int64], table: pa.Table) -> NDArray[np.bool_]:
         """Whether examples of a partition may be learned. ``table``: ``COLUMNS`` of the same rows."""
         if not self.forgotten and not self.withdrawn:
             return np.ones(len(offsets), np.bool_)

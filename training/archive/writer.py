@@ -81,9 +81,7 @@ class Archive(Fold):
     """Archives topics of a log into a folder, or a worker's partitions of them; ``clock`` (milliseconds)
     decides when to write."""
 
-    def __init__(
-        self, log: Log, folder: Path, clock: Callable[[], int], share: Share = WHOLE
-    ) -> None:
+    def __init__(self, log: Log, folder: Path, clock: Callable[[], int], share: Share = WHOLE) -> None:
         """Raises LogLost if the folder contains the archive of another log."""
         self._log, self._folder, self._share = log, folder, share
         self._timer_ms = timer_of(clock)
@@ -219,9 +217,8 @@ def archived_rows(
     dataset = read_archive(folder, topic)
     for fragment in dataset.get_fragments(where):
         batches = fragment.to_batches(
-            schema=dataset.schema, columns=list(columns), filter=where, batch_size=_ROWS,
-            batch_readahead=1,
-        )  # fmt: skip
+            schema=dataset.schema, columns=list(columns), filter=where, batch_size=_ROWS, batch_readahead=1
+        )
         for batch in checked(Path(fragment.path), batches) if hasattr(fragment, "path") else ():
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 

@@ -120,9 +120,7 @@ def canary_impressions(
     return ServedImpressions(log, own, live, since_ms, rates, labels, rules, from_first=True)
 
 
-def guard_impressions(
-    log: Log, live: Live, labels: Sequence[str], config: Config
-) -> ServedImpressions:
+def guard_impressions(log: Log, live: Live, labels: Sequence[str], config: Config) -> ServedImpressions:
     """Impressions of a new live line, beside those of the previous epoch in the half hour before."""
     own, other = f"{live.line}/{live.epoch}", f"{live.line}/{live.parent_epoch}"
     rules, since_ms = config.promotion, live.time_ms - BEFORE_MS

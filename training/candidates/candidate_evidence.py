@@ -9,13 +9,7 @@ from numpy.typing import NDArray
 
 from experiments.promotion import gates, guard
 from experiments.promotion.guard import GuardEvidence
-from experiments.promotion.promotion import (
-    CanaryEngagement,
-    EngagementRates,
-    Evidence,
-    comparison,
-    window,
-)
+from experiments.promotion.promotion import CanaryEngagement, EngagementRates, Evidence, comparison, window
 from experiments.statistics.comparison import Comparison, ComparisonResult, PairedPredictions
 from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig
@@ -190,14 +184,18 @@ def evidence_numbers(evidence: Evidence) -> dict[str, float]:
     """The evidence as stored in a decision; unknown values are left out."""
     compared, served = evidence.compared, evidence.served
     values = {
-        "examples": compared.examples, "users": compared.users, "live_loss": compared.live_loss,
+        "examples": compared.examples,
+        "users": compared.users,
+        "live_loss": compared.live_loss,
         "live_calibration": compared.live_calibration,
         "calibration": compared.candidate_calibration,
-    }  # fmt: skip
+    }
     estimates = {
-        "loss": compared.loss, "auc": compared.auc, "user auc": compared.user_auc,
+        "loss": compared.loss,
+        "auc": compared.auc,
+        "user auc": compared.user_auc,
         "recall": compared.recall,
-    }  # fmt: skip
+    }
     estimates |= {f"loss in {name}": e for name, e in compared.segments.items()}
     if served is not None:
         values |= {"shown": served.examples, "degraded": served.degraded}
@@ -206,9 +204,11 @@ def evidence_numbers(evidence: Evidence) -> dict[str, float]:
         values |= {"not_finite": evidence.not_finite, "hours": evidence.hours}
         if served is not None:
             values |= {
-                "users shown": served.users, "users shown before": served.live_users,
-                "degraded before": served.live_degraded, "shown before": served.live_examples,
-            }  # fmt: skip
+                "users shown": served.users,
+                "users shown before": served.live_users,
+                "degraded before": served.live_degraded,
+                "shown before": served.live_examples,
+            }
     elif served is not None:
         values["live degraded"] = served.live_degraded
     for name, estimate in estimates.items():

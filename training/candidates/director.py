@@ -288,7 +288,5 @@ def experiment_texts(folder: Path = CONFIGS) -> dict[str, str]:
 def run(config: Config, stop: Stop) -> None:
     """Runs the part until asked to stop."""
     with closing(open_log(config)) as log:
-        director = Director(
-            log, config, clock_of(config), experiment_texts(), lambda: open_log(config)
-        )
+        director = Director(log, config, clock_of(config), experiment_texts(), lambda: open_log(config))
         follow(director, stop, _LOG)

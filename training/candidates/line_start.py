@@ -31,9 +31,7 @@ from training.steps.lineage import Lineage
 class LineStart:
     """Builds shadows. ``clock``: milliseconds."""
 
-    def __init__(
-        self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]) -> None:
         self._log, self._config, self._features, self._clock = log, config, features, clock
         self._folder = Path(config.state) / "snapshots"
 
@@ -59,9 +57,8 @@ class LineStart:
             source = self._from_registry(state, lifecycle, epoch, config.model, features)
             shard = open_mmap_shard(spec, dense, *source)
         shadow = Shadow(
-            self._log, config, features, line, shard, lifecycle.lives, candidate.learns,
-            candidate.arm,
-        )  # fmt: skip
+            self._log, config, features, line, shard, lifecycle.lives, candidate.learns, candidate.arm
+        )
         shadow.changes = Changes(shard, own)
         if shadow.arm is not None:
             assert own is not None, "written above"

@@ -59,9 +59,7 @@ class _List(msgspec.Struct, tag="impression", tag_field="type", gc=False):
 class LineWatch:
     """``turn`` returns the records to append. ``holds``: by kind, on ``control``."""
 
-    def __init__(
-        self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]) -> None:
         self._log, self._clock = log, clock
         self._is_on, self._label = config.promotion.line_guard, features.schema.labels[0]
         self._guard = LineGuard()
@@ -110,9 +108,7 @@ class LineWatch:
                     if is_own and not event.request_id.startswith(CLICK_LIST):
                         items = [item.item_id for item in event.items]
                         self._guard.serve(event.user_id, event.request_id, items, event.time_ms)
-                elif (
-                    event.kind == self._label and event.attributed and self._influence.counts(event)
-                ):
+                elif event.kind == self._label and event.attributed and self._influence.counts(event):
                     engaged = event.user_id, event.item_id, event.time_ms, event.request_id
                     fault = self._guard.engage(*engaged)
                     first = first or fault

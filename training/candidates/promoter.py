@@ -24,23 +24,12 @@ from experiments.promotion.promotion import Evidence, Hold, Promote, Rollback, V
 from parameter_server.storage import snapshots
 from recsys.clock import timer_of
 from recsys.config.system_config import Config
-from recsys.events.control_records import (
-    TOO_LATE,
-    Control,
-    Decision,
-    Live,
-    OperatorRequest,
-    is_too_late,
-)
+from recsys.events.control_records import TOO_LATE, Control, Decision, Live, OperatorRequest, is_too_late
 from recsys.events.records import EXAMPLES, SCORES, Scores, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import UNREADABLE, Consumer
-from training.candidates.canary_impressions import (
-    ServedImpressions,
-    canary_impressions,
-    guard_impressions,
-)
+from training.candidates.canary_impressions import ServedImpressions, canary_impressions, guard_impressions
 from training.candidates.candidate_evidence import CandidateEvidence, evidence_numbers, new_evidence
 from training.lines.line import MAIN
 from training.steps.lineage import CAUGHT_UP, Lineage, last_steps, newest_step, starts_after
@@ -58,9 +47,7 @@ class RollbackImpossible(ValueError):
 class Promoter:
     """Reads the log; ``turn`` returns the records to append to ``control``. ``clock``: milliseconds."""
 
-    def __init__(
-        self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]) -> None:
         self._log, self._config, self._rules = log, config, config.promotion
         self._labels, self._clock = features.main_labels, clock
         self._folder = Path(config.state) / "snapshots"

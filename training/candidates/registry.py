@@ -183,9 +183,7 @@ class Registry:
             )
         if provenance.model != digest(model):
             differences = _differences(provenance, model)
-            raise Refused(
-                f"candidate {name} has another model configuration: {differences}; {_REMEDY}"
-            )
+            raise Refused(f"candidate {name} has another model configuration: {differences}; {_REMEDY}")
         if holdout_from_ms is not None and provenance.until_ms > holdout_from_ms:
             raise Refused(
                 f"candidate {name} learned until {iso(provenance.until_ms)}, past the beginning of the "
@@ -320,9 +318,7 @@ def _check_finite(
     name: str, arrays: Mapping[str, NDArray[Any]] | Joined, metrics: Mapping[str, float]
 ) -> None:
     if infinite := [metric for metric, value in metrics.items() if not np.isfinite(value)]:
-        raise Refused(
-            f"candidate {name}: {', '.join(infinite)} isn't finite; leave out what is not known"
-        )
+        raise Refused(f"candidate {name}: {', '.join(infinite)} isn't finite; leave out what is not known")
     for array, values in arrays.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise Refused(f"candidate {name}: {array} has numbers that aren't finite")

@@ -18,14 +18,7 @@ from typing import Final
 import msgspec
 
 from experiments.promotion.epoch_model import config_at, features_at
-from experiments.promotion.lifecycle import (
-    ARM,
-    CANARY,
-    FEATURES,
-    TAKING_OVER,
-    CandidateState,
-    Lifecycle,
-)
+from experiments.promotion.lifecycle import ARM, CANARY, FEATURES, TAKING_OVER, CandidateState, Lifecycle
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.table.kernels import warm
@@ -195,10 +188,7 @@ class ShadowLoop(PartFold):
             return self._step(shadow, newest)
         except LogUnavailable:
             raise
-        except (
-            OSError,
-            MemoryError,
-        ) as error:  # a full disk, an unavailable folder: it may recover
+        except (OSError, MemoryError) as error:  # a full disk, an unavailable folder: it may recover
             _LOG.warning("candidate %s waits: %r", state.line, error)
             self.counts["waits"] += 1
             return 0
@@ -227,13 +217,14 @@ class ShadowLoop(PartFold):
             result = None if shadow.arm else self._compare(shadow)
             if result is not None:
                 scores = scores or Scores(
-                    line=shadow.line, against=(MAIN, shadow.epoch), step=step.step,
-                    time_ms=step.time_ms,
-                )  # fmt: skip
+                    line=shadow.line, against=(MAIN, shadow.epoch), step=step.step, time_ms=step.time_ms
+                )
                 scores = msgspec.structs.replace(
-                    scores, hits=result.hits_E.tobytes(), hit_users=result.users_E.tobytes(),
+                    scores,
+                    hits=result.hits_E.tobytes(),
+                    hit_users=result.users_E.tobytes(),
                     figures=result.figures | self._speed(shadow),
-                )  # fmt: skip
+                )
             if scores is not None and step.step > self._sent.get(shadow.line, 0):
                 appends.append(Append(0, shadow.line.encode(), pack(scores)))
                 self._sent[shadow.line] = step.step

@@ -24,7 +24,5 @@ def keyed_jagged(sparse: Jagged) -> Jagged:
         return sparse
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-    tensor: Jagged = KeyedJaggedTensor(
-        keys=sparse.keys(), values=sparse.values(), lengths=sparse.lengths()
-    )
+    tensor: Jagged = KeyedJaggedTensor(keys=sparse.keys(), values=sparse.values(), lengths=sparse.lengths())
     return tensor

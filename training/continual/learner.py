@@ -111,14 +111,10 @@ class Learner:
 
     def _choices(self, examples: Sequence[TrainingExample], lane: Lane) -> list[LaneChoice]:
         """Choices whose rows are in the example of the taken item."""
-        pairs = [
-            (at, choice_rows(e.choice, self.features)) for at, e in enumerate(examples) if e.choice
-        ]
+        pairs = [(at, choice_rows(e.choice, self.features)) for at, e in enumerate(examples) if e.choice]
         return [LaneChoice(at, rows) for at, rows in pairs if rows is not None]
 
-    def _choices_of_lists(
-        self, examples: Sequence[TrainingExample], lane: Lane
-    ) -> list[LaneChoice]:
+    def _choices_of_lists(self, examples: Sequence[TrainingExample], lane: Lane) -> list[LaneChoice]:
         """Choices whose rows are the examples of a list of candidates, as far as they are in this lane."""
         lists = dict[tuple[int, int], list[int]]()
         for at, example in enumerate(examples):
@@ -136,9 +132,7 @@ class Learner:
                     out.append(LaneChoice(at, rows, of))
         return out
 
-    def lane_of(
-        self, batch: Batch, labels_BK: Floats, watch_ms_B: Floats, targets: LabelTargets
-    ) -> Lane:
+    def lane_of(self, batch: Batch, labels_BK: Floats, watch_ms_B: Floats, targets: LabelTargets) -> Lane:
         """A lane of examples that are arrays already."""
         if self._jagged:
             batch = replace(batch, sparse=self._jagged(batch.sparse))
@@ -159,9 +153,7 @@ class Learner:
         """Predicts, and returns the gradients. ``rows[table]`` belong to ``lane.lookup.keys``."""
         return self._learn(self.model, [lane], [rows], dense)[0]
 
-    def learn_lanes(
-        self, lanes: Sequence[Lane], rows: Sequence[Rows], dense: Floats
-    ) -> list[Learned]:
+    def learn_lanes(self, lanes: Sequence[Lane], rows: Sequence[Rows], dense: Floats) -> list[Learned]:
         """``learn`` for each lane. Small ones of one size are computed in one pass, if that gives the same
         bits: it depends on the processor, and on the sizes of the model."""
         number, sizes = len(lanes), {len(lane.batch) for lane in lanes}
@@ -234,9 +226,7 @@ class Learner:
             total = total + model.config.retrieval_weight * self._retrieval(model, pairs)
         total.backward()  # type: ignore[no-untyped-call]
         out, of_dense = [], model.dense_gradient().reshape(len(lanes), -1)
-        for (lane, own), (eval_losses, probabilities), own_dense in zip(
-            pairs, judged, of_dense, strict=True
-        ):
+        for (lane, own), (eval_losses, probabilities), own_dense in zip(pairs, judged, of_dense, strict=True):
             metrics = self._metrics(lane, eval_losses, probabilities)
             counts, gradients = examples_per_row(lane.lookup), {}
             for name, keys in lane.lookup.keys.items():
@@ -246,9 +236,7 @@ class Learner:
             out.append(Learned(probabilities, gradients, own_dense, metrics))
         return out
 
-    def _with_choices(
-        self, lane: Lane, dense: Floats, gradient: Floats, probabilities_B: Floats
-    ) -> Floats:
+    def _with_choices(self, lane: Lane, dense: Floats, gradient: Floats, probabilities_B: Floats) -> Floats:
         """A dense gradient with the sums of the choice model, whose parameters are the last."""
         first, odds_B = len(gradient) - choice_size(self.features), log_odds(probabilities_B)
         liked = lane.label_targets.liked_B[[choice.taken for choice in lane.choices]]
@@ -265,9 +253,7 @@ class Learner:
             out: Floats = torch.sigmoid(logits_BL).cpu().numpy()
         return out
 
-    def _training_losses(
-        self, lane: Lane, logits_BL: torch.Tensor, losses_BL: torch.Tensor
-    ) -> torch.Tensor:
+    def _training_losses(self, lane: Lane, logits_BL: torch.Tensor, losses_BL: torch.Tensor) -> torch.Tensor:
         """The losses to descend, unweighted by output; subclasses may change them."""
         return losses_BL
 
@@ -333,9 +319,7 @@ def _bytes(learned: Learned) -> list[bytes]:
     return [array.tobytes() for array in (learned.probabilities_BL, learned.dense, *gradients)]
 
 
-def batch_of(
-    features: FeatureSet, size: int, dense_width: int, packed: Callable[[str], Any]
-) -> Batch:
+def batch_of(features: FeatureSet, size: int, dense_width: int, packed: Callable[[str], Any]) -> Batch:
     """A batch of ``size`` examples. ``packed``: writable bytes of a column of all feature blocks."""
 
     def column(name: str, kind: type[np.generic], *shape: int) -> NDArray[Any]:

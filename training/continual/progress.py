@@ -83,8 +83,9 @@ class Progress:
                     _LOG.error(
                         "no row of %s has moved in %d steps with engagement: it can't learn. Set "
                         "model.vector_initial above 0, and see that the learning rate isn't tiny",
-                        table, _STILL,
-                    )  # fmt: skip
+                        table,
+                        _STILL,
+                    )
 
     def _measure_delays(self, number: int, now_ms: int) -> None:
         """Measures the delay of some examples of a step, from the end of their views."""

@@ -64,13 +64,14 @@ def continual_trainer(settings: dict[str, Any]) -> Trainer:
     resources = {"CPU": trainer.cpus_per_worker}
     resources |= {"GPU": trainer.gpus_per_worker} if is_cuda else {}
     scaling = ray.train.ScalingConfig(
-        num_workers=trainer.workers, use_gpu=is_cuda, resources_per_worker=resources,
+        num_workers=trainer.workers,
+        use_gpu=is_cuda,
+        resources_per_worker=resources,
         placement_strategy="SPREAD",
-    )  # fmt: skip
+    )
     return ray_trainer(
-        train_loop, settings, scaling, settings["run"], runs, failures=-1, check_s=0.5,
-        kind=TrainerInActor,
-    )  # fmt: skip
+        train_loop, settings, scaling, settings["run"], runs, failures=-1, check_s=0.5, kind=TrainerInActor
+    )
 
 
 def ray_trainer(

@@ -13,11 +13,7 @@ Flags = NDArray[np.bool_]
 
 def examples_per_row(lookup: Lookup) -> dict[str, NDArray[np.int32]]:
     """Number of examples that have each key of a lane as a feature (U,), at least 1, for row admission."""
-    indices = {
-        "features": lookup.slot_index,
-        "items": lookup.item_index,
-        "users": lookup.user_index,
-    }
+    indices = {"features": lookup.slot_index, "items": lookup.item_index, "users": lookup.user_index}
     counts = {}
     for table, keys in lookup.keys.items():
         occurrences = np.bincount(indices[table].numpy(), minlength=len(keys) + 1)[: len(keys)]

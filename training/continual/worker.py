@@ -158,8 +158,10 @@ class Worker:
         if not step.ranges:
             _LOG.error(
                 "%s/0: the record at offset %s can't be read: step %d is empty, its examples aren't learned",
-                STEPS, self._reader.place(number), number,
-            )  # fmt: skip
+                STEPS,
+                self._reader.place(number),
+                number,
+            )
         if step.lanes != self._lanes:
             raise ValueError(
                 f"step {number} was cut into {step.lanes} lanes, this trainer has {self._lanes}: set "
@@ -178,9 +180,7 @@ class Worker:
         forget = {number: rows_of_users(lane.forget) for number, lane in read.items()}
         return _Prepared(step, lanes, left_out, forget, keys, places)
 
-    def _learn(
-        self, prepared: _Prepared, rows: Mapping[str, Floats], dense: Floats
-    ) -> list[LaneGradients]:
+    def _learn(self, prepared: _Prepared, rows: Mapping[str, Floats], dense: Floats) -> list[LaneGradients]:
         """The gradients of all own lanes."""
         lanes = {number: lane for number, lane in prepared.lanes.items() if lane}
         own = []
@@ -190,9 +190,7 @@ class Worker:
         by_lane = dict(zip(lanes, learned, strict=True))
         return [self._gradients(prepared, number, by_lane.get(number)) for number in self._own]
 
-    def _gradients(
-        self, prepared: _Prepared, number: int, learned: Learned | None
-    ) -> LaneGradients:
+    def _gradients(self, prepared: _Prepared, number: int, learned: Learned | None) -> LaneGradients:
         left_out, forget = prepared.left_out[number], prepared.forget[number]
         metrics = {"left_out": float(left_out)} if left_out else {}
         rate = prepared.step.rate
@@ -218,9 +216,7 @@ def rows_of_users(users: Sequence[Id]) -> dict[str, Keys]:
     return {"features": keys, "users": keys}
 
 
-def _together(
-    lanes: Mapping[int, Mapping[str, Keys]],
-) -> tuple[dict[str, Keys], dict[int, dict[str, Keys]]]:
+def _together(lanes: Mapping[int, Mapping[str, Keys]]) -> tuple[dict[str, Keys], dict[int, dict[str, Keys]]]:
     """The unique keys of several lanes, by table, and the indices of each lane's keys among them; no indices
     for a single lane, whose keys are unique already."""
     if len(lanes) == 1:

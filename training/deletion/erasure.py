@@ -81,9 +81,8 @@ class Eraser(Fold):
     to try."""
 
     def __init__(
-        self, log: Log, archive: Path, state: PartState, clock: Callable[[], int],
-        share: Share = WHOLE,
-    ) -> None:  # fmt: skip
+        self, log: Log, archive: Path, state: PartState, clock: Callable[[], int], share: Share = WHOLE
+    ) -> None:
         """``archive``: its folder. Raises LogLost if ``state`` is of another log."""
         self._log, self._archive, self._state = log, archive, state
         self._timer_ms = timer_of(clock)
@@ -254,9 +253,7 @@ class Eraser(Fold):
         for request in requests:
             request.examples_end = ends.get((request.key, request.offset), default)
 
-    def _erase(
-        self, requests: Sequence[PendingErasure], partition: int, ends: Mapping[str, int]
-    ) -> bool:
+    def _erase(self, requests: Sequence[PendingErasure], partition: int, ends: Mapping[str, int]) -> bool:
         """Erases users up to where no reader has to read again; False if a damaged archive file is left."""
         befores, damage = _offsets(requests), list[DamagedFile]()
         if self._changes and befores:
@@ -313,9 +310,7 @@ def changes_records(log: Log) -> bool:
     return True
 
 
-def erase_records(
-    log: Log, topic: str, partition: int, befores: Mapping[bytes, int], end: int
-) -> int:
+def erase_records(log: Log, topic: str, partition: int, befores: Mapping[bytes, int], end: int) -> int:
     """Erases the records before ``end`` in ``topic`` of some users, by key with the offset up to which their
     events go, and examples of these. Returns the number of records."""
     records = records_of_keys(log, topic, partition, befores.keys(), end)

@@ -34,9 +34,7 @@ _LOG: Final = logging.getLogger(__name__)
 class LiveReplay:
     """The shadow's part. ``turn`` learns some steps; ``clock``: milliseconds."""
 
-    def __init__(
-        self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]) -> None:
         self._log, self._config, self._features, self._clock = log, config, features, clock
         self._folder = Path(config.state) / "snapshots"
         self._version = ("", 0)  # id and epoch of the request that is replayed

@@ -75,9 +75,7 @@ class UnlearningDirector:
         return append_progress(self._log, request, DONE, self._clock())
 
 
-def append_progress(
-    log: Log, request: Unlearning, state: str, time_ms: int, **changes: object
-) -> int:
+def append_progress(log: Log, request: Unlearning, state: str, time_ms: int, **changes: object) -> int:
     """Appends the next state of a request, one record; only the first record names its users."""
     progress = msgspec.structs.replace(request, state=state, users={}, time_ms=time_ms, **changes)
     return len(append_control(log, progress))

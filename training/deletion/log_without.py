@@ -12,9 +12,7 @@ from recsys.log.protocol import Log, Record, records_of_keys
 from recsys.process.log_consumer import UNREADABLE
 from training.deletion.erasure import erased_record, tombstone_of
 
-Users = Mapping[
-    str, int
-]  # by id as text: the offset of the removal or withdrawal among their events
+Users = Mapping[str, int]  # by id as text: the offset of the removal or withdrawal among their events
 
 
 class LogWithout:

@@ -15,9 +15,7 @@ from training.deletion.tombstones import UnlearnedPlaces
 from training.lines.line import MAIN
 
 
-def remove_replaced(
-    state: Path, lifecycle: Lifecycle, replaced: Sequence[tuple[int, int]] = ()
-) -> None:
+def remove_replaced(state: Path, lifecycle: Lifecycle, replaced: Sequence[tuple[int, int]] = ()) -> None:
     """Removes files of the live line with influence of unlearned users: the snapshots of earlier epochs from
     their first example on, and write-ahead files; and the snapshots of epochs that never were live, nor may
     become. ``replaced``: (epoch, first step) beside those of requests that are done."""

@@ -116,9 +116,7 @@ class RewindScope:
                 if is_since:
                     self._add_answer(event)
                     self._add(event, None)
-            elif (
-                isinstance(event, LoggedEngagement) and event.proof is UNSET
-            ):  # else it counts for nobody
+            elif isinstance(event, LoggedEngagement) and event.proof is UNSET:  # else it counts for nobody
                 shows = self._shows(event)
                 if event.choice:
                     self._choices[event.request_id, str(event.item_id)] = event.choice

@@ -24,9 +24,8 @@ _Noted = dict[int, list[int]]
 
 
 def free_until(
-    log: Log, archive: Path, partition: int, keys: Collection[bytes], own: int | None,
-    spared: Collection[int],
-) -> int:  # fmt: skip
+    log: Log, archive: Path, partition: int, keys: Collection[bytes], own: int | None, spared: Collection[int]
+) -> int:
     """The offset before which no learned example of a partition can belong to the users of ``keys``, by the
     log and, before its begin, the files in the folder ``archive``. ``own``: offset of the users' first
     example on the log. ``spared``: tombstones that no step has learned from. Raises DamagedFile."""
@@ -39,9 +38,7 @@ def free_until(
     return first if own is None else min(first, own)
 
 
-def _archived_until(
-    archive: Path, partition: int, unclear: Collection[bytes | None], begin: int
-) -> int:
+def _archived_until(archive: Path, partition: int, unclear: Collection[bytes | None], begin: int) -> int:
     """As ``free_until`` by the archive, which drops erased rows; at most ``begin``. ``unclear``: keys of the
     users, and of rows that may have been theirs."""
     free = 0

@@ -107,11 +107,7 @@ class Start(NamedTuple):
 
 
 def find_start(
-    view: LogWithout,
-    config: Config,
-    features: FeatureSet,
-    lifecycle: Lifecycle,
-    request: Unlearning,
+    view: LogWithout, config: Config, features: FeatureSet, lifecycle: Lifecycle, request: Unlearning
 ) -> Start | None:
     """Finds the start of the replay of a request; None if no step has learned what it leaves out. Raises
     CantUnlearn."""
@@ -127,11 +123,7 @@ def find_start(
     first = history.first_step()
     if first is None:
         return None
-    if (
-        rewind_ms
-        and users
-        and not any(view.places(p, users) for p in range(log.partitions(EXAMPLES)))
-    ):
+    if rewind_ms and users and not any(view.places(p, users) for p in range(log.partitions(EXAMPLES))):
         return None
     snapshot = _snapshot_before(folder / "snapshots", history, first)
     size = lifecycle.size(MAIN, 0 if snapshot is None else snapshot.epoch)
@@ -181,12 +173,7 @@ def _snapshot_before(folder: Path, history: UserHistory, first: int) -> snapshot
 
 
 def _check(
-    log: Any,
-    config: Config,
-    features: FeatureSet,
-    history: UserHistory,
-    base_step: int,
-    rewind_ms: int,
+    log: Any, config: Config, features: FeatureSet, history: UserHistory, base_step: int, rewind_ms: int
 ) -> None:
     """Raises CantUnlearn if the steps after ``base_step`` can't be learned again: their lanes or features
     differ from the current ones, or the log no longer has their examples."""
@@ -248,9 +235,7 @@ class Replay:
         if snapshot is not None:
             _load(self._shards, snapshot)
         client, lineage = LocalClient(self._shards), Lineage(log, MAIN, lives)
-        self._worker = Worker(
-            0, 1, log, client, Learner(model), config, reader=lineage, reports=False
-        )  # fmt: skip
+        self._worker = Worker(0, 1, log, client, Learner(model), config, reader=lineage, reports=False)
 
     @property
     def step(self) -> int:

@@ -95,9 +95,7 @@ class _Column:
 class ChangeMonitor:
     """Monitors C numbers of the same blocks: takes sums, returns alarms (mostly none)."""
 
-    def __init__(
-        self, numbers: Sequence[MonitoredNumber], config: DetectorConfig | None = None
-    ) -> None:
+    def __init__(self, numbers: Sequence[MonitoredNumber], config: DetectorConfig | None = None) -> None:
         self.config = config = config or DetectorConfig()
         self._baseline = Baseline(len(numbers), config.memory, config.warm_up)
         self._numbers = numbers
@@ -172,9 +170,7 @@ class ChangeMonitor:
         return alarm
 
 
-def _detectors(
-    number: MonitoredNumber, config: DetectorConfig, monitored: int
-) -> list[ChangeDetector]:
+def _detectors(number: MonitoredNumber, config: DetectorConfig, monitored: int) -> list[ChangeDetector]:
     """Page–Hinkley (Page 1954, "Continuous inspection schemes"), which sums how far numbers exceed a slack;
     for losses also ADWIN (Bifet and Gavaldà 2007, "Learning from time-changing data with adaptive
     windowing"), which compares two parts of a window."""
@@ -184,9 +180,7 @@ def _detectors(
     threshold = config.loss_threshold if is_loss else config.threshold
     threshold += float(np.log(monitored))
     # alpha 1: below it, a sum that fell far rises by itself and raises false alarms.
-    river: Any = PageHinkley(
-        min_instances=1, delta=_SLACK, threshold=threshold, alpha=1.0, mode=number.mode
-    )
+    river: Any = PageHinkley(min_instances=1, delta=_SLACK, threshold=threshold, alpha=1.0, mode=number.mode)
     detectors = [ChangeDetector("page-hinkley", river, _PRIOR_ZEROS)]
     if is_loss:
         confidence, grace = config.confidence / monitored, 2 * _WINDOW

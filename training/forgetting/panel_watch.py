@@ -73,9 +73,7 @@ class _Model:
     config: Config
     dense: Floats
 
-    def probabilities(
-        self, groups: Sequence[list[ServedExample]], ended: Callable[[], bool]
-    ) -> list[Floats]:
+    def probabilities(self, groups: Sequence[list[ServedExample]], ended: Callable[[], bool]) -> list[Floats]:
         """Probabilities of the first label, (N,) for each group. Raises Ended."""
         lanes = [self._lanes(examples, ended) for examples in groups]
         keys = [lane.lookup.keys["features"] for group in lanes for lane in group]
@@ -201,9 +199,7 @@ class PanelWatch:
         return [
             panel
             for panel in self.panels
-            if panel.epoch in history
-            and panel.step < number
-            and lineage.epoch_of(panel.step) == panel.epoch
+            if panel.epoch in history and panel.step < number and lineage.epoch_of(panel.step) == panel.epoch
         ]
 
     def _starts(self, logged: list[LoggedPanel]) -> dict[int, int]:
@@ -228,9 +224,7 @@ class PanelWatch:
         scored = dict(zip(which, scores, strict=True))
         every[:1] = [every[0].learned(scored[0])] if fresh else every[:1]
         now_ms = step.time_ms
-        retention = {
-            age: panels.retention(every[n], scored[n], now_ms) for age, n in places.items()
-        }
+        retention = {age: panels.retention(every[n], scored[n], now_ms) for age, n in places.items()}
         return every, {name: value for name, value in retention.items() if value is not None}
 
     def _is_erased(self, example: ServedExample) -> bool:

@@ -397,9 +397,11 @@ class Joiner:
         return taken
 
     def _confirm(
-        self, state: ImpressionState, reader: Engagement | Impression | None = None,
+        self,
+        state: ImpressionState,
+        reader: Engagement | Impression | None = None,
         taken: Collection[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Shows a list as a whole, once, but for items ``taken`` elsewhere; of ``reader`` only as much as the
         bounds of influence admit."""
         if state.confirmed:

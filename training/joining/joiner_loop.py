@@ -20,15 +20,7 @@ import msgspec
 from recsys.clock import is_due, machine_ms, machine_ns, timer_of
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Rejected, decode
-from recsys.events.records import (
-    EVENTS,
-    EXAMPLES,
-    ErasedExample,
-    Example,
-    Forget,
-    non_example,
-    pack,
-)
+from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, Forget, non_example, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.features.influence import Influence

@@ -138,9 +138,7 @@ class Spill:
         self._generation += 1
         db = self._do()
         # The second condition is that of the index, so that SQLite uses it.
-        db.execute(
-            f"DELETE FROM held WHERE taken <= ? AND taken < {NEVER}", (self._generation - KEPT,)
-        )
+        db.execute(f"DELETE FROM held WHERE taken <= ? AND taken < {NEVER}", (self._generation - KEPT,))
         db.execute("UPDATE about SET generation = ?", (self._generation,))
         db.execute("COMMIT")
         self._scrub(db)

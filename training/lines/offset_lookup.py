@@ -32,9 +32,7 @@ def first_at(
     return low
 
 
-def consumer_from(
-    log: Log, topic: str, time_ms: int, time_of: Callable[[bytes], int | None]
-) -> Consumer:
+def consumer_from(log: Log, topic: str, time_ms: int, time_of: Callable[[bytes], int | None]) -> Consumer:
     """A consumer of all partitions, from ``first_at`` of a time on."""
     partitions = range(log.partitions(topic))
     offsets = {p: first_at(log, topic, p, time_ms, time_of) for p in partitions}

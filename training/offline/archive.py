@@ -153,9 +153,7 @@ def fingerprint(archive: Path, asked: Range) -> str:
 def gaps_of(archive: Path, files: Sequence[ArchiveFile], asked: Range) -> list[str]:
     """Describes the gaps of a range, each with the remedy."""
     if not files:
-        return [
-            f"{archive} holds no examples: give the archive of a system that has learned, {_ALLOW}"
-        ]
+        return [f"{archive} holds no examples: give the archive of a system that has learned, {_ALLOW}"]
     return [
         *_before(archive, files, asked),
         *_holes(files, asked),
@@ -231,9 +229,8 @@ def _last_ms(file: ArchiveFile) -> int:
 
 
 def _read(
-    file: ArchiveFile, hour: int, progress: _Progress, asked: Range,
-    left_out: LeftOut, counts: Counter[str],
-) -> _Rows:  # fmt: skip
+    file: ArchiveFile, hour: int, progress: _Progress, asked: Range, left_out: LeftOut, counts: Counter[str]
+) -> _Rows:
     """The examples of a file that are in the range."""
     if progress.over:
         none = np.empty(0, np.int64)

@@ -69,9 +69,7 @@ class Cache:
             self._corrections = load_file(folder / _CORRECTIONS)
             self._file = pq.ParquetFile(folder / _EXAMPLES)
         except (OSError, msgspec.MsgspecError, pa.ArrowInvalid) as error:
-            raise ValueError(
-                f"{folder} isn't a complete cache of examples: {error}; remove it"
-            ) from None
+            raise ValueError(f"{folder} isn't a complete cache of examples: {error}; remove it") from None
         if self.about.format != FORMAT:
             raise ValueError(
                 f"{folder} is a cache of format {self.about.format}, expected {FORMAT}; remove it"
@@ -115,8 +113,9 @@ class CacheWriter:
         self._check = ExampleCheck(features, dense_width, log=log)
         self._final_ms, self._until_ms = until_ms - horizon_ms, until_ms
         self._schema = _schema(self._check.widths, self._labels)
-        self._file = pq.ParquetWriter(self._partial / _EXAMPLES, self._schema, compression="zstd",
-                                      compression_level=1)  # fmt: skip
+        self._file = pq.ParquetWriter(
+            self._partial / _EXAMPLES, self._schema, compression="zstd", compression_level=1
+        )
         self._waiting: list[Examples] = []
         self._corrections: dict[tuple[int, int, int], tuple[list[float], int]] = {}
         self._times: list[NDArray[np.int64]] = []  # by row group
@@ -211,9 +210,7 @@ class CacheWriter:
         save_file(arrays, self._partial / _CORRECTIONS)
 
 
-def _cut(
-    times: Sequence[NDArray[np.int64]], last_ms: int
-) -> tuple[list[tuple[int, int, int]], int]:
+def _cut(times: Sequence[NDArray[np.int64]], last_ms: int) -> tuple[list[tuple[int, int, int]], int]:
     """Blocks, one of them cut where the last day begins, and the number of the last day's first."""
     blocks: list[tuple[int, int, int]] = []
     last: int | None = None

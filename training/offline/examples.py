@@ -66,16 +66,11 @@ class Examples:
     def batch(self, features: FeatureSet) -> Batch:
         """The features, ready to be looked up."""
         width = self.dense.shape[1] // 4
-        return batch_of(
-            features, len(self), width, lambda name: np.ascontiguousarray(getattr(self, name))
-        )
+        return batch_of(features, len(self), width, lambda name: np.ascontiguousarray(getattr(self, name)))
 
 
 def examples_of(
-    examples: Sequence[TrainingExample],
-    time_ms: NDArray[np.int64],
-    labels: int,
-    final: NDArray[np.bool_],
+    examples: Sequence[TrainingExample], time_ms: NDArray[np.int64], labels: int, final: NDArray[np.bool_]
 ) -> Examples:
     """Columns of decoded examples that passed ``ExampleCheck``. ``final`` (N,): whether labels are final."""
     blocks = [example.features for example in examples]

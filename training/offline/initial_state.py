@@ -92,9 +92,7 @@ def _own_rows(arrays: Arrays, sharding: Sharding) -> Arrays:
     """The arrays of a part with the rows of this worker's keys alone."""
     keys = {name.rpartition("/")[0]: a for name, a in arrays.items() if name.endswith("/keys")}
     own = {table: sharding.owner_of(array) == sharding.rank for table, array in keys.items()}
-    return {
-        n: a[own[n.rpartition("/")[0]]] if n.startswith("table/") else a for n, a in arrays.items()
-    }
+    return {n: a[own[n.rpartition("/")[0]]] if n.startswith("table/") else a for n, a in arrays.items()}
 
 
 def count_vocabularies(

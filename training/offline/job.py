@@ -38,12 +38,7 @@ from training.offline.initial_state import (
 )
 from training.offline.loop import SEEN, WORK, Arrays, Blocks, OfflineLoop, Parts, Plan, Report
 from training.offline.sharding import ALONE, Exchange, Sharding
-from training.offline.teacher_labels import (
-    TeacherBlocks,
-    TeacherConfig,
-    prepare_labels,
-    teacher_provenance,
-)
+from training.offline.teacher_labels import TeacherBlocks, TeacherConfig, prepare_labels, teacher_provenance
 
 FILE: Final = "job.json"
 _ANCESTOR: Final = "ancestor"

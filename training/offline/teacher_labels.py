@@ -38,12 +38,7 @@ from training.candidates.registry import (
 from training.continual.learner import Learner
 from training.offline.cache import Cache
 from training.offline.examples import Examples
-from training.offline.initial_state import (
-    Ancestor,
-    build_trainer,
-    count_vocabularies,
-    load_ancestor,
-)
+from training.offline.initial_state import Ancestor, build_trainer, count_vocabularies, load_ancestor
 from training.offline.loop import Blocks
 from training.offline.sharding import Sharding
 from training.offline.tables import OwnTable
@@ -127,9 +122,8 @@ def write_labels(folder: Path, predictions: Iterator[Floats]) -> None:
 
 
 def choose_teacher(
-    teacher: str, share: float, model: ModelConfig, features: FeatureSet, registry: Path,
-    cache: Cache,
-) -> TeacherConfig:  # fmt: skip
+    teacher: str, share: float, model: ModelConfig, features: FeatureSet, registry: Path, cache: Cache
+) -> TeacherConfig:
     """Resolves the teacher asked for. ``teacher``: a candidate; empty: the live line, or for examples of no
     log a line of ``model``, the system's, that learns along. Raises Refused for a candidate that can't be a
     teacher here, ValueError if no example would be taught."""
@@ -137,9 +131,7 @@ def choose_teacher(
     if teacher:
         candidates = Registry(registry)
         model = model_config(candidates.provenance(teacher))
-        _, snapshot = candidates.check(
-            teacher, features, model, holdout_from_ms=about.last_ms, log_id=None
-        )
+        _, snapshot = candidates.check(teacher, features, model, holdout_from_ms=about.last_ms, log_id=None)
         reference = reference_to(snapshot)
         return TeacherConfig(by=teacher, share=share, model=model, snapshot=reference)
     if not about.log_id:

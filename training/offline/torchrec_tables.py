@@ -65,9 +65,7 @@ class TorchrecTable:
         (self._squares,) = state.values()
         self._weight.zero_()
         for keys in np.array_split(vocabulary.keys, len(vocabulary) // _AT_ONCE + 1):
-            self._weight.numpy()[vocabulary.find(keys), : config.dim] = initial_rows(
-                config, seed, keys
-            )
+            self._weight.numpy()[vocabulary.find(keys), : config.dim] = initial_rows(config, seed, keys)
 
     def lookup(self, keys: Keys) -> Rows:
         at = self._vocabulary.find(keys)

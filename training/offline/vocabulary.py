@@ -57,9 +57,7 @@ class KeyCounter:
         columns = ("counts", "last_ms")
         self._ids = {t: IdMap(columns={c: np.zeros(8, np.int64) for c in columns}) for t in tables}
 
-    def add(
-        self, table: str, keys: Keys, counts: NDArray[np.integer[Any]], last_ms: int | Counts
-    ) -> None:
+    def add(self, table: str, keys: Keys, counts: NDArray[np.integer[Any]], last_ms: int | Counts) -> None:
         """Adds distinct keys, the number of examples behind each, and when the last of these was."""
         ids = self._ids[table]
         slots, columns = ids.insert(keys), ids.columns

@@ -85,9 +85,10 @@ class ExperimentController:
         """Experiments that assign arms now and have a recorded state."""
         states = self.newest.states
         return [
-            experiment for experiment in self._experiments()[0]
+            experiment
+            for experiment in self._experiments()[0]
             if experiment.name in states and states[experiment.name].state == RUNNING
-        ]  # fmt: skip
+        ]
 
     def stopped_for(self, verdict: str) -> int:
         """Number of experiments that ended by themselves with a verdict, ``broken`` or ``harm``."""
@@ -174,9 +175,7 @@ class ExperimentController:
             self._parsed = (self.newest, *parsed)
         return self._parsed[1:]
 
-    def _revision(
-        self, state: Experiments, now_ms: int, answers: int = -1, refused: str = ""
-    ) -> Experiments:
+    def _revision(self, state: Experiments, now_ms: int, answers: int = -1, refused: str = "") -> Experiments:
         number = self.newest.revision + 1
         return replace(state, revision=number, time_ms=now_ms, answers=answers, refused=refused)
 

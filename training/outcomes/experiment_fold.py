@@ -187,9 +187,11 @@ class ExperimentFold:
                 self._waiting[partition] = [row for row in rows if row.shown_ms > until_ms]
                 users, arms, shown_ms, increments = zip(*over, strict=True)
                 self.outcomes.add(
-                    np.array(users, np.int64), np.array(arms, np.int64),
-                    np.array(shown_ms, np.int64), np.array(increments, np.float64),
-                )  # fmt: skip
+                    np.array(users, np.int64),
+                    np.array(arms, np.int64),
+                    np.array(shown_ms, np.int64),
+                    np.array(increments, np.float64),
+                )
 
     def _segment(self, surface: str) -> int:
         if surface in self.surfaces:

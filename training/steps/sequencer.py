@@ -82,9 +82,7 @@ class Sequencer:
             return None
         learned, taken = 0, list[tuple[int, int, int, int, View | None, bool]]()
         while (
-            self._waiting
-            and learned < self.config.examples
-            and len(taken) < _MEASURED * self.config.examples
+            self._waiting and learned < self.config.examples and len(taken) < _MEASURED * self.config.examples
         ):
             taken.append(self._waiting.popleft())
             learned += taken[-1][-1]

@@ -204,9 +204,7 @@ class SequencerLoop(PartFold):
         position = last_position(self._log, self._line, self._epoch, partitions, lived)
         offsets = position.offsets
         if position.unreadable:
-            _LOG.warning(
-                "%d records of %s can't be read: see dead_letters", position.unreadable, STEPS
-            )
+            _LOG.warning("%d records of %s can't be read: see dead_letters", position.unreadable, STEPS)
         step = self._begin_epoch(position.step, offsets)
         for partition in range(partitions):
             offsets.setdefault(partition, self._log.begin(EXAMPLES, partition))

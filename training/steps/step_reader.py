@@ -158,9 +158,7 @@ class LaneExamples:
     excluded: int = 0  # examples served by a line that was rolled back
 
 
-def read_lanes(
-    log: Log, step: Step, own: Container[int], check: "ExampleCheck"
-) -> dict[int, LaneExamples]:
+def read_lanes(log: Log, step: Step, own: Container[int], check: "ExampleCheck") -> dict[int, LaneExamples]:
     """The own lanes of a step, by lane. Without holes in the offsets, only these are read. Raises LogLost if
     the log no longer has its examples."""
     places = lanes_of(step.examples, step.lanes, step.filled)
@@ -194,9 +192,7 @@ def _read(log: Log, step: Step, ranges: Sequence[Range], examples: int) -> list[
     placed = [
         (part.partition, record)
         for part in sorted(ranges, key=lambda part: part.partition)
-        for record in read_range(
-            log, EXAMPLES, part.partition, part.start, part.stop, part.stop - part.start
-        )
+        for record in read_range(log, EXAMPLES, part.partition, part.start, part.stop, part.stop - part.start)
     ]
     if len(placed) != examples:
         raise LogLost(

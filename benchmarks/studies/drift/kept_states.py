@@ -97,9 +97,9 @@ class KeepingPlayer(Player):
                 scores[:, n] = probabilities(state.model, state.rows, features_of_state)[:, 0]
                 if n == self.split:
                     parts[:, 0] = probabilities(state.model, state.rows, live)[:, 0]
-                    parts[:, 1] = probabilities(
-                        self.replica.model, self.replica.rows, features_of_state
-                    )[:, 0]
+                    parts[:, 1] = probabilities(self.replica.model, self.replica.rows, features_of_state)[
+                        :, 0
+                    ]
             self._scores.append(scores)
             self._parts.append(parts)
         super().flush()
@@ -144,9 +144,7 @@ def mixed(time_ms_N: NDArray[np.int64], scores_NE: Floats, labels_N: Floats) -> 
         while learned < start and time_ms_N[learned] <= time_ms_N[start] - _KNOWN_AFTER_MS:
             models = len(mix.weights_E)
             rows = scores_NE[learned, :models]
-            rows = np.where(
-                np.isnan(rows), rows[0], rows
-            )  # a state that doesn't exist yet counts as live
+            rows = np.where(np.isnan(rows), rows[0], rows)  # a state that doesn't exist yet counts as live
             mix.learn(rows[None], labels_N[learned : learned + 1])
             learned += 1
         while len(mix.weights_E) < np.isfinite(scores_NE[start]).sum():

@@ -143,8 +143,7 @@ def judge(data: WorldABALog, kind: str, window_h: float) -> dict[str, Any]:
         "both": scores_NE[:, 1 + player.split],
     }
     figures["of_the_past"] = {
-        what: _judged(time_ms, scores, labels, truth, *parts["return"])["auc"]
-        for what, scores in by.items()
+        what: _judged(time_ms, scores, labels, truth, *parts["return"])["auc"] for what, scores in by.items()
     }
     figures["memory"] = loop.memory
     figures["remembered"] = round(loop.memory[1] / loop.memory[0], 4)
@@ -161,9 +160,7 @@ def _times(from_ms: int, until_ms: int, every_ms: int) -> list[int]:
 def _truth(world: World, rows: Predictions) -> NDArray[np.float64]:
     """Probability that the world drew each row's first label from. Rows of a list are adjacent."""
     truth, rank, before = np.empty(len(rows.request_id)), 0, ""
-    columns = zip(
-        rows.request_id, rows.user_id, rows.item_id, np.asarray(rows.time_ms), strict=True
-    )
+    columns = zip(rows.request_id, rows.user_id, rows.item_id, np.asarray(rows.time_ms), strict=True)
     for n, (request, user, item, time_ms) in enumerate(columns):
         rank = rank + 1 if request == before else 0
         truth[n] = world.true_long_view(user, item, int(time_ms), rank)
@@ -201,9 +198,7 @@ def forgetting(
     seeds: Annotated[int, typer.Option(min=1, help="Worlds and initial values.")] = 5,
     hours: Annotated[float, typer.Option(help="Hours of all three phases together.")] = 72.0,
     window_h: Annotated[float, typer.Option(help="Hours of a judged window.")] = 3.0,
-    change: Annotated[
-        str, typer.Option(help="Change in B: tastes, people, or nothing.")
-    ] = "tastes",
+    change: Annotated[str, typer.Option(help="Change in B: tastes, people, or nothing.")] = "tastes",
     first_seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
     kind: Annotated[str, typer.Option("--features", help="ids, ids+history or all.")] = "all",
 ) -> dict[str, Any]:
@@ -243,8 +238,7 @@ def _line(windows_figures: dict[str, Any]) -> str:
     """AUC and its ceiling in each window, and the kept share."""
     windows = ("a_end", "b_start", "b_end", "return")
     aucs = ", ".join(
-        f"{part} {windows_figures[part]['auc']} of {windows_figures[part]['ceiling']}"
-        for part in windows
+        f"{part} {windows_figures[part]['auc']} of {windows_figures[part]['ceiling']}" for part in windows
     )
     return f"{aucs}; kept {windows_figures['kept']}, of the ceiling {windows_figures['kept_of_ceiling']}"
 

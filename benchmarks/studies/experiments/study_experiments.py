@@ -46,10 +46,7 @@ def effects_by_look(trial: Trial, find: float, covariates: bool = False) -> list
     """Effect after every batch."""
     eta = eta_of(find, ALPHA)
     looks = range(len(trial.numerators_TU))
-    return [
-        effect(trial.at(k, True, covariates), trial.at(k, False, covariates), ALPHA, eta)
-        for k in looks
-    ]
+    return [effect(trial.at(k, True, covariates), trial.at(k, False, covariates), ALPHA, eta) for k in looks]
 
 
 def peeked(looks: list[Effect]) -> bool:
@@ -152,12 +149,9 @@ def measure_leak(runs: int) -> dict[str, Any]:
             "latest_hours": raised[-1] if raised else None,
         }
         if name == "moved":
-            held = [
-                UserOutcomes(("control", "treatment"), (SHOWN,), most_users=KEPT) for _ in hours[:3]
-            ]
+            held = [UserOutcomes(("control", "treatment"), (SHOWN,), most_users=KEPT) for _ in hours[:3]]
             again = [
-                _alarm_h(np.random.default_rng(seed), shares, outcomes)
-                for seed, outcomes in enumerate(held)
+                _alarm_h(np.random.default_rng(seed), shares, outcomes) for seed, outcomes in enumerate(held)
             ]
             figures["through_outcomes"] = {
                 "hours": again,

@@ -35,9 +35,7 @@ class Trial:
         """Users of one arm who had come by a look."""
         is_of_arm = np.flatnonzero((self.treated_U == treated) & (self.denominators_TU[look] > 0))
         before = self.before_U2[is_of_arm]
-        covariates_U = (
-            np.column_stack([before, before[:, 1] > 0]) if covariates else np.zeros((0, 0))
-        )
+        covariates_U = np.column_stack([before, before[:, 1] > 0]) if covariates else np.zeros((0, 0))
         return ArmUsers(
             self.numerators_TU[look, is_of_arm], self.denominators_TU[look, is_of_arm], covariates_U
         )
@@ -70,8 +68,5 @@ def simulate(
     shown_0 = draw.poisson(items_U * before)
     before_U2 = np.column_stack([draw.binomial(shown_0, share_U), shown_0]).astype(np.float64)
     return Trial(
-        long_TU.cumsum(0).astype(np.float64),
-        shown_TU.cumsum(0).astype(np.float64),
-        before_U2,
-        treated_U,
+        long_TU.cumsum(0).astype(np.float64), shown_TU.cumsum(0).astype(np.float64), before_U2, treated_U
     )

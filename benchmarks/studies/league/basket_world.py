@@ -54,9 +54,7 @@ class BasketWorld:
             table = csv.writer(file)
             table.writerow(["product_id", "department", "brand", "product_category"])
             columns = zip(self.department, self.brand, self.category, strict=True)
-            table.writerows(
-                [f"p{n}", f"d{d}", f"b{b}", f"c{c}"] for n, (d, b, c) in enumerate(columns)
-            )
+            table.writerows([f"p{n}", f"d{d}", f"b{b}", f"c{c}"] for n, (d, b, c) in enumerate(columns))
 
     def _sales_of(self, household: int) -> list[tuple[int, int, int]]:
         """Times in seconds, the household, and products."""

@@ -32,14 +32,7 @@ from recsys.model.prediction_metrics import auc_by_group, days
 from replay.datasets.app_dataset import feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.datasets.open_dataset import open_dataset
-from replay.judging.answers import (
-    AT_LEAST,
-    HIT,
-    OURS,
-    QuestionedAnswers,
-    user_intervals,
-    verdict_of,
-)
+from replay.judging.answers import AT_LEAST, HIT, OURS, QuestionedAnswers, user_intervals, verdict_of
 from replay.judging.questions import FIRST, NEXT
 from replay.judging.retrieval_recall import RetrievalRecall, probe_for
 from replay.judging.simple_lists import SimpleList
@@ -226,7 +219,7 @@ def _one(judged: Predictions, name: str) -> Predictions:
 
 def _contest(
     name: str, metric: str, ours: float, best: str, cases: int, difference: float, low: float, high: float
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     return {
         "contest": name, "ours": round(ours, 4), "verdict": verdict_of(low, high), "best": best,
         "metric": metric, "difference": round(difference, 4),
@@ -264,9 +257,7 @@ def league(
     retrieval: Annotated[
         float, typer.Option(help="Share of the judged engagements whose retrieval is measured.")
     ] = 1.0,
-    cases: Annotated[
-        int | None, typer.Option(help="Cases of each question, at most about so many.")
-    ] = None,
+    cases: Annotated[int | None, typer.Option(help="Cases of each question, at most about so many.")] = None,
     without: Annotated[
         list[str] | None,
         typer.Option(help="Also replays each log without this feature, e.g. near, trend or whole_list."),
@@ -275,7 +266,7 @@ def league(
         bool, typer.Option(help="Also lists of RecBole's SASRec and GRU4Rec, trained on each day.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of simulated logs.")] = 0,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     """Ranking and retrieval of our system beside simple and common others, log by log; losses first."""
     console, figures = Console(), dict[str, Any]()
     names = [declared.name for declared in fields(Declared)]
@@ -288,9 +279,7 @@ def league(
                 LOGS[log](Path(folder), seed)
             dataset = _open(str(folder))
             options = options_of(dataset, rows, judge_from, until)
-            measure = partial(
-                measure_log, options=options, share=retrieval, cases=cases, progress=with_bar
-            )
+            measure = partial(measure_log, options=options, share=retrieval, cases=cases, progress=with_bar)
             whole = measure(dataset, others=others)
             figures_of_log = whole.figures | {"worth": []}
             for name in without or ():
@@ -309,9 +298,7 @@ def _open(log: str, without: str = "") -> Dataset:
     file = Path(name) if name else Path(folder) / "app.yaml"
     app = read_app(file) if name or file.exists() else None
     if without and app is None:
-        raise ValueError(
-            f"--without is {without!r}, but {log} has no definition: name one, FOLDER=APP.YAML"
-        )
+        raise ValueError(f"--without is {without!r}, but {log} has no definition: name one, FOLDER=APP.YAML")
     if without and app is not None:
         app = replace(app, features=replace(app.features, **{without: getattr(Declared, without)}))
     return open_dataset(folder, app, None if app is None else file)
@@ -330,20 +317,17 @@ def _print_log(console: Console, log: str, figures_of_log: Mapping[str, Any]) ->
             one["of"],
             f"{one['cases']:,}",
             one["metric"],
-            "–" if one["difference"] is None
-            else plus_minus(one["difference"], one["low"], one["high"]),
+            "–" if one["difference"] is None else plus_minus(one["difference"], one["low"], one["high"]),
         )
         for one in figures_of_log["worth"]
-    ]  # fmt: skip
+    ]
     if rows:
         console.print(plain_table(("part", "of", "cases", "metric", "worth"), rows))
 
 
 def league_table(figures: Mapping[str, Any]) -> Any:
     """All contests, the greatest loss first: in shares of the best other's figure."""
-    contests = [
-        (log, one) for log, figures_of_log in figures.items() for one in figures_of_log["contests"]
-    ]
+    contests = [(log, one) for log, figures_of_log in figures.items() for one in figures_of_log["contests"]]
     contests.sort(key=lambda pair: _ahead(pair[1]))
     names = ("log", "of", "cases", "metric", "ours", "ahead", "difference", "best other")
     lines = [

@@ -145,9 +145,7 @@ class AttackedLoop:
             lists, requests = [], []
             for user in users:
                 others = sorted(places, key=lambda item, u=user: uniform(7, u, item))  # type: ignore[misc]
-                lists.append(
-                    [target, *(item for item in others if item != target)][: _CANDIDATES + 1]
-                )
+                lists.append([target, *(item for item in others if item != target)][: _CANDIDATES + 1])
                 indices = np.array([places[item] for item in lists[-1]], np.int64)
                 requests.append(
                     self.player.pipeline.builder.build(
@@ -164,8 +162,7 @@ class AttackedLoop:
                 liked.append(float(first[0]))
                 predicted += first[1:].tolist()
                 outcomes += [
-                    uniform(11, user, item) < world.true_long_view(user, item, now_ms)
-                    for item in items[1:]
+                    uniform(11, user, item) < world.true_long_view(user, item, now_ms) for item in items[1:]
                 ]
         return Probe(np.array(ranks), auc(predicted, outcomes), float(np.mean(liked)))
 

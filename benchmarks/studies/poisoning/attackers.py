@@ -76,9 +76,7 @@ class AttackedWorld(World):
         if self.attack is None:
             return
         attack = self.attack
-        hourly = (
-            3600 * self.requests_per_s / self.num_users if attack.style == DRIP else attack.lists
-        )
+        hourly = 3600 * self.requests_per_s / self.num_users if attack.style == DRIP else attack.lists
         start_ms, step_ms = max(from_ms, attack.from_ms), round(_HOUR_MS / hourly)
         times = []
         for account in self.accounts:

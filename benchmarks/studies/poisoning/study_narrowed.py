@@ -50,9 +50,7 @@ class AttackedApi:
         answer = await self._post(user, "/v1/recommend", {"user_id": user, "n": _LIST})
         events = []
         for item in answer["items"]:
-            likes = uniform(self.seed, "like", user, turn, item["item_id"]) < self._appeal(
-                item["item_id"]
-            )
+            likes = uniform(self.seed, "like", user, turn, item["item_id"]) < self._appeal(item["item_id"])
             kind = {"kind": "like"} if likes else {"kind": "view", "watch_ms": 500}
             events.append(self._event(user, answer, item["item_id"]) | kind)
         self.counts.update(await self._send(user, events))
@@ -94,17 +92,11 @@ class AttackedApi:
 
     def _event(self, user: str, answer: dict[str, Any], item_id: str) -> dict[str, Any]:
         about = {"user_id": user, "item_id": item_id, "time_ms": self.system.now_ms}
-        return (
-            about
-            | {"type": "engagement"}
-            | {name: answer[name] for name in ("request_id", "token")}
-        )
+        return about | {"type": "engagement"} | {name: answer[name] for name in ("request_id", "token")}
 
     async def _send(self, user: str, events: list[dict[str, Any]]) -> dict[str, int]:
         receipt = await self._post(user, "/v1/events", {"events": events})
-        return {
-            name: receipt[name] for name in ("accepted", "unproven", "rejected") if name in receipt
-        }
+        return {name: receipt[name] for name in ("accepted", "unproven", "rejected") if name in receipt}
 
     async def _post(self, user: str, path: str, body: dict[str, Any]) -> Any:
         answer = await self._client_of(user).post(path, json=body)
@@ -122,8 +114,7 @@ async def measured(
     (folder / "run" / TOKEN_KEYS).write_text("secret of the study's tokens")
     system = LocalSystem(config)
     items = [
-        Item(time_ms=system.now_ms, item_id=f"v{n}", fields={"author": f"a{n % 9}"})
-        for n in range(_ITEMS)
+        Item(time_ms=system.now_ms, item_id=f"v{n}", fields={"author": f"a{n % 9}"}) for n in range(_ITEMS)
     ]
     system.publish(items)
     await system.start()
@@ -157,14 +148,15 @@ async def measured(
     held = _held(system)
     await system.stop()
     return {
-        "accounts": accounts, "engagements": dict(api.counts),
+        "accounts": accounts,
+        "engagements": dict(api.counts),
         "targets_moved": float(np.median(moved[targets])),
         "controls_moved": float(np.median(moved[controls])),
         "targets_moved_most": float(moved[targets].max()),
         "targets_entered": sum(f"v{n}" in entered for n in targets),
         "attackers_named": sum(user.startswith("a") for user in held),
         "people_named": sum(user.startswith("u") for user in held) / people,
-    }  # fmt: skip
+    }
 
 
 def _held(system: LocalSystem) -> set[str]:
@@ -181,9 +173,7 @@ def narrowed(
     people: Annotated[int, Option(min=20, help="People before the attack.")] = 60,
     lists: Annotated[int, Option(min=1, help="Lists of each.")] = 6,
     seed: Annotated[int, Option(help="Seed.")] = 1,
-    free_share: Annotated[
-        float, Option(min=0, max=1, help="bounds.free_share; 0: no bound.")
-    ] = 0.5,
+    free_share: Annotated[float, Option(min=0, max=1, help="bounds.free_share; 0: no bound.")] = 0.5,
 ) -> dict[str, Any]:
     """Targets of accounts that leave one item to choose from, beside controls."""
     rows = []

@@ -144,8 +144,9 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         out[name] = {
             "moved": float(np.median([row["moved"] for row in rows])),
             "moved_most": max((row["moved_most"] for row in rows), key=abs),
-            "auc": float(np.mean(aucs)), "auc_error": error,
-        }  # fmt: skip
+            "auc": float(np.mean(aucs)),
+            "auc_error": error,
+        }
     named, right = sum(r["named"] for r in results), sum(r["right"] for r in results)
     out["precision"] = right / named if named else None
     out["recall"] = right / sum(r["accounts"] for r in results)
@@ -161,9 +162,7 @@ def poisoning(
     seeds: Annotated[int, typer.Option(help="Worlds.")] = 5,
     users: Annotated[int, typer.Option(help="People of each world.")] = 200,
     items: Annotated[int, typer.Option(help="Items of each world.")] = 200,
-    hours: Annotated[
-        float, typer.Option(help="Event hours; the last two thirds with attack.")
-    ] = 12.0,
+    hours: Annotated[float, typer.Option(help="Event hours; the last two thirds with attack.")] = 12.0,
     repeats: Annotated[int, typer.Option(help="Times that a farm sends each engagement.")] = 10,
     nats: Annotated[float, typer.Option(help="Evidence with which the rule holds users.")] = 20.0,
     processes: Annotated[int, typer.Option(help="Worlds at the same time.")] = 2,
@@ -185,9 +184,5 @@ def poisoning(
         typer.echo(f"\n{style:<16}{'moved':>8}{'most':>8}{'AUC':>10}")
         for name, row in summary(results).items():
             if isinstance(row, dict):
-                typer.echo(
-                    f"{name:<16}{row['moved']:>8.1f}{row['moved_most']:>8.1f}{row['auc']:>10.4f}"
-                )
-        typer.echo(
-            json.dumps({k: v for k, v in summary(results).items() if not isinstance(v, dict)})
-        )
+                typer.echo(f"{name:<16}{row['moved']:>8.1f}{row['moved_most']:>8.1f}{row['auc']:>10.4f}")
+        typer.echo(json.dumps({k: v for k, v in summary(results).items() if not isinstance(v, dict)}))

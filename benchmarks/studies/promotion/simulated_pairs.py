@@ -61,9 +61,9 @@ class Stream:
         pool = POOL if self._chosen else LIST
         users = draw.integers(0, self._users_2U.shape[1], lists).repeat(pool)
         true_N = draw.normal(_MEAN, _SPREAD, lists * pool)
-        noise_2N = np.sqrt(_OF_USER) * self._users_2U[:, users] + np.sqrt(
-            1 - _OF_USER
-        ) * _correlated(draw, lists * pool)
+        noise_2N = np.sqrt(_OF_USER) * self._users_2U[:, users] + np.sqrt(1 - _OF_USER) * _correlated(
+            draw, lists * pool
+        )
         live = predicted(true_N + pair.live * noise_2N[0], pair.live, pair.sure)
         candidate = predicted(true_N + pair.candidate * noise_2N[1], pair.candidate, pair.sure)
         labels = (draw.random(lists * pool) < 1 / (1 + np.exp(-true_N))).astype(np.float64)

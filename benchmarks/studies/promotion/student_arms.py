@@ -92,21 +92,12 @@ class Arms:
     """Trains on examples before the judged ones; all arms have rows for the same keys."""
 
     def __init__(
-        self,
-        features: FeatureSet,
-        system: ModelConfig,
-        every: Examples,
-        first: int,
-        plan: Plan,
-        lanes: int,
+        self, features: FeatureSet, system: ModelConfig, every: Examples, first: int, plan: Plan, lanes: int
     ) -> None:
         """``every``: examples in event time, judged from number ``first`` on. ``plan.last`` is set here: the
         last fifth of the training examples decides when to stop."""
         self._features, self._sharding = features, Sharding(lanes)
-        self._before, self._judged = (
-            blocks_of(every.take(slice(first))),
-            every.take(slice(first, None)),
-        )
+        self._before, self._judged = (blocks_of(every.take(slice(first))), every.take(slice(first, None)))
         self._plan = replace_last(plan, len(self._before))
         blocks = blocks_of(every)
         learner = Learner(build_model(features, system))
@@ -148,7 +139,7 @@ class Arms:
                 table, model.seed, arrays[f"table/{table.name}/keys"], arrays[f"table/{table.name}/values"]
             )
             for table in tables_of(model)
-        }  # fmt: skip
+        }
         network = build_model(self._features, model)
         network.write_dense(arrays["dense/averaged"])
         rows, dense = stores["features"], 4 * network.dense_size()
@@ -160,9 +151,7 @@ class Arms:
 
     def _trainer(self, model: ModelConfig, share: float | None = None) -> OfflineTrainer:
         vocabularies: Mapping[str, Vocabulary] = self._vocabularies
-        return build_trainer(
-            self._features, model, self._sharding, vocabularies, OwnTable, share=share
-        )
+        return build_trainer(self._features, model, self._sharding, vocabularies, OwnTable, share=share)
 
     def _predictions(self, trainer: OfflineTrainer, learns: bool) -> Floats:
         size = self._plan.step_examples if learns else BLOCK
@@ -218,9 +207,7 @@ def requests_of(features: FeatureSet, examples: Examples, count: int) -> list[Re
     return requests
 
 
-def rank_us(
-    model: Model, stores: Mapping[str, RowStore], requests: Sequence[RequestFeatures]
-) -> float:
+def rank_us(model: Model, stores: Mapping[str, RowStore], requests: Sequence[RequestFeatures]) -> float:
     """Median processor microseconds to look up and rank a request, without the first few."""
     taken = []
     for request in requests:

@@ -80,10 +80,7 @@ def measure_guard(
     one that gets that bad halfway."""
     rules = PromotionConfig()
     half = rules.guard_examples // 2
-    pairs = {
-        gain: Pair(noise_for(base + gain), noise_for(base), sure)
-        for gain in (0.0, -step, -_FAR * step)
-    }
+    pairs = {gain: Pair(noise_for(base + gain), noise_for(base), sure) for gain in (0.0, -step, -_FAR * step)}
     equal, worse, far = pairs.values()
     courses = {
         "equal": (0.0, Course(equal, equal)),

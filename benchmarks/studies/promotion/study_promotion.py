@@ -12,24 +12,14 @@ import numpy as np
 import typer
 
 from benchmarks.harness.commands import study_command
-from benchmarks.studies.promotion.simulated_pairs import (
-    _LARGE,
-    LIST,
-    STEP,
-    Pair,
-    RunEnd,
-    Stream,
-    noise_for,
-)
+from benchmarks.studies.promotion.simulated_pairs import _LARGE, LIST, STEP, Pair, RunEnd, Stream, noise_for
 from experiments.promotion.lifecycle import SHADOW
 from experiments.promotion.promotion import Evidence, Hold, Promote, comparison, judge
 from experiments.statistics.comparison import log_losses
 from recsys.config.promotion_config import PromotionConfig
 
 
-def run_once(
-    pair: Pair, seed: int, rules: PromotionConfig, most: int, chosen: bool = False
-) -> RunEnd:
+def run_once(pair: Pair, seed: int, rules: PromotionConfig, most: int, chosen: bool = False) -> RunEnd:
     """One candidate in shadow, judged at every step, for ``most`` examples."""
     stream, compared, seen = Stream(pair, seed, chosen=chosen), comparison(rules), 0
     while seen < most:
@@ -74,7 +64,7 @@ def measure(
             **{how: sum(run.how == how for run in ended) / runs for how in ("promoted", "held", "open")},
             "median_examples_to_promote": float(np.median(at)) if at else None,
             "fixed_horizon_examples": fixed_horizon(pair) if gain > 0 else None,
-        }  # fmt: skip
+        }
     return figures
 
 
@@ -89,8 +79,7 @@ def promotion(
     ] = False,
     sure: Annotated[bool, typer.Option("--sure", help="Both models are overconfident.")] = False,
     guard: Annotated[
-        bool,
-        typer.Option("--guard", help="Measure automatic rollbacks of a new live line instead."),
+        bool, typer.Option("--guard", help="Measure automatic rollbacks of a new live line instead.")
     ] = False,
 ) -> dict[str, Any]:
     """Wrong promotions and the delay of right ones; or, with --guard, wrong rollbacks and the delay of right

@@ -39,9 +39,7 @@ def student(
     model: Annotated[
         str, typer.Option("--student", help="The student's model, as for `recsys offline`.")
     ] = "dim=8,hidden=64x32",
-    share: Annotated[
-        float, typer.Option("--teacher-share", help="Weight of the teacher's labels.")
-    ] = SHARE,
+    share: Annotated[float, typer.Option("--teacher-share", help="Weight of the teacher's labels.")] = SHARE,
     seeds: Annotated[int, typer.Option(help="Runs with other initial values (and worlds).")] = 3,
     hours: Annotated[float, typer.Option(help="Duration of the world's log.")] = 72.0,
     epochs: Annotated[int, typer.Option(help="Maximum number of epochs.")] = 3,
@@ -96,9 +94,7 @@ def examples_of(dataset: Dataset, progress: Progress) -> tuple[FeatureSet, Examp
     features = FeatureSet(dataset.schema, options.features, config.sessions.history)
     until_ms = 1 + max(event.time_ms for event in dataset.events())
     with tempfile.TemporaryDirectory() as folder:
-        cache = cache_dataset(
-            dataset, Path(folder) / "examples", features, config, None, until_ms, progress
-        )
+        cache = cache_dataset(dataset, Path(folder) / "examples", features, config, None, until_ms, progress)
         every = concatenated([cache.read(number) for number in range(len(cache))])
     first = int(np.searchsorted(every.time_ms, judged_from_ms(dataset)))
     if not 0 < first < len(every):
@@ -128,9 +124,7 @@ def _run(
         ALONE: (small, arms.train(small)),
         TAUGHT: (small, arms.train(small, share)),
     }
-    scores_by_arm = {
-        arm: arms.judge(*model_and_arrays) for arm, model_and_arrays in trained.items()
-    }
+    scores_by_arm = {arm: arms.judge(*model_and_arrays) for arm, model_and_arrays in trained.items()}
     names, scores = _scores(arms.teacher_NL[first:, 0], scores_by_arm)
     judged = every.take(slice(first, None))
     start = features.slot("user").start
@@ -141,16 +135,11 @@ def _run(
         "drawn": draw_aucs(JudgedRows(np.array(scores), labels, users), _SAMPLES, draws),
         "rows": len(judged),
         "learned": first,
-        "cost": {
-            arm: arms.cost(*trained[of], _REQUESTS)
-            for arm, of in ((TEACHER, LARGE), (TAUGHT, TAUGHT))
-        },
+        "cost": {arm: arms.cost(*trained[of], _REQUESTS) for arm, of in ((TEACHER, LARGE), (TAUGHT, TAUGHT))},
     }
 
 
-def _scores(
-    teacher_N: Any, scores_by_arm: dict[str, ArmScores]
-) -> tuple[list[tuple[str, str]], list[Any]]:
+def _scores(teacher_N: Any, scores_by_arm: dict[str, ArmScores]) -> tuple[list[tuple[str, str]], list[Any]]:
     """(arm, way) of each row of scores. The teacher always learns: it has no frozen scores."""
     names, scores = [(TEACHER, "learning")], [teacher_N]
     for arm, arm_scores in scores_by_arm.items():
@@ -173,12 +162,14 @@ def _figures(runs: list[Found]) -> Found:
     costs: list[Found] = []
     for arm in runs[0]["cost"]:
         arm_costs = [run["cost"][arm] for run in runs]
-        costs.append({
-            "arm": arm,
-            "bytes_a_row": round(float(np.mean([c.row_bytes for c in arm_costs])), 1),
-            "mib": round(float(np.mean([c.bytes for c in arm_costs])) / 2**20, 2),
-            "rank_300_us": round(float(np.median([c.rank_us for c in arm_costs]))),
-        })  # fmt: skip
+        costs.append(
+            {
+                "arm": arm,
+                "bytes_a_row": round(float(np.mean([c.row_bytes for c in arm_costs])), 1),
+                "mib": round(float(np.mean([c.bytes for c in arm_costs])) / 2**20, 2),
+                "rank_300_us": round(float(np.median([c.rank_us for c in arm_costs]))),
+            }
+        )
     return {
         "aucs": [
             {"arm": arm, "way": way, "auc": round(float(points_RK[:, k].mean()), 5),

@@ -82,9 +82,7 @@ class WorldLog:
         catalogue = world.items(stop_ms)
         events: list[Event] = [*catalogue, *world.users()]
         for n, request in enumerate(world.next_requests(world.start_ms, stop_ms)):
-            events.extend(
-                self._answered(world, catalogue, f"r{n}", request.user_id, request.time_ms)
-            )
+            events.extend(self._answered(world, catalogue, f"r{n}", request.user_id, request.time_ms))
         first = [event for event in events if event.time_ms <= world.start_ms]
         later = [event for event in events if event.time_ms > world.start_ms]
         return first + sorted(later, key=lambda event: event.time_ms)
@@ -103,7 +101,5 @@ class WorldLog:
         done = world.react(user_id, ids, request_id, now_ms)
         seen = {str(e.item_id) for e in done if e.kind == "view"}
         served = [ServedItem(item_id=item_id) for item_id in ids if str(item_id) in seen]
-        shown = Impression(
-            time_ms=now_ms, request_id=request_id, user_id=user_id, items=served, shown=True
-        )
+        shown = Impression(time_ms=now_ms, request_id=request_id, user_id=user_id, items=served, shown=True)
         return [shown, *done]

@@ -66,9 +66,7 @@ def figures(
     }  # fmt: skip
 
 
-def pair_of(
-    a: str, b: str, difference: float, drawn_S: Floats, level: float = 0.95
-) -> dict[str, Any]:
+def pair_of(a: str, b: str, difference: float, drawn_S: Floats, level: float = 0.95) -> dict[str, Any]:
     """Verdict on b − a, whose bootstrap draws are ``drawn_S``."""
     finite_S, tail = drawn_S[np.isfinite(drawn_S)], (1 - level) / 2
     low, high = np.quantile(finite_S, [tail, 1 - tail]) if finite_S.size else (0.0, 0.0)

@@ -11,11 +11,7 @@ from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.quality.judged_days import judged_from_ms
 from benchmarks.studies.quality.parameter_copies import Copy, SideBySide
 from benchmarks.studies.quality.simulated_world_log import WorldLog
-from benchmarks.studies.quality.study_figures import (
-    JudgedRows,
-    draw_aucs,
-    figures,
-)
+from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, figures
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
@@ -108,7 +104,7 @@ def freshness(
     check_at_least(1, seeds=seeds)
     options = ReplayOptions(
         ModelConfig(features=features).features, step_examples=step_examples, step_every_s=step_every
-    )  # fmt: skip
+    )
     result = measure(data, options, seeds, hours)
     for sync in result["syncs"]:
         typer.echo(f"{sync['sync']:>10}  AUC {sync['auc']:.4f}")

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from recsys.events.event_types import FeatureBlock
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 
-_LETTERS: Final = (
-    "abcdefgijklmnoqrstuvwxyz"  # of namespaces; h and p are the hour's and the profile's
-)
+_LETTERS: Final = "abcdefgijklmnoqrstuvwxyz"  # of namespaces; h and p are the hour's and the profile's
 _BITS: Final = (1 << 62) - 1
 
 
@@ -55,9 +53,7 @@ class VowpalWabbit:
         slots = [*features.user_slots, *features.item_slots]
         self._letters = {slot.name: _LETTERS[n] for n, slot in enumerate(slots)}
         crossed = " ".join(f"-q {pair}" for pair in self._crosses())
-        self._learner = Workspace(
-            f"--loss_function logistic --link logistic -b 24 {crossed} --quiet"
-        )
+        self._learner = Workspace(f"--loss_function logistic --link logistic -b 24 {crossed} --quiet")
 
     def _crosses(self) -> list[str]:
         letters = self._letters
@@ -106,9 +102,7 @@ class River:
 
     def score(self, request: RequestFeatures) -> list[float]:
         user = _ones(request.user_U)
-        predictions = [
-            self._learner.predict_proba_one(user | _ones(keys)) for keys in request.items_NI
-        ]
+        predictions = [self._learner.predict_proba_one(user | _ones(keys)) for keys in request.items_NI]
         return [float(chance.get(True, 0.5)) for chance in predictions]
 
     def learn(self, features: FeatureBlock, label: bool) -> None:
@@ -116,9 +110,7 @@ class River:
         self._learner.learn_one(_ones(user) | _ones(item), label)
 
 
-def _arrays(
-    block: FeatureBlock,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+def _arrays(block: FeatureBlock) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """An example's keys of user and item, and its numbers."""
     return (
         np.frombuffer(block.user_keys, np.int64),

@@ -137,9 +137,7 @@ def _replay(
     return replay_with(player, dataset, own, progress, loop.digest), player.learner_scores
 
 
-def _row(
-    name: str, dataset: Dataset, replayed: ReplayResult, whole: ReplayResult | None
-) -> dict[str, Any]:
+def _row(name: str, dataset: Dataset, replayed: ReplayResult, whole: ReplayResult | None) -> dict[str, Any]:
     """AUC and calibration of the judged rows and of their commonest context, with the difference to the whole
     model."""
     label = dataset.labels[0]
@@ -166,9 +164,7 @@ def _difference(
 ) -> dict[str, float]:
     """AUC difference to the whole model, with its user-bootstrap interval."""
     comparison = compare(
-        predictions.rows(judged_rows(dataset, predictions)),
-        whole.rows(judged_rows(dataset, whole)),
-        label,
+        predictions.rows(judged_rows(dataset, predictions)), whole.rows(judged_rows(dataset, whole)), label
     )
     return {name: round(comparison[name], 5) for name in ("difference", "low", "high")}
 

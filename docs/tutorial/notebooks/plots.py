@@ -11,11 +11,7 @@ class Lines:
     """Line plot. ``series``: sequences of (x, y) by name; ``band``: a shaded area of (x, low, high)."""
 
     def __init__(
-        self,
-        series: Mapping[str, Points],
-        x: str,
-        y: str,
-        band: Sequence[tuple[float, float, float]] = (),
+        self, series: Mapping[str, Points], x: str, y: str, band: Sequence[tuple[float, float, float]] = ()
     ) -> None:
         self.series, self.x, self.y, self.band = series, x, y, band
         points = [point for line in series.values() for point in line]
@@ -31,9 +27,7 @@ class Lines:
         for (name, line), colour in zip(self.series.items(), _COLOURS, strict=False):
             points = " ".join("{:.1f},{:.1f}".format(*self._place(*point)) for point in line)
             end_x, end_y = self._place(*line[-1])
-            parts.append(
-                f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-            )
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
             parts.append(_text(end_x + 6, end_y + 4, name, "start", colour))
         box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{self!r}"'
         style = 'style="max-width:100%;height:auto;font:12px sans-serif;color:inherit"'
@@ -59,9 +53,7 @@ class Lines:
         path = f"M{left:.1f} {up:.1f}V{down:.1f}H{right:.1f}"
         parts = [f'<path d="{path}" fill="none" stroke="currentColor" opacity="0.5"/>']
         for share in (0.0, 0.5, 1.0):
-            x, y = (
-                low + share * (high - low) for low, high in zip(self._low, self._high, strict=True)
-            )
+            x, y = (low + share * (high - low) for low, high in zip(self._low, self._high, strict=True))
             parts.append(_text(self._place(x, y)[0], down + 16, f"{x:.4g}", "middle"))
             parts.append(_text(left - 6, self._place(x, y)[1] + 4, f"{y:.3g}", "end"))
         parts.append(_text((left + right) / 2, down + 32, self.x, "middle"))

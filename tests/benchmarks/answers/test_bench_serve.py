@@ -56,11 +56,7 @@ def test_being_told_to_end_is_said_once_and_does_not_cut_the_ending_short() -> N
     assert ended and signal.getsignal(signal.SIGTERM) is before
 
 
-SPEED = {
-    30_000: 90.0,
-    7: 100.0,
-    8: 81.0,
-}  # requests a second at the direct port, bare uvicorn, a public one
+SPEED = {30_000: 90.0, 7: 100.0, 8: 81.0}  # requests a second at the direct port, bare uvicorn, a public one
 
 
 @contextmanager
@@ -78,12 +74,7 @@ def send(door: Door, ask: ServeOptions, seconds: float, rate: float = 0.0, clien
     most = SPEED.get(door.port, SPEED[8])
     goodput = min(most, rate) if rate else most
     late = {"late_p99_ms": 0.1, "cores_busy": 0.1}
-    return {
-        "requests_per_s": goodput,
-        "p50_ms": 2.0,
-        "p99_ms": 4.0 + (rate > most),
-        "generator": late,
-    }
+    return {"requests_per_s": goodput, "p50_ms": 2.0, "p99_ms": 4.0 + (rate > most), "generator": late}
 
 
 def test_the_figures_are_those_of_the_direct_port_and_the_others_stand_beside(
@@ -114,9 +105,7 @@ def test_the_figures_are_those_of_the_direct_port_and_the_others_stand_beside(
 
 
 @pytest.mark.slow
-def test_parts_end_though_one_was_killed_while_it_waited_to_be_asked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_parts_end_though_one_was_killed_while_it_waited_to_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_parts, "_ASK_S", 0.5)
     told, stop, start = bench_parts.process_starter()
     parts = [start(wait, told, stop) for _ in range(2)]

@@ -29,7 +29,7 @@ APP = [
         (["/x/serving/pipeline.py"], "answer"),
         ([], "answer"),  # the service itself
     ],
-)  # fmt: skip
+)
 def test_the_outermost_that_works_counts_else_the_innermost_that_passes_on(
     inner: list[str], stage: str
 ) -> None:

@@ -10,13 +10,7 @@ import pytest
 import torch
 from msgspec.structs import replace as changed
 
-from benchmarks.answers.bench_stamp import (
-    VersionedService,
-    counts,
-    in_process,
-    measure_stamp,
-    over_http,
-)
+from benchmarks.answers.bench_stamp import VersionedService, counts, in_process, measure_stamp, over_http
 from benchmarks.answers.versioned_oracle import Oracle
 from benchmarks.answers.versioned_world import (
     ITEMS_N,
@@ -50,9 +44,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def seen(
-    folder: Path, requests: int, way: Any = in_process, every: dict[str, int] = EVERY
-) -> dict[str, Any]:
+def seen(folder: Path, requests: int, way: Any = in_process, every: dict[str, int] = EVERY) -> dict[str, Any]:
     bird = VersionedService.in_folder(folder, every=every)
     return counts(bird, asyncio.run(way(bird, requests)), 0.0)
 
@@ -75,12 +67,8 @@ def with_shards(folder: Path, requests: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_what_shards_find_is_of_the_answer_s_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        retrieval_client, "LONGEST_S", 10.0
-    )  # a busy machine is no reason to go without
+def test_what_shards_find_is_of_the_answer_s_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval_client, "LONGEST_S", 10.0)  # a busy machine is no reason to go without
     monkeypatch.setattr(retrieval_client, "WAIT_S", 5.0)
     found = with_shards(tmp_path, 500)
     assert (found["mixed"], found["went_back"]) == (0, 0), found["first"]
@@ -88,9 +76,7 @@ def test_what_shards_find_is_of_the_answer_s_version(
 
 
 def stamp(**fields: Any) -> Stamp:
-    its = Stamp(
-        epoch=1, step=20, catalogue_offset=5 * ITEMS_N, item_state_offset=9, session_offset=4
-    )
+    its = Stamp(epoch=1, step=20, catalogue_offset=5 * ITEMS_N, item_state_offset=9, session_offset=4)
     return changed(its, **fields)
 
 
@@ -213,9 +199,7 @@ def test_a_planted_bug_is_met(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_step_that_goes_back_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers are of one version each, but one is of before."""
     bird = VersionedService.in_folder(tmp_path, every=EVERY)
-    older = Service(
-        bird.service.config, bird.service.log, bird.service.sessions.sessions, lambda: NOW_MS
-    )
+    older = Service(bird.service.config, bird.service.log, bird.service.sessions.sessions, lambda: NOW_MS)
     older.reader.catch_up(lambda: False)
     asked = bird.service.recommend
 

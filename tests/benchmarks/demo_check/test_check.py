@@ -18,18 +18,7 @@ from examples.short_video import demo_data, demo_start
 from plugins.kuairand import download
 from recsys.client import ApiError, Outcome, Receipt, Recommendations, Recommended
 from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, encode
-from recsys.events.records import (
-    DELTAS,
-    EVENTS,
-    EXAMPLES,
-    STEPS,
-    Delta,
-    Example,
-    Range,
-    Step,
-    pack,
-    topics,
-)
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, Example, Range, Step, pack, topics
 from recsys.log.protocol import Append, MemoryLog
 from runtime.supervision.system_status import PartStatus, Status, Version
 
@@ -37,9 +26,7 @@ from runtime.supervision.system_status import PartStatus, Status, Version
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0.01, 1.0))
-def test_a_percentile_is_a_value_that_so_many_do_not_exceed(
-    values: list[float], share: float
-) -> None:
+def test_a_percentile_is_a_value_that_so_many_do_not_exceed(values: list[float], share: float) -> None:
     found = figures.percentile(values, share)
     assert found in values
     assert sum(value <= found for value in values) >= share * len(values) - 1e-9
@@ -65,16 +52,13 @@ def test_usual_topics_are_common_and_do_not_dominate() -> None:
 
 
 def _step(number: int, *ranges: Range) -> Step:
-    return Step(line="main", epoch=0, step=number, ranges=list(ranges), examples=1, lanes=4,
-                time_ms=0, config="")  # fmt: skip
+    return Step(
+        line="main", epoch=0, step=number, ranges=list(ranges), examples=1, lanes=4, time_ms=0, config=""
+    )
 
 
 def test_a_view_is_served_from_the_first_answer_of_a_version_that_learned_it() -> None:
-    steps = [
-        _step(1, Range(0, 0, 5)),
-        _step(2, Range(0, 5, 7), Range(1, 0, 1)),
-        _step(3, Range(0, 7, 8)),
-    ]
+    steps = [_step(1, Range(0, 0, 5)), _step(2, Range(0, 5, 7), Range(1, 0, 1)), _step(3, Range(0, 7, 8))]
     places = {("r", "a"): (0, 4), ("r", "b"): (0, 5), ("r", "c"): (1, 0), ("r", "d"): (0, 9)}
     learned = figures.learned_at(places, steps)
     assert learned == {("r", "a"): 1, ("r", "b"): 2, ("r", "c"): 2}
@@ -101,9 +85,7 @@ class Feed:
     ``learns``: how much of a list is of the topic that the user liked last, at most; ``varied``: less of it
     after few likes, and spread."""
 
-    def __init__(
-        self, learns: float = 0.8, slow: int = 2, lag: int = 0, varied: bool = True
-    ) -> None:
+    def __init__(self, learns: float = 0.8, slow: int = 2, lag: int = 0, varied: bool = True) -> None:
         self.learns, self.slow, self.lag, self.varied = learns, slow, lag, varied
         self.tags: dict[str, str] = {}
         self.now_s = 0.0
@@ -136,9 +118,7 @@ class Feed:
             self.tags[f"i{self.served}.{rank}"] = tag
             items.append(Recommended(item_id=f"i{self.served}.{rank}", rank=rank, fields=fields))
         return Recommendations(
-            request_id=f"r{self.served}",
-            items=items,
-            stamp=Stamp(step=max(0, self.step - self.lag)),
+            request_id=f"r{self.served}", items=items, stamp=Stamp(step=max(0, self.step - self.lag))
         )
 
     def send_events(self, events: Sequence[Engagement]) -> Receipt:
@@ -258,9 +238,7 @@ def test_the_watcher_notes_versions_and_survives_refusals() -> None:
 
 
 def _event(n: int, event_id: str) -> Append:
-    event = Engagement(
-        time_ms=n, request_id="r", user_id=n, item_id=n, kind="view", event_id=event_id
-    )
+    event = Engagement(time_ms=n, request_id="r", user_id=n, item_id=n, kind="view", event_id=event_id)
     return Append(n % 2, b"", encode(event))
 
 
@@ -323,14 +301,8 @@ def test_behind_counts_what_has_to_flow_yet() -> None:
         return Status(state="", running=True, ready=True, parts=parts, **more)
 
     cut, served = Version("main", 0, 9), Version("main", 0, 4)
-    assert demo_start.behind(status(cut=cut, served=served)) == {
-        "events": 40,
-        "examples": 12,
-        "steps": 5,
-    }
-    assert (
-        demo_start.behind(status())["steps"] == 1
-    )  # nothing cut and nothing served: not there yet
+    assert demo_start.behind(status(cut=cut, served=served)) == {"events": 40, "examples": 12, "steps": 5}
+    assert demo_start.behind(status())["steps"] == 1  # nothing cut and nothing served: not there yet
 
 
 def test_the_data_is_what_was_named_else_what_is_there_else_the_world(
@@ -341,9 +313,7 @@ def test_the_data_is_what_was_named_else_what_is_there_else_the_world(
     monkeypatch.setattr(demo_data, "warmup_from_world", lambda now_ms: small)
     tiny = tmp_path / "tiny"
     tiny.mkdir()
-    (tiny / "dataset.yaml").write_text(
-        "name: tiny\nlabels: [click]\nwindow_s: 60\nall_shown: true\n"
-    )
+    (tiny / "dataset.yaml").write_text("name: tiny\nlabels: [click]\nwindow_s: 60\nall_shown: true\n")
     (tiny / "events.jsonl").write_text(
         '{"type":"impression","time_ms":5,"request_id":"r","user_id":1,"items":[{"item_id":1}]}\n'
     )

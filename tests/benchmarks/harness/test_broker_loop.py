@@ -44,9 +44,7 @@ def with_users(folder):
     end_ms = lines[-1]["time_ms"]
     for n, line in enumerate(lists[3::4]):
         about = {"type": "user", "user_id": f"u{n * 7 % 40}", "time_ms": line["time_ms"] + 9_000}
-        lines.append(
-            about | ({"removed": True} if n % 5 == 4 else {"fields": {"country": f"c{n}"}})
-        )
+        lines.append(about | ({"removed": True} if n % 5 == 4 else {"fields": {"country": f"c{n}"}}))
     for n in range(40):  # windows close at both times, and a step is due at the second
         after_ms = 200_000 if n < 2 else 270_000
         lines.append({"type": "user", "user_id": f"u{n}", "time_ms": end_ms + after_ms})
@@ -76,15 +74,10 @@ def test_users_who_change_or_go_in_the_middle_of_a_log_are_the_same_to_the_real_
 def test_clicks_choose_from_the_same_lists_as_in_one_process(tmp_path):
     """Also those on items that were never published, whose age is unknown."""
     lines = [
-        {"type": "item", "time_ms": START_MS - n * 1_000, "item_id": f"v{n}"}
-        for n in reversed(range(30))
+        {"type": "item", "time_ms": START_MS - n * 1_000, "item_id": f"v{n}"} for n in reversed(range(30))
     ]
     for n in range(90):
-        about = {
-            "user_id": f"u{n % 7}",
-            "item_id": f"v{n * n % 34}",
-            "time_ms": START_MS + n * 5_000,
-        }
+        about = {"user_id": f"u{n % 7}", "item_id": f"v{n * n % 34}", "time_ms": START_MS + n * 5_000}
         lines.append(about | {"type": "engagement", "kind": "buy" if n % 6 == 5 else "click"})
         if n % 10 == 9:
             lines.append({"type": "item", "time_ms": about["time_ms"] + 1, "item_id": f"new{n}"})

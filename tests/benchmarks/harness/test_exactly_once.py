@@ -90,9 +90,7 @@ def test_what_is_lost_repeated_or_changed_is_found(config: Config) -> None:
     assert wrong(lost) == {"lost"} and lost["sent_again"] == 1
     (user, blob), other = next(iter(sessions.items())), sessions["u4"]
     assert blob != other
-    assert "sessions_differ" in wrong(
-        exactly_once.audit(config, acknowledged, sessions | {user: other})
-    )
+    assert "sessions_differ" in wrong(exactly_once.audit(config, acknowledged, sessions | {user: other}))
     # A step that is on the log twice, then an example.
     repeat(config, STEPS)
     assert {"steps_missing", "examples_in_two_steps"} <= wrong(

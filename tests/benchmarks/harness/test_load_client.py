@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from benchmarks.harness.load_client import (  # fmt: skip
+from benchmarks.harness.load_client import (
     Client,
     Load,
     Sent,
@@ -83,9 +83,7 @@ def test_both_loops_count_what_was_answered_and_how() -> None:
     def answer(number: int) -> bytes:
         if number % 4 == 1:
             return b"HTTP/1.1 503 no\r\nContent-Length: 0\r\n\r\n"
-        return (
-            ANSWER.replace(b"[]", b'["rank"]').replace(b"15", b"21") if number % 4 == 2 else ANSWER
-        )
+        return ANSWER.replace(b"[]", b'["rank"]').replace(b"15", b"21") if number % 4 == 2 else ANSWER
 
     with server(answer) as port:
         for its in (load(port, 0.3, rate=200.0), load(port, 0.2, clients=2)):
@@ -158,9 +156,5 @@ def test_what_is_stopped_sends_no_more_and_has_its_answers() -> None:
 
 def test_an_answer_says_its_request_and_what_it_lacked() -> None:
     body = b'{"request_id":"r1","items":[{"item_id":"v1"}],"degraded":[%s]}'
-    for told, stages in {
-        b"": (),
-        b'"model"': ("model",),
-        b'"model","x:y"': ("model", "x:y"),
-    }.items():
+    for told, stages in {b"": (), b'"model"': ("model",), b'"model","x:y"': ("model", "x:y")}.items():
         assert note_of(b"HTTP" + body % told, 4) == ("r1", stages)

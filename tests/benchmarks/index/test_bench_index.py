@@ -28,16 +28,12 @@ def test_vectors_look_as_training_leaves_them() -> None:
     from recsys.model.retrieval_vectors import content_vectors
 
     its, n = plan(4_000, 32, 0), np.arange(4_000)
-    keys = np.stack(
-        [its.author + 1, its.topic + 10**6, np.where(its.second < 0, 0, its.second + 10**6)], 1
-    )
+    keys = np.stack([its.author + 1, its.topic + 10**6, np.where(its.second < 0, 0, its.second + 10**6)], 1)
     vectors = content_vectors(keys, 32) + its.rows(n)
     norms = np.percentile(np.linalg.norm(vectors, axis=1), [1, 50, 99])
     np.testing.assert_allclose(norms, [0.65, 0.92, 1.93], rtol=0.1)
     share = np.linalg.svd(vectors - vectors.mean(0), compute_uv=False) ** 2
-    np.testing.assert_allclose(
-        np.cumsum(share / share.sum())[[3, 7, 15]], [0.33, 0.51, 0.74], atol=0.05
-    )
+    np.testing.assert_allclose(np.cumsum(share / share.sum())[[3, 7, 15]], [0.33, 0.51, 0.74], atol=0.05)
     sides = its.user_sides(vectors, its.liked(30))
     assert sides.shape == (30, 32) and its.item(3, 9).item_id == "v9"
     moved = its.moves(vectors[:9]) - vectors[:9]

@@ -102,8 +102,9 @@ def test_a_feature_that_is_rare_is_not_watched_and_a_common_one_is() -> None:
     rng, none = np.random.default_rng(0), np.zeros((BLOCK, 0), np.float32)
     told = []
     for step in range(400):
-        keys = rng.choice([1, 2, 3, 4], BLOCK, p=[0.5, 0.3, 0.18, 0.02] if step < 300
-                          else [0.3, 0.3, 0.38, 0.02])  # fmt: skip
+        keys = rng.choice(
+            [1, 2, 3, 4], BLOCK, p=[0.5, 0.3, 0.18, 0.02] if step < 300 else [0.3, 0.3, 0.38, 0.02]
+        )
         told += features.step(none, {"tag": keys.astype(np.int64)}, step * 100_000, step)
     assert {alarm.what for alarm in told} == {"tag=0x1", "tag=0x3"}
     assert all(301 <= alarm.step < 310 for alarm in told)
@@ -118,14 +119,10 @@ def test_a_feature_that_is_rare_is_not_watched_and_a_common_one_is() -> None:
         (Shift("share", 0.25), {"share"}),
     ],
 )
-def test_planted_shifts_are_found_within_two_thousand_examples(
-    shift: Shift, kinds: set[str]
-) -> None:
+def test_planted_shifts_are_found_within_two_thousand_examples(shift: Shift, kinds: set[str]) -> None:
     told = watch(make_stream(3, 34_000, 200_000, shift, 30_000))
     assert told and all(30_000 < at <= 32_000 for at, alarm in told if alarm.kind in kinds)
-    assert {alarm.kind for _, alarm in told} <= kinds | (
-        {"loss"} if shift.kind == "rate" else set()
-    )
+    assert {alarm.kind for _, alarm in told} <= kinds | ({"loss"} if shift.kind == "rate" else set())
 
 
 def test_a_stationary_stream_is_quiet() -> None:

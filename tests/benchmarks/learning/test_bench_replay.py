@@ -10,9 +10,7 @@ from benchmarks.learning.bench_replay import measure_replay
 
 @pytest.mark.slow
 def test_every_example_is_counted(tmp_path: Path) -> None:
-    (tmp_path / "dataset.yaml").write_text(
-        "labels: [long_view, click]\nwindow_s: 60\nall_shown: true\n"
-    )
+    (tmp_path / "dataset.yaml").write_text("labels: [long_view, click]\nwindow_s: 60\nall_shown: true\n")
     events = []
     for n in range(200):
         about = {"user_id": f"u{n % 7}", "request_id": f"r{n}"}

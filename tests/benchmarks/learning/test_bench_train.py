@@ -11,13 +11,7 @@ from click.testing import CliRunner
 from benchmarks.learning import bench_train
 from benchmarks.learning import single_process_loops as bench_loops
 from benchmarks.learning.single_process_loops import logits_by_our_layers, logits_by_torch_layers
-from benchmarks.learning.synthetic_examples import (
-    FEATURES,
-    FIELDS,
-    append_examples,
-    draw_examples,
-    one_hot,
-)
+from benchmarks.learning.synthetic_examples import FEATURES, FIELDS, append_examples, draw_examples, one_hot
 from recsys.config.system_config import ModelConfig
 from recsys.events.records import EXAMPLES, STEPS, Example, topics, unpack
 from recsys.log.protocol import MemoryLog
@@ -44,10 +38,7 @@ def test_the_log_holds_what_was_drawn_in_turn_and_the_learner_takes_it():
     for topic in topics(4):
         log.create(topic)
     append_examples(log, drawn)
-    read = [
-        [unpack(record.value, Example) for record in log.read(EXAMPLES, part, 0)]
-        for part in range(4)
-    ]
+    read = [[unpack(record.value, Example) for record in log.read(EXAMPLES, part, 0)] for part in range(4)]
     assert [len(its) for its in read] == [3, 3, 2, 2]
     back = one_hot(read[1])
     assert (back.keys_NF == drawn.keys_NF[1::4]).all()
@@ -64,19 +55,13 @@ def test_the_bench_tells_its_figures_beside_the_peers(tmp_path):
     file = tmp_path / "bench.json"
     arguments = ["train", "--together", "--ids", "50", "--batches", "2", "--batch", "8"]
     arguments += ["--rounds", "2"]
-    result = CliRunner().invoke(
-        load("benchmarks.bench:bench", "bench"), [*arguments, "--json", str(file)]
-    )
+    result = CliRunner().invoke(load("benchmarks.bench:bench", "bench"), [*arguments, "--json", str(file)])
     assert result.exit_code == 0, result.output
     found = json.loads(file.read_text())
     assert found["bench"] == "train" and "--together" in found["command"]
     assert found["figures"]["examples_per_s"] > 0 and len(found["figures"]["rounds"]) == 2
     peers = found["comparators"]
-    assert set(peers) == {
-        "torchrec",
-        "torchrec_our_layers",
-        "embedding_bag",
-    }
+    assert set(peers) == {"torchrec", "torchrec_our_layers", "embedding_bag"}
     for name in ("torchrec", "torchrec_our_layers", "embedding_bag"):
         assert peers[name]["examples_per_s"] > 0 and peers[name]["threads"] in (1, 2)
         assert peers[name]["ours_of_it"] > 0
@@ -115,8 +100,5 @@ def test_a_loop_by_torch_computes_what_a_loop_by_our_layers_does():
     ranker = build_model(FEATURES, ModelConfig()).ranker
     rows = torch.randn(8, FIELDS, ModelConfig().dim + 1, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        logits_by_torch_layers(ranker, rows),
-        logits_by_our_layers(ranker, rows),
-        rtol=1e-4,
-        atol=1e-5,
+        logits_by_torch_layers(ranker, rows), logits_by_our_layers(ranker, rows), rtol=1e-4, atol=1e-5
     )

@@ -56,8 +56,7 @@ def test_slates_have_few_clicks(folder: Path) -> None:
 
 def test_the_truth_is_the_probability_that_clicks_are_drawn_from(folder: Path) -> None:
     truth = pq.read_table(folder / "truth.parquet").to_pydict()
-    rows = dict(zip(zip(truth["request_id"], truth["item_id"], strict=True), truth["clicked"],
-                    strict=True))  # fmt: skip
+    rows = dict(zip(zip(truth["request_id"], truth["item_id"], strict=True), truth["clicked"], strict=True))
     clicks = {(e.request_id, e.item_id) for e in events_in(folder) if isinstance(e, Engagement)}
     assert {row for row, clicked in rows.items() if clicked} == clicks
     probability, clicked = np.array(truth["probability"]), np.array(truth["clicked"])

@@ -45,9 +45,7 @@ def test_the_installed_package_is_found_and_checked(tmp_path: Path) -> None:
     module = site / "recsys_example_plugins.py"
     code = module.read_text()
     module.write_text(
-        code.replace(
-            "np.concatenate(parts)[:k]", "np.random.permutation(np.concatenate(parts))[:k]"
-        )
+        code.replace("np.concatenate(parts)[:k]", "np.random.permutation(np.concatenate(parts))[:k]")
     )
     checked = run(site, "-c", CHECK)
     assert checked.returncode == 1

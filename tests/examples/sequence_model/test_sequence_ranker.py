@@ -125,8 +125,9 @@ def test_the_order_of_the_history_counts_and_places_without_an_entry_do_not() ->
     torch.testing.assert_close(swapped_plain, ranked(plain, rows, outcomes))
     assert (swapped - before).abs().max() > 0.01
     rows[:, 6:] = 5.0  # rows where no entry is
-    torch.testing.assert_close(ranked(ranker, rows, outcomes) - ranked(plain, rows, outcomes),
-                               before - ranked(plain, *history_of(6)))  # fmt: skip
+    torch.testing.assert_close(
+        ranked(ranker, rows, outcomes) - ranked(plain, rows, outcomes), before - ranked(plain, *history_of(6))
+    )
 
 
 def test_no_entry_reads_a_newer_one() -> None:

@@ -67,9 +67,7 @@ def test_visits_stay_in_a_cluster_and_look_again(clicks: list[Engagement]) -> No
     assert max(map(len, clusters)) == 1
 
 
-def test_popularity_of_the_last_hour_hits_more_than_that_of_all_time(
-    clicks: list[Engagement],
-) -> None:
+def test_popularity_of_the_last_hour_hits_more_than_that_of_all_time(clicks: list[Engagement]) -> None:
     """hit@10 of the next click in the second half."""
     hits: Counter[str] = Counter()
     half = len(clicks) // 2

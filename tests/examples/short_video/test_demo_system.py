@@ -57,16 +57,11 @@ def test_data_that_cannot_be_read_are_an_error_of_the_command(
         pass
 
 
-def test_a_starting_process_that_dies_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_starting_process_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_system, "_start_and_report", kill_oneself)
     monkeypatch.setattr(demo_system, "_stop", lambda *_: None)
     settings = replace(Config(), state=str(tmp_path))
-    with (
-        pytest.raises(NotReady, match="ended with status -9"),
-        running_system(settings, 0.0, 0, Console()),
-    ):
+    with pytest.raises(NotReady, match="ended with status -9"), running_system(settings, 0.0, 0, Console()):
         pass
 
 

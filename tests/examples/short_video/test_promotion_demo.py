@@ -42,9 +42,7 @@ def followed(monkeypatch: pytest.MonkeyPatch, *stages: str) -> list[str]:
     return headings
 
 
-def test_each_stage_of_the_candidate_is_told_once_until_it_is_live(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_each_stage_of_the_candidate_is_told_once_until_it_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
     told = followed(monkeypatch, "", SHADOW, SHADOW, CANARY, TAKING_OVER, LIVE)
     assert told == [promotion_demo._TEXT[s] for s in (SHADOW, CANARY, TAKING_OVER, LIVE)]
 

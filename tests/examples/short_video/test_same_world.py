@@ -27,9 +27,7 @@ def test_items_people_and_requests() -> None:
     assert fingerprint(world.items(T + 600_000)) == "54fafce3d2b4"
     assert fingerprint(world.users()) == "e4c562394dc7"
     evening = (
-        vars(r)
-        for h in (0, 6)
-        for r in world.next_requests(T + h * HOUR_MS, T + h * HOUR_MS + 300_500)
+        vars(r) for h in (0, 6) for r in world.next_requests(T + h * HOUR_MS, T + h * HOUR_MS + 300_500)
     )
     assert fingerprint(evening) == "9200c9264941"
 
@@ -40,18 +38,10 @@ def test_true_tastes() -> None:
     world.know("short", {"tags": ["a", "b", "c"], "duration_ms": 500})
     ids = ["w1", "w80", "w200", "long", "short", "unknown"]
     chances = [
-        world.true_long_view(f"u{n}", item_id, T + n * HOUR_MS * 5 // 2, n)
-        for n, item_id in enumerate(ids)
+        world.true_long_view(f"u{n}", item_id, T + n * HOUR_MS * 5 // 2, n) for n, item_id in enumerate(ids)
     ]
     assert chances == pytest.approx(
-        [
-            0.675163525201,
-            0.637514524621,
-            0.515575842774,
-            0.025006090758,
-            0.262162570601,
-            0.054887576136,
-        ],
+        [0.675163525201, 0.637514524621, 0.515575842774, 0.025006090758, 0.262162570601, 0.054887576136],
         rel=1e-9,
     )
 
@@ -61,9 +51,7 @@ def test_reactions() -> None:
     events = [
         event
         for n in range(400)
-        for event in world.react(
-            f"u{n % 60}", [f"w{n + m}" for m in range(9)], f"r{n}", T + 977 * n
-        )
+        for event in world.react(f"u{n % 60}", [f"w{n + m}" for m in range(9)], f"r{n}", T + 977 * n)
     ]
     assert fingerprint(events) == "5eb6a3b47fb1"
 
@@ -78,9 +66,7 @@ def test_events_to_warm_up_with() -> None:
     ("rate", "max_lists", "same"),
     [(30.0, 1_000, "e03cef1a71a9"), (4.0, 1_000, "bcf933370f5f"), (200.0, 2, "b43198013e43")],
 )
-def test_a_crowd_at_enough_too_little_and_too_much_rate(
-    rate: float, max_lists: int, same: str
-) -> None:
+def test_a_crowd_at_enough_too_little_and_too_much_rate(rate: float, max_lists: int, same: str) -> None:
     """One request of ten fails; the others are answered by the next turn."""
     crowd = Crowd(World(3, users=40, items=20), rate, T, publish=True)
     happened: list[Any] = []

@@ -23,9 +23,7 @@ T = 1_650_812_400_000
 def listed(request_id: str, n: int, items: int = 300) -> Recommendations:
     ids = [int(uniform(5, request_id, i) * items) for i in range(n)]
     fields = {"tags": ["39"], "duration_ms": 8000.0}
-    return Recommendations(
-        request_id=request_id, items=[Recommended(item_id=i, fields=fields) for i in ids]
-    )
+    return Recommendations(request_id=request_id, items=[Recommended(item_id=i, fields=fields) for i in ids])
 
 
 @given(st.floats(0.1, 500), st.lists(st.floats(0, 3), min_size=1, max_size=30))

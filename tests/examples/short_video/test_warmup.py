@@ -52,10 +52,12 @@ class Toy:
         for n, tab in enumerate("1121"):
             at_ms = 1_000_000 + n * 10_000
             served, request_id = [ServedItem(item_id=1), ServedItem(item_id=2)], f"r{n}"
-            shown = Impression(time_ms=at_ms, request_id=request_id, user_id=7, items=served,
-                               context={"tab": tab})  # fmt: skip
-            click = Engagement(time_ms=at_ms + 5_000, request_id=request_id, user_id=7, item_id=1,
-                               kind="click")  # fmt: skip
+            shown = Impression(
+                time_ms=at_ms, request_id=request_id, user_id=7, items=served, context={"tab": tab}
+            )
+            click = Engagement(
+                time_ms=at_ms + 5_000, request_id=request_id, user_id=7, item_id=1, kind="click"
+            )
             for event in (shown, click):
                 if from_ms is None or event.time_ms >= from_ms:
                     yield event
@@ -142,9 +144,7 @@ def test_a_warm_up_that_was_killed_is_gone_on_with(
     assert warmup.pending(tmp_path / "broken")
     _warm(tmp_path / "broken", broken)
     for ours, theirs in zip(_written(broken), _written(whole), strict=True):
-        assert (
-            list(dict.fromkeys(ours)) == theirs
-        )  # the repeats are the same bytes: they count once
+        assert list(dict.fromkeys(ours)) == theirs  # the repeats are the same bytes: they count once
         assert len(ours) - len(theirs) <= 200 * after
 
 
@@ -173,9 +173,7 @@ def test_features_are_those_that_the_server_in_replay_writes() -> None:
     for event in PAST.events():
         player.play(event)
     theirs = {e.request_id: e.features for e in kept if isinstance(e, Impression)}
-    ours = {
-        e.request_id: e.features for e in _events(now_ms=PAST.last_ms) if isinstance(e, Impression)
-    }
+    ours = {e.request_id: e.features for e in _events(now_ms=PAST.last_ms) if isinstance(e, Impression)}
     assert len(ours) == 60
     assert ours == theirs
 

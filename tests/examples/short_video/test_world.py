@@ -68,9 +68,7 @@ def test_items_are_published_over_time_with_what_the_page_shows() -> None:
     assert [item.time_ms - T for item in new] == [60_000, 120_000]
     for item in to_json(world.items(T)):
         assert parse(item)
-        assert item["fields"].keys() == {
-            "author", "tags", "topic", "emoji", "hue", "duration_ms", "title"
-        }  # fmt: skip
+        assert item["fields"].keys() == {"author", "tags", "topic", "emoji", "hue", "duration_ms", "title"}
     topics = Counter(item.fields["topic"] for item in world.items(T))
     assert len(topics) > 8
 
@@ -80,10 +78,7 @@ def test_tastes_differ_between_people_and_drift() -> None:
 
     def likings(time_ms: int) -> np.ndarray:
         return np.array(
-            [
-                [world.true_long_view(f"u{u}", f"w{i}", time_ms) for i in range(60)]
-                for u in range(40)
-            ]
+            [[world.true_long_view(f"u{u}", f"w{i}", time_ms) for i in range(60)] for u in range(40)]
         )
 
     now, later = likings(T), likings(T + 12 * HOUR_MS)
@@ -136,9 +131,7 @@ def test_foreign_items_are_liked_by_their_tags() -> None:
     for item_id in range(40):
         world.know(item_id, {"tags": [str(item_id % 4)], "author": "a", "duration_ms": 9000.0})
     tastes = [world.taste(123, str(tag), T) for tag in range(4)]
-    likes = [
-        np.mean([world.true_long_view(123, i, T) for i in range(tag, 40, 4)]) for tag in range(4)
-    ]
+    likes = [np.mean([world.true_long_view(123, i, T) for i in range(tag, 40, 4)]) for tag in range(4)]
     assert np.argmax(likes) == np.argmax(tastes) and np.argmin(likes) == np.argmin(tastes)
     assert 0 < world.true_long_view(123, "never seen", T) < 1
 

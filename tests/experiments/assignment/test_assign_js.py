@@ -22,9 +22,7 @@ SIZES = (15, 16, 17, 250)  # around the hash's block
 ANY: list[str | int] = ["", "a", "u-1", "ä€𝄞", *("x" * n for n in SIZES), 0, -7, 2**53 - 1, "007"]
 EXPERIMENTS = (
     Experiment("even", (Arm("a", 0.5), Arm("b", 0.5))),
-    Experiment(
-        "third", (Arm("a", 1 / 3), Arm("b", 1 / 3), Arm("c", 1 / 3)), salt="s", layer="mixing"
-    ),
+    Experiment("third", (Arm("a", 1 / 3), Arm("b", 1 / 3), Arm("c", 1 / 3)), salt="s", layer="mixing"),
     Experiment("few", (Arm("a", 0.9), Arm("b", 0.1)), traffic=0.1, offset=0.85),
 )
 

@@ -120,18 +120,10 @@ def test_a_file_is_an_experiment() -> None:
         ("weights.like: 2", "weights.lik: 2", r"g.yaml:9: policy.weights.lik is 2.0, .*long_view"),
         ("weights.like: 2", "weights: {lik: 2}", r"g.yaml:9: policy.weights.lik is 2.0, .*'watch'"),
         ("weights.like: 2", "sources.vectr: 2", r"g.yaml:9: policy.sources.vectr is 2, .*vector"),
-        (
-            "weights.like: 2",
-            "sources.near@1: 2",
-            r"g.yaml:9: there is no plug-in 'near' of the group",
-        ),
+        ("weights.like: 2", "sources.near@1: 2", r"g.yaml:9: there is no plug-in 'near' of the group"),
         ("weights.like: 2", "fixed.first: v1", r"g.yaml:9: policy.fixed.first is 'v1', .*0 to 99"),
         ("weights.like: 2", "fixed.1: true", r"g.yaml:9: policy.fixed.1 is True, .*item's id"),
-        (
-            "explore: 0.0",
-            "fixed.3: v1\n      fixed.1: v1",
-            r"g.yaml:7: policy.fixed.3 is 'v1', .*one rank",
-        ),
+        ("explore: 0.0", "fixed.3: v1\n      fixed.1: v1", r"g.yaml:7: policy.fixed.3 is 'v1', .*one rank"),
         ("layer: ranking", "traffic: 2", r"g.yaml:2: traffic is 2"),
         ("layer: ranking", "layer: [", r"g.yaml:\d: "),
         ("treatment:", "control:", r"g.yaml:5: the key 'control' is repeated"),
@@ -145,9 +137,7 @@ def test_a_mistake_is_told_with_its_line(old: str, new: str, says: str) -> None:
 def test_a_weight_is_of_a_label_that_the_schema_has() -> None:
     found = read_experiment(GOOD, "g.yaml", PolicyConfig(), labels=("long_view", "like"))
     assert found.arms[1].overrides["weights.like"] == 2
-    with pytest.raises(
-        YamlError, match=r"g.yaml:9: policy.weights.like is 2.0, .*\(long_view, click\)"
-    ):
+    with pytest.raises(YamlError, match=r"g.yaml:9: policy.weights.like is 2.0, .*\(long_view, click\)"):
         read_experiments({"g.yaml": GOOD}, PolicyConfig(), labels=("long_view", "click"))
 
 
@@ -159,12 +149,7 @@ def test_a_weight_is_of_a_label_that_the_schema_has() -> None:
         ({"greedy": "other", "ranking": "looks"}, r"both change 'explore', in different layers"),
         ({"greedy": "other", "ranking": "looks", "explore: 0.0": "weights: {}"}, "both change"),
         (
-            {
-                "greedy": "other",
-                "ranking": "looks",
-                "explore: 0.0": "fixed.1: v1",
-                "weights.like: 2": "",
-            },
+            {"greedy": "other", "ranking": "looks", "explore: 0.0": "fixed.1: v1", "weights.like: 2": ""},
             "both change 'fixed'",
         ),
     ],
@@ -191,9 +176,7 @@ name: learners
 traffic: TRAFFIC
 arms: {a: {share: 0.5, trains: weighted}, b: {share: 0.5, trains: all}}
 """
-    with pytest.raises(
-        YamlError, match="learners.yaml:3: traffic is 1, expected at most 0.9 where"
-    ):
+    with pytest.raises(YamlError, match="learners.yaml:3: traffic is 1, expected at most 0.9 where"):
         read_experiment(text.replace("TRAFFIC", "1.0"), "learners.yaml", PolicyConfig())
     assert read_experiment(text.replace("TRAFFIC", "0.9"), "l.yaml", PolicyConfig()).trains
     with pytest.raises(ValueError, match="at most 64 letters in the names"):

@@ -11,9 +11,7 @@ from recsys.config.system_config import digest
 from tests.support.paths import ROOT
 
 BASE = PolicyConfig()
-LIKES = Experiment(
-    "likes", (Arm("control", 0.5), Arm("more", 0.5, {"weights.like": 9.0})), layer="ranking"
-)
+LIKES = Experiment("likes", (Arm("control", 0.5), Arm("more", 0.5, {"weights.like": 9.0})), layer="ranking")
 WILD = Experiment("wild", (Arm("on", 1.0, {"explore": 0.5}),), layer="mixing", traffic=0.5)
 USERS = [f"u{i}" for i in range(300)]
 
@@ -97,9 +95,9 @@ def test_a_rule_that_says_nothing_sound_is_refused(changes: dict[str, object], s
 
 
 @pytest.mark.parametrize(
-    "changes", [{"quota": 1.1}, {"quota": -0.1}, {"diversity": -1}, {"not_interested": -1},
-                {"trust_after": -1}],
-)  # fmt: skip
+    "changes",
+    [{"quota": 1.1}, {"quota": -0.1}, {"diversity": -1}, {"not_interested": -1}, {"trust_after": -1}],
+)
 def test_shares_and_weights_of_the_stages_are_checked(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"policy.{next(iter(changes))}"):
         PolicyConfig(**changes)  # type: ignore[arg-type]
@@ -119,9 +117,7 @@ def test_a_surface_has_the_base_with_its_overrides_and_then_those_of_arms() -> N
     assert policies.bases == {"": BASE, "home": home["control"].config}
 
 
-@pytest.mark.parametrize(
-    "changes", [{"weights.like": "much"}, {"explor": 1}, {"sources": {"nothing": 3}}]
-)
+@pytest.mark.parametrize("changes", [{"weights.like": "much"}, {"explor": 1}, {"sources": {"nothing": 3}}])
 def test_a_surface_whose_overrides_dont_fit_is_an_error(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"^surfaces\.home: "):
         Policies(BASE, (), {"home": changes})

@@ -40,9 +40,7 @@ HISTORY = folded(
         ("usual", 0, None), ("other", 0, OTHER), ("nobody", 0, None),
     ],
 )  # fmt: skip
-def test_each_line_and_epoch_has_its_own_model(
-    line: str, epoch: int, size: ModelSize | None
-) -> None:
+def test_each_line_and_epoch_has_its_own_model(line: str, epoch: int, size: ModelSize | None) -> None:
     its = config_at(CONFIG, HISTORY, line, epoch)
     expected = CONFIG.model
     if size is not None:
@@ -93,9 +91,7 @@ def test_what_else_differs_is_refused_by_name_value_and_expectation(
     changes: dict[str, object], said: str
 ) -> None:
     its = replace(ModelConfig(dim=8), **changes)  # type: ignore[arg-type]
-    with pytest.raises(
-        ValueError, match=f"{said}.*only dim, hidden and ranker may differ"
-    ) as error:
+    with pytest.raises(ValueError, match=f"{said}.*only dim, hidden and ranker may differ") as error:
         size_difference(ModelConfig(), its)
     assert "model.dim" not in str(error.value)
 

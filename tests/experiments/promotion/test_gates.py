@@ -21,10 +21,7 @@ def scores(candidate: np.ndarray, live: np.ndarray = LIVE) -> ScoreMoments:
 
 
 def test_live_itself_passes() -> None:
-    assert (
-        failures(scores(LIVE), RULES, COSTS | {"live_picks": 0.1, "picks": 0.1, "pickers": 90})
-        == []
-    )
+    assert failures(scores(LIVE), RULES, COSTS | {"live_picks": 0.1, "picks": 0.1, "pickers": 90}) == []
 
 
 def test_one_number_that_is_none_is_enough() -> None:
@@ -36,9 +33,7 @@ def test_one_number_that_is_none_is_enough() -> None:
 def test_inflated_scores_and_constant_ones_fail() -> None:
     inflated = 1 / (1 + np.exp(-(logits_of(LIVE) + 2)))
     (reason,) = failures(scores(inflated), RULES)
-    assert (
-        reason.startswith("its mean logit is 1.") and "expected within 1.0 of live's -0.5" in reason
-    )
+    assert reason.startswith("its mean logit is 1.") and "expected within 1.0 of live's -0.5" in reason
     (reason,) = failures(scores(np.full(1_000, LIVE.mean())), RULES)
     assert reason.startswith("the spread of its logits is 0.00, expected 0.3")
     (reason,) = failures(scores(1 / (1 + np.exp(-4 * (logits_of(LIVE) + 0.5) + 0.5))), RULES)
@@ -58,10 +53,7 @@ def test_where_negatives_are_sampled_the_kept_ones_represent_the_others() -> Non
     kept = (labels > 0) | (draw.random(20_000) < 0.1)
     moments = ScoreMoments()
     moments.add(
-        np.full(kept.sum(), 0.9),
-        candidate[kept],
-        labels[kept],
-        np.where(labels > 0, 1.0, 10.0)[kept],
+        np.full(kept.sum(), 0.9), candidate[kept], labels[kept], np.where(labels > 0, 1.0, 10.0)[kept]
     )
     assert failures(moments, RULES) == [] and abs(moments.weight / 20_000 - 1) < 0.05
 

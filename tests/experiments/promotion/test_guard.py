@@ -79,9 +79,7 @@ def test_what_may_come_of_what_live_chose_to_show_takes_nothing_back(
 
 
 def test_a_guard_that_is_broken_ends_whatever_it_says_of_live() -> None:
-    broken = replace(
-        FINE, failed=("3 of its scores aren't finite",), compared=ComparisonResult(loss=BY_MORE)
-    )
+    broken = replace(FINE, failed=("3 of its scores aren't finite",), compared=ComparisonResult(loss=BY_MORE))
     said = judge_guard(broken, RULES)
     assert isinstance(said, Hold) and said.final
     assert said.why == "the former live line can't take over: 3 of its scores aren't finite"
@@ -91,9 +89,7 @@ def test_a_guard_that_is_broken_ends_whatever_it_says_of_live() -> None:
     "served, why",
     [
         (
-            CanaryEngagement(
-                1_000, 1_000, degraded=0.08, live_degraded=0.02, users=30, live_users=30
-            ),
+            CanaryEngagement(1_000, 1_000, degraded=0.08, live_degraded=0.02, users=30, live_users=30),
             "8.0% of live's lists went without",
         ),
         (
@@ -103,9 +99,7 @@ def test_a_guard_that_is_broken_ends_whatever_it_says_of_live() -> None:
             "fewer like than before",
         ),
         (
-            CanaryEngagement(
-                100, 900, {"skip": AnytimeEstimate(0.2, 0.11, 0.25)}, users=30, live_users=30
-            ),
+            CanaryEngagement(100, 900, {"skip": AnytimeEstimate(0.2, 0.11, 0.25)}, users=30, live_users=30),
             "more skip than before",
         ),
     ],
@@ -133,9 +127,7 @@ def test_what_was_so_before_or_may_be_chance_takes_nothing_back(served: CanaryEn
 
 FAR = {"over": AnytimeEstimate(0.1, 0.05, 0.15), "under": AnytimeEstimate(0.2, 0.1, 0.3)}
 DEGRADED = CanaryEngagement(1_000, 1_000, degraded=0.5, users=30, live_users=30)
-FEWER = CanaryEngagement(
-    1_000, 1_000, {"like": AnytimeEstimate(-0.2, -0.25, -0.11)}, users=30, live_users=30
-)
+FEWER = CanaryEngagement(1_000, 1_000, {"like": AnytimeEstimate(-0.2, -0.25, -0.11)}, users=30, live_users=30)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +145,7 @@ FEWER = CanaryEngagement(
         ({"served": FEWER}, ("served", "live_users")),
     ],
 )
-def test_nothing_is_decided_by_fewer_than_thirty_users(
-    bad: dict[str, Any], users: tuple[str, str]
-) -> None:
+def test_nothing_is_decided_by_fewer_than_thirty_users(bad: dict[str, Any], users: tuple[str, str]) -> None:
     """One heavy client gives blocks enough for an AUC, and lists enough for a share of them."""
     thirty = replace(FINE, **bad)
     assert isinstance(judge_guard(thirty, RULES), Rollback)
@@ -188,9 +178,7 @@ def test_predictions_that_are_no_numbers_take_it_back_at_once() -> None:
 def predictions(live: float, happens: float, size: int = 4_000) -> PairedPredictions:
     draw = np.random.default_rng(3)
     labels_N = (draw.random(size) < happens).astype(np.float64)
-    return PairedPredictions(
-        np.arange(size) % 500, np.full(size, live), np.full(size, happens), labels_N
-    )
+    return PairedPredictions(np.arange(size) % 500, np.full(size, live), np.full(size, happens), labels_N)
 
 
 @pytest.mark.parametrize(
@@ -224,9 +212,7 @@ def test_weights_of_those_that_stand_for_others_count() -> None:
     """A negative that stands for four: without its weight, live would look far too low."""
     labels_N = np.tile([1.0, 0.0], 1_000)
     weights_N = np.where(labels_N > 0, 1.0, 4.0)
-    pairs = PairedPredictions(
-        np.arange(2_000) % 500, np.full(2_000, 0.2), np.full(2_000, 0.2), labels_N
-    )
+    pairs = PairedPredictions(np.arange(2_000) % 500, np.full(2_000, 0.2), np.full(2_000, 0.2), labels_N)
     for weights, low in ((weights_N, False), (None, True)):
         calibration = guard.Calibration(RULES)
         calibration.add(replace(pairs, weights_N=weights))

@@ -11,14 +11,7 @@ from experiments.promotion.lifecycle import (
     Lifecycle,
     is_in_canary,
 )
-from recsys.events.control_records import (
-    Candidate,
-    Control,
-    Decision,
-    Experiments,
-    Live,
-    OperatorRequest,
-)
+from recsys.events.control_records import Candidate, Control, Decision, Experiments, Live, OperatorRequest
 from recsys.events.records import pack, unpack
 
 
@@ -46,9 +39,7 @@ def test_a_candidate_goes_through_its_stages() -> None:
     assert stage(canary) == CANARY and canary.canary is canary.candidates["c1"]
     taking_over = folded(FIRST, C1, TO_CANARY, TO_ALL)
     assert stage(taking_over) == TAKING_OVER and taking_over.candidates["c1"].epoch == 1
-    assert (
-        taking_over.canary is not None and taking_over.canary.share == 0.3
-    )  # it answers until it is live
+    assert taking_over.canary is not None and taking_over.canary.share == 0.3  # it answers until it is live
     live = folded(FIRST, C1, TO_CANARY, TO_ALL, IS_LIVE)
     assert stage(live) == LIVE and live.canary is None and live.live is IS_LIVE
 
@@ -82,10 +73,7 @@ def test_unlearning_ends_candidates_at_work_and_quarantines_nothing() -> None:
     assert lifecycle.unlearned is unlearned
     back = Live(line="main", epoch=3, base_step=5, parent_epoch=0)
     assert folded(FIRST, C1, IS_LIVE, back).unlearned is None
-    assert (
-        folded(FIRST, C1, IS_LIVE, back, Live(line="main", epoch=4, parent_epoch=3)).unlearned
-        is not None
-    )
+    assert folded(FIRST, C1, IS_LIVE, back, Live(line="main", epoch=4, parent_epoch=3)).unlearned is not None
 
 
 def test_what_is_not_about_candidates_changes_nothing() -> None:
@@ -136,10 +124,7 @@ def test_its_word_takes_the_live_line_back_and_quarantines_what_that_served_alon
         (Decision(line="guard-1", verdict="hold", why="not yet"), SHADOW),
         (Decision(line="guard-1", verdict="promote", to="canary", share=0.5), SHADOW),
         (BACK, ENDED),
-        (
-            Live(line="main", epoch=2, base_step=9, parent_epoch=1, candidate="c2", guarded=True),
-            ENDED,
-        ),
+        (Live(line="main", epoch=2, base_step=9, parent_epoch=1, candidate="c2", guarded=True), ENDED),
     ],
 )
 def test_how_a_guard_ends(said: Control, stage_then: str) -> None:

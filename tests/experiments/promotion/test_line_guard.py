@@ -34,11 +34,7 @@ def holds(
     guard: LineGuard | None = None, start_ms: int = 10**12, seed: int = 1,
 ) -> list[LineFault]:  # fmt: skip
     """Viewers take items by their popularity, which our lists know or don't."""
-    draw, guard, faults = (
-        np.random.default_rng(seed),
-        guard or LineGuard(),
-        list[LineFault | None](),
-    )
+    draw, guard, faults = (np.random.default_rng(seed), guard or LineGuard(), list[LineFault | None]())
     for n in range(int(windows * WINDOW_MS / EVERY_MS)):
         now_ms, user = start_ms + n * EVERY_MS, f"u{draw.integers(users)}"
         wanted = int(draw.choice(ITEMS, p=SHARES))
@@ -124,8 +120,7 @@ def test_a_client_that_repeats_an_engagement_is_one_case() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_id", "hits", "cases"),
-    [("r2", [0, 1], 2), ("", [0, 0], 2), ("r0", [], 0), ("r9", [], 0)],
+    ("request_id", "hits", "cases"), [("r2", [0, 1], 2), ("", [0, 0], 2), ("r0", [], 0), ("r9", [], 0)]
 )
 def test_an_engagement_is_a_case_of_the_list_that_it_names(
     request_id: str, hits: list[int], cases: int

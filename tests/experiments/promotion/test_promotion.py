@@ -69,18 +69,14 @@ BAD = [
         "retrieves less of what viewers engage with",
     ),
     (
-        Evidence(
-            SHADOW, replace(BETTER, segments={"new viewers": AnytimeEstimate(-0.1, -0.2, -0.02)})
-        ),
+        Evidence(SHADOW, replace(BETTER, segments={"new viewers": AnytimeEstimate(-0.1, -0.2, -0.02)})),
         "worse in new viewers",
     ),
 ]
 
 
 @pytest.mark.parametrize("evidence, why", BAD)
-def test_what_is_bad_is_given_up_in_shadow_and_rolled_back_as_canary(
-    evidence: Evidence, why: str
-) -> None:
+def test_what_is_bad_is_given_up_in_shadow_and_rolled_back_as_canary(evidence: Evidence, why: str) -> None:
     held = judge(evidence, RULES)
     assert isinstance(held, Hold) and held.final and why in held.why
     back = judge(replace(evidence, stage=CANARY), RULES)
@@ -109,10 +105,7 @@ def test_a_canary_goes_on_once_it_was_shown_often_enough() -> None:
         (CanaryEngagement(100, 900, {"like": AnytimeEstimate(-0.1, -0.15, -0.04)}), "fewer like"),
         (CanaryEngagement(100, 900, {"hide": AnytimeEstimate(0.1, 0.04, 0.15)}), "more hide"),
         (CanaryEngagement(100, 900, degraded=0.2, users=10), "20.0% of its lists went without its"),
-        (
-            CanaryEngagement(RULES.canary_examples, 900, degraded=0.2, users=9),
-            "went without its ranker",
-        ),
+        (CanaryEngagement(RULES.canary_examples, 900, degraded=0.2, users=9), "went without its ranker"),
     ],
 )
 def test_a_guardrail_takes_a_canary_back(served: CanaryEngagement, why: str) -> None:
@@ -147,12 +140,7 @@ def test_engagement_rates_have_bounds_from_ten_users_on_and_share_alpha() -> Non
         mean.add(np.append(users, 9), np.append(labels[:, 0], 1.0))
         means.append(mean.estimate())
     result, (ours, live) = rates.result(), means
-    assert (result.examples, result.live_examples, result.users, result.live_users) == (
-        401,
-        401,
-        10,
-        10,
-    )
+    assert (result.examples, result.live_examples, result.users, result.live_users) == (401, 401, 10, 10)
     assert result.degraded == result.live_degraded == pytest.approx(100 / 401)
     like = result.gained["like"]
     assert like.mean == pytest.approx(ours.mean - live.mean)

@@ -85,9 +85,7 @@ def test_one_that_stands_for_four_counts_four_times() -> None:
         once.add(replace(pairs, weights_N=four))
         at = np.repeat(np.arange(len(pairs)), four.astype(int))
         often.add(
-            PairedPredictions(
-                pairs.users_N[at], pairs.live_N[at], pairs.candidate_N[at], pairs.labels_N[at]
-            )
+            PairedPredictions(pairs.users_N[at], pairs.live_N[at], pairs.candidate_N[at], pairs.labels_N[at])
         )
     ours, theirs = once.result(), often.result()
     assert ours.loss.mean == pytest.approx(theirs.loss.mean)
@@ -100,9 +98,7 @@ def test_a_segment_is_compared_by_its_examples_alone_and_there_are_sixteen_at_mo
     odd = Comparison(tight_at=4_000)
     for p in seen:
         mask = p.users_N % 2 == 1
-        odd.add(
-            PairedPredictions(*(x[mask] for x in (p.users_N, p.live_N, p.candidate_N, p.labels_N)))
-        )
+        odd.add(PairedPredictions(*(x[mask] for x in (p.users_N, p.live_N, p.candidate_N, p.labels_N))))
     assert result.segments["odd"].mean == pytest.approx(odd.result().loss.mean)
     assert result.segments["odd"].weight == odd.result().examples
     many = Comparison()

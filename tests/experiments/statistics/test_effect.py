@@ -54,9 +54,7 @@ def test_items_of_a_user_do_not_count_as_independent() -> None:
     """Everybody's items told twenty times over are no more to go by."""
     once, other = users(3), users(4)
     often = ArmUsers(20 * once.numerators_U, 20 * once.denominators_U)
-    assert effect(often, other, ALPHA, ETA).high == pytest.approx(
-        effect(once, other, ALPHA, ETA).high
-    )
+    assert effect(often, other, ALPHA, ETA).high == pytest.approx(effect(once, other, ALPHA, ETA).high)
 
 
 def test_covariates_take_away_what_they_explain_and_no_effect() -> None:
@@ -84,8 +82,7 @@ def test_covariates_correct_for_arms_that_began_apart() -> None:
 def test_a_covariate_that_is_the_same_for_all_changes_nothing(covariate: float) -> None:
     ours, theirs = users(7), users(8)
     more = [
-        ArmUsers(u.numerators_U, u.denominators_U, np.full((len(u), 2), covariate))
-        for u in (ours, theirs)
+        ArmUsers(u.numerators_U, u.denominators_U, np.full((len(u), 2), covariate)) for u in (ours, theirs)
     ]
     assert effect(*more, ALPHA, ETA).high == pytest.approx(effect(ours, theirs, ALPHA, ETA).high)
 

@@ -118,12 +118,7 @@ def explored(ranks: int, lists: int, users: int, seed: int, worth: float = 0.4) 
 
 @pytest.mark.parametrize(
     "ranks, lists",
-    [
-        (1, 1),
-        (2, 1),
-        (3, 1),
-        *(pytest.param(*its, marks=pytest.mark.slow) for its in ((2, 5), (5, 2))),
-    ],
+    [(1, 1), (2, 1), (3, 1), *(pytest.param(*its, marks=pytest.mark.slow) for its in ((2, 5), (5, 2)))],
 )
 def test_what_one_seldom_shows_decides_nothing_before_it_came(ranks: int, lists: int) -> None:
     """With shares of single items, a quarter of these were called for the one that explores less."""
@@ -284,11 +279,7 @@ def test_without_credit_the_metric_is_credited() -> None:
         ("click: 1.0", "nonsense: 1.0", "expected labels: long_view"),
         ("click: 1.0", "click: -1.0", "weights above 0"),
         ("kind: interleaving", "ramp: {steps: [0.1]}\nkind: interleaving", "has no ramp"),
-        (
-            "kind: interleaving",
-            "metrics: {guardrails: {hide: 0.1}}\nkind: interleaving",
-            "same users",
-        ),
+        ("kind: interleaving", "metrics: {guardrails: {hide: 0.1}}\nkind: interleaving", "same users"),
         ("kind: interleaving\n", "", "empty, expected {share: ...}"),
     ],
 )
@@ -310,9 +301,7 @@ def test_credit_is_for_interleavings_and_two_of_them_need_one_layer() -> None:
         read("name: x\nkind: other\narms: {a: {share: 1}}")
     with pytest.raises(YamlError, match="credit"):
         read("name: x\ncredit: {click: 1}\narms: {a: {share: 1}}")
-    other = (
-        TEXT.replace("duel", "other").replace("weights.like: 3.0", "diversity: 0.1") + "layer: b\n"
-    )
+    other = TEXT.replace("duel", "other").replace("weights.like: 3.0", "diversity: 0.1") + "layer: b\n"
     with pytest.raises(YamlError, match="both interleave"):
         read_experiments({"a": TEXT, "b": other}, PolicyConfig(), LABELS)
 

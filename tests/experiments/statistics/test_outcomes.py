@@ -21,9 +21,7 @@ def expose(its: UserOutcomes, user: int, arm: int, time_ms: int = 1_000, segment
     its.expose(ints(user), ints(arm), ints(time_ms), ints(segment))
 
 
-def show(
-    its: UserOutcomes, user: int, arm: int, shown_ms: int, long: float, shown: float = 1
-) -> None:
+def show(its: UserOutcomes, user: int, arm: int, shown_ms: int, long: float, shown: float = 1) -> None:
     its.add(ints(user), ints(arm), ints(shown_ms), np.array([[long, shown]]))
 
 

@@ -10,15 +10,7 @@ import pytest
 from experiments.assignment.definition import Arm, Experiment, read_experiment
 from experiments.assignment.design import Metrics, Ramp, time_ms_of
 from experiments.statistics.readout import BETTER, BROKEN, HARM, OPEN, WORSE
-from experiments.statistics.revision import (
-    apply_request,
-    begin,
-    move,
-    parse_each,
-    running,
-    stop,
-    with_files,
-)
+from experiments.statistics.revision import apply_request, begin, move, parse_each, running, stop, with_files
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError
@@ -107,9 +99,7 @@ def test_whoever_was_in_stays_in_as_it_grows() -> None:
     users = [f"u{n}" for n in range(3_000)]
     told = revision_of({"m.yaml": TEXT}, {"mine": ExperimentState(traffic=0.1)})
     (small,) = running(told, POLICY, LABELS)
-    (large,) = running(
-        revision_of(told.configs, {"mine": ExperimentState(traffic=0.4)}), POLICY, LABELS
-    )
+    (large,) = running(revision_of(told.configs, {"mine": ExperimentState(traffic=0.4)}), POLICY, LABELS)
     inside = [user for user in users if assign(user, small)]
     assert 200 < len(inside) < 400
     assert all(assign(user, small) == assign(user, large) for user in inside)
@@ -135,14 +125,10 @@ def start(text: str = TEXT, **more: Any) -> ExperimentRequest:
 def test_a_wish_starts_and_another_stops() -> None:
     plain = revision_of({"plain.yaml": PLAIN})
     told = apply_request(plain, start(), CONFIG, LABELS, 7)
-    assert told.states["mine"] == ExperimentState(
-        traffic=0.1, since_ms=7, started_ms=7, by_request=True
-    )
+    assert told.states["mine"] == ExperimentState(traffic=0.1, since_ms=7, started_ms=7, by_request=True)
     assert [its.name for its in running(told, POLICY, LABELS)] == ["mine", "plain"]
     for name in ("mine", "plain"):
-        told = apply_request(
-            told, ExperimentRequest(what="stop", name=name, reason="r"), CONFIG, LABELS, 9
-        )
+        told = apply_request(told, ExperimentRequest(what="stop", name=name, reason="r"), CONFIG, LABELS, 9)
         assert told.states[name].why == "r"
     assert running(told, POLICY, LABELS) == () and len(told.configs) == 2
 
@@ -228,11 +214,7 @@ def test_a_changed_file_gives_a_running_experiment_its_traffic() -> None:
 
 def test_changed_arms_end_an_experiment_of_a_file_once_it_has_begun() -> None:
     """Its users have seen other arms: what both did would be added up as if they were one."""
-    for text, old, new in (
-        (TEXT, "0.2}}", "0.3}}"),
-        (PLAIN, "0.2}}", "0.3}}"),
-        (TEXT, "treatment", "other"),
-    ):
+    for text, old, new in ((TEXT, "0.2}}", "0.3}}"), (PLAIN, "0.2}}", "0.3}}"), (TEXT, "treatment", "other")):
         begun = with_files(revision_of(), {"m.yaml": text}, CONFIG, LABELS, 9)
         changed = with_files(begun, {"m.yaml": text.replace(old, new)}, CONFIG, LABELS, 30)
         (state,) = changed.states.values()
@@ -271,8 +253,7 @@ def test_a_mistake_is_told_with_its_line(old: str, new: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "at"),
-    [("metrics: {guardrails: {hide: 0.1}}", 5), ("metrics: {find: 0.1}", 5), ("", 1)],
+    ("line", "at"), [("metrics: {guardrails: {hide: 0.1}}", 5), ("metrics: {find: 0.1}", 5), ("", 1)]
 )
 def test_a_metric_that_stands_for_none_is_checked_too(line: str, at: int) -> None:
     """A schema may have no long_view, which is what decides where nothing else is named."""
@@ -286,8 +267,10 @@ def test_arms_are_given_and_taken_by_texts_that_cannot_be_judged() -> None:
     """A revision of before names were checked: replicas and past answers go on by it, `stop` ends it, and
     what is stopped is in nobody's way, whatever it says."""
     typo = PLAIN + "metric: longview\n"
-    old = revision_of({"plain.yaml": typo, "gone.yaml": "name: gone\narms: 7\n"}, {
-        "plain": ExperimentState(traffic=0.3), "gone": ExperimentState(state="stopped")})  # fmt: skip
+    old = revision_of(
+        {"plain.yaml": typo, "gone.yaml": "name: gone\narms: 7\n"},
+        {"plain": ExperimentState(traffic=0.3), "gone": ExperimentState(state="stopped")},
+    )
     assert [its.traffic for its in running(old, POLICY, LABELS)] == [0.3]
     found, unread = parse_each(old, POLICY, LABELS)
     assert found == [] and set(unread) == {"plain", "gone"}
@@ -314,9 +297,7 @@ def test_times_are_read_as_people_write_them() -> None:
     text = TEXT + "start: 2026-11-30T08:00:00+01:00\nstop: 2026-12-01\n"
     its = read_experiment(text, "f.yaml", POLICY, LABELS)
     assert its.start == 1_796_022_000_000 and its.stop == its.start + 17 * HOUR_MS
-    assert its.primary == ("long_view",) and replace(its, metrics=Metrics()).primary == (
-        "long_view",
-    )
+    assert its.primary == ("long_view",) and replace(its, metrics=Metrics()).primary == ("long_view",)
     assert time_ms_of("2026-11-30T07:00Z") == time_ms_of(1_796_022_000_000) == its.start
     with pytest.raises(ValueError, match="time is -1"):
         time_ms_of(-1)

@@ -49,29 +49,21 @@ def filled(
         keys = np.arange(count) * len(rates) + arm
         none = np.full(count, NOBODY)
         old = np.arange(count) % 2 == 0
-        before = np.column_stack(
-            [np.zeros(count), draw.binomial(5, base, count), np.full(count, 5)]
-        )
+        before = np.column_stack([np.zeros(count), draw.binomial(5, base, count), np.full(count, 5)])
         its.add(keys[old], none[old], np.zeros(int(old.sum()), np.int64), before[old])
         its.expose(keys, np.full(count, arm), np.full(count, 1), np.arange(count) % 2)
         for day in range(3):
             share = base if more.get("fades") and day else long
             shown = 1.0 + draw.poisson(4, count)
             values = np.column_stack(
-                [
-                    draw.binomial(shown.astype(int), hide),
-                    draw.binomial(shown.astype(int), share),
-                    shown,
-                ]
+                [draw.binomial(shown.astype(int), hide), draw.binomial(shown.astype(int), share), shown]
             )
             its.add(keys, np.full(count, arm), np.full(count, 1 + day * DAY_MS), values)
     return its
 
 
 def read(experiment: Experiment, outcomes: UserOutcomes, **more: Any) -> Readout:
-    return readout(
-        experiment, outcomes, LABELS, until_ms=3 * DAY_MS + 2, segments=("feed", "search"), **more
-    )
+    return readout(experiment, outcomes, LABELS, until_ms=3 * DAY_MS + 2, segments=("feed", "search"), **more)
 
 
 def said(its: Readout) -> dict[str, str]:

@@ -21,10 +21,7 @@ def test_of_two_arms_it_is_the_beta_binomial() -> None:
 def test_it_is_a_fair_bet() -> None:
     """Its mean under the shares is 1, over all ways in which six users may fall."""
     mean = sum(
-        math.comb(6, n)
-        * 0.3**n
-        * 0.7 ** (6 - n)
-        * math.exp(log_bayes_factor((n, 6 - n), (0.3, 0.7), 5))
+        math.comb(6, n) * 0.3**n * 0.7 ** (6 - n) * math.exp(log_bayes_factor((n, 6 - n), (0.3, 0.7), 5))
         for n in range(7)
     )
     assert mean == pytest.approx(1)

@@ -5,17 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.statistics.significance import (
-    AnytimeEstimate,
-    ClusteredMean,
-    crossing,
-    tightest_at,
-)
+from experiments.statistics.significance import AnytimeEstimate, ClusteredMean, crossing, tightest_at
 
 
-def looked(
-    values: np.ndarray, clusters: np.ndarray, step: int, alpha: float = 0.05
-) -> list[AnytimeEstimate]:
+def looked(values: np.ndarray, clusters: np.ndarray, step: int, alpha: float = 0.05) -> list[AnytimeEstimate]:
     mean = ClusteredMean(alpha)
     found = []
     for at in range(0, len(values), step):
@@ -47,9 +40,7 @@ def test_a_cluster_with_most_of_the_weight_leaves_no_bounds() -> None:
         mean = ClusteredMean(0.05, at_least=10)
         mean.add(clusters, (draw.random(len(clusters)) < np.where(clusters == 49, 0.1, 0.4)) * 1.0)
         its = mean.estimate()
-        assert (
-            its.mean < 0.4 and (math.isfinite(its.low), math.isfinite(its.high)) == (bounded,) * 2
-        )
+        assert its.mean < 0.4 and (math.isfinite(its.low), math.isfinite(its.high)) == (bounded,) * 2
 
 
 def test_weights_and_clusters_are_those_of_the_formula() -> None:
@@ -79,9 +70,7 @@ def test_the_bound_is_nearly_the_tightest_where_it_was_asked_to_be(v: float, alp
     ("variance", "alpha", "eta", "bound"),
     [(100, 0.05, 50, 29.536525314856583), (400, 0.01, 25, 67.33088714464057)],
 )
-def test_the_bound_is_that_of_the_paper(
-    variance: float, alpha: float, eta: float, bound: float
-) -> None:
+def test_the_bound_is_that_of_the_paper(variance: float, alpha: float, eta: float, bound: float) -> None:
     assert crossing(variance, alpha, eta) == pytest.approx(bound, rel=1e-12)
 
 

@@ -21,10 +21,7 @@ def one_by_one(batches: list[tuple], slots: int) -> list[tuple[int, float]]:
         for u, a, b, y in zip(users, live, candidate, labels, strict=True):
             others = kept[u][1 - int(y)][-KEPT:] if owner.get(u % slots) == u else []
             right = [
-                [
-                    (np.sign(mine - its[m]) * (1 if y else -1) + 1) / 2
-                    for m, mine in ((0, a), (1, b))
-                ]
+                [(np.sign(mine - its[m]) * (1 if y else -1) + 1) / 2 for m, mine in ((0, a), (1, b))]
                 for its in others
             ]
             if right:

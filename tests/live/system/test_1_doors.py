@@ -56,9 +56,7 @@ def ports(system: LiveSystem) -> Iterator[tuple[str, Socket, int]]:
             yield title(pid), socket, pid
 
 
-def test_each_port_is_in_the_threat_model_and_on_loopback(
-    system: LiveSystem, visits: Traffic
-) -> None:
+def test_each_port_is_in_the_threat_model_and_on_loopback(system: LiveSystem, visits: Traffic) -> None:
     table, opened = documented(), list(ports(system))
     assert all(socket.loopback for _, socket, _ in opened)
     named = [(name if name in table else name[:5], pid) for name, _, pid in opened]

@@ -9,11 +9,7 @@ from plugins.request_timeline.command import read_timeline
 from recsys.process.part_process import read_beat
 from tests.support.observability import telemetry
 from tests.support.observability.otlp_receiver import Receiver
-from tests.support.observability.prometheus_checks import (
-    check_names,
-    check_panels,
-    prometheus_is_there,
-)
+from tests.support.observability.prometheus_checks import check_names, check_panels, prometheus_is_there
 from tests.support.pages.control_room_checks import check_control_page
 from tests.support.pages.one_moment import check_one_moment
 from tests.support.serving.gorse_checks import Waiting, check_client
@@ -37,9 +33,7 @@ def test_a_collector_sees_each_swipe_as_one_connected_trace(
         assert gauges(part)["spans_dropped"] == 0, part
 
 
-def test_the_log_holds_the_same_timeline(
-    system: LiveSystem, visits: Traffic, receiver: Receiver
-) -> None:
+def test_the_log_holds_the_same_timeline(system: LiveSystem, visits: Traffic, receiver: Receiver) -> None:
     with system.client() as client:
         client.recommend("u1", 3)  # an answer by a step after that of the swipe
     timeline = read_timeline(telemetry.whole(receiver, visits.asked), system.state)
@@ -48,9 +42,7 @@ def test_the_log_holds_the_same_timeline(
     assert read_timeline("", system.state).of("delta"), "the newest request was learned too"
 
 
-def test_logs_name_replica_shard_and_worker_and_no_secret(
-    system: LiveSystem, visits: Traffic
-) -> None:
+def test_logs_name_replica_shard_and_worker_and_no_secret(system: LiveSystem, visits: Traffic) -> None:
     telemetry.check_logs(system.state)
 
 

@@ -38,9 +38,7 @@ def test_users_are_unlearned_while_the_system_runs_and_learns(system: LiveSystem
     traffic = Traffic(system)
     until(lambda: system.version()["step"] > began["step"] + 5, 90, "steps are learned")
     report: list[str] = []
-    asked = threading.Thread(
-        target=lambda: report.extend(forget_users(users, system.state, unlearn=True))
-    )
+    asked = threading.Thread(target=lambda: report.extend(forget_users(users, system.state, unlearn=True)))
     asked.start()
     until(lambda: unlearning(system) is not None, 30, "the request is on the log")
     removed = unlearned_users(system)
@@ -81,9 +79,7 @@ def all_before(system: LiveSystem, done: Unlearning) -> int:
 def digest_at(system: LiveSystem, epoch: int, step: int) -> str:
     """The digest of a snapshot of the live line."""
     config = system.config
-    shards = fresh_shards(
-        spec_of(config), build_model(feature_set(config), config.model).read_dense()
-    )
+    shards = fresh_shards(spec_of(config), build_model(feature_set(config), config.model).read_dense())
     snapshot = snapshots.latest(Path(system.state) / "snapshots", MAIN, epoch, step).snapshot
     assert snapshot is not None
     for shard in shards:

@@ -90,9 +90,7 @@ def test_a_budget_that_was_lowered_is_reached_over_several_steps(monkeypatch):
 
 
 def test_a_record_that_is_too_large_is_told_with_its_size_before_anything_is_appended():
-    with pytest.raises(
-        ValueError, match=r"deltas: a record has 3000 bytes, expected at most 2000.*shards"
-    ):
+    with pytest.raises(ValueError, match=r"deltas: a record has 3000 bytes, expected at most 2000.*shards"):
         check_appends("deltas", 1, [(0, b"", b"x"), (0, b"k" * 8, b"x" * 2992)], 2_000)
     check_appends("deltas", 1, [(0, b"", b"x" * 2000)], 2_000)
     assert KEY_BYTES * rows.MAX_REMOVED * 3 < published.MAX_BYTES

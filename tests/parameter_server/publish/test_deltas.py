@@ -202,9 +202,8 @@ def test_a_delta_that_builds_on_another_step_waits():
 def test_the_checksum_covers_every_field(change):
     rows = TableRows(table="t", dim=1, keys=bytes(8), values=bytes(4))
     delta = seal(
-        Delta(line="main", epoch=0, step=1, base_step=0, part=0, parts=2, tables=[rows],
-              metrics={"a": 1.0})
-    )  # fmt: skip
+        Delta(line="main", epoch=0, step=1, base_step=0, part=0, parts=2, tables=[rows], metrics={"a": 1.0})
+    )
     assert is_sound(delta)
     assert checksum(msgspec.structs.replace(delta, **change)) != delta.checksum
 

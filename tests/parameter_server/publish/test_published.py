@@ -7,20 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.publish.published import (
-    KEY_BYTES,
-    PublishedRows,
-    Removed,
-    TableChange,
-    published_rows,
-)
-from parameter_server.publish.rounding import (
-    FORMATS,
-    digest_of_rows,
-    read_rows,
-    round_rows,
-    row_bytes,
-)
+from parameter_server.publish.published import KEY_BYTES, PublishedRows, Removed, TableChange, published_rows
+from parameter_server.publish.rounding import FORMATS, digest_of_rows, read_rows, round_rows, row_bytes
 from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.table.table import initial_rows, table_seed
 from recsys.config.system_config import TableConfig
@@ -66,9 +54,7 @@ class World:
                 self.true[name].pop(key, None)
             counts = np.array([n for _, n in its.values()], np.int32)
             removed = Removed(gone, left, was_there)
-            changes[name] = TableChange(
-                keys, before, there, self.rows_of(name, keys), counts, removed
-            )
+            changes[name] = TableChange(keys, before, there, self.rows_of(name, keys), counts, removed)
         sent = self.published.publish(changes, self.rows_of, settle)
         for rows in sent:
             keys = np.frombuffer(rows.keys, np.int64)
@@ -164,9 +150,7 @@ def test_traffic_and_change_count_since_a_row_was_last_sent():
     world = World(budget=BUDGET)
     world.step([("a", k, 1.0, 5) for k in (1, 2)] + [("a", k, 0.1, 1) for k in (3, 4, 5)])
     assert world.step([("a", 5, 0.1, 1), ("a", 1, 0.5, 1), ("a", 6, 0.01, 1)]) == {"a": [5, 1]}
-    world.step(
-        [("a", 3, -0.1, 40)]
-    )  # a row that is again what it was is not sent, unless it is new
+    world.step([("a", 3, -0.1, 40)])  # a row that is again what it was is not sent, unless it is new
     assert world.published.withheld["a"] == 1
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.rpc.protocol import (  # fmt: skip
+from parameter_server.rpc.protocol import (
     HEAD,
     MAX_BODY,
     AppliedQuery,
@@ -32,14 +32,8 @@ DIMS = {t.name: t.dim for t in TABLES}
 
 def lanes():
     forget = {"items": np.array([7, 8])}
-    rows = {
-        name: np.ones((len(keys), DIMS[name]), np.float32) for name, keys in keys_of(3, 1).items()
-    }
-    return [
-        LaneGradients(0),
-        lane_of(3, 1, rows, DENSE),
-        LaneGradients(2, {}, DENSE, {"loss": 0.25}, forget),
-    ]
+    rows = {name: np.ones((len(keys), DIMS[name]), np.float32) for name, keys in keys_of(3, 1).items()}
+    return [LaneGradients(0), lane_of(3, 1, rows, DENSE), LaneGradients(2, {}, DENSE, {"loss": 0.25}, forget)]
 
 
 def read(data):
@@ -73,9 +67,7 @@ def test_an_exchange_comes_through_whole():
     assert read_exchange(through(exchange_frame(4, 9, 1, [], None)))[1] is None
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from("kcf"), st.integers(0, 5), st.integers(0, 3)), max_size=6)
-)
+@given(st.lists(st.tuples(st.sampled_from("kcf"), st.integers(0, 5), st.integers(0, 3)), max_size=6))
 def test_arrays_come_back_bit_for_bit_and_aligned(shapes):
     kinds = {"k": np.int64, "c": np.int32, "f": np.float32}
     arrays = [
@@ -131,9 +123,7 @@ def test_a_header_is_a_message_or_an_error(data, begin):
             read(begin + data)
 
 
-@pytest.mark.parametrize(
-    "begin", [b"", b"\x92\x81\xa4type\xa5where\x91\x93\xa1k\x90", b"\x93\xc0\xc0"]
-)
+@pytest.mark.parametrize("begin", [b"", b"\x92\x81\xa4type\xa5where\x91\x93\xa1k\x90", b"\x93\xc0\xc0"])
 def test_a_deeply_nested_header_is_an_error(begin):
     for read in (decode_hello, lambda header: decode(header, b"")):
         with pytest.raises(ProtocolError):

@@ -101,9 +101,7 @@ def test_a_shard_of_another_authority_or_host_is_not_trusted(
     assert "certificate: " in answer.text and "by parameter_server.ca_file" in answer.text
 
     elsewhere = make_certificates(tmp_path, "elsewhere", "127.0.0.2")
-    with Servers(
-        tmp_path / "misnamed", 1, tls=open_tls(settings(elsewhere), "127.0.0.2")
-    ) as misnamed:
+    with Servers(tmp_path / "misnamed", 1, tls=open_tls(settings(elsewhere), "127.0.0.2")) as misnamed:
         client = channel(misnamed, misnamed.tls.worker)
         client.send(Frame(AppliedQuery()))
         assert "IP address mismatch" in client.receive().message.text
@@ -111,9 +109,8 @@ def test_a_shard_of_another_authority_or_host_is_not_trusted(
 
 @pytest.mark.parametrize("peer", ["plain", "no certificate", "other authority"])
 def test_a_peer_that_is_not_trusted_is_dropped_counted_and_logged_once(
-    servers: Servers, files: Certificates, other: Certificates, peer: str,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    servers: Servers, files: Certificates, other: Certificates, peer: str, caplog: pytest.LogCaptureFixture
+) -> None:
     context = None
     if peer != "plain":
         context = ssl.create_default_context(cafile=str(files.ca))

@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 
 from parameter_server.rpc import protocol, transport
-from parameter_server.rpc.parameter_client import (
-    LocalClient,
-    ShardUnreachable,
-    StaleWorker,
-    WorkerId,
-    hello,
-)
+from parameter_server.rpc.parameter_client import LocalClient, ShardUnreachable, StaleWorker, WorkerId, hello
 from parameter_server.rpc.protocol import AppliedQuery, Exchange, Frame, Refusal
 from parameter_server.rpc.transport import SocketChannel, receive, send
 from parameter_server.shard.lanes import LaneGradients
@@ -52,9 +46,7 @@ def servers(tmp_path):
 class InThread:
     """A worker in a thread, with what it raised."""
 
-    def __init__(
-        self, servers, worker=0, workers=1, generation=1, until=STEPS, tick=lambda step: None
-    ):
+    def __init__(self, servers, worker=0, workers=1, generation=1, until=STEPS, tick=lambda step: None):
         self.error, self.client = None, servers.client(worker, workers, generation)
 
         def run():
@@ -107,9 +99,7 @@ def test_who_is_not_welcome_is_told_and_cut_off(servers, changes, text):
 
 
 @pytest.mark.parametrize("lacks", ["files", "threads"])
-def test_a_shard_that_runs_out_of_files_or_threads_listens_again_after_it(
-    servers, monkeypatch, lacks
-):
+def test_a_shard_that_runs_out_of_files_or_threads_listens_again_after_it(servers, monkeypatch, lacks):
     server, failed = servers.servers[0], []
 
     class Listener:
@@ -235,9 +225,11 @@ def test_an_idle_connection_ends_and_its_worker_goes_on(servers, monkeypatch):
 
 def test_a_wrong_token_fails_soon_with_its_reason(servers):
     channel = SocketChannel(
-        lambda: servers.address(0), lambda token: greeting(servers, token="wrong").message,
-        give_up_s=20, sleep=lambda pause_s: None,
-    )  # fmt: skip
+        lambda: servers.address(0),
+        lambda token: greeting(servers, token="wrong").message,
+        give_up_s=20,
+        sleep=lambda pause_s: None,
+    )
     channel.send(Frame(AppliedQuery()))
     assert "token is wrong" in channel.receive().message.text
     channel.close()

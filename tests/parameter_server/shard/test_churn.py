@@ -65,13 +65,9 @@ class Lru(RuleBasedStateMachine):
                 row, count, _ = self.rows[key]
                 row = row - 0.1 / (np.sqrt(count + 1) + EPSILON)
                 self.rows[key] = (row, count + 1, self.now_ms)
-        done = self.table.apply(
-            ids(*keys), np.ones((len(keys), 2), np.float32), ones(len(keys)), self.now_ms
-        )
+        done = self.table.apply(ids(*keys), np.ones((len(keys), 2), np.float32), ones(len(keys)), self.now_ms)
         assert done.evicted.tolist() == leaving
-        np.testing.assert_allclose(
-            done.evicted_rows, np.reshape(list(left.values()), (-1, 2)), atol=1e-5
-        )
+        np.testing.assert_allclose(done.evicted_rows, np.reshape(list(left.values()), (-1, 2)), atol=1e-5)
         assert done.keys.tolist() == [key for key in keys if key in self.rows]
 
     @rule()
@@ -84,9 +80,7 @@ class Lru(RuleBasedStateMachine):
     @invariant()
     def same_as_the_dict(self):
         export = self.table.export()
-        assert sorted(export["keys"].tolist()) == sorted(
-            self.rows
-        )  # each id has one row, none has two
+        assert sorted(export["keys"].tolist()) == sorted(self.rows)  # each id has one row, none has two
         for key, values, total in zip(
             export["keys"].tolist(), export["values"], export["accumulator"], strict=True
         ):
@@ -124,9 +118,7 @@ def test_a_hundred_times_more_ids_than_the_budget_holds():
         if came > 2 * limit:
             assert shard.nbytes >= 0.95 * 2**20 and len(shard.tables["t"]) >= 0.95 * limit
     export = shard.tables["t"].export()
-    assert sorted(export["keys"].tolist()) == sorted(sightings) and set(hot.tolist()) <= set(
-        sightings
-    )
+    assert sorted(export["keys"].tolist()) == sorted(sightings) and set(hot.tolist()) <= set(sightings)
     counts = np.array([sightings[key] for key in export["keys"].tolist()])
     assert (export["accumulator"] == counts).all()
     harmonic = np.cumsum(1 / np.sqrt(np.arange(1, step + 1)))
@@ -219,15 +211,11 @@ def test_a_lower_budget_takes_effect_with_the_next_step_and_is_published():
     lower.load([shard.export()[0]], shard.export()[1])
     assert lower.nbytes > 1.3 * 2**20
     removed = to_arrays(learn(lower, 2, np.arange(100)))["t"].removed
-    assert 0.9 * 2**20 < lower.nbytes <= 1.05 * 2**20 and len(lower.tables["t"]) == 15_000 - len(
-        removed
-    )
+    assert 0.9 * 2**20 < lower.nbytes <= 1.05 * 2**20 and len(lower.tables["t"]) == 15_000 - len(removed)
 
 
 def test_a_budget_that_holds_no_row_is_refused():
-    with pytest.raises(
-        ValueError, match="budget_mb is 0.5, expected more than 0.981.*raise budget_mb"
-    ):
+    with pytest.raises(ValueError, match="budget_mb is 0.5, expected more than 0.981.*raise budget_mb"):
         Table(TableConfig("t", 2, 0.5, admit_after=2, budget_mb=0.5), 0)
     with pytest.raises(ValueError, match="budget_mb is -1"):
         TableConfig("t", 2, 0.5, budget_mb=-1)

@@ -156,12 +156,8 @@ def test_forgetting_removes_rows_and_says_so():
     keys, _, removed = to_arrays(delta)["features"]
     assert keys.tolist() == [7] and removed.tolist() == [5, 6]
     gone = np.array([5, 6])
-    assert (
-        shard.lookup(2, {"features": gone})["features"] == initial_rows(TABLES[0], 0, gone)
-    ).all()
-    assert (
-        shard.lookup(1, {"features": gone})["features"] != initial_rows(TABLES[0], 0, gone)
-    ).all()
+    assert (shard.lookup(2, {"features": gone})["features"] == initial_rows(TABLES[0], 0, gone)).all()
+    assert (shard.lookup(1, {"features": gone})["features"] != initial_rows(TABLES[0], 0, gone)).all()
 
 
 def test_a_bad_gradient_is_refused_and_counted():
@@ -181,8 +177,7 @@ def test_event_time_never_goes_back():
 def test_a_sum_comes_back_from_its_bytes():
     shard = Shard(toy_spec(), DENSE)
     lanes = [
-        lane(n, 5, n, dense=DENSE, metrics={"m": 0.1}, forget={"items": np.array([3])})
-        for n in range(4)
+        lane(n, 5, n, dense=DENSE, metrics={"m": 0.1}, forget={"items": np.array([3])}) for n in range(4)
     ]
     total = shard.merge(1, 12, lanes)
     again, other = StepSum.decode(total.encode()), Shard(toy_spec(), DENSE)
@@ -219,14 +214,9 @@ def test_what_is_refused_is_told_with_its_lanes_and_the_same_after_a_restart():
     again.learn(1, 0, [lane(0, 5), *idle(1, 2, 3)])
     total = shard.merge(2, 0, bad)
     told = shard.apply(total)
-    assert (
-        describe_rejections(told.metrics, 0)
-        == "shard 0 refused the gradients of 3 rows, of lanes 1, 2"
-    )
+    assert describe_rejections(told.metrics, 0) == "shard 0 refused the gradients of 3 rows, of lanes 1, 2"
     assert again.apply(StepSum.decode(total.encode())) == told and shard.counters.refused_rows == 3
-    assert all(
-        np.isfinite(rows).all() for rows in shard.lookup(2, {"features": np.arange(9)}).values()
-    )
+    assert all(np.isfinite(rows).all() for rows in shard.lookup(2, {"features": np.arange(9)}).values())
 
 
 def test_what_only_the_sum_exceeds_and_other_parts_refuse_is_told_too():

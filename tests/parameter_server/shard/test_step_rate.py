@@ -42,9 +42,7 @@ def undisturbed(rate: float):
     return digest_of_shards(client.shards), {(d.step, d.part): d for d in deltas}
 
 
-@pytest.mark.parametrize(
-    "point, step", [("torn write", RAISED.start), ("after write", RAISED.stop - 1)]
-)
+@pytest.mark.parametrize("point, step", [("torn write", RAISED.start), ("after write", RAISED.stop - 1)])
 def test_a_crash_neither_loses_nor_repeats_a_raised_rate(tmp_path, point, step):
     digest, deltas = undisturbed(3.0)
     line = rated(Line(tmp_path, (point, 0, step)))

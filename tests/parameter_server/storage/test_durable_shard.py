@@ -36,9 +36,7 @@ def undisturbed():
 
 
 DIGEST, DELTAS = undisturbed()
-POINTS = [
-    "before write", "torn write", "after write", "before publish", "after publish", "after step",
-]  # fmt: skip
+POINTS = ["before write", "torn write", "after write", "before publish", "after publish", "after step"]
 
 
 def check(line):
@@ -158,11 +156,7 @@ def test_the_file_is_cut_behind_complete_snapshots_and_old_snapshots_leave(tmp_p
 def test_a_new_line_begins_with_a_snapshot_for_replicas(tmp_path):
     Line(tmp_path)
     snapshot, tables, dense = load_rows(tmp_path / "snapshots", "main")
-    assert (
-        snapshot.step == 0
-        and (dense == DENSE.astype(np.float16)).all()
-        and len(tables["items"][0]) == 0
-    )
+    assert snapshot.step == 0 and (dense == DENSE.astype(np.float16)).all() and len(tables["items"][0]) == 0
 
 
 def folded(deltas):
@@ -197,14 +191,10 @@ def test_what_serving_loads_is_what_was_published(tmp_path, step):
 def test_a_restarted_shard_says_the_digest_that_it_had(tmp_path):
     line = Line(tmp_path)
     work(line, ALL, 14)
-    before = [
-        (s.shard.published.digest, s.shard.published.withheld, s.digest()) for s in line.shards
-    ]
+    before = [(s.shard.published.digest, s.shard.published.withheld, s.digest()) for s in line.shards]
     for part in range(PARTS):
         line.crash(part)
-    after = [
-        (s.shard.published.digest, s.shard.published.withheld, s.digest()) for s in line.shards
-    ]
+    after = [(s.shard.published.digest, s.shard.published.withheld, s.digest()) for s in line.shards]
     assert before == after and before[0][1]["features"] > 0
 
 
@@ -218,17 +208,13 @@ def test_snapshots_in_the_background_change_no_bit(tmp_path):
     assert again.digest() == DIGEST
 
 
-MANY = replace(
-    SPEC, tables=(TableConfig("rows", 3, 0.1, ttl_s=100),), lanes=1, parts=1, delta_bytes=0
-)
+MANY = replace(SPEC, tables=(TableConfig("rows", 3, 0.1, ttl_s=100),), lanes=1, parts=1, delta_bytes=0)
 
 
 def learn_keys(shard, keys, forget=()):
     """Learns a step of some keys, a second after the one before."""
     keys, step = np.array(keys, np.int64), shard.applied + 1
-    rows = RowGradients(
-        keys, np.full((len(keys), 3), step, np.float32), np.ones(len(keys), np.int32)
-    )
+    rows = RowGradients(keys, np.full((len(keys), 3), step, np.float32), np.ones(len(keys), np.int32))
     gone = {"rows": np.array(forget, np.int64)}
     shard.learn(step, 1_000 * step, [LaneGradients(0, {"rows": rows}, forget=gone)])
 
@@ -360,8 +346,7 @@ def test_a_snapshot_does_not_build_on_a_damaged_one(tmp_path):
 def test_snapshots_are_as_far_apart_as_their_time_says(tmp_path, crashes, monkeypatch):
     """Steps are 3 s apart: of each second step one is taken after 10 s, whenever a shard crashes."""
     monkeypatch.setattr(
-        "tests.support.parameter_server.durable_line.SPEC",
-        replace(SPEC, settle_every=2, settle_s=10),
+        "tests.support.parameter_server.durable_line.SPEC", replace(SPEC, settle_every=2, settle_s=10)
     )
     line, taken, real = Line(tmp_path, snapshot_every=2), [], snapshots.write_part
 
@@ -521,9 +506,7 @@ def test_a_line_goes_on_with_another_number_of_shards(tmp_path, parts):
     theirs = [shard.shard.published for shard in line.shards]
     mine = [shard.published for shard in inner]
     assert sum(p.digest for p in mine) % 2**64 == sum(p.digest for p in theirs) % 2**64
-    assert (
-        sum(p.withheld["features"] for p in mine) == sum(p.withheld["features"] for p in theirs) > 0
-    )
+    assert sum(p.withheld["features"] for p in mine) == sum(p.withheld["features"] for p in theirs) > 0
     work(LocalClient(inner), ALL, STEPS)
     assert digest_of_shards(inner) == DIGEST
     inserted = sum(shard.counters.inserted for shard in inner)
@@ -681,9 +664,7 @@ def test_a_dense_gradient_that_does_not_fit_is_never_written_down(tmp_path, dens
     shard = line.shards[0]
     lanes = [LaneGradients(lane, dense=dense if lane == 1 else DENSE) for lane in ALL]
     size, digest = shard._wal.nbytes, shard.digest()
-    with pytest.raises(
-        ValueError, match=r"lane 1: the dense gradient is .*, expected float32 \(7,\)"
-    ):
+    with pytest.raises(ValueError, match=r"lane 1: the dense gradient is .*, expected float32 \(7,\)"):
         shard.learn(4, 4, lanes)
     assert (shard._wal.nbytes, shard.digest()) == (size, digest)
     line.crash(0)

@@ -16,16 +16,15 @@ def export(rows: dict[int, int]) -> dict[str, np.ndarray]:
     return {
         "table/t/keys": keys,
         "table/t/values": values,
-        "table/t/accumulator": np.arange(3, dtype=np.float32)[list(rows.values())] if rows
+        "table/t/accumulator": np.arange(3, dtype=np.float32)[list(rows.values())]
+        if rows
         else np.empty(0, np.float32),
         "table/t/sketch_at": keys[:2],  # no column of the rows
         "dense/m": np.arange(len(rows)),
-    }  # fmt: skip
+    }
 
 
-def difference(
-    before: dict[int, int], after: dict[int, int], whole: bool = False
-) -> dict[str, np.ndarray]:
+def difference(before: dict[int, int], after: dict[int, int], whole: bool = False) -> dict[str, np.ndarray]:
     """The increment between two tables. ``whole``: rows that didn't change are in it, too."""
     old, new = export(before), export(after)
     changed = [whole or before.get(key) != row for key, row in after.items()]
@@ -39,19 +38,14 @@ def in_order(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
     order = np.argsort(arrays["table/t/keys"])
     of_rows = ("keys", "values", "accumulator")
     return {
-        name: (array[order] if name.endswith(of_rows) else array).tobytes()
-        for name, array in arrays.items()
+        name: (array[order] if name.endswith(of_rows) else array).tobytes() for name, array in arrays.items()
     }
 
 
 @settings(max_examples=60, deadline=None)
 @given(TABLE, TABLE, TABLE, st.booleans(), st.booleans())
 def test_increments_put_together_what_they_were_made_from(
-    before: dict[int, int],
-    after: dict[int, int],
-    later: dict[int, int],
-    new_table: bool,
-    whole: bool,
+    before: dict[int, int], after: dict[int, int], later: dict[int, int], new_table: bool, whole: bool
 ) -> None:
     full = {"dense/m": export(before)["dense/m"]} if new_table else export(before)
     first = difference({} if new_table else before, after, whole)

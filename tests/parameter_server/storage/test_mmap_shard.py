@@ -137,9 +137,7 @@ def test_the_same_steps_give_the_same_bits(format, delta_bytes, steps, forgotten
 def test_rows_expire_leave_and_come_back(tmp_path):
     spec = spec_of()
     plain, other = both(spec, saved(tmp_path, spec, 12))
-    left, back = learn_both(
-        plain, other, 50, lambda step: {n: k[:3] for n, k in keys_of(step, 2).items()}
-    )
+    left, back = learn_both(plain, other, 50, lambda step: {n: k[:3] for n, k in keys_of(step, 2).items()})
     assert plain.counters.expired > 10 and len(left) > 20 and len(back) > 3
     assert other.tables["items"].waiting == plain.tables["items"].waiting > 0
 

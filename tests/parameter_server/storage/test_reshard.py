@@ -36,9 +36,7 @@ class Line(DurableClient):
         durable = []
         for part in range(spec.parts):
             own = part_of(spec, part)
-            home = ShardStorage(
-                files.snapshots, files.wal(own), snapshot_every=10, snapshots_kept=2
-            )
+            home = ShardStorage(files.snapshots, files.wal(own), snapshot_every=10, snapshots_kept=2)
             first = DENSE if part == 0 else None
             durable.append(DurableShard(own, home, publish, first))
         super().__init__(durable)
@@ -215,9 +213,7 @@ def test_the_number_may_change_together_with_what_a_table_is_set_to(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_settings_that_changed_after_the_snapshot_may_not_fit_the_old_number(
-    tmp_path: Path,
-) -> None:
+def test_settings_that_changed_after_the_snapshot_may_not_fit_the_old_number(tmp_path: Path) -> None:
     line = Line(tmp_path, replace(SPEC, parts=10), lambda values: None)
     work(line, ALL, 10)  # a snapshot of 10 parts that count sightings
     line.close()
@@ -256,10 +252,7 @@ def test_before_shards_start_those_of_a_number_that_no_longer_fits_are_stopped(
 
 def test_a_spec_comes_back_from_its_rules() -> None:
     other = replace(
-        SPEC,
-        tables=tuple(replace(t, budget_mb=2.5, ttl_s=7) for t in TABLES),
-        dense_rate=0.3,
-        lanes=2,
+        SPEC, tables=tuple(replace(t, budget_mb=2.5, ttl_s=7) for t in TABLES), dense_rate=0.3, lanes=2
     )
     found = spec_by_settings(wal_settings_of(other), SPEC)
     assert found == replace(SPEC, tables=other.tables, dense_rate=0.3, lanes=2)

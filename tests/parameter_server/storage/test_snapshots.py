@@ -9,14 +9,7 @@ import pytest
 from parameter_server.storage import part_files, snapshots
 from parameter_server.storage.mmap_shard import map_arrays
 from parameter_server.storage.part_files import ARRAYS, Joined
-from parameter_server.storage.snapshots import (  # fmt: skip
-    NoSnapshot,
-    adopt,
-    complete_steps,
-    latest,
-    prune,
-    write_part,
-)
+from parameter_server.storage.snapshots import NoSnapshot, adopt, complete_steps, latest, prune, write_part
 from tests.support.parameter_server.snapshot_rows import load_rows
 from tests.support.simulation.bit_flips import flip_bit, with_flips
 from tests.support.simulation.simulator import check_snapshots
@@ -68,16 +61,12 @@ def test_what_lacks_a_part_is_passed_over_and_said(tmp_path):
     write_all(tmp_path, 5)
     write(tmp_path, 6, 1)
     snapshot, reasons = latest(tmp_path, "main")
-    assert snapshot.step == 5 and reasons == [
-        "000000-000000000006: incomplete, parts [0] of 2 are missing"
-    ]
+    assert snapshot.step == 5 and reasons == ["000000-000000000006: incomplete, parts [0] of 2 are missing"]
     write(tmp_path, 6, 0)
     assert latest(tmp_path, "main").snapshot.step == 6
 
 
-@pytest.mark.parametrize(
-    "harm", ["flip", "cut", "no manifest", "rubbish", "wrong step", "no arrays"]
-)
+@pytest.mark.parametrize("harm", ["flip", "cut", "no manifest", "rubbish", "wrong step", "no arrays"])
 def test_what_is_corrupt_is_passed_over_and_said(tmp_path, harm):
     write_all(tmp_path, 5, 6)
     part = tmp_path / "main" / "000000-000000000006" / "part-00001-of-00002"
@@ -184,10 +173,9 @@ def test_pruning_keeps_the_newest_complete_ones_and_what_is_being_written(tmp_pa
 
 @pytest.mark.parametrize("give_up", ["prune", "remove"])
 def test_a_kill_amid_the_removal_leaves_no_snapshot_in_part(tmp_path, monkeypatch, give_up):
-    ask = {
-        "prune": lambda: prune(tmp_path, "main", 1),
-        "remove": lambda: snapshots.remove(tmp_path, "main"),
-    }[give_up]
+    ask = {"prune": lambda: prune(tmp_path, "main", 1), "remove": lambda: snapshots.remove(tmp_path, "main")}[
+        give_up
+    ]
 
     class Killed(Exception):
         pass
@@ -300,9 +288,7 @@ def test_a_snapshot_holds_what_changed_and_reads_as_the_whole(tmp_path):
     assert len(nodes) == 8  # no byte is kept twice
     _, tables, dense = load_rows(tmp_path, "main")
     keys, values = tables["items"]
-    assert (values[np.argsort(keys)] == rows(11)["table/items/values"]).all() and (
-        dense == 11
-    ).all()
+    assert (values[np.argsort(keys)] == rows(11)["table/items/values"]).all() and (dense == 11).all()
 
 
 def test_a_full_one_is_written_where_increments_would_not_pay(tmp_path):

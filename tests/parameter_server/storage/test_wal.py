@@ -174,9 +174,7 @@ def test_a_hole_is_not_written(tmp_path):
 
 
 @pytest.mark.parametrize("how", [lambda wal: wal.truncate_before(3), lambda wal: wal.clear()])
-def test_a_folder_that_cannot_be_synced_leaves_the_file_that_has_the_name(
-    tmp_path, monkeypatch, how
-):
+def test_a_folder_that_cannot_be_synced_leaves_the_file_that_has_the_name(tmp_path, monkeypatch, how):
     wal = filled(tmp_path / "a.wal", 4)
 
     def full(folder):
@@ -222,9 +220,7 @@ def test_no_flip_goes_unseen(tmp_path):
 def test_a_file_of_another_version_is_refused(tmp_path):
     path = tmp_path / "a.wal"
     path.write_bytes(b"recsys-wal-2\n\0\0\0" + struct.pack("<QQ", 2, 8) + b"mesettings")
-    with pytest.raises(
-        WalMismatch, match="expected b'recsys-wal-3.* another version; move it away"
-    ):
+    with pytest.raises(WalMismatch, match="expected b'recsys-wal-3.* another version; move it away"):
         Wal(path, "me")
 
 

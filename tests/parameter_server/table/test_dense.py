@@ -95,10 +95,7 @@ def test_another_model_is_an_error():
 
 
 def test_a_new_line_learns_faster_and_settles_at_the_usual_rate() -> None:
-    usual, quick = (
-        Dense(np.zeros(1, np.float32), 0.01),
-        Dense(np.zeros(1, np.float32), 0.01, first=4.0),
-    )
+    usual, quick = (Dense(np.zeros(1, np.float32), 0.01), Dense(np.zeros(1, np.float32), 0.01, first=4.0))
     moved = []
     for _ in range(200):
         before = usual.values, quick.values

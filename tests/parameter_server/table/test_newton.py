@@ -50,9 +50,7 @@ def test_a_step_without_choices_changes_nothing() -> None:
 
 def test_old_choices_fade() -> None:
     nothing = sums_of(np.zeros((W, W), np.float32), 20_000)
-    _, state = newton_step(
-        np.zeros(W, np.float32), np.zeros(W, np.float32), nothing, np.eye(W)[TRIANGLE]
-    )
+    _, state = newton_step(np.zeros(W, np.float32), np.zeros(W, np.float32), nothing, np.eye(W)[TRIANGLE])
     np.testing.assert_allclose(state, np.eye(W)[TRIANGLE] / 2)
 
 

@@ -56,15 +56,7 @@ class Both(RuleBasedStateMachine):
             table.apply(ids(keys), gradients, np.ones(len(keys), np.int32), self.now_ms)
             for table in (self.plain, self.over)
         )
-        for name in (
-            "keys",
-            "changed",
-            "inserted",
-            "refused",
-            "waiting",
-            "evicted",
-            "evicted_rows",
-        ):
+        for name in ("keys", "changed", "inserted", "refused", "waiting", "evicted", "evicted_rows"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         for done, table in ((one, self.plain), (other, self.over)):
             assert table.rows_at(done.slots).tobytes() == table.lookup(done.keys).tobytes()
@@ -111,9 +103,7 @@ class Both(RuleBasedStateMachine):
         ):
             assert one.tobytes() == other.tobytes()
         assert self.plain.digest() == self.over.digest()
-        blocks = [
-            (k, v) for keys, rows in self.over.blocks(4) for k, v in zip(keys, rows, strict=True)
-        ]
+        blocks = [(k, v) for keys, rows in self.over.blocks(4) for k, v in zip(keys, rows, strict=True)]
         assert sorted(int(k) for k, _ in blocks) == sorted(self.plain.export()["keys"].tolist())
         assert all((self.plain.lookup(ids([k]))[0] == v).all() for k, v in blocks)
 

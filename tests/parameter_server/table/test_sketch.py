@@ -79,13 +79,9 @@ def test_any_number_of_shards_counts_the_same(parts):
         keys = np.concatenate([some_keys(9_000, seed), some_keys(9_000, seed // 2)])
         said, owner = whole.see(keys, ones(18_000)), shard_of(keys, parts)
         for part, shard in enumerate(shards):
-            assert (
-                shard.see(keys[owner == part], ones((owner == part).sum())) == said[owner == part]
-            ).all()
+            assert (shard.see(keys[owner == part], ones((owner == part).sum())) == said[owner == part]).all()
     exports = [shard.export() for shard in shards]
-    assert (
-        np.concatenate([e["sketch_cells"] for e in exports]) == whole.export()["sketch_cells"]
-    ).all()
+    assert (np.concatenate([e["sketch_cells"] for e in exports]) == whole.export()["sketch_cells"]).all()
     again = [Sketch(5, BLOCK_UNIT, 2, part, 5) for part in range(5)]
     for sketch in again:
         for export in exports:
@@ -113,10 +109,7 @@ def test_a_block_s_bytes_are_as_configured():
 
 
 def test_ids_seen_once_cost_a_table_nothing():
-    table, gradients = (
-        Table(TableConfig("t", 4, 0.1, admit_after=5), 0),
-        np.ones((9_000, 4), np.float32),
-    )
+    table, gradients = (Table(TableConfig("t", 4, 0.1, admit_after=5), 0), np.ones((9_000, 4), np.float32))
     empty = Table(TableConfig("t", 4, 0.1, admit_after=5), 0).nbytes
     for seed in range(20):
         table.apply(some_keys(9_000, seed), gradients, ones(9_000), seed)
@@ -124,11 +117,7 @@ def test_ids_seen_once_cost_a_table_nothing():
 
 
 def test_counts_go_through_an_export_and_into_the_digest():
-    config, key, row = (
-        TableConfig("t", 4, 0.1, admit_after=2),
-        some_keys(1),
-        np.ones((1, 4), np.float32),
-    )
+    config, key, row = (TableConfig("t", 4, 0.1, admit_after=2), some_keys(1), np.ones((1, 4), np.float32))
     table, other = Table(config, 0), Table(config, 0)
     table.apply(key, row, ones(1), 1)
     assert len(table) == 0 and table.digest() != other.digest()

@@ -268,9 +268,7 @@ def test_no_two_keys_of_the_pool_share_a_block_of_the_sketch():
 
 
 def test_gradients_of_another_dimension_are_named():
-    with pytest.raises(
-        ValueError, match=r"table t: gradients have shape \(2, 4\), expected \(2, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"table t: gradients have shape \(2, 4\), expected \(2, 3\)"):
         Table(PLAIN, 0).apply(ids(1, 2), np.ones((2, 4), np.float32), ones(2), 1)
 
 

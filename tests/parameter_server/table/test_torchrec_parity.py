@@ -61,8 +61,7 @@ class Ours:
         leaves = {name: torch.from_numpy(rows[name]).requires_grad_() for name in bags}
         at = {name: np.searchsorted(self._keys[name], bag) for name, bag in bags.items()}
         pooled = {
-            name: F.embedding_bag(torch.from_numpy(at[name]), leaves[name], mode="mean")
-            for name in bags
+            name: F.embedding_bag(torch.from_numpy(at[name]), leaves[name], mode="mean") for name in bags
         }
         return pooled, leaves
 

@@ -13,13 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
-from plugins.answer_explanation.answer_check import (
-    DIFFERENT,
-    EQUAL,
-    GONE,
-    AnswerCheck,
-    AnswerChecker,
-)
+from plugins.answer_explanation.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
 from plugins.answer_explanation.command import explanation_lines, explanation_values
 from plugins.answer_explanation.reconstructed_session import find_impression
 from recsys.config.policy_config import PolicyConfig
@@ -126,9 +120,7 @@ class Past:
     log: Log
     asked: list[str]
 
-    def explain(
-        self, asked: list[str] | None = None, config: Config | None = None
-    ) -> list[AnswerCheck]:
+    def explain(self, asked: list[str] | None = None, config: Config | None = None) -> list[AnswerCheck]:
         its = config or self.config
         explainer = AnswerChecker(self.log, its, feature_set(its))
         return [explainer.explain(request_id) for request_id in asked or self.asked]
@@ -154,11 +146,7 @@ class Past:
 def config_of(folder: Path) -> Config:
     """With a policy of its own for one of the surfaces."""
     surfaces = {
-        "similar": {
-            "explore": 0.4,
-            "weights.like": 2.0,
-            "sources": {"fresh": 40, "popular": 9, "vector": 9},
-        }
+        "similar": {"explore": 0.4, "weights.like": 2.0, "sources": {"fresh": 40, "popular": 9, "vector": 9}}
     }
     return replace(small_config(folder), surfaces=surfaces)
 
@@ -197,9 +185,7 @@ def test_every_answer_of_a_run_is_made_again(past: Past) -> None:
     assert len({impression_of(its).inputs.item_state_from for its in found}) >= 1  # type: ignore[union-attr]
 
 
-def test_an_answer_from_lists_is_made_again_by_the_centroids_that_were_written_down(
-    tmp_path: Path,
-) -> None:
+def test_an_answer_from_lists_is_made_again_by_the_centroids_that_were_written_down(tmp_path: Path) -> None:
     config = small_config(tmp_path / "state")
     config = replace(config, serve=replace(config.serve, index="ivf"))
     asked, log = asked_of(config, items=120), open_log(config)
@@ -214,9 +200,7 @@ def test_an_answer_from_lists_is_made_again_by_the_centroids_that_were_written_d
 
 
 @pytest.mark.parametrize("index", ["flat", "ivf"])
-def test_an_answer_of_shards_is_made_again_whatever_they_had_gone_on_to(
-    tmp_path: Path, index: str
-) -> None:
+def test_an_answer_of_shards_is_made_again_whatever_they_had_gone_on_to(tmp_path: Path, index: str) -> None:
     """A shard is ahead of the replica in a half of the requests, and one is gone at the end."""
     config = small_config(tmp_path / "state")
     config = replace(config, serve=replace(config.serve, index=index, retrieval_shards=2))
@@ -251,9 +235,7 @@ def test_an_answer_of_shards_is_made_again_whatever_they_had_gone_on_to(
     stamps = [impression_of(its).stamp for its in found]
     names = Counter(its.index.partition(":")[0] for its in stamps if its)
     assert names == {"2": len(asked)} and len({its.step for its in stamps if its}) > 5
-    sources = Counter(
-        name for its in found for one in impression_of(its).items for name in one.sources
-    )
+    sources = Counter(name for its in found for one in impression_of(its).items for name in one.sources)
     assert sources["vector"] > 10 and sources["similar"] > 2
     degraded = [impression_of(its).degraded for its in found]
     assert all("retrieval" not in its for its in degraded[:24])
@@ -295,10 +277,7 @@ def test_a_field_that_is_another_is_named(past: Past) -> None:
     changed = [items[0], msgspec.structs.replace(items[1], score=score * (1 + 2**-50)), *items[2:]]
     past.change(request_id, items=changed)
     (found,) = past.explain([request_id])
-    assert (found.verdict, [its.field for its in found.differences]) == (
-        DIFFERENT,
-        ["items[1].score"],
-    )
+    assert (found.verdict, [its.field for its in found.differences]) == (DIFFERENT, ["items[1].score"])
 
 
 def test_a_number_of_the_features_that_is_another_is_named(past: Past) -> None:

@@ -63,9 +63,7 @@ def test_it_goes_to_any_version_of_the_catalogue_and_of_counters(tmp_path: Path)
         log.append(ITEMS, [Append(0, b"", encode(Item(time_ms=n, item_id=f"v{n}")))])
         keys = np.array([key_of("item", "v0")])
         values = np.full((1, FEATURES.counter_table().columns), float(n), np.float32)
-        state = ItemState(
-            offsets=[n], keys=keys.tobytes(), values=values.tobytes(), last_ms=told(n).last_ms
-        )
+        state = ItemState(offsets=[n], keys=keys.tobytes(), values=values.tobytes(), last_ms=told(n).last_ms)
         log.append(ITEM_STATE, [Append(0, b"", pack(state))])
     replica = ReconstructedReplica(log, toy_config(str(tmp_path)), FEATURES)
     inputs, made = RequestInputs(candidates=77), []

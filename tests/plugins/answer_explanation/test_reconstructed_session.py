@@ -63,14 +63,7 @@ def test_an_item_that_was_changed_has_its_keys_of_then() -> None:
     items = ItemVersions(log, FEATURES)
     items.read()
     a, b, c = (author_of(FEATURES.item_keys("v", {"author": name})) for name in "abc")
-    assert [author_of(items.by_time(t)("v1")) for t in (5, 10, 19, 20, 35, 40)] == [
-        a,
-        a,
-        a,
-        b,
-        b,
-        c,
-    ]
+    assert [author_of(items.by_time(t)("v1")) for t in (5, 10, 19, 20, 35, 40)] == [a, a, a, b, b, c]
     assert [author_of(items.before(n)("v1")) for n in (1, 2, 3, 5, 6)] == [a, a, b, b, c]
     assert author_of(items.by_time(0)("v2")) == a and items.changed(["v2", "v1", "x"]) == ["v1"]
     assert (items.by_time(0)("nobody") == FEATURES.item_keys("nobody", {})).all()
@@ -101,9 +94,7 @@ def test_a_session_is_found_though_its_fold_was_behind(lag_ms: int) -> None:
     log, config = made(), replace(Config(), state="nowhere")
     for time_ms, author in ((0, "a"), (1_000 + lag_ms, "b")):
         put(log, "v1", time_ms, author)
-    liked = Engagement(
-        time_ms=1_000, request_id="r", user_id="u7", item_id="v1", kind="like", event_id="e"
-    )
+    liked = Engagement(time_ms=1_000, request_id="r", user_id="u7", item_id="v1", kind="like", event_id="e")
     partition = partition_of("u7", 4)
     (offset,) = log.append(EVENTS, [Append(partition, b"u7", encode(liked))])
     session = Session("u7", FEATURES)
@@ -111,9 +102,7 @@ def test_a_session_is_found_though_its_fold_was_behind(lag_ms: int) -> None:
     session.offset = offset + 1
     stamp = Stamp(session_offset=session.offset, catalogue_offset=1)
     asked = RequestInputs(n=1, session=digest_of(session.pack()))
-    shown = Impression(
-        time_ms=2_000, request_id="s", user_id="u7", items=[], stamp=stamp, inputs=asked
-    )
+    shown = Impression(time_ms=2_000, request_id="s", user_id="u7", items=[], stamp=stamp, inputs=asked)
     past = ReconstructedSessions(log, config, FEATURES)
     assert past.of(shown).pack() == session.pack()
     other = replace_fields(shown, inputs=RequestInputs(n=1, session="another"))

@@ -27,9 +27,7 @@ def test_an_index_that_has_the_name_is_taken_as_it_is(tmp_path: Path) -> None:
     index = IvfIndex(train(replica.index.vectors.copy(), 8), 2, replica.index.dim)
     index_files.save_centroids(tmp_path, index)
     again = as_named(tmp_path, index.name, replica.index, replica.catalogue)
-    assert (
-        isinstance(again, IvfIndex) and again.vectors.tobytes() == replica.index.vectors.tobytes()
-    )
+    assert isinstance(again, IvfIndex) and again.vectors.tobytes() == replica.index.vectors.tobytes()
     for own, name in ((replica.index, ""), (again, index.name)):
         assert own.name == name
         assert as_named(tmp_path, name, own, replica.catalogue) is own

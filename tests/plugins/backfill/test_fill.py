@@ -105,16 +105,12 @@ def test_it_never_looks_ahead(data: st.DataObject) -> None:
                             user_id=f"u{user}", item_id=of, kind=kind, watch_ms=9_000))  # fmt: skip
     cut = ToyPast(
         items=[its for its in PAST.items if its.time_ms <= at_ms],
-        partitions=[
-            [(o, e) for o, e in events if e.time_ms <= at_ms] for events in PAST.partitions
-        ],
+        partitions=[[(o, e) for o, e in events if e.time_ms <= at_ms] for events in PAST.partitions],
     )
     blocks = []
     for its in (PAST, past, cut):
         items = its.history()
-        block = Recomputer(items).block(
-            shown, its.sessions(items).of(shown), its.counters(items).of(shown)
-        )
+        block = Recomputer(items).block(shown, its.sessions(items).of(shown), its.counters(items).of(shown))
         blocks.append(block)
     assert blocks[0] == blocks[1] == blocks[2]
 
@@ -122,9 +118,7 @@ def test_it_never_looks_ahead(data: st.DataObject) -> None:
 def test_a_session_is_asked_for_in_any_order() -> None:
     past = toy_past(30)
     items = past.history()
-    forward = {
-        s.offset: past.sessions(items).of(s).pack() for s in past.shown() if s.partition == 0
-    }
+    forward = {s.offset: past.sessions(items).of(s).pack() for s in past.shown() if s.partition == 0}
     sessions = past.sessions(items)
     for shown in reversed([s for s in past.shown() if s.partition == 0]):
         assert sessions.of(shown).pack() == forward[shown.offset]

@@ -8,11 +8,7 @@ import pytest
 from benchmarks.studies.experiments.trial_world import simulate
 from experiments.statistics.effect import effect, eta_of, radius
 from plugins.experiment_power.command import power_from_numbers
-from plugins.experiment_power.sequential_power import (
-    SequentialPower,
-    covariance,
-    single_visit_covariance,
-)
+from plugins.experiment_power.sequential_power import SequentialPower, covariance, single_visit_covariance
 
 ALPHA = 0.05
 ETA = eta_of(0.1, ALPHA)
@@ -63,9 +59,7 @@ def test_the_promise_is_kept_by_users_who_come_again() -> None:
     found = 0
     for seed in range(runs):
         trial = simulate(np.random.default_rng(seed), users, looks, 0.12)
-        found += any(
-            effect(trial.at(k, True), trial.at(k, False), ALPHA, ETA).low > 0 for k in range(looks)
-        )
+        found += any(effect(trial.at(k, True), trial.at(k, False), ALPHA, ETA).low > 0 for k in range(looks))
     assert 0.4 < said < 0.95 and found / runs == pytest.approx(said, abs=0.08)
 
 
@@ -73,15 +67,11 @@ def test_the_promise_is_kept_by_users_who_come_again() -> None:
     ("call", "says"),
     [
         (
-            lambda: SequentialPower(single_visit_covariance(1, 2), ALPHA, ETA).users_needed(
-                (0.5, 0.5), 0.0
-            ),
+            lambda: SequentialPower(single_visit_covariance(1, 2), ALPHA, ETA).users_needed((0.5, 0.5), 0.0),
             "effect is 0",
         ),
         (
-            lambda: SequentialPower(single_visit_covariance(1, 2), ALPHA, ETA).smallest_effect(
-                (9, 9), 1.0
-            ),
+            lambda: SequentialPower(single_visit_covariance(1, 2), ALPHA, ETA).smallest_effect((9, 9), 1.0),
             "power is 1",
         ),
         (lambda: SequentialPower(np.zeros((2, 2)), ALPHA, ETA), "no variance"),

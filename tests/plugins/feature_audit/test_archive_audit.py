@@ -49,16 +49,12 @@ def test_a_real_run_has_no_skew_and_needs_nothing_but_the_archive(
     report = audit_features(folder, 1.0, 1_000)
     assert (report.sampled, report.equal) == (REQUESTS, REQUESTS)
     assert not report.differing and not report.without_counters
-    done = CliRunner().invoke(
-        app, ["audit", "features", str(folder), "--share", "1", "--json", "-"]
-    )
+    done = CliRunner().invoke(app, ["audit", "features", str(folder), "--share", "1", "--json", "-"])
     assert done.exit_code == 0, done.output
     assert msgspec.json.decode(done.output)["equal"] == REQUESTS
 
 
-def test_planted_skew_is_found_and_the_command_says_so(
-    ran: tuple[Path, list[str]], tmp_path: Path
-) -> None:
+def test_planted_skew_is_found_and_the_command_says_so(ran: tuple[Path, list[str]], tmp_path: Path) -> None:
     state = tmp_path / "state"
     shutil.copytree(ran[0], state)
     log = open_log(small_config(state))
@@ -104,14 +100,7 @@ def test_backfill_writes_an_archive_of_examples_with_the_wanted_features(
     its = feature_set(small_config(ran[0]))
     wanted = replace(its, history=7)
     (tmp_path / "wanted.json").write_bytes(msgspec.json.encode(wanted))
-    asked = [
-        "backfill",
-        str(folder),
-        "--out",
-        str(out),
-        "--features",
-        str(tmp_path / "wanted.json"),
-    ]
+    asked = ["backfill", str(folder), "--out", str(out), "--features", str(tmp_path / "wanted.json")]
     done = CliRunner().invoke(app, [*asked, "--json", "-"])
     assert done.exit_code == 0, done.output
     counts = msgspec.json.decode(done.output)
@@ -124,9 +113,7 @@ def test_backfill_writes_an_archive_of_examples_with_the_wanted_features(
         assert filled.features is not None and was.features is not None
         assert filled.features.backfilled and filled.features.feature_set == wanted.digest
         assert filled.features.item_keys == was.features.item_keys
-        assert msgspec.structs.replace(filled, features=None) == msgspec.structs.replace(
-            was, features=None
-        )
+        assert msgspec.structs.replace(filled, features=None) == msgspec.structs.replace(was, features=None)
     again = CliRunner().invoke(app, asked)
     assert again.exit_code == 2 and "name a new folder" in again.output
 

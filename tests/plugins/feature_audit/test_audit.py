@@ -62,9 +62,7 @@ def packed(past: ToyPast, items: object, shown: PlacedImpression) -> bytes:
 
 
 @pytest.mark.parametrize("column", [0, DENSE // 2, DENSE - 1])
-def test_a_dense_column_a_little_off_in_one_of_a_hundred_is_found(
-    past: ToyPast, column: int
-) -> None:
+def test_a_dense_column_a_little_off_in_one_of_a_hundred_is_found(past: ToyPast, column: int) -> None:
     shown = past.shown()[37]
     block = shown.impression.features
     assert block is not None
@@ -117,9 +115,7 @@ def replace_set(block: FeatureBlock) -> FeatureBlock:
     return replace(block, feature_set="another")
 
 
-def test_where_events_are_missing_counters_are_no_skew_and_all_else_is_compared(
-    past: ToyPast,
-) -> None:
+def test_where_events_are_missing_counters_are_no_skew_and_all_else_is_compared(past: ToyPast) -> None:
     victim = next(p for p, events in enumerate(past.partitions)
                   if any(getattr(e, "user_id", "") == "u1" for _, e in events))  # fmt: skip
     past.partitions[victim] = [
@@ -134,9 +130,7 @@ def test_an_impression_without_items_is_compared(past: ToyPast) -> None:
     shown = past.shown()[0]
     block = shown.impression.features
     assert block is not None
-    impression = replace(
-        shown.impression, items=[], features=replace(block, item_keys=b"", dense=b"")
-    )
+    impression = replace(shown.impression, items=[], features=replace(block, item_keys=b"", dense=b""))
     past.partitions[shown.partition][shown.offset] = (shown.offset, impression)
     report = audit(past)
     assert (report.sampled, report.equal, report.not_recomputed) == (60, 60, {})

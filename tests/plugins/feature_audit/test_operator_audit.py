@@ -148,10 +148,7 @@ def test_operators_are_filled_in_for_a_past_of_another_feature_set() -> None:
     for placed in written.shown():
         block, _ = fill._blocks[placed.partition, placed.offset]
         assert placed.impression.features is not None
-        filled, logged = (
-            read_block(block, FEATURES),
-            read_block(placed.impression.features, FEATURES),
-        )
+        filled, logged = (read_block(block, FEATURES), read_block(placed.impression.features, FEATURES))
         difference = np.abs(filled.dense_NF - logged.dense_NF)[:, AUDITED]
         assert difference.max() < 1e-4
 
@@ -197,9 +194,7 @@ def test_readers_of_item_state_have_all_rows_of_operators(monkeypatch: pytest.Mo
         keys, times = (np.frombuffer(part, np.int64) for part in (state.keys, state.last_ms))
         values = np.frombuffer(state.values, np.float32).reshape(-1, told.columns)
         told.set(keys, values, times)
-    assert {int(key) for key in told.export()[0]} == {
-        int(k) for k in loop.fold.counters.export()[0]
-    }
+    assert {int(key) for key in told.export()[0]} == {int(k) for k in loop.fold.counters.export()[0]}
     keys, *_ = loop.fold.counters.export()
     one, other = told.export(keys.tolist()), loop.fold.counters.export()
     assert np.array_equal(one[1], other[1]) and np.array_equal(one[2], other[2])

@@ -36,12 +36,7 @@ def events_of(folder: Path) -> tuple[list[Any], str]:
 def test_gorse(tmp_path: Path) -> None:
     items = write(
         tmp_path / "i",
-        {
-            "ItemId": "a",
-            "Labels": {"owner": "o1"},
-            "Categories": ["lib"],
-            "Timestamp": AT.format(0),
-        },
+        {"ItemId": "a", "Labels": {"owner": "o1"}, "Categories": ["lib"], "Timestamp": AT.format(0)},
         {"ItemId": "b", "Labels": ["fast", "new"]},
         {"ItemId": "hidden", "IsHidden": True},
     )

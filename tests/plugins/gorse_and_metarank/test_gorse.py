@@ -68,11 +68,7 @@ def test_a_user_goes_there_and_back(user: dict[str, Any]) -> None:
     assert gorse.format_user(event.user_id, event.fields) == user
 
 
-@given(
-    st.dictionaries(names, values, max_size=4),
-    words,
-    st.text(st.characters(codec="utf-8"), max_size=9),
-)
+@given(st.dictionaries(names, values, max_size=4), words, st.text(st.characters(codec="utf-8"), max_size=9))
 def test_an_item_of_ours_comes_back_with_its_fields(
     fields: dict[str, Any], topic: list[str], comment: str
 ) -> None:
@@ -99,13 +95,9 @@ def test_feedback_loses_nothing_that_both_know(user: str, item: str, kind: str, 
     told = {"UserId": user, "ItemId": item, "FeedbackType": kind, "Timestamp": time, "Value": 3}
     event = record(gorse.parse_feedback(told, "", CONFIG, NOW_MS), "engagement")
     again = record(gorse.parse_feedback(told, "", CONFIG, NOW_MS + 5), "engagement")
-    assert isinstance(event, Engagement) and event == again, (
-        "the same is a repeat, whenever it comes"
-    )
+    assert isinstance(event, Engagement) and event == again, "the same is a repeat, whenever it comes"
     assert (event.user_id, event.item_id, event.kind) == (user, item, CONFIG.compat.kinds[kind])
-    other = record(
-        gorse.parse_feedback(told | {"ItemId": item + "x"}, "", CONFIG, NOW_MS), "engagement"
-    )
+    other = record(gorse.parse_feedback(told | {"ItemId": item + "x"}, "", CONFIG, NOW_MS), "engagement")
     assert other.event_id != event.event_id
 
 

@@ -12,16 +12,7 @@ from recsys.config.safety_config import SafetyConfig, SafetyRule
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.records import CONTROL
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
-from tests.support.serving.gorse_cases import (
-    API,
-    EXAMPLES,
-    FEEDBACK,
-    ITEM,
-    ROWS,
-    SCORES,
-    USER,
-    fits,
-)
+from tests.support.serving.gorse_cases import API, EXAMPLES, FEEDBACK, ITEM, ROWS, SCORES, USER, fits
 from tests.support.serving.replica_harness import popular
 from tests.support.serving.service_harness import COMPAT, NOW_MS, World, run
 
@@ -54,9 +45,7 @@ def test_a_wrong_shape_is_found() -> None:
 
 def test_an_item_comes_back_as_it_was_sent_and_is_recommended(world: World) -> None:
     async def scenario(w: World) -> None:
-        assert (await w.client.post("/api/item", json=ITEM, headers=API)).json() == {
-            "RowAffected": 1
-        }
+        assert (await w.client.post("/api/item", json=ITEM, headers=API)).json() == {"RowAffected": 1}
         assert (await w.client.get("/api/item/new")).json() == ITEM
         assert w.service.replica.catalogue.fields[-1]["tags"] == ["bear", "rabbit"]
         films = (await w.client.get("/api/recommend/bob/films")).json()
@@ -64,16 +53,16 @@ def test_an_item_comes_back_as_it_was_sent_and_is_recommended(world: World) -> N
         patch = {"Labels": {"author": "a9", "tags": ["owl"]}, "Comment": "a bird"}
         await w.client.patch("/api/item/new", json=patch, headers=API)
         nothing = dict.fromkeys(("Categories", "Comment", "IsHidden", "Labels", "Timestamp"))
-        await w.client.patch(
-            "/api/item/new", json=nothing, headers=API
-        )  # as its own client says it
+        await w.client.patch("/api/item/new", json=nothing, headers=API)  # as its own client says it
         assert (await w.client.get("/api/item/new")).json() == ITEM | patch
         await w.client.put("/api/item/new/category/birds", headers=API)
         await w.client.delete("/api/item/new/category/films", headers=API)
         assert (await w.client.get("/api/item/new")).json()["Categories"] == ["t1", "birds"]
         await w.client.patch("/api/item/new", json={"IsHidden": True}, headers=API)
-        for gone in (await w.client.get("/api/item/new"),
-                     await w.client.patch("/api/item/new", json={}, headers=API)):  # fmt: skip
+        for gone in (
+            await w.client.get("/api/item/new"),
+            await w.client.patch("/api/item/new", json={}, headers=API),
+        ):
             assert gone.status_code == 404 and "'new'" in gone.json()["error"]
         assert (await w.client.delete("/api/item/new", headers=API)).json() == {"RowAffected": 0}
 
@@ -98,9 +87,7 @@ def test_pages_of_items_are_all_of_them_once(world: World) -> None:
 def test_feedback_stands_on_the_log_by_the_configured_words_and_once(world: World) -> None:
     async def scenario(w: World) -> None:
         batch = [FEEDBACK, FEEDBACK | {"FeedbackType": "read", "Timestamp": None}]
-        assert (await w.client.post("/api/feedback", json=batch, headers=API)).json() == {
-            "RowAffected": 2
-        }
+        assert (await w.client.post("/api/feedback", json=batch, headers=API)).json() == {"RowAffected": 2}
         assert (await w.client.post("/api/feedback", json=batch[:1], headers=API)).json() == {
             "RowAffected": 0
         }
@@ -162,19 +149,14 @@ def test_a_profile_and_what_was_done_come_back_as_they_were_sent(world: World) -
         named = {"star": "like", "read": "view"}
         back = [
             one
-            | {
-                "Timestamp": one["Timestamp"] + "T00:00:00.000Z",
-                "FeedbackType": named[one["FeedbackType"]],
-            }
+            | {"Timestamp": one["Timestamp"] + "T00:00:00.000Z", "FeedbackType": named[one["FeedbackType"]]}
             for one in reversed(done)
         ]
         assert await get("/api/user/u1/feedback") == [o for o in back if o["UserId"] == "u1"]
         assert await get("/api/item/v2/feedback") == [o for o in back if o["ItemId"] == "v2"]
         stars = await get("/api/user/u1/feedback/star")
         assert [one["FeedbackType"] for one in stars] == ["star"] * 5 and len(stars) == 5
-        assert (await get("/api/feedback/favorite?n=3"))["Feedback"][0][
-            "FeedbackType"
-        ] == "favorite"
+        assert (await get("/api/feedback/favorite?n=3"))["Feedback"][0]["FeedbackType"] == "favorite"
         pair = [o for o in back if (o["UserId"], o["ItemId"]) == ("u1", "v2")]
         assert await get("/api/feedback/u1/v2") == pair and len(pair) == 2
         assert await get("/api/feedback/star/u1/v2") == pair[0] | {"FeedbackType": "star"}
@@ -186,12 +168,7 @@ def test_a_profile_and_what_was_done_come_back_as_they_were_sent(world: World) -
                 break
         assert told == back, "each once, newest first"
         w.fold.turn()
-        assert await get("/api/user/u1") == {
-            "UserId": "u1",
-            "Labels": [],
-            "Subscribe": [],
-            "Comment": "",
-        }
+        assert await get("/api/user/u1") == {"UserId": "u1", "Labels": [], "Subscribe": [], "Comment": ""}
         await w.client.delete("/api/user/u1", headers=API)
         w.fold.turn()
         assert await get("/api/user/u1") == 404 and await get("/api/user/u1/feedback") == []
@@ -201,9 +178,7 @@ def test_a_profile_and_what_was_done_come_back_as_they_were_sent(world: World) -
     run(world, scenario)
 
 
-def test_pages_of_users_are_all_of_them_once_and_who_is_forgotten_is_gone_at_once(
-    world: World,
-) -> None:
+def test_pages_of_users_are_all_of_them_once_and_who_is_forgotten_is_gone_at_once(world: World) -> None:
     async def scenario(w: World) -> None:
         async def all_users(n: int) -> list[Any]:
             told, cursor = list[Any](), ""
@@ -235,15 +210,11 @@ def test_a_user_whose_profile_isnt_found_any_more_isnt_told_without_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(w: World) -> None:
-        await w.client.post(
-            "/api/user", json={"UserId": "bob", "Labels": {"country": "NZ"}}, headers=API
-        )
+        await w.client.post("/api/user", json={"UserId": "bob", "Labels": {"country": "NZ"}}, headers=API)
         await w.client.post("/api/feedback", json=[FEEDBACK])
         w.fold.turn()
         parts = w.config.log.partitions
-        monkeypatch.setattr(
-            "plugins.gorse_and_metarank.newest_events.MOST_RECORDS", parts
-        )  # the deed alone
+        monkeypatch.setattr("plugins.gorse_and_metarank.newest_events.MOST_RECORDS", parts)  # the deed alone
         assert (await w.client.get("/api/users", headers=API)).json()["Users"] == []
         assert (await w.client.get("/api/user/bob", headers=API)).status_code == 200
         monkeypatch.setattr("plugins.gorse_and_metarank.newest_events.MOST_RECORDS", 1)
@@ -303,9 +274,7 @@ def test_what_cant_be_done_is_said_clearly_and_counted(world: World) -> None:
                 assert answer.json()["details"][0]["expected"], path
         assert w.events() == [] and w.log.end("items", 0) == 60
         text = (await w.client.get("/metrics")).text
-        assert (
-            'recsys_requests_total{route="/api/user/{user_id}/neighbors",status="501"} 1.0' in text
-        )
+        assert 'recsys_requests_total{route="/api/user/{user_id}/neighbors",status="501"} 1.0' in text
         events = next(body for _, path, body, _ in REFUSED if path == "/api/feedback")
         assert f'recsys_events_total{{status="rejected"}} {len(events)}.0' in text, "of all, those"
 
@@ -322,14 +291,10 @@ def test_as_many_as_may_be_are_taken(world: World) -> None:
 
 
 @pytest.mark.parametrize("keyless", [False, True])
-def test_only_with_the_key_are_items_and_users_written_and_deeds_read(
-    tmp_path: Path, keyless: bool
-) -> None:
+def test_only_with_the_key_are_items_and_users_written_and_deeds_read(tmp_path: Path, keyless: bool) -> None:
     async def scenario(w: World) -> None:
         for method, path, body, shape in EXAMPLES:
-            writes = (shape == ROWS) != ("feedback" in path) or f"{method} {path}".startswith(
-                "GET /api/user"
-            )
+            writes = (shape == ROWS) != ("feedback" in path) or f"{method} {path}".startswith("GET /api/user")
             none = await w.client.request(method, path, json=body)
             wrong = await w.client.request(method, path, json=body, headers={"X-API-Key": "x"})
             assert (none.status_code, wrong.status_code) == (
@@ -435,9 +400,7 @@ def test_no_list_has_what_a_safety_rule_closes(tmp_path: Path) -> None:
     run(World(tmp_path, compat=COMPAT, safety=rules), scenario)
 
 
-def test_a_category_is_a_categorical_field_of_any_kind_with_any_of_its_values(
-    tmp_path: Path,
-) -> None:
+def test_a_category_is_a_categorical_field_of_any_kind_with_any_of_its_values(tmp_path: Path) -> None:
     """Not only a group, nor only the first values of an item, which have columns."""
 
     async def scenario(w: World) -> None:
@@ -469,9 +432,7 @@ def test_a_list_of_categories_that_are_no_feature_names_the_setting(tmp_path: Pa
     run(World(tmp_path, compat=replace(COMPAT, categories="nothing")), scenario)
 
 
-def test_users_that_the_write_api_refuses_are_named(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_users_that_the_write_api_refuses_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = Result(1, REJECTED, FieldError("fields", "…", "fewer bytes"))
 
     async def put_users(_: Any) -> list[Result]:

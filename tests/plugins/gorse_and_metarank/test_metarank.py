@@ -61,9 +61,5 @@ def test_a_later_event_of_a_batch_is_merge_fields_an_earlier_one() -> None:
              {"item_id": "w", "fields": {}}]  # fmt: skip
     had = {"v": {"c": 0, "a": 0}}
     made = merge_fields(items, had.get)  # type: ignore[arg-type]
-    assert [one["fields"] for one in made] == [
-        {"c": 0, "a": 1, "b": 1},
-        {"c": 0, "a": 2, "b": 1},
-        {},
-    ]
+    assert [one["fields"] for one in made] == [{"c": 0, "a": 1, "b": 1}, {"c": 0, "a": 2, "b": 1}, {}]
     assert had == {"v": {"c": 0, "a": 0}}

@@ -131,10 +131,7 @@ def test_more_than_a_logged_list_is_ranked_and_the_first_are_logged(tmp_path: Pa
 
 
 def test_what_a_rule_takes_out_comes_behind_the_others(tmp_path: Path) -> None:
-    world, rule = (
-        World(tmp_path, compat=COMPAT),
-        Rule("author", "a3", "limit", 0.0),
-    )  # of v3, v10, v17, ...
+    world, rule = (World(tmp_path, compat=COMPAT), Rule("author", "a3", "limit", 0.0))  # of v3, v10, v17, ...
     world.config = replace(world.config, policy=PolicyConfig(rules=(rule,)))
     world.restart()
 
@@ -248,8 +245,10 @@ def test_who_is_nobody_has_a_session_of_their_own(world: World) -> None:
     async def scenario(w: World) -> None:
         for name in ("a", "b"):
             await w.client.post("/rank/feed", json={"id": name, "items": [{"id": "v1"}]})
-            await w.client.post("/feedback", json=CLICK | {"ranking": name, "id": name, "item": "v1",
-                                                           "user": None, "session": None})  # fmt: skip
+            await w.client.post(
+                "/feedback",
+                json=CLICK | {"ranking": name, "id": name, "item": "v1", "user": None, "session": None},
+            )
         await w.written()
         shown = {e.request_id: e.user_id for e in w.events() if isinstance(e, Impression)}
         clicked = {e.request_id: e.user_id for e in w.events() if isinstance(e, Engagement)}
@@ -298,13 +297,7 @@ REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [
     ("/feedback", [RANKING | {"id": f"r{n}"} for n in range(42)], API, 400, "body"),  # of 12 items
     ("/feedback", RANKING | {"items": [{"id": f"v{n}"} for n in range(501)]}, API, 400, "body"),
     ("/rank/x", RANKING | {"fields": [{"name": "a", "value": 2**64}]}, API, 400, "fields.a"),
-    (
-        "/rank/x",
-        RANKING | {"fields": [{"name": f"f{n}", "value": 1} for n in range(51)]},
-        API,
-        400,
-        "fields",
-    ),
+    ("/rank/x", RANKING | {"fields": [{"name": f"f{n}", "value": 1} for n in range(51)]}, API, 400, "fields"),
     ("/rank/x", {"id": "r"}, API, 400, "items"),
     ("/rank/x", {"id": "r", "items": [{"id": "v1"}] * 1001}, API, 400, "items"),
     ("/recommend/x", {"count": 0}, API, 400, "count"),
@@ -345,9 +338,7 @@ FALSE_WATCH = {"fields": [{"name": "watch_ms", "value": -1}]}
         (ITEM | {"item": "v1"} | HALF, "[3].event"),  # with what it has: too much
     ],
 )
-def test_a_body_is_taken_whole_or_not_at_all(
-    world: World, fault: dict[str, Any], field: str
-) -> None:
+def test_a_body_is_taken_whole_or_not_at_all(world: World, fault: dict[str, Any], field: str) -> None:
     async def scenario(w: World) -> None:
         more = {"fields": [{"name": "more", "value": "x" * 40_000}]}
         had = await w.client.post("/feedback", json=ITEM | {"item": "v1"} | more, headers=API)

@@ -27,9 +27,7 @@ def log_of(*events: tuple[int, Event]) -> MemoryLog:
 
 
 def deed(time_ms: int, user: str = "u0", item: str = "v0", **more: Any) -> Engagement:
-    return Engagement(
-        time_ms=time_ms, request_id="", user_id=user, item_id=item, kind="like", **more
-    )
+    return Engagement(time_ms=time_ms, request_id="", user_id=user, item_id=item, kind="like", **more)
 
 
 def all_pages(log: MemoryLog, n: int) -> list[int]:
@@ -42,13 +40,10 @@ def all_pages(log: MemoryLog, n: int) -> list[int]:
         assert len(page.engagements) == n, "a page is short only at the end"
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, PARTS - 1), st.booleans()), max_size=40), st.integers(1, 7)
-)
+@given(st.lists(st.tuples(st.integers(0, PARTS - 1), st.booleans()), max_size=40), st.integers(1, 7))
 def test_pages_are_all_of_it_once_and_newest_first(places: list[tuple[int, bool]], n: int) -> None:
     events: list[tuple[int, Event]] = [
-        (part, Tick(time_ms=at) if tick else deed(at, f"u{part}"))
-        for at, (part, tick) in enumerate(places)
+        (part, Tick(time_ms=at) if tick else deed(at, f"u{part}")) for at, (part, tick) in enumerate(places)
     ]
     wanted = [event.time_ms for _, event in reversed(events) if isinstance(event, Engagement)]
     assert all_pages(log_of(*events), n) == wanted
@@ -65,11 +60,7 @@ def test_no_more_is_looked_at_than_may_be(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_repeats_come_once_and_nothing_comes_of_who_was_forgotten() -> None:
     twice = deed(3, event_id="e")
-    gone = [
-        (1, deed(4, "u1")),
-        (1, User(time_ms=5, user_id="u1", removed=True)),
-        (1, deed(6, "u1")),
-    ]
+    gone = [(1, deed(4, "u1")), (1, User(time_ms=5, user_id="u1", removed=True)), (1, deed(6, "u1"))]
     log = log_of((0, twice), (0, twice), *gone)
     assert [one.time_ms for one in read_page(log, 9, lambda _: True).engagements] == [6, 3]
     one_by_one = all_pages(log, 1)
@@ -80,9 +71,7 @@ def test_repeats_come_once_and_nothing_comes_of_who_was_forgotten() -> None:
 
 def test_the_newest_profile_is_found_and_what_cant_be_read_is_passed_over() -> None:
     log = log_of(*[(0, User(time_ms=at, user_id="u0", fields={"age": at})) for at in (1, 2)])
-    log.append(
-        EVENTS, [Append(0, b"u0", b"\xff no event"), Append(0, b"u1", encode(deed(3, "u1")))]
-    )
+    log.append(EVENTS, [Append(0, b"u0", b"\xff no event"), Append(0, b"u1", encode(deed(3, "u1")))])
     found = read_user(log, 0, b"u0")
     assert found is not None and found.profile is not None and found.profile.fields == {"age": 2}
     assert read_user(log, 0, b"u1") == UserRecord(None, False) and read_user(log, 1, b"u0") is None

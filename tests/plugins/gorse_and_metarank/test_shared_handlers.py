@@ -96,9 +96,7 @@ def test_a_change_keeps_what_another_replica_changed_before_it(world: World) -> 
     run(world, scenario)
 
 
-def test_a_replica_that_is_behind_changes_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replica_that_is_behind_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_handlers, "_APPLIED_S", 0.2)
 
     async def scenario(w: World) -> None:

@@ -31,19 +31,7 @@ def test_each_documented_form_is_read(value: object, expected: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [
-        None,
-        "",
-        "insect",
-        True,
-        [],
-        -1,
-        "1960-01-01",
-        float("nan"),
-        float("inf"),
-        NOW_MS + 5_001,
-        "9" * 5_000,
-    ],
+    [None, "", "insect", True, [], -1, "1960-01-01", float("nan"), float("inf"), NOW_MS + 5_001, "9" * 5_000],
 )
 def test_what_is_no_time_of_the_past_is_refused(value: object) -> None:
     with pytest.raises(Rejected, match="t is"):

@@ -18,9 +18,7 @@ def test_each_is_written_at_its_time_and_at_the_end_the_others_are() -> None:
         write_backs = WriteBacks(most=4)
         for name, delay_s in (("late", 3600.0), ("soon", 0.02), ("away", 0.01), ("sooner", 0.01)):
             assert not write_backs.full()
-            write_backs.schedule(
-                delay_s, lambda name=name: write(name), lambda name=name: lost.append(name)
-            )
+            write_backs.schedule(delay_s, lambda name=name: write(name), lambda name=name: lost.append(name))
         assert write_backs.full() and len(write_backs) == 4
         await asyncio.sleep(0.2)
         assert sorted(written) == ["soon", "sooner"] and lost == ["away"] and len(write_backs) == 1

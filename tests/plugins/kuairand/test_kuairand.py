@@ -249,9 +249,7 @@ def test_without_the_reader_or_polars_the_remedy_is_named(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)  # its import raises ModuleNotFoundError
     folder = write_parquet(tmp_path)
-    with pytest.raises(
-        DataError, match=rf"'kuairand' .* can't be imported .*{missing}.*: pip install"
-    ):
+    with pytest.raises(DataError, match=rf"'kuairand' .* can't be imported .*{missing}.*: pip install"):
         open_dataset(folder)
     (folder / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\n")
     (folder / "events.jsonl").touch()

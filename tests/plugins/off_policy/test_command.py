@@ -20,14 +20,7 @@ from plugins.answer_explanation.reconstructed_session import find_impression
 from plugins.off_policy import logged_lists
 from plugins.off_policy.command import estimate_policy
 from plugins.off_policy.estimates import estimates
-from plugins.off_policy.logged_lists import (
-    BY_SCORE,
-    EARLY,
-    GONE,
-    OTHER_CANDIDATES,
-    SAMPLED,
-    read_lists,
-)
+from plugins.off_policy.logged_lists import BY_SCORE, EARLY, GONE, OTHER_CANDIDATES, SAMPLED, read_lists
 from plugins.off_policy.logged_lists import TEAM_DRAFT as DRAFTED
 from plugins.off_policy.target_policy import read_target
 from recsys.config.system_config import Config
@@ -79,9 +72,7 @@ class Run:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder, draw = tmp_path_factory.mktemp("run"), random.Random(1)
-    with (
-        pytest.MonkeyPatch.context() as patch
-    ):  # lists are drawn by request id: the same in each run
+    with pytest.MonkeyPatch.context() as patch:  # lists are drawn by request id: the same in each run
         patch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=draw.getrandbits(128)))
         return folder, toy.run(folder)
 
@@ -130,9 +121,7 @@ def test_ratios_are_those_of_the_policies_own_draws(run: Run) -> None:
 def test_a_list_that_ends_sooner_keeps_its_weight_and_earns_nothing_below(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rules = (
-        "[{field: topic, value: t1, do: require}, {field: topic, value: t1, do: limit, amount: 2}]"
-    )
+    rules = "[{field: topic, value: t1, do: require}, {field: topic, value: t1, do: limit, amount: 2}]"
     short = f"name: short\noverrides: {{rules: {rules}}}\nreward: long_view\n"
     refused = run.lists(short)  # others would have been retrieved
     assert refused.left_out[OTHER_CANDIDATES] and not len(refused.lists)
@@ -190,9 +179,7 @@ def test_training_learns_from_interleaved_lists_and_credits_are_its_examples(run
     read = read_credits(run.log, run.config, labels, experiment, 0)
     lists = toy.LISTS - read.waiting
     assert read.waiting < 15 and read.complete and read.credits.lists_U.sum() == lists
-    over_ms = {
-        e.partition: e.closed_ms - 30_000 for e in run.examples()
-    }  # the newest of each is the last
+    over_ms = {e.partition: e.closed_ms - 30_000 for e in run.examples()}  # the newest of each is the last
     teams = {place: its.teams for place, its in run.impressions().items()
              if its.teams and its.time_ms <= over_ms[place[0]]}  # fmt: skip
     newest = {(e.partition, e.offset, e.index): e for e in run.examples()}
@@ -215,9 +202,7 @@ def test_the_report_credits_from_the_log(run: Run) -> None:
     assert told["verdict"] == "open" and told["credit"] == {"like": 1.0, "long_view": 0.5}
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0 and "interleaved lists of 36 users" in shown.stdout
-    refused = CliRunner().invoke(
-        app, ["experiment", "page", *words[2:], str(run.folder / "x.html")]
-    )
+    refused = CliRunner().invoke(app, ["experiment", "page", *words[2:], str(run.folder / "x.html")])
     assert refused.exit_code == 2 and "which has no page" in refused.stderr
     power = CliRunner().invoke(app, ["experiment", "power", "duel", "--state", str(run.folder)])
     assert power.exit_code == 2 and "expected an experiment of arms" in power.stderr
@@ -231,9 +216,7 @@ def test_the_command_tells_estimates(run: Run) -> None:
     assert [its["name"] for its in found["estimates"]] == ["ips", "snips", "dr", "sndr"]
     assert found["ranks"] == 2 == len(found["ess"]) and found["left_out"][DRAFTED] == toy.LISTS
     plain = run.command(text)
-    assert (
-        plain.exit_code == 0 and "sndr" in plain.stdout and "effective sample size" in plain.stdout
-    )
+    assert plain.exit_code == 0 and "sndr" in plain.stdout and "effective sample size" in plain.stdout
 
 
 def test_what_the_log_cannot_answer_is_refused_with_its_reason(run: Run) -> None:

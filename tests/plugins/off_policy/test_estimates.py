@@ -34,14 +34,12 @@ def lists_of(case: dict) -> WeightedLists:
     said = np.take_along_axis(q_hat, actions[..., None], 2)[..., 0]
     none = np.zeros(actions.shape)
     rewards = np.array(case["rewards"])
-    return WeightedLists(
-        at / mine, rewards, said, (target * q_hat).sum(2), none, np.arange(len(actions))
-    )
+    return WeightedLists(at / mine, rewards, said, (target * q_hat).sum(2), none, np.arange(len(actions)))
 
 
 def bandit(
     seed: int, users: int, each: int = 1, ranks: int = 1, arms: int = 4, bold: float = 0.7, loved: float = 0.0
-) -> tuple[WeightedLists, float]:  # fmt: skip
+) -> tuple[WeightedLists, float]:
     """Lists of a bandit in which items' worth is known and users differ by ``loved``; and the true value of
     the target, which draws rank by rank with replacement."""
     draw = np.random.default_rng(seed)
@@ -54,9 +52,7 @@ def bandit(
     rewards = (draw.random(actions.shape) < worth[actions] + mood_L[:, None]).astype(float)
     expected = np.full(actions.shape, target @ worth)
     none = np.zeros(actions.shape)
-    lists = WeightedLists(
-        (target / logged)[actions], rewards, worth[actions], expected, none, user_L
-    )
+    lists = WeightedLists((target / logged)[actions], rewards, worth[actions], expected, none, user_L)
     truth = ranks * (
         target @ worth + np.mean(np.random.default_rng(1).normal(0, loved, 200_000).clip(-0.1, 0.3))
     )
@@ -67,9 +63,7 @@ def by_name(lists: WeightedLists) -> dict:
     return {its.name: its for its in estimates(lists)}
 
 
-@pytest.mark.parametrize(
-    "case", REFERENCE["cases"], ids=lambda case: f"{len(case['actions'])} lists"
-)
+@pytest.mark.parametrize("case", REFERENCE["cases"], ids=lambda case: f"{len(case['actions'])} lists")
 def test_estimates_are_those_of_open_bandit_pipeline(case: dict) -> None:
     ours = {name: its.value for name, its in by_name(lists_of(case)).items()}
     assert set(case["values"]) <= set(ours)
@@ -79,9 +73,7 @@ def test_estimates_are_those_of_open_bandit_pipeline(case: dict) -> None:
 
 def test_the_logged_policy_itself_is_worth_what_was_earned() -> None:
     lists, _ = bandit(0, 200, ranks=3)
-    same = WeightedLists(
-        np.ones((200, 3)), lists.rewards_LR, *[np.zeros((200, 3))] * 3, lists.users_L
-    )
+    same = WeightedLists(np.ones((200, 3)), lists.rewards_LR, *[np.zeros((200, 3))] * 3, lists.users_L)
     earned = lists.rewards_LR.sum(1).mean()
     for its in estimates(same):
         assert its.value == pytest.approx(earned) and its.lift == pytest.approx(0, abs=1e-12)
@@ -129,12 +121,7 @@ def test_what_the_log_had_no_chance_to_show_is_refused_with_its_share() -> None:
     gap[:, 1] = 0.3
     its = diagnose_support(
         WeightedLists(
-            lists.ratios_LR,
-            lists.rewards_LR,
-            lists.predicted_LR,
-            lists.expected_LR,
-            gap,
-            lists.users_L,
+            lists.ratios_LR, lists.rewards_LR, lists.predicted_LR, lists.expected_LR, gap, lists.users_L
         )
     )
     weights = lists.ratios_LR[:, 0]
@@ -176,10 +163,12 @@ def shorter(seed: int, lists: int = 3000) -> tuple[WeightedLists, float]:
     worth_N, draw = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), np.random.default_rng(seed)
     authors = (np.array([1, 1, 1, 2, 2, 2]), np.arange(6))
     mine, theirs = (
-        [SamplingInput(tilt * worth_N, SamplingParams(1.0, 0.1, 0.0), (Cap("author", its_N, most),))
-         for its_N in authors]
+        [
+            SamplingInput(tilt * worth_N, SamplingParams(1.0, 0.1, 0.0), (Cap("author", its_N, most),))
+            for its_N in authors
+        ]
         for tilt, most in ((0.0, 2), (2.0, 1))
-    )  # fmt: skip
+    )
     along, rewards = [], np.zeros((lists, 3))
     for row in range(lists):
         its = sample_slate(mine[row % 2], 3, request_id=f"{seed} {row}")

@@ -242,18 +242,12 @@ ALL_OF_STAGES = set(CONTRACTS[plugins.STAGES]) - {"version"}
     ("change", "expected"),
     [
         (lambda stage, replica, before: added(before, 0.5), set()),
-        (
-            lambda stage, replica, before: before.keep("s", np.arange(len(before.sources)) > 2),
-            set(),
-        ),
+        (lambda stage, replica, before: before.keep("s", np.arange(len(before.sources)) > 2), set()),
         (
             lambda stage, replica, before: added(before, drawn(before)),
             {"same output", "hidden state", "global randomness", "explain"},
         ),
-        (
-            lambda stage, replica, before: added(before, stage.calls),
-            {"same output", "hidden state"},
-        ),
+        (lambda stage, replica, before: added(before, stage.calls), {"same output", "hidden state"}),
         (lambda stage, replica, before: added(before, by_address(replica, before)), {"explain"}),
         (lambda stage, replica, before: in_place(before), {"shape"}),
         (lambda stage, replica, before: before.add_scores("s", np.zeros(3)), ALL_OF_STAGES),

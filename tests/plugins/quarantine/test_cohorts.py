@@ -5,14 +5,7 @@ from collections import defaultdict
 import msgspec
 import pytest
 
-from benchmarks.studies.poisoning.attackers import (
-    DISLIKES,
-    DRIP,
-    FARM,
-    HIJACK,
-    Attack,
-    AttackedWorld,
-)
+from benchmarks.studies.poisoning.attackers import DISLIKES, DRIP, FARM, HIJACK, Attack, AttackedWorld
 from plugins.quarantine.cohorts import Accounts
 from recsys.events.event_types import UNPROVEN, USER_PROVEN, Engagement, Event, User, Verdict
 from recsys.events.hashing import uniform
@@ -64,9 +57,7 @@ def test_a_farm_without_repeats_is_named_by_its_engagements_alone() -> None:
 
 
 def like(user: str, item: str, time_ms: int) -> Engagement:
-    return Engagement(
-        time_ms=time_ms, request_id=f"r{user}{item}", user_id=user, item_id=item, kind="like"
-    )
+    return Engagement(time_ms=time_ms, request_id=f"r{user}{item}", user_id=user, item_id=item, kind="like")
 
 
 def test_accounts_that_come_together_for_one_item_are_named_and_no_rule_holds_them() -> None:

@@ -59,9 +59,7 @@ def state(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quarantine(state: Path) -> Quarantine:
-    return lambda *arguments: CliRunner().invoke(
-        app, ["quarantine", *arguments, "--state", str(state)]
-    )
+    return lambda *arguments: CliRunner().invoke(app, ["quarantine", *arguments, "--state", str(state)])
 
 
 def rows(quarantine: Quarantine) -> list[dict[str, object]]:
@@ -85,8 +83,9 @@ def test_a_cohort_is_named_held_and_lifted(quarantine: Quarantine, state: Path) 
     assert named["items"] == ["v7"] and "farm1 farm2: push v7" in quarantine("list").stdout
     assert "2 users are held" in quarantine("hold", "farm1", "farm2", "--why", "a farm").stdout
     assert {(v.user_id, v.quarantined, v.why) for v in verdicts(state)} == {
-        ("farm1", True, "a farm"), ("farm2", True, "a farm")
-    }  # fmt: skip
+        ("farm1", True, "a farm"),
+        ("farm2", True, "a farm"),
+    }
     assert rows(quarantine) == [{"state": "held", "users": [u]} for u in ("farm1", "farm2")]
     assert "1 users count again" in quarantine("lift", "farm2").stdout
     assert rows(quarantine)[0] == {"state": "held", "users": ["farm1"]}
@@ -98,9 +97,7 @@ def test_the_rule_holds_what_has_enough_evidence(quarantine: Quarantine, state: 
     assert quarantine("apply", "--nats", "100000").stdout == ""
     assert verdicts(state) == []
     assert "held farm1 farm2 (" in quarantine("apply", "--nats", "20").stdout
-    assert {(v.user_id, v.why[:5]) for v in verdicts(state)} == {
-        ("farm1", "rule:"), ("farm2", "rule:")
-    }  # fmt: skip
+    assert {(v.user_id, v.why[:5]) for v in verdicts(state)} == {("farm1", "rule:"), ("farm2", "rule:")}
     assert quarantine("apply", "--nats", "20").stdout == ""
 
 

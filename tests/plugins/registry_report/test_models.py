@@ -18,9 +18,7 @@ def folder(tmp_path: Path) -> Path:
     """Two candidates: the second learned one step more, of one row more."""
     its = Registry(tmp_path)
     one, two = shard(), shard()
-    rows = RowGradients(
-        np.array([3, 99], np.int64), np.ones((2, 5), np.float32), np.ones(2, np.int32)
-    )
+    rows = RowGradients(np.array([3, 99], np.int64), np.ones((2, 5), np.float32), np.ones(2, np.int32))
     two.learn(3, START_MS + 5, [LaneGradients(0, {"features": rows}, np.ones(5, np.float32))])
     arrays, meta = one.export()
     its.add(provenance("cand-1"), arrays, meta, step=2)

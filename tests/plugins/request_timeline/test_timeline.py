@@ -125,9 +125,7 @@ class ShortReads(MemoryLog):
         return super().read(topic, partition, offset, min(limit, 3))
 
 
-def test_the_newest_is_found_where_reads_are_short(
-    ran: tuple[Path, list[str]], log: SqliteLog
-) -> None:
+def test_the_newest_is_found_where_reads_are_short(ran: tuple[Path, list[str]], log: SqliteLog) -> None:
     copy = ShortReads()
     create_topics(copy, small_config(ran[0]))
     newest = TimelineReader(log, JoinConfig()).latest()

@@ -46,9 +46,7 @@ def yaml_of(app: App) -> str:
             "rates": list(declared.entities),
             "age": declared.item_age,
             "near": declared.near,
-            "list": list(declared.list_context)
-            or (declared.whole_list or app.shown != "list")
-            and [],
+            "list": list(declared.list_context) or (declared.whole_list or app.shown != "list") and [],
         },
         "sources": app.sources,
     }
@@ -124,27 +122,11 @@ FAULTS = [
         "events is 57, expected at most 56 kinds with a label",
     ),
     ("events:\n  click: maybe", 2, "events.click is 'maybe', expected one of positive, negative"),
-    (
-        "events:\n  click: none",
-        1,
-        "events is ['click'], expected at least one kind with label: pos",
-    ),
+    ("events:\n  click: none", 1, "events is ['click'], expected at least one kind with label: pos"),
     ("events:\n  click: positive\n  1x: none", 3, "events.1x is '1x', expected a name of letters"),
-    (
-        "events:\n  watch: positive",
-        2,
-        "events.watch is 'watch', expected another name: this one is",
-    ),
-    (
-        "events:\n  shown: positive",
-        2,
-        "events.shown is 'shown', expected another name: this one is",
-    ),
-    (
-        "events:\n  click: {label: positive, wait: 3}",
-        2,
-        "unknown key 'wait'; there are label, value, weigh",
-    ),
+    ("events:\n  watch: positive", 2, "events.watch is 'watch', expected another name: this one is"),
+    ("events:\n  shown: positive", 2, "events.shown is 'shown', expected another name: this one is"),
+    ("events:\n  click: {label: positive, wait: 3}", 2, "unknown key 'wait'; there are label, value, weigh"),
     (
         "events:\n  click:\n    label: positive\n    weight: 0",
         4,
@@ -157,18 +139,10 @@ FAULTS = [
     ("fields:\n  item:\n    a b: list", 3, "fields.item.a b is 'a b', expected a name of letters"),
     ("fields:\n  item:\n    a: vector", 3, "fields.item.a is 'vector', expected {vector: LENGTH}"),
     ("fields:\n  item: {a: {vector: 2.5}}", 2, "fields.item.a is 2.5, expected a whole number of"),
-    (
-        "fields:\n  user: {a: {vector: 2}}",
-        2,
-        "fields.user.a is 'vector', expected {vector: LENGTH}",
-    ),
+    ("fields:\n  user: {a: {vector: 2}}", 2, "fields.user.a is 'vector', expected {vector: LENGTH}"),
     ("groups: author", 1, "groups is 'author', expected a list of names"),
     ("groups:\n  - author", 2, "groups.0 is 'author', expected an item field of kind category or"),
-    (
-        "fields: {item: {a: number}}\ngroups: [a]",
-        2,
-        "groups.0 is 'a', expected an item field of ki",
-    ),
+    ("fields: {item: {a: number}}\ngroups: [a]", 2, "groups.0 is 'a', expected an item field of ki"),
     ("shown: sometimes", 1, "shown is 'sometimes', expected one of view, list, clicks"),
     ("rendered: yes please", 1, "rendered is 'yes please', expected true or false"),
     ("rendered: true", 1, "rendered is True, expected false with shown: view"),
@@ -187,22 +161,10 @@ FAULTS = [
         2,
         "unknown key 'speed'; there are against, age, counts, distinct, expressions, functions, ",
     ),
-    (
-        "features:\n  half_lives: 6h",
-        2,
-        "features.half_lives is '6h', expected one to six durations",
-    ),
+    ("features:\n  half_lives: 6h", 2, "features.half_lives is '6h', expected one to six durations"),
     ("features:\n  half_lives: []", 2, "features.half_lives is [], expected one to six durations"),
-    (
-        "features:\n  half_lives:\n  - 1h\n  - x",
-        4,
-        "features.half_lives.1 is 'x', expected a durati",
-    ),
-    (
-        "features:\n  rates:\n  - brand",
-        3,
-        "rates: entity 'brand' isn't one, or a pair, of user, con",
-    ),
+    ("features:\n  half_lives:\n  - 1h\n  - x", 4, "features.half_lives.1 is 'x', expected a durati"),
+    ("features:\n  rates:\n  - brand", 3, "rates: entity 'brand' isn't one, or a pair, of user, con"),
     ("features:\n  rates: [item, item]", 2, "features.rates.1 is 'item', expected each name once"),
     (
         "features:\n  rates: [user×item, user * item]",
@@ -221,11 +183,7 @@ FAULTS = [
     ("history: {length: 201}", 1, "history.length is 201, expected a whole number of 1 to 200"),
     ("history:\n  all: true", 2, "unknown key 'all'; there are length, of"),
     ("sources:\n  magic: 3", 2, "unknown key 'magic'; there are again"),
-    (
-        "sources:\n  magic@1: 3",
-        2,
-        "sources: there is no plug-in 'magic' of the group 'recsys.sources'",
-    ),
+    ("sources:\n  magic@1: 3", 2, "sources: there is no plug-in 'magic' of the group 'recsys.sources'"),
     ("sources: [popular]", 1, "expected a mapping, found ['popular']"),
     ("sources: {popular: many}", 1, "sources.popular is 'many', expected a whole number of 0 to 1"),
     ("sources: {popular: true}", 1, "sources.popular is True, expected a whole number of 0 to 100"),
@@ -275,11 +233,7 @@ FAULTS = [
         "features.against has 'item' against 'all', expected another entity: all rates are relative",
     ),
     ("features:\n  against: [item]", 2, "features.against is ['item'], expected a mapping from na"),
-    (
-        "features:\n  against: {item: []}",
-        2,
-        "features.against.item is [], expected at least one na",
-    ),
+    ("features:\n  against: {item: []}", 2, "features.against.item is [], expected at least one na"),
     ("features:\n  counts: [sale]", 2, "features.counts has 'sale', expected one of click, view"),
     (
         "features:\n  rates: [item]\n  last: {sale: item}",
@@ -405,9 +359,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["app: &name [*name]", "[" * 5_000])
 def test_a_text_without_an_end_is_refused(text: str) -> None:
-    with pytest.raises(
-        YamlError, match="app.yaml:1: an alias within itself, or hundreds of levels"
-    ):
+    with pytest.raises(YamlError, match="app.yaml:1: an alias within itself, or hundreds of levels"):
         app_of(text)
 
 

@@ -48,10 +48,7 @@ def change(tmp_path: Path, old: str, new: str) -> App:
         ("user: {country: category}", "user: {country: category, age: number}"),
         ("length: 10", "length: 50"),
         ("length: 10", "length: 5"),
-        (
-            "item, brand]\n",
-            "item, brand]\n  age: true\n  near: true\n  position: true\n  list: [item]\n",
-        ),
+        ("item, brand]\n", "item, brand]\n  age: true\n  near: true\n  position: true\n  list: [item]\n"),
     ],
 )
 def test_features_may_change(tmp_path: Path, old: str, new: str) -> None:
@@ -70,24 +67,14 @@ def test_features_may_change(tmp_path: Path, old: str, new: str) -> None:
         ),
         ("weight: 5", "weight: 6", 4, "events.buy.weight is 6.0, expected 5.0.*recsys down"),
         ("  buy: {label: positive, weight: 5}\n", "", 2, r"events is \('click',\), expected"),
-        (
-            "price: number",
-            "price: category",
-            6,
-            "fields.item.price is 'category', expected 'number'",
-        ),
+        ("price: number", "price: category", 6, "fields.item.price is 'category', expected 'number'"),
         (
             "price: number",
             "price: number, hue: category",
             6,
             "item.hue is 'category', expected 'not declared'",
         ),
-        (
-            "price: number",
-            "price: number, at: {vector: 3}",
-            6,
-            "item.at is 'vector of 3', expected 'not",
-        ),
+        ("price: number", "price: number, at: {vector: 3}", 6, "item.at is 'vector of 3', expected 'not"),
         ("user: {country: category}", "user: {}", 7, "user.country is 'not declared', expected"),
         ("shown: list", "shown: view", 9, "shown is 'view', expected 'list'"),
         ("groups: [brand]", "groups: []", 8, ""),

@@ -34,12 +34,7 @@ def ratings(scale: int = 5) -> Columns:
 def test_ratings_become_likes_from_four_fifths_of_the_scale_on(tmp_path: Path) -> None:
     app, files = read(tmp_path, {"ratings.csv": ratings()})
     table = files.interactions
-    assert (table.user, table.item, table.time, table.unit) == (
-        "userId",
-        "movieId",
-        "timestamp",
-        "s",
-    )
+    assert (table.user, table.item, table.time, table.unit) == ("userId", "movieId", "timestamp", "s")
     assert (table.rating, table.at_least) == ("rating", 4.0)
     assert app.labels == ("like",) and app.events["rate"].label == ""
     assert app.shown == "clicks" and not app.repeats
@@ -85,11 +80,7 @@ def test_columns_of_flags_are_labels_of_shown_items(tmp_path: Path) -> None:
 
 
 def test_rows_of_an_impression_kind_are_shown_items(tmp_path: Path) -> None:
-    columns = {
-        "user": ["u"] * 3,
-        "item": list("abc"),
-        "action": ["impression", "impression", "click"],
-    }
+    columns = {"user": ["u"] * 3, "item": list("abc"), "action": ["impression", "impression", "click"]}
     app, files = read(tmp_path, {"log.csv": columns})
     assert app.shown == "list" and files.interactions.shown == ["impression"]
     assert app.labels == ("click",)
@@ -134,11 +125,7 @@ def test_items_and_users_have_fields_by_their_values(tmp_path: Path) -> None:
 
 def test_a_guess_takes_time_in_proportion_to_the_rows() -> None:
     n = 20_000
-    columns: Columns = {
-        "user": list(range(n)),
-        "item": ["x"] * n,
-        "time": list(range(10**9, 10**9 + n)),
-    }
+    columns: Columns = {"user": list(range(n)), "item": ["x"] * n, "time": list(range(10**9, 10**9 + n))}
     began = time.process_time()
     guess("mine", {"log.csv": columns}, {})
     assert time.process_time() - began < 2.0
@@ -195,9 +182,7 @@ def test_a_file_belongs_to_the_table_with_its_keys_and_most_of_its_columns() -> 
 def test_a_wrong_section_names_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "app.yaml"
     file.write_text("events: {click: positive}\nfiles:\n  interactions:\n    user: u\n    itm: i\n")
-    with pytest.raises(
-        ValueError, match=r"app\.yaml:3: files: .*itm.* the keys here are .*item, .*request"
-    ):
+    with pytest.raises(ValueError, match=r"app\.yaml:3: files: .*itm.* the keys here are .*item, .*request"):
         read_data_files(file)
     file.write_text("events: {click: positive}\n")
     with pytest.raises(ValueError, match=r"app\.yaml:1: .*recsys init FILES"):
@@ -400,16 +385,16 @@ def test_numbers_that_are_codes_are_categories_and_texts_may_be_lists(tmp_path: 
         "category_id": "category", "price": "number", "genres": "list", "photo": "vector", "made": "time"
     }  # fmt: skip
     assert app.groups == ("genres", "category_id")
-    assert (
-        files.items is not None and files.items.unit == "s"
-    )  # of ``changed``: another, so content
+    assert files.items is not None and files.items.unit == "s"  # of ``changed``: another, so content
 
 
 def test_what_cannot_be_an_id_or_a_label_is_passed_over(tmp_path: Path) -> None:
     plays: Columns = {
-        "user": [{"id": 1}] * 4, "user_id": ["1.0", "2.0"] * 2, "track": ["1", "1", "2", "2"],
+        "user": [{"id": 1}] * 4,
+        "user_id": ["1.0", "2.0"] * 2,
+        "track": ["1", "1", "2", "2"],
         "skipped": [True, False] * 2,
-    }  # fmt: skip
+    }
     app, files = read(tmp_path, {"plays.jsonl": plays})
     assert files.interactions.user == "user_id" and app.labels == ("click",)
     rows = guess("mine", {"plays.jsonl": plays}, {}).rows

@@ -39,9 +39,7 @@ class Loop:
 
 
 def definition(stage: str, logged: FeatureSet = WIDE) -> Definition:
-    return Definition(
-        digest="d", reads="", logged=set_text(logged), before=set_text(FEATURES), stage=stage
-    )
+    return Definition(digest="d", reads="", logged=set_text(logged), before=set_text(FEATURES), stage=stage)
 
 
 @pytest.fixture
@@ -69,9 +67,7 @@ def loops_of(log: MemoryLog, made: list[Loop]) -> SetLoops[Loop]:
     return SetLoops(log, FEATURES, make)
 
 
-def test_a_new_set_is_folded_beside_the_first_until_it_is_alone(
-    log: MemoryLog, made: list[Loop]
-) -> None:
+def test_a_new_set_is_folded_beside_the_first_until_it_is_alone(log: MemoryLog, made: list[Loop]) -> None:
     loops = loops_of(log, made)
     loops.turn()
     say(log, FOLDED)
@@ -130,9 +126,7 @@ def test_blocks_of_later_sets_are_read_where_they_have_the_columns(log: MemoryLo
 
 
 @pytest.mark.parametrize("dense", [b"", b"abc", bytes(4)])
-def test_a_malformed_block_of_a_later_set_is_left_to_who_reads_it(
-    log: MemoryLog, dense: bytes
-) -> None:
+def test_a_malformed_block_of_a_later_set_is_left_to_who_reads_it(log: MemoryLog, dense: bytes) -> None:
     say(log, FOLDED)
     block = FeatureBlock(feature_set=WIDE.digest, dense=dense)
     assert BlockReader(log, FEATURES).read(block) == block

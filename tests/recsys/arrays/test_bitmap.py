@@ -46,9 +46,7 @@ def test_it_is_a_set_of_indices(size: int, changes: list[tuple]) -> None:
 @given(of=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=40))
 def test_two_sets_make_a_third(of: list[tuple[bool, bool]]) -> None:
     one, other = np.array(of, np.bool_).reshape(-1, 2).T
-    for name, expected in (
-        ("intersect", one & other), ("subtract", one & ~other), ("unite", one | other),
-    ):  # fmt: skip
+    for name, expected in (("intersect", one & other), ("subtract", one & ~other), ("unite", one | other)):
         bitmap, second = Bitmap.of(one), Bitmap.of(other)
         cleared = getattr(bitmap, name)(second)
         assert bitmap.mask().tolist() == expected.tolist() and bitmap.count == expected.sum()

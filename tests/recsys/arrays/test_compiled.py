@@ -13,9 +13,7 @@ from recsys.arrays.compiled import kernel
 HEADER = "from numba import types\nfrom recsys.arrays.compiled import kernel\n"
 SIGNATURE = "@kernel(types.int64(types.int64))\n"
 LEAF = f"{HEADER}STEP = 1\n{SIGNATURE}def step(x):\n    return x + 1\n"
-MIDDLE = (
-    f"{HEADER}import kernel_leaf\n{SIGNATURE}def twice(x):\n    return 2 * kernel_leaf.step(x)\n"
-)
+MIDDLE = f"{HEADER}import kernel_leaf\n{SIGNATURE}def twice(x):\n    return 2 * kernel_leaf.step(x)\n"
 CALLER = (
     f"{HEADER}from kernel_leaf import STEP\nfrom kernel_middle import twice\n"
     f"{SIGNATURE}def call(x):\n    return twice(x) + 100 * STEP\n"
@@ -55,9 +53,7 @@ def test_a_caller_is_recompiled_when_a_callee_or_constant_of_another_file_change
     assert imported(tmp_path).call(5) == 212
 
 
-def test_kernels_of_a_read_only_install_are_compiled_without_a_cache(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_kernels_of_a_read_only_install_are_compiled_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_folder(function: object) -> None:
         raise RuntimeError("cannot cache function: no locator available")
 

@@ -2,16 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.arrays.key_index import (
-    LOAD,
-    cells_for,
-    empty_index,
-    find,
-    home_of,
-    insert,
-    place_of,
-    spread,
-)
+from recsys.arrays.key_index import LOAD, cells_for, empty_index, find, home_of, insert, place_of, spread
 from recsys.events.hashing import cross
 from recsys.features.feature_kernels import crossed
 

@@ -77,16 +77,12 @@ def test_a_file_that_extends_nothing_is_a_laptop(tmp_path: Path) -> None:
     assert load(written(tmp_path, "")) == replace(laptop(), name="mine")
 
 
-def test_a_removed_key_is_refused_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_removed_key_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = written(tmp_path, "drift:\n  watch: true\n  react: true\n")
     with pytest.raises(ConfigError, match=r"mine.yaml:3: drift.react is gone: an alarm .* Remove"):
         load(file)
     monkeypatch.setenv("RECSYS__DRIFT__MOST_GATHERED", "4")
-    with pytest.raises(
-        ConfigError, match=r"RECSYS__DRIFT__MOST_GATHERED: drift.most_gathered is gone"
-    ):
+    with pytest.raises(ConfigError, match=r"RECSYS__DRIFT__MOST_GATHERED: drift.most_gathered is gone"):
         load("laptop")
 
 
@@ -143,10 +139,7 @@ def test_a_policy_that_an_earlier_version_stored_has_its_digest() -> None:
         ("policy: {fixed: {100: v1}}\n", ["mine.yaml", "policy.fixed.100 is 'v1'", "0 to 99"]),
         ("policy: {fixed: {0: 7, 2: '7'}}\n", ["mine.yaml", "policy.fixed.0 is 7", "one rank"]),
         ("policy: {fixed: {0: [v1]}}\n", ["mine.yaml:1", "policy.fixed.0 is ['v1']", "str"]),
-        (
-            "parameter_server: {delta_format: int4}\n",
-            ["mine.yaml", "delta_format is 'int4'", "'int8'"],
-        ),
+        ("parameter_server: {delta_format: int4}\n", ["mine.yaml", "delta_format is 'int4'", "'int8'"]),
         ("nodes: 2\n", ["mine.yaml", "nodes is 2", "kafka://"]),
         ("\nextends: lap\n", ["mine.yaml:2", "extends is 'lap'", "cluster, laptop"]),
         ("extends: [laptop]\n", ["mine.yaml:1", "extends is ['laptop']"]),
@@ -269,16 +262,10 @@ def test_a_table_that_cannot_be_is_refused_by_its_key(tmp_path: Path, said: str)
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (
-            {"min_insync": 2, "replication": 1},
-            "log.min_insync is 2, expected at most log.replication",
-        ),
+        ({"min_insync": 2, "replication": 1}, "log.min_insync is 2, expected at most log.replication"),
         ({"ca_file": "/ca.pem"}, "log.ca_file is '/ca.pem', expected none without log.tls"),
         ({"cert_file": "/c.pem"}, "log.cert_file is '/c.pem', expected none without log.tls"),
-        (
-            {"tls": True, "key_file": "/k.pem"},
-            "log.key_file is '/k.pem', expected none without log.cert",
-        ),
+        ({"tls": True, "key_file": "/k.pem"}, "log.key_file is '/k.pem', expected none without log.cert"),
         ({"user": "me"}, "log.user is 'me', expected none without log.sasl"),
         ({"sasl": "plain"}, "log.user is '', expected a name with log.sasl"),
         ({"sasl": "gssapi"}, "log.sasl is 'gssapi', expected one of"),
@@ -286,9 +273,7 @@ def test_a_table_that_cannot_be_is_refused_by_its_key(tmp_path: Path, said: str)
         ({"compression": "lz4"}, "log.compression is 'lz4', expected one of"),
     ],
 )
-def test_settings_of_brokers_that_do_not_fit_are_refused(
-    settings: dict[str, Any], expected: str
-) -> None:
+def test_settings_of_brokers_that_do_not_fit_are_refused(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         LogConfig("kafka://broker:9093", **settings)
 
@@ -301,19 +286,15 @@ def test_settings_of_brokers_that_do_not_fit_are_refused(
         ({"tls": True, "ca_file": "/ca"}, "cert_file is '', expected a file with parameter_server.tls"),
         ({"tls": True, "key_file": "/k"}, "key_file is '/k', expected none without .*cert_file"),
     ],
-)  # fmt: skip
-def test_settings_of_shards_tls_that_do_not_fit_are_refused(
-    settings: dict[str, Any], expected: str
-) -> None:
+)
+def test_settings_of_shards_tls_that_do_not_fit_are_refused(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=f"parameter_server.{expected}"):
         ParameterServerConfig(**settings)
     ParameterServerConfig(tls=True, cert_file="/both")  # the machine's authorities, the key in it
 
 
 def test_settings_of_brokers_fit_together() -> None:
-    LogConfig(
-        "kafka://b:1", replication=3, min_insync=2, sasl="plain", user="me", password_file="/p"
-    )
+    LogConfig("kafka://b:1", replication=3, min_insync=2, sasl="plain", user="me", password_file="/p")
     LogConfig("kafka://b:1", tls=True, ca_file="/ca", cert_file="/c", key_file="/k", min_insync=2)
 
 

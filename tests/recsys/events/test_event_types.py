@@ -59,12 +59,7 @@ def rejected(raw: object, **limits: int) -> str:
 def test_a_whole_event_is_read() -> None:
     view = parse(VIEW)
     assert view == Engagement(
-        time_ms=1_700_000_000_000,
-        request_id="r1",
-        user_id="u1",
-        item_id=7,
-        kind="view",
-        watch_ms=3000,
+        time_ms=1_700_000_000_000, request_id="r1", user_id="u1", item_id=7, kind="view", watch_ms=3000
     )
     shown = parse(SHOWN)
     assert isinstance(shown, Impression)
@@ -142,10 +137,7 @@ def test_what_is_wrong_is_said_in_words(change: dict[str, Any], said: str) -> No
             {"items": [{"item_id": 1}, {"item_id": ""}]},
             "items[1].item_id is '', expected an id of 1 to 256 characters",
         ),
-        (
-            {"items": [{"item_id": 1, "score": "x"}]},
-            "items[0].score is 'x', expected a number or null",
-        ),
+        ({"items": [{"item_id": 1, "score": "x"}]}, "items[0].score is 'x', expected a number or null"),
         (
             {"items": [{"item_id": 1, "propensity": 0}]},
             "items[0].propensity is 0.0, expected a probability above 0, at most 1",

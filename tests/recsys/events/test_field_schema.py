@@ -50,15 +50,11 @@ def test_names_are_found_by_part_and_kind() -> None:
 def test_a_schema_says_what_is_wrong_with_it() -> None:
     with pytest.raises(ValueError, match=r"labels is empty.*\[click\]"):
         Schema(labels=())
-    with pytest.raises(
-        ValueError, match="shown_by is 'glance', expected view, impression or click"
-    ):
+    with pytest.raises(ValueError, match="shown_by is 'glance', expected view, impression or click"):
         Schema(shown_by="glance")
 
 
-SHOP = Schema(
-    item=(("brand", CATEGORICAL), ("look", VECTOR), ("price", NUMERIC)), vectors=(("look", 2),)
-)
+SHOP = Schema(item=(("brand", CATEGORICAL), ("look", VECTOR), ("price", NUMERIC)), vectors=(("look", 2),))
 
 
 @pytest.mark.parametrize(

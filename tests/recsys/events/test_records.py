@@ -80,9 +80,7 @@ def test_a_later_writer_may_add_fields() -> None:
     assert unpack(msgspec.msgpack.encode(later), Example) == EXAMPLE
 
 
-def test_examples_are_partitioned_as_events_and_what_is_folded_from_the_start_never_expires() -> (
-    None
-):
+def test_examples_are_partitioned_as_events_and_what_is_folded_from_the_start_never_expires() -> None:
     by_name = {topic.name: topic for topic in topics(8, retention_hours=2)}
     assert by_name[records.EVENTS].partitions == by_name[records.EXAMPLES].partitions == 8
     kept_for_ever = {name for name, topic in by_name.items() if not topic.retention_ms}
@@ -134,19 +132,9 @@ def test_records_keep_the_names_that_their_fields_have_on_the_log() -> None:
 def test_what_earlier_versions_wrote_of_drift_is_readable_and_has_no_effect() -> None:
     step = Step(line="main", epoch=0, step=3, ranges=[Range(0, 1, 5)], examples=4, lanes=2, time_ms=9,
                 config="", rate=3.0)  # fmt: skip
-    of_drift = {
-        "held": True,
-        "rehearsed": [msgspec.to_builtins(Range(0, 0, 1))],
-        "rehearsed_weight": 0.5,
-    }
+    of_drift = {"held": True, "rehearsed": [msgspec.to_builtins(Range(0, 0, 1))], "rehearsed_weight": 0.5}
     assert unpack(msgspec.msgpack.encode(msgspec.to_builtins(step) | of_drift), Step) == step
-    reaction = {
-        "type": "reaction",
-        "rate": 3.0,
-        "publish_every": 4,
-        "offline": True,
-        "because": ["x"],
-    }
+    reaction = {"type": "reaction", "rate": 3.0, "publish_every": 4, "offline": True, "because": ["x"]}
     assert isinstance(
         unpack(msgspec.msgpack.encode(reaction), control_records.Control), control_records.Reaction
     )

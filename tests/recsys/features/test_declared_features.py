@@ -14,23 +14,10 @@ from recsys.events.event_types import Engagement, Impression, Item, ServedItem, 
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
-from recsys.features.columns import (
-    AGE,
-    LENGTH,
-    MOMENT,
-    NEAR,
-    NEAR_IN_VISIT,
-    POSITION,
-    Entity,
-    entity_of,
-)
+from recsys.features.columns import AGE, LENGTH, MOMENT, NEAR, NEAR_IN_VISIT, POSITION, Entity, entity_of
 from recsys.features.covisits import PREVIOUS, Covisits
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import (
-    Declared,
-    FeatureSet,
-    Floats,
-)
+from recsys.features.feature_set import Declared, FeatureSet, Floats
 from recsys.features.item_counters import ItemCounters
 from recsys.features.operators import Derived
 from recsys.features.session import Session
@@ -67,10 +54,7 @@ def accepted(name: str) -> bool:
     return True
 
 
-ENTITIES = [
-    "all",
-    *(name for name in (*PARTS, *map("×".join, product(PARTS, PARTS))) if accepted(name)),
-]
+ENTITIES = ["all", *(name for name in (*PARTS, *map("×".join, product(PARTS, PARTS))) if accepted(name))]
 
 
 def feature_set(shown_by: str = "impression", **declared: object) -> FeatureSet:
@@ -98,14 +82,10 @@ class Feed:
         for n, fields in enumerate(USERS):
             self.sessions[n].fold_user(User(time_ms=START_MS, user_id=f"u{n}", fields=fields))
 
-    def dense(
-        self, user: int, device: str | None, items: list[int], is_list: bool = False
-    ) -> Floats:
+    def dense(self, user: int, device: str | None, items: list[int], is_list: bool = False) -> Floats:
         return self._build(user, device, items, is_list).dense_NF
 
-    def visit(
-        self, user: int, device: str | None, items: list[int], engaged: list[tuple[int, str]]
-    ) -> None:
+    def visit(self, user: int, device: str | None, items: list[int], engaged: list[tuple[int, str]]) -> None:
         """Shows a list, then the viewer does something with items at some of its places."""
         self.now_ms += 60_000
         request, context = f"r{self.now_ms}", {"device": device} if device else {}
@@ -126,9 +106,8 @@ class Feed:
         for place, kind in engaged:
             item = items[place % len(items)]
             event = Engagement(
-                time_ms=self.now_ms, request_id=request, user_id=f"u{user}", item_id=f"v{item}",
-                kind=kind,
-            )  # fmt: skip
+                time_ms=self.now_ms, request_id=request, user_id=f"u{user}", item_id=f"v{item}", kind=kind
+            )
             self.counters.engagement(event, self.catalogue.keys[item])
             self.sessions[user].fold_engagement(event, self.catalogue.keys[item])
             if self.features.schema.shows(kind):
@@ -172,9 +151,7 @@ visits = st.lists(
         st.integers(0, len(USERS) - 1),
         st.sampled_from(DEVICES),
         st.lists(st.integers(0, len(ITEMS) - 1), min_size=1, max_size=4, unique=True),
-        st.lists(
-            st.tuples(st.integers(0, 3), st.sampled_from(["click", "buy", "view"])), max_size=3
-        ),
+        st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["click", "buy", "view"])), max_size=3),
     ),
     max_size=12,
 )
@@ -211,8 +188,7 @@ def test_counters_of_every_entity_agree_with_a_naive_recount(
     for user, device in product(range(len(USERS)), DEVICES):
         shown = np.expm1(3 * feed.dense(user, device, everything)[:, columns])
         expected = [
-            [feed.recount(entity, user, device, item) for entity in features.entities]
-            for item in everything
+            [feed.recount(entity, user, device, item) for entity in features.entities] for item in everything
         ]
         np.testing.assert_allclose(shown, expected, atol=1e-3)
 
@@ -270,9 +246,7 @@ def test_a_trend_is_the_change_of_the_logarithm_of_a_count() -> None:
         counts = [3 * dense[:, names.index(f"{entity}/shown.{s}")] for s in (fast, slow)]
         change = dense[:, names.index(f"{entity}/trend.{fast}")]
         np.testing.assert_allclose(change, counts[0] - counts[1], atol=1e-6)
-    assert (
-        dense[2, names.index("item/trend.1h")] < -0.5 and not dense[3, names.index("item/trend.1h")]
-    )
+    assert dense[2, names.index("item/trend.1h")] < -0.5 and not dense[3, names.index("item/trend.1h")]
 
 
 def test_near_the_newest_visit_are_items_visited_with_those_since_the_last_pause() -> None:
@@ -339,8 +313,10 @@ def test_of_a_whole_list_all_columns_that_differ_are_compared_and_the_length_is_
     impersonal = {names[column] for column in features.impersonal}
     assert {"item/watch.24h", "item/trend.1h", AGE} < impersonal
     assert impersonal == {name for name in compared if not name.startswith("user×")} - {
-        NEAR, NEAR_IN_VISIT, "both",
-    }  # fmt: skip
+        NEAR,
+        NEAR_IN_VISIT,
+        "both",
+    }
     assert names[-1] == LENGTH and [n for n in names if n.startswith("list.rank")] == [
         f"list.rank({names[column]})" for column in features.ranked
     ]

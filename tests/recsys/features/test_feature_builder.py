@@ -151,11 +151,7 @@ def test_no_counter_however_extreme_gives_a_feature_that_is_no_number(
     feed = Feed(items=3)
     columns = feed.counters.counters.columns
     keys = [int(k) for k in np.unique(feed.catalogue.keys) if k]
-    keys += [
-        key_of("entity", "global"),
-        key_of("entity", "user"),
-        FEATURES.context_keys("feed", {})[0],
-    ]
+    keys += [key_of("entity", "global"), key_of("entity", "user"), FEATURES.context_keys("feed", {})[0]]
     rows = np.resize(np.array(values, np.float32), (len(keys), columns))
     for counters in (feed.counters.counters, feed.session.counters):
         counters.set(np.array(keys), rows, np.full(len(keys), last_ms))

@@ -30,8 +30,7 @@ from tests.support.training.small_feed import FEATURES, SCHEMA, block
 def same(a: RequestFeatures, b: RequestFeatures) -> bool:
     names = ("user_U", "items_NI", "history_TH", "outcomes_TO", "dense_NF")
     return all(
-        getattr(a, n).shape == getattr(b, n).shape
-        and getattr(a, n).tobytes() == getattr(b, n).tobytes()
+        getattr(a, n).shape == getattr(b, n).shape and getattr(a, n).tobytes() == getattr(b, n).tobytes()
         for n in names
     )
 
@@ -57,10 +56,12 @@ def test_every_column_has_a_name(kind: str) -> None:
     features = FeatureSet(WIDE, kind)
     widths = {name: len(names) for name, names in features.columns.items()}
     assert widths == {
-        "user": features.user_columns, "item": features.item_columns,
-        "history": features.history_keys, "outcomes": features.outcomes,
+        "user": features.user_columns,
+        "item": features.item_columns,
+        "history": features.history_keys,
+        "outcomes": features.outcomes,
         "dense": FeatureBuilder(features).dense_width,
-    }  # fmt: skip
+    }
     assert len(set(features.dense_names)) == len(features.dense_names)
 
 
@@ -92,9 +93,7 @@ def test_slots_stand_side_by_side_without_a_gap() -> None:
 
 def test_the_keys_of_an_item_stand_in_their_slots() -> None:
     features = FeatureSet(WIDE)
-    keys = features.item_keys(
-        7, {"author": "a3", "tags": ["x", 9], "kind": "short", "duration_ms": 8000}
-    )
+    keys = features.item_keys(7, {"author": "a3", "tags": ["x", 9], "kind": "short", "duration_ms": 8000})
     assert keys[0] == key_of("item", "7")
     assert keys[features.slot("item.author").start] == key_of("item.author", "a3")
     tags = features.slot("item.tags")
@@ -109,9 +108,7 @@ def test_what_is_too_much_is_cut() -> None:
     features = FeatureSet(WIDE)
     many = [f"t{i}" for i in range(100)]
     keys = features.item_keys("v", {"tags": many, "author": many, "kind": many})
-    for name, width in (
-        ("item.tags", GROUP_WIDTH), ("item.author", GROUP_WIDTH), ("content", CONTENT_WIDTH),
-    ):  # fmt: skip
+    for name, width in (("item.tags", GROUP_WIDTH), ("item.author", GROUP_WIDTH), ("content", CONTENT_WIDTH)):
         slot = features.slot(name)
         assert (keys[slot.start : slot.stop] != 0).all() and slot.stop - slot.start == width
     assert len(features.profile_keys({"country": "de", "likes": many})) == PROFILE_WIDTH

@@ -9,13 +9,7 @@ import pytest
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features import columns
 from recsys.features.feature_set import FeatureSet
-from recsys.features.feature_set_file import (
-    FEED_SCHEMA,
-    FILE,
-    feature_set,
-    labels_of,
-    write_feature_set,
-)
+from recsys.features.feature_set_file import FEED_SCHEMA, FILE, feature_set, labels_of, write_feature_set
 from tests.support.training.small_feed import FEATURES
 
 
@@ -35,9 +29,7 @@ def test_a_folder_whose_log_has_other_features_is_refused_and_kept(tmp_path: Pat
     config = Config(state=str(tmp_path))
     write_feature_set(config, FEATURES)
     before = (tmp_path / FILE).read_bytes()
-    with pytest.raises(
-        ValueError, match=f"holds feature set {FEATURES.digest}.*another state folder"
-    ):
+    with pytest.raises(ValueError, match=f"holds feature set {FEATURES.digest}.*another state folder"):
         write_feature_set(config, replace(FEATURES, history=9))
     assert (tmp_path / FILE).read_bytes() == before
 
@@ -48,9 +40,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         feature_set(Config(state=str(tmp_path)))
 
 
-@pytest.mark.parametrize(
-    "change", ["a column more", "another order", "written before there was a digest"]
-)
+@pytest.mark.parametrize("change", ["a column more", "another order", "written before there was a digest"])
 def test_a_folder_from_before_columns_changed_is_refused(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

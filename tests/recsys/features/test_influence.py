@@ -14,12 +14,7 @@ DAY_MS = 86_400_000
 
 
 def did(
-    user: int,
-    item: int,
-    kind: str = "view",
-    at_ms: int = 0,
-    source: int = 1,
-    narrowed: bool = False,
+    user: int, item: int, kind: str = "view", at_ms: int = 0, source: int = 1, narrowed: bool = False
 ) -> Engagement:
     return Engagement(
         time_ms=NOW_MS + at_ms, request_id="r", user_id=f"u{user}", item_id=f"v{item}", kind=kind,
@@ -141,9 +136,7 @@ def test_with_many_accounts_for_each_established_one_new_ones_are_not_bounded() 
         assert influence.counts(did(user, 100 + user, at_ms=hour_ms, source=user))
     for n in range(400):  # visitors who come once
         influence.counts(did(1_000 + n, 1_000 + n, at_ms=hour_ms + n, source=n))
-    assert all(
-        influence.counts(did(2_000 + n, 500, at_ms=2 * hour_ms, source=n)) for n in range(30)
-    )
+    assert all(influence.counts(did(2_000 + n, 500, at_ms=2 * hour_ms, source=n)) for n in range(30))
 
 
 def test_accounts_whose_judgements_are_refused_do_not_lift_the_bound_on_new_ones() -> None:
@@ -163,10 +156,7 @@ def test_in_an_old_system_no_number_of_accounts_lifts_the_bound_on_new_ones() ->
         influence.counts(did(user, 100 + user, at_ms=2 * DAY_MS, source=user))
     for n in range(2_000):
         influence.counts(did(1_000 + n, 1_000 + n, at_ms=2 * DAY_MS, source=n))
-    assert (
-        sum(influence.counts(did(4_000 + n, 500, at_ms=3 * DAY_MS, source=n)) for n in range(30))
-        == 4
-    )
+    assert sum(influence.counts(did(4_000 + n, 500, at_ms=3 * DAY_MS, source=n)) for n in range(30)) == 4
 
 
 def test_judgements_of_an_account_that_becomes_established_make_room_for_new_ones() -> None:
@@ -191,9 +181,7 @@ def test_what_a_new_account_judged_is_forgotten_with_it() -> None:
         influence.counts(did(user, 100 + user, at_ms=hour_ms, source=user))
         influence.counts(did(user, 200 + user, at_ms=hour_ms, source=user))
         influence.counts(did(user, 300 + user, at_ms=3 * hour_ms, source=user))
-    assert not any(
-        influence.counts(did(1_000 + n, 500, at_ms=3 * hour_ms, source=n)) for n in range(9)
-    )
+    assert not any(influence.counts(did(1_000 + n, 500, at_ms=3 * hour_ms, source=n)) for n in range(9))
 
 
 def test_in_a_narrowed_list_the_engagements_of_new_accounts_do_not_count() -> None:
@@ -216,9 +204,7 @@ def test_without_a_source_or_where_they_are_off_everything_counts(changes: dict[
     for n in range(5):
         event = did(1, n % 2, "like")
         if not changes:
-            event = Engagement(
-                time_ms=event.time_ms, request_id="r", user_id="u1", item_id="v1", kind="like"
-            )
+            event = Engagement(time_ms=event.time_ms, request_id="r", user_id="u1", item_id="v1", kind="like")
         assert influence.counts(event) and influence.admits(event)
     assert influence.pack() == untouched
 
@@ -229,8 +215,7 @@ def test_a_partition_has_its_share_of_the_floors() -> None:
         for user in range(100):
             influence.counts(did(user, user, source=100 + user))
     assert [
-        sum(influence.counts(did(900 + n, 7_000, source=1)) for n in range(40))
-        for influence in (whole, half)
+        sum(influence.counts(did(900 + n, 7_000, source=1)) for n in range(40)) for influence in (whole, half)
     ] == [10, 5]
 
 

@@ -169,9 +169,7 @@ def test_what_is_not_counted_changes_nothing() -> None:
     assert its.take_changed() == [] and len(its.counters) == 0
 
 
-def test_a_viewer_with_a_profile_counts_for_their_segment_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_viewer_with_a_profile_counts_for_their_segment_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(item_counters, "REQUESTS", 2)
     its = ItemCounters(FEATURES)
     served = msgspec.structs.replace(shown("r1", 1), features=block(1))

@@ -105,14 +105,14 @@ class Oracle:
     def __init__(self, past: Past, now_ms: int, what: dict[str, Any]) -> None:
         self.past, self.now_ms, self.what = past, now_ms, what
 
-    def total(
-        self, entity: str, speed: str, kind: str, of: Callable[[float | None], float]
-    ) -> float:
+    def total(self, entity: str, speed: str, kind: str, of: Callable[[float | None], float]) -> float:
         """A faded sum over the events of a kind of the candidate's keys."""
         mine = keys(entity, self.what)
-        rows = ((t, w, None) for t, w in self.past.shown) if kind == "shown" else (
-            (t, w, v) for t, w, k, v in self.past.done if k == kind
-        )  # fmt: skip
+        rows = (
+            ((t, w, None) for t, w in self.past.shown)
+            if kind == "shown"
+            else ((t, w, v) for t, w, k, v in self.past.done if k == kind)
+        )
         return sum(
             of(value) * faded(self.now_ms, time_ms, speed) * (key in mine)
             for time_ms, what, value in rows
@@ -263,9 +263,7 @@ def derivation(*derived: Derived, names: tuple[str, ...] = ("a", "b")) -> tuple[
 
 
 def test_an_expression_is_bounded_and_never_infinite() -> None:
-    write, width = derivation(
-        Derived("r", "ratio", ("a", "b")), Derived("d", "difference", ("a", "b"))
-    )
+    write, width = derivation(Derived("r", "ratio", ("a", "b")), Derived("d", "difference", ("a", "b")))
     dense = np.zeros((4, width), np.float32)
     dense[:, :2] = [(1, 0), (1, 1e-5), (-1e30, 1e30), (6, 3)]
     write.write(dense, dense)
@@ -321,10 +319,11 @@ def test_viewers_without_a_profile_have_neither_fields_nor_numbers() -> None:
     session = next(s for s in server._sessions.values() if s.numbers and s.numbers[0])
     catalogue, counters = server._catalogue, server._counters.counters
     dense = [
-        builder.build(one, "feed", {"page": "home"}, np.arange(3), catalogue, counters,
-                      START_MS + 20 * HOUR_MS).dense_NF
+        builder.build(
+            one, "feed", {"page": "home"}, np.arange(3), catalogue, counters, START_MS + 20 * HOUR_MS
+        ).dense_NF
         for one in (session, session.without_profile())
-    ]  # fmt: skip
+    ]
     for name in ("user.age", "region×colours/shown.24h"):
         assert dense[0][:, NAMES.index(name)].any() and not dense[1][:, NAMES.index(name)].any()
 
@@ -426,9 +425,7 @@ def test_newest_events_and_different_members_do_not_depend_on_the_order_of_viewe
 def test_a_value_that_an_item_has_twice_counts_once() -> None:
     state, counters = OperatorState(FEATURES), FEATURES.counter_table()
     keys_I = FEATURES.item_keys("v", {"colours": ["red", "red"]})
-    event = Engagement(
-        time_ms=START_MS, request_id="r", user_id="u", item_id="v", kind="click", value=1e300
-    )
+    event = Engagement(time_ms=START_MS, request_id="r", user_id="u", item_id="v", kind="click", value=1e300)
     halves = {"": 1, "user.region": 5}
     keys = np.array(state.engagement(event, keys_I, halves, counters), np.int64)
     column = FEATURES.kinds.index("distinct(click.user)")
@@ -472,9 +469,7 @@ def test_who_must_not_be_profiled_counts_for_no_field_of_users(way: str) -> None
     assert set(state.lefts("r")) == named
 
 
-def test_fields_of_viewers_are_bounded_and_what_goes_is_counted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_fields_of_viewers_are_bounded_and_what_goes_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VIEWERS", "REQUESTS"):
         monkeypatch.setattr(f"recsys.features.operator_state.{name}", 3)
     state = OperatorState(FEATURES)

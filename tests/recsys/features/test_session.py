@@ -7,15 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.events.event_types import (
-    SEEN,
-    UNPROVEN,
-    Engagement,
-    Impression,
-    Preference,
-    RequestInputs,
-    User,
-)
+from recsys.events.event_types import SEEN, UNPROVEN, Engagement, Impression, Preference, RequestInputs, User
 from recsys.events.hashing import key_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import COUNTER_ROWS, READ, REQUESTS, USER, Session
@@ -162,9 +154,7 @@ def test_a_list_that_was_only_read_is_not_seen_until_it_is_confirmed() -> None:
     lists = [shown(f"r{n}", n) for n in range(READ + 1)]
     many = fold(session(ALL_SHOWN), *lists, did("r0", 0, SEEN), did("r1", 1, SEEN))
     assert list(many.seen) == [key_of("item", "v1")]  # the oldest is forgotten
-    assert not fold(
-        session(ALL_SHOWN), shown("r1", 1, 2), did("r1", 3, SEEN)
-    ).seen  # not of the list
+    assert not fold(session(ALL_SHOWN), shown("r1", 1, 2), did("r1", 3, SEEN)).seen  # not of the list
     long = fold(session(ALL_SHOWN), shown("r0", 1), shown("r1", *range(1_000)))
     assert list(long.read) == ["r1"] and len(fold(long, shown("r2", 1)).read) == 1
 
@@ -214,9 +204,7 @@ def test_a_session_without_events_is_packed_and_seen_without_profile() -> None:
 
 def test_engagements_with_a_list_without_profile_are_seen_once_and_enter_no_history() -> None:
     plain = msgspec.structs.replace(shown("r1", 3), inputs=RequestInputs(n=1, plain=True))
-    viewer = fold(
-        session(), plain, did("r1", 3, "view"), did("r1", 3, "like"), did("r1", 4, "view")
-    )
+    viewer = fold(session(), plain, did("r1", 3, "view"), did("r1", 3, "like"), did("r1", 4, "view"))
     assert list(viewer.seen) == [key_of("item", "v3"), key_of("item", "v4")]
     assert not viewer.history and not len(viewer.counters)
 

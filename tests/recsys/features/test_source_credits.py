@@ -16,9 +16,7 @@ def served(request_id: str, **sources: list[str]) -> Impression:
 
 
 def liked(request_id: str, item_id: str) -> Engagement:
-    return Engagement(
-        time_ms=NOW_MS, request_id=request_id, user_id="u", item_id=item_id, kind="long_view"
-    )
+    return Engagement(time_ms=NOW_MS, request_id=request_id, user_id="u", item_id=item_id, kind="long_view")
 
 
 def counted(fold: ItemCounters, *names: str) -> list[list[float]]:
@@ -46,17 +44,13 @@ def test_an_engagement_counts_for_all_sources_of_its_item_and_is_divided_among_t
         liked("elsewhere", "a"),
     )
     assert counted(fold, "all", "union") == [[4, 4], [2, 2]]
-    assert counted(fold, "covisit", "popular", "fresh", "vector") == [
-        [1, 0.5], [1, 0.5], [1, 1], [0, 0],
-    ]  # fmt: skip
+    assert counted(fold, "covisit", "popular", "fresh", "vector") == [[1, 0.5], [1, 0.5], [1, 1], [0, 0]]
     assert {ALL, UNION, KEYS["fresh"]} <= set(fold.take_changed())
 
 
 def test_a_plug_in_has_credits_of_its_version() -> None:
     fold = fold_of(served("r1", a=["near@1", "popular"]), liked("r1", "a"))
-    assert counted(fold, "union", "near@1", "popular", "near@2") == [
-        [1, 1], [1, 0.5], [1, 0.5], [0, 0],
-    ]  # fmt: skip
+    assert counted(fold, "union", "near@1", "popular", "near@2") == [[1, 1], [1, 0.5], [1, 0.5], [0, 0]]
 
 
 def test_a_quarantine_takes_credits_back() -> None:
@@ -67,9 +61,7 @@ def test_a_quarantine_takes_credits_back() -> None:
     assert counted(fold, "all", "covisit") == [[0, 0], [0, 0]]
 
 
-def test_the_oldest_lists_are_forgotten_and_data_sets_have_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_oldest_lists_are_forgotten_and_data_sets_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_credits, "REQUESTS", 2)
     credits = SourceCredits()
     for request_id in ("r1", "r2", "r3"):

@@ -21,9 +21,7 @@ def by_id(item_id: Id) -> Keys:
 
 
 def withdrawal(**requests: list[str]) -> Withdrawal:
-    return Withdrawal(
-        time_ms=NOW_MS + 20 * HOUR_MS, user_id="u", from_ms=SINCE_MS, requests=requests
-    )
+    return Withdrawal(time_ms=NOW_MS + 20 * HOUR_MS, user_id="u", from_ms=SINCE_MS, requests=requests)
 
 
 def fold(events: Iterable[Event], features: FeatureSet = FEATURES) -> ItemCounters:
@@ -100,9 +98,7 @@ def test_a_whole_list_takes_back_its_impression_and_an_item_of_it_does_not() -> 
     late.time_ms, late.shown = SINCE_MS, True
     for requests, left in (({"r9": []}, 0.0), ({"r9": ["v1"]}, 2.0)):
         counters = fold([late], ALL_SHOWN)
-        counters.withdraw(
-            withdrawal(**requests), [late], lambda item: keys_of(int(str(item)[1:]), ALL_SHOWN)
-        )
+        counters.withdraw(withdrawal(**requests), [late], lambda item: keys_of(int(str(item)[1:]), ALL_SHOWN))
         keys = counters.counters.export()[0]
         column = counters.features.kinds.index("shown")
         shown_2 = counters.counters.read(keys, SINCE_MS).reshape(len(keys), 2, -1)[:, 0, column]

@@ -9,15 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.events.event_types import (
-    FeatureBlock,
-    Impression,
-    Rejected,
-    ServedItem,
-    Stamp,
-    decode,
-    encode,
-)
+from recsys.events.event_types import FeatureBlock, Impression, Rejected, ServedItem, Stamp, decode, encode
 from recsys.events.records import Example, TrainingExample, pack, record_of, unpack, unpack_all
 from recsys.log.compression import DICTIONARY, compressed, plain
 

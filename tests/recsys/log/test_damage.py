@@ -118,9 +118,7 @@ def test_a_record_without_a_place_is_refused(tmp_path: Path, place: tuple[Any, .
 
 def test_a_missing_record_is_damage(tmp_path: Path) -> None:
     log = filled(tmp_path)
-    log.connection(TOPIC).db.execute(
-        "DELETE FROM records WHERE partition = 1 AND offset IN (7, 29)"
-    )
+    log.connection(TOPIC).db.execute("DELETE FROM records WHERE partition = 1 AND offset IN (7, 29)")
     for start, missing in ((0, 7), (7, 7), (8, 29), (29, 29)):
         with pytest.raises(LogDamaged, match=f"offset {missing} "):
             log.read(TOPIC, 1, start)
@@ -162,9 +160,7 @@ def test_bounds_settings_and_holds_are_checked_before_use(tmp_path: Path, change
     ],
     ids=["trim", "retain", "hold", "release", "holds"],
 )
-def test_each_use_of_damaged_settings_is_refused(
-    tmp_path: Path, use: Callable[[SqliteLog], object]
-) -> None:
+def test_each_use_of_damaged_settings_is_refused(tmp_path: Path, use: Callable[[SqliteLog], object]) -> None:
     filled(tmp_path).close()
     log = SqliteLog(tmp_path)
     use(log)
@@ -238,9 +234,7 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path, version: int) -> No
     db = sqlite3.connect(tmp_path / "t.sqlite")
     db.execute(f"PRAGMA user_version = {version}")
     db.close()
-    expected = (
-        f"has format {version}, expected {FORMAT}: another version wrote it .* new state folder"
-    )
+    expected = f"has format {version}, expected {FORMAT}: another version wrote it .* new state folder"
     with pytest.raises(LogUnavailable, match=expected):
         SqliteLog(tmp_path).end(TOPIC, 0)
     [damage] = check_topic(tmp_path, TOPIC).damage

@@ -80,9 +80,7 @@ def test_the_right_authority_and_certificate_are_accepted(strict: LogConfig) -> 
 
 def test_a_wrong_authority_is_refused_at_once(strict: LogConfig, tmp_path: Path) -> None:
     other = str(make_certificates(tmp_path, "other").ca)
-    with pytest.raises(
-        ValueError, match="log.ca_file is '.*other-ca.pem'.*ca_file to the authority"
-    ):
+    with pytest.raises(ValueError, match="log.ca_file is '.*other-ca.pem'.*ca_file to the authority"):
         connection_of(replace(strict, ca_file=other), 3.0)
 
 
@@ -217,23 +215,16 @@ def test_a_user_is_accepted_and_a_wrong_password_refused(
     config = sasl_config(mechanism, broker.port)
     log = KafkaLog(config, patience_s=5)
     log.create(Topic(mechanism))
-    assert [
-        r.offset for r in log.read(mechanism, 0, log.append(mechanism, [Append(0, b"", b"1")])[0])
-    ] == [0]
+    assert [r.offset for r in log.read(mechanism, 0, log.append(mechanism, [Append(0, b"", b"1")])[0])] == [0]
     assert set(broker.authenticated[-3:]) == {mechanism.upper()}  # each of its clients
     with monkeypatch.context() as changed:
         changed.setattr(broker, "_password", "a new one")
-        with (
-            ThreadPoolExecutor(1) as pool,
-            pytest.raises(LogUnavailable, match="at the next start"),
-        ):
+        with ThreadPoolExecutor(1) as pool, pytest.raises(LogUnavailable, match="at the next start"):
             pool.submit(log.read, mechanism, 0, 0).result()  # by a new connection
     log.close()
 
     monkeypatch.setenv(PASSWORD, "battery staple")
-    with pytest.raises(
-        ValueError, match=f"log.user is 'me' and log.sasl is '{mechanism}'"
-    ) as refused:
+    with pytest.raises(ValueError, match=f"log.user is 'me' and log.sasl is '{mechanism}'") as refused:
         KafkaLog(config, patience_s=2)
     assert PASSWORD in str(refused.value) and "battery" not in str(refused.value)
 
@@ -273,9 +264,7 @@ def test_apache_kafka_refuses_a_client_without_a_certificate_or_with_a_foreign_o
 
 @pytest.mark.services
 @needs_jars
-def test_apache_kafka_refuses_a_wrong_user_password_or_mechanism(
-    apache: ApacheKafka, tmp_path: Path
-) -> None:
+def test_apache_kafka_refuses_a_wrong_user_password_or_mechanism(apache: ApacheKafka, tmp_path: Path) -> None:
     right = apache.config("SASL")
     assert connection_of(right, 30.0)["security_protocol"] == "SASL_SSL"
     (tmp_path / "password").write_text("battery staple")
@@ -321,9 +310,7 @@ def test_a_log_that_cannot_start_closes_its_clients(monkeypatch: pytest.MonkeyPa
 
 def test_a_class_that_another_thread_replaced_stays_registered() -> None:
     first, versions = CreateTopicsResponse[4], CreateTopicsResponse._VERSIONS
-    del versions[
-        4
-    ]  # as a second thread saw it, which had asked before the first one stored its own
+    del versions[4]  # as a second thread saw it, which had asked before the first one stored its own
     second = CreateTopicsResponse[4]  # registered last
     versions[4] = first  # stored last
     assert second is not first

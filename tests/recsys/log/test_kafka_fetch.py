@@ -21,9 +21,7 @@ CODECS = {"none": 0, "gzip": 1, "zstd": 4}
 Row = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
 optional = st.none() | st.binary(max_size=300)
 headers = st.lists(st.tuples(st.text(max_size=5), optional), max_size=2)
-rows = st.lists(
-    st.tuples(st.integers(0, 1 << 42), optional, optional, headers), min_size=1, max_size=20
-)
+rows = st.lists(st.tuples(st.integers(0, 1 << 42), optional, optional, headers), min_size=1, max_size=20)
 
 
 def batch_of(rows: list[Row], codec: str = "none", gap: int = 1) -> bytearray:
@@ -68,10 +66,7 @@ def fetch(data: bytes, offset: int, check: bool = True) -> Any:
 
 
 def test_a_fetch_gives_the_records_of_all_its_batches_from_its_offset_on() -> None:
-    first, second = (
-        batch_of([(0, b"k", b"%d" % n, []) for n in range(4)]),
-        batch_of([(0, b"k", b"4", [])]),
-    )
+    first, second = (batch_of([(0, b"k", b"%d" % n, []) for n in range(4)]), batch_of([(0, b"k", b"4", [])]))
     second[:8] = (9).to_bytes(8, "big")
     part = fetch(bytes(first + second), 2)
     assert [record.value for record in part.take(1)] == [b"2"]

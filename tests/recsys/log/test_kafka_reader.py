@@ -26,9 +26,7 @@ class Brokers:
 
     def listed(self, topic: str, partitions: list[int], begins: bool) -> dict[int, int]:
         self.requests.append((partitions, begins))
-        return {
-            partition: self.begin if begins else self.ends[partition] for partition in partitions
-        }
+        return {partition: self.begin if begins else self.ends[partition] for partition in partitions}
 
 
 def reader_of(brokers: Brokers, monkeypatch: pytest.MonkeyPatch) -> KafkaReader:

@@ -67,9 +67,7 @@ def test_a_fetch_is_short_while_records_arrive_and_long_at_rest(
     assert consumer.waits_ms == [OPEN_MS, OPEN_MS, BUSY_MS, OPEN_MS, OPEN_MS]
 
 
-def test_records_of_an_old_fetch_are_read_with_those_that_have_come_since(
-    consumer: FakeConsumer,
-) -> None:
+def test_records_of_an_old_fetch_are_read_with_those_that_have_come_since(consumer: FakeConsumer) -> None:
     at = TopicPartition("t", 0)
     tail = KafkaTail({})
     tail.follow("t", 0, 0)
@@ -110,9 +108,7 @@ def test_a_truncated_log_is_lost(consumer: FakeConsumer, monkeypatch: pytest.Mon
         tail.wait("t", 0.1)
 
 
-def test_a_wait_pauses_only_where_no_fetch_is_sent(
-    consumer: FakeConsumer, slept_s: list[float]
-) -> None:
+def test_a_wait_pauses_only_where_no_fetch_is_sent(consumer: FakeConsumer, slept_s: list[float]) -> None:
     tail = KafkaTail({})
     tail.follow("t", 0, 0)
     tail.wait("t", 0.5)

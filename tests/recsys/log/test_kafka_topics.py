@@ -60,9 +60,7 @@ def test_prefix_and_copies_are_those_of_the_configuration() -> None:
 
 def test_more_copies_than_brokers_are_refused() -> None:
     admin = Admin(InvalidReplicationFactorError("larger than available brokers: 1"))
-    with pytest.raises(
-        ValueError, match=r"log.replication is 3.*\(.*brokers: 1.*at most their number"
-    ):
+    with pytest.raises(ValueError, match=r"log.replication is 3.*\(.*brokers: 1.*at most their number"):
         make(Brokers("kafka://b:1", replication=3), admin)
 
 

@@ -50,9 +50,7 @@ KINDS = [
     pytest.param("kafka_tls", marks=pytest.mark.services),
     *(
         pytest.param(
-            Apache("one_broker", each),
-            marks=[pytest.mark.services, needs_jars],
-            id=f"apache-{each}",
+            Apache("one_broker", each), marks=[pytest.mark.services, needs_jars], id=f"apache-{each}"
         )
         for each in COMPRESSIONS
     ),
@@ -300,9 +298,7 @@ def test_appends_of_many_threads_are_all_there_each_in_its_order(
         thread.start()
     for thread in threads:
         thread.join()
-    read = read_range(
-        log, topic, 0, log.begin(topic, 0), log.end(topic, 0)
-    )  # a read may return less
+    read = read_range(log, topic, 0, log.begin(topic, 0), log.end(topic, 0))  # a read may return less
     there = {r.offset: (r.key, r.value) for r in read}
     assert len(there) == 240
     for who in range(4):
@@ -389,9 +385,7 @@ class TestDropping:
         assert (log.holds(topic, 0), log.holds(topic, 1)) == ({}, {"quick": 0})
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.one_of(

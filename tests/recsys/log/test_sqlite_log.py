@@ -102,9 +102,7 @@ def test_a_topic_without_retention_keeps_all(tmp_path: Path) -> None:
     assert log.retain("t", 1 << 60) == 10
 
 
-def test_appending_alone_keeps_a_topic_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_appending_alone_keeps_a_topic_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_log, "SLICE", 50)
     clock = Clock()
     log = SqliteLog(tmp_path, clock=clock)

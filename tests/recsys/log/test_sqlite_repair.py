@@ -89,9 +89,7 @@ def test_a_flipped_bit_is_corrected_without_another_copy(tmp_path: Path) -> None
     before = contents(tmp_path)
     file = tmp_path / "t.sqlite"
     flip_bit(file, position_of(file, b"user-17") + 2)
-    assert check_topic(tmp_path, "t").damage == [
-        "t/1: the record at offset 8 is damaged or missing"
-    ]
+    assert check_topic(tmp_path, "t").damage == ["t/1: the record at offset 8 is damaged or missing"]
     assert rebuild(tmp_path) == Rebuilt(intact=36, corrected=1)
     assert contents(tmp_path) == before and check_topic(tmp_path, "t").damage == []
 
@@ -112,9 +110,7 @@ def test_a_record_with_more_damage_comes_from_elsewhere_or_becomes_empty(tmp_pat
     assert log.read("t", 1, 8, 1) == [Record(8, b"", b"")]
 
 
-def test_commits_that_were_lost_come_from_elsewhere_and_offsets_are_not_given_twice(
-    tmp_path: Path,
-) -> None:
+def test_commits_that_were_lost_come_from_elsewhere_and_offsets_are_not_given_twice(tmp_path: Path) -> None:
     log = SqliteLog(tmp_path / "live")
     log.create(TOPIC)
     for n in range(30):
@@ -129,9 +125,7 @@ def test_commits_that_were_lost_come_from_elsewhere_and_offsets_are_not_given_tw
     with pytest.raises(LogDamaged, match="commits are missing"):
         SqliteLog(folder).end("t", 0)
     assert "commits are missing" in check_topic(folder, "t").damage[0]
-    result = rebuild_topic(
-        folder, log.id, TOPIC, lambda p, os: {o: archive[p, o] for o in os if o < 29}
-    )
+    result = rebuild_topic(folder, log.id, TOPIC, lambda p, os: {o: archive[p, o] for o in os if o < 29})
     assert 5 < result.intact < 25 and result.intact + result.restored == 29
     assert result.lost == ["t/0: offset 29"]
     log = SqliteLog(folder)

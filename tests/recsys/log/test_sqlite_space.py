@@ -111,9 +111,7 @@ def test_a_busy_file_is_shrunk_later(log, tmp_path):
     assert size_of(log) < ROOM
 
 
-def test_retention_goes_by_event_time_and_is_applied_each_second_of_the_machine(
-    tmp_path, monkeypatch
-):
+def test_retention_goes_by_event_time_and_is_applied_each_second_of_the_machine(tmp_path, monkeypatch):
     machine_ms, applied = [0], []
     pace = Pace(machine_ns=0, event_ms=0, speed=3600, until_ns=2**62)  # an hour a second
     event_clock = EventClock(lambda: pace, lambda: machine_ms[0] * 1_000_000)

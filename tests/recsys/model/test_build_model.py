@@ -46,9 +46,7 @@ def test_the_configuration_may_name_a_ranker_of_another_package() -> None:
         ("no_such_name@1", "no plug-in 'no_such_name' of the group 'recsys.models'"),
     ],
 )
-def test_another_version_no_ranker_and_a_missing_plug_in_are_refused(
-    ranker: str, reason: str
-) -> None:
+def test_another_version_no_ranker_and_a_missing_plug_in_are_refused(ranker: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         build_model(FEATURES, ModelConfig(ranker=ranker))
 

@@ -65,9 +65,7 @@ def test_the_sums_are_the_derivatives_of_the_log_likelihood() -> None:
         away = np.eye(W)[place] * step
         slope = (loss(at + away, choices) - loss(at - away, choices)) / (2 * step)
         assert gradient[place] == pytest.approx(slope, abs=2e-3)
-        bend = (
-            loss(at + away, choices) - 2 * loss(at, choices) + loss(at - away, choices)
-        ) / step**2
+        bend = (loss(at + away, choices) - 2 * loss(at, choices) + loss(at - away, choices)) / step**2
         assert curvature[place, place] == pytest.approx(bend, abs=2e-2)
 
 

@@ -18,14 +18,10 @@ ONEDNN = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(
-    ("batch", "inputs", "outputs"), [(1, 7, 16), (33, 660, 128), (5, 3, 2), (0, 4, 16)]
-)
+@pytest.mark.parametrize(("batch", "inputs", "outputs"), [(1, 7, 16), (33, 660, 128), (5, 3, 2), (0, 4, 16)])
 def test_outputs_and_gradients_are_those_of_torch(batch: int, inputs: int, outputs: int) -> None:
     found = []
-    its = [
-        torch.randn(*s, generator=DRAW) for s in ((batch, inputs), (outputs, inputs), (outputs,))
-    ]
+    its = [torch.randn(*s, generator=DRAW) for s in ((batch, inputs), (outputs, inputs), (outputs,))]
     pull = torch.randn(batch, outputs, generator=DRAW)
     for layer in (linear, F.linear):
         leaves = [tensor.clone().requires_grad_() for tensor in its]

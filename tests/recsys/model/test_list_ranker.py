@@ -77,15 +77,11 @@ def together(model: Model, requests: list[RequestFeatures], rank: Rank = list_lo
 @pytest.mark.parametrize("hidden", [(24, 18), (9,), ()])
 def test_the_logits_are_those_of_the_model(kind: str, hidden: tuple[int, ...], rank: Rank) -> None:
     model = model_of(kind, hidden=hidden)
-    requests = [
-        request(model, n, n, entries) for n, entries in ((1, 7), (17, 0), (40, 3), (300, 5))
-    ]
+    requests = [request(model, n, n, entries) for n, entries in ((1, 7), (17, 0), (40, 3), (300, 5))]
     expected = one_by_one(model, requests)
     assert expected.std() > 0.1
     most = np.abs(expected).max()  # of lists many terms are added up
-    np.testing.assert_allclose(
-        together(model, requests, rank), expected, rtol=2e-5, atol=5e-6 * most
-    )
+    np.testing.assert_allclose(together(model, requests, rank), expected, rtol=2e-5, atol=5e-6 * most)
 
 
 class FirstSlot(RankerModule):
@@ -138,9 +134,7 @@ def test_the_items_of_one_request_share_one_history() -> None:
 def test_the_built_in_ranker_uses_the_compiled_loops() -> None:
     model = model_of("lists")
     requests = [request(model, 33, 1)]
-    assert (
-        together(model, requests).tobytes() == together(model, requests, logits_compiled).tobytes()
-    )
+    assert together(model, requests).tobytes() == together(model, requests, logits_compiled).tobytes()
 
 
 def test_a_list_s_logits_do_not_hang_on_the_lists_beside_it() -> None:

@@ -24,8 +24,7 @@ def batch(*counts: int) -> Batch:
 def rows_of(lookup: Lookup) -> dict[str, np.ndarray]:
     """Rows that are a hash of their keys, so that they don't hang on the batch."""
     return {
-        t.name: (uniforms(1, lookup.keys[t.name], t.dim) - 0.5).astype(np.float32)
-        for t in tables_of(CONFIG)
+        t.name: (uniforms(1, lookup.keys[t.name], t.dim) - 0.5).astype(np.float32) for t in tables_of(CONFIG)
     }
 
 
@@ -117,9 +116,7 @@ def naive_logits(its: Batch, rows: dict[int, torch.Tensor], model: torch.nn.Modu
         history = [mean(entry) for entry in its.history_BTH[h].tolist()]
         outcomes = torch.tensor(its.outcomes_BTO[h])[None]
         dense = torch.tensor(its.dense_BF[b])[None]
-        out.append(
-            model.ranker(torch.stack(pooled)[None], torch.stack(history)[None], outcomes, dense)
-        )
+        out.append(model.ranker(torch.stack(pooled)[None], torch.stack(history)[None], outcomes, dense))
     return torch.cat(out)
 
 

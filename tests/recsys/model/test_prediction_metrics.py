@@ -87,9 +87,7 @@ def test_metrics_of_lists_are_means_over_requests_with_both_labels(
     scores = random.sample(range(1000), len(rows))  # without ties, whose order is a matter of taste
     slow: dict[str, list[float]] = {name: [] for name in ("auc", "ndcg", "mrr", "hit", "recall")}
     for request in range(6):
-        own = [
-            (score, label) for score, (label, of) in zip(scores, rows, strict=True) if of == request
-        ]
+        own = [(score, label) for score, (label, of) in zip(scores, rows, strict=True) if of == request]
         labels = [label for _, label in sorted(own, reverse=True)]
         if not 0 < sum(labels) < len(labels):
             continue

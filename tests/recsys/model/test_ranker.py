@@ -2,18 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.model.ranker import (
-    WATCH_SCALE,
-    Ranker,
-    RankerShape,
-    loss_per_output,
-    targets,
-    watch_seconds,
-)
+from recsys.model.ranker import WATCH_SCALE, Ranker, RankerShape, loss_per_output, targets, watch_seconds
 
-SHAPE = RankerShape(
-    slots=3, dim=4, item_slot=1, history=5, outcomes=4, dense=6, labels=2, hidden=(8,)
-)
+SHAPE = RankerShape(slots=3, dim=4, item_slot=1, history=5, outcomes=4, dense=6, labels=2, hidden=(8,))
 
 
 def inputs(size: int, seed: int = 0) -> list[torch.Tensor]:
@@ -44,8 +35,7 @@ def test_entries_that_are_none_change_nothing() -> None:
     assert torch.equal(ranker(pooled, history, outcomes, dense), before)
     nothing = torch.zeros_like(outcomes)  # a new viewer has no entry at all
     assert torch.equal(
-        ranker(pooled, history, nothing, dense),
-        ranker(pooled, torch.zeros_like(history), nothing, dense),
+        ranker(pooled, history, nothing, dense), ranker(pooled, torch.zeros_like(history), nothing, dense)
     )
 
 

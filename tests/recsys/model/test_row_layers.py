@@ -15,12 +15,8 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(
-    ("batch", "slots", "width"), [(1, 1, 2), (5, 3, 17), (16, 24, 17), (3, 4, 9)]
-)
-def test_products_and_their_gradients_are_those_of_torch(
-    batch: int, slots: int, width: int
-) -> None:
+@pytest.mark.parametrize(("batch", "slots", "width"), [(1, 1, 2), (5, 3, 17), (16, 24, 17), (3, 4, 9)])
+def test_products_and_their_gradients_are_those_of_torch(batch: int, slots: int, width: int) -> None:
     rows = numbers(batch, slots, width).requires_grad_()
     wide, main = interacted(rows)
     pull, push = numbers(*wide.shape, seed=1), numbers(*main.shape, seed=2)
@@ -29,10 +25,7 @@ def test_products_and_their_gradients_are_those_of_torch(
     left, right = torch.triu_indices(slots, slots, offset=1)
     embedded = plain[..., :-1]
     pairs = (embedded @ embedded.transpose(1, 2))[:, left, right]
-    expected, total = (
-        torch.cat([embedded.flatten(1), pairs], 1),
-        plain[..., -1].sum(1) + pairs.sum(1),
-    )
+    expected, total = (torch.cat([embedded.flatten(1), pairs], 1), plain[..., -1].sum(1) + pairs.sum(1))
     ((expected * pull).sum() + (total * push).sum()).backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(wide, expected)
     torch.testing.assert_close(main, total)
@@ -72,10 +65,7 @@ def test_pooled_rows_are_the_means_of_their_bags(bags: list[list[int]]) -> None:
 @given(st.lists(st.integers(-3, 3) | st.integers(-(2**63), 2**63 - 1)))
 @settings(max_examples=60, deadline=None)
 def test_keys_are_found_once_in_the_order_first_seen(keys: list[int]) -> None:
-    array, cells = (
-        np.array(keys, np.int64),
-        np.full(1 << (2 * len(keys)).bit_length(), -1, np.int32),
-    )
+    array, cells = (np.array(keys, np.int64), np.full(1 << (2 * len(keys)).bit_length(), -1, np.int32))
     found, at = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
     count = distinct(array, cells, found, at)
     assert found[:count].tolist() == list(dict.fromkeys(key for key in keys if key))
@@ -100,9 +90,7 @@ def test_what_a_gpu_computes_is_what_the_loops_do() -> None:
     rows, index = numbers(7, 5), torch.tensor([0, 6, 2, 2, 1, 6, 5])
     rows[6] = 0
     lengths = torch.tensor([2, 1, 0, 3, 0, 1])
-    torch.testing.assert_close(
-        pooled_by_torch(rows, index, lengths, 2), pooled(rows, index, lengths, 2)
-    )
+    torch.testing.assert_close(pooled_by_torch(rows, index, lengths, 2), pooled(rows, index, lengths, 2))
     some = numbers(4, 6, 17)
     for a, b in zip(interacted_by_torch(some), interacted(some), strict=True):
         torch.testing.assert_close(a, b)

@@ -27,9 +27,7 @@ def test_the_auc_of_bins_is_that_of_scores(strength: float) -> None:
     assert abs(found - auc(p, happened)) < 0.002
 
 
-@given(
-    st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=60), st.integers(0, 59)
-)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=60), st.integers(0, 59))
 def test_bins_of_two_parts_are_those_of_both(rows: list[tuple[float, bool]], cut: int) -> None:
     p = np.array([row[0] for row in rows])
     happened = np.array([float(row[1]) for row in rows])

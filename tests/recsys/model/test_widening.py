@@ -64,9 +64,7 @@ def log_loss(predicted: NDArray[np.float32], labels: NDArray[np.bool_]) -> float
 def test_another_ranker_does_not_begin_from_a_narrower_model() -> None:
     arrays, plugin = trained(FEATURES)[1], replace(CONFIG, ranker="sequence@1")
     assert widened(arrays, FEATURES, FEATURES, plugin) is arrays
-    with pytest.raises(
-        ValueError, match="model.ranker is 'sequence@1', .* with the built-in ranker first"
-    ):
+    with pytest.raises(ValueError, match="model.ranker is 'sequence@1', .* with the built-in ranker first"):
         widened(arrays, FEATURES, DAY, plugin)
 
 

@@ -127,9 +127,7 @@ def bytes_of(features: RequestFeatures) -> list[bytes]:
     [(OLD, NEW), (NEW, OLD), (FEED, FASTER), (FEED, SLOWER), (SLOWER, FASTER),
      (with_lists(OLD), with_lists(NEW)), (OLD, with_lists(OLD)), (with_lists(NEW), OLD)],
 )  # fmt: skip
-def test_both_sets_read_from_their_union_what_they_compute_alone(
-    old: FeatureSet, new: FeatureSet
-) -> None:
+def test_both_sets_read_from_their_union_what_they_compute_alone(old: FeatureSet, new: FeatureSet) -> None:
     wide = united(old, new)
     features = built(wide)
     for narrow in (old, new):
@@ -191,9 +189,7 @@ def test_an_expression_may_get_another_name_also_in_lists() -> None:
 
 
 def test_an_expression_that_computes_something_else_needs_another_name() -> None:
-    text = (
-        "  rates: [all, item]\n  expressions: {gap: {difference: [item/click.24h, item.price]}}\n"
-    )
+    text = "  rates: [all, item]\n  expressions: {gap: {difference: [item/click.24h, item.price]}}\n"
     new = app_of(EVENTS + "  half_lives: [1h, 24h]\n" + text).feature_set()
     with pytest.raises(ValueError, match="features.gap computes something else than before"):
         united(OPERATORS, new)
@@ -202,9 +198,7 @@ def test_an_expression_that_computes_something_else_needs_another_name() -> None
 @pytest.mark.parametrize("change", [{"half_lives_h": (1.0, 6.0, 24.0)}, {"visit_s": 60.0}])
 def test_trends_and_visits_change_in_two_steps(change: dict[str, Any]) -> None:
     new = replace(OPERATORS, declared=replace(OPERATORS.declared, derived=(), **change))
-    with pytest.raises(
-        ValueError, match="visit or trend compute something else than before: remove"
-    ):
+    with pytest.raises(ValueError, match="visit or trend compute something else than before: remove"):
         united(OPERATORS, new)
 
 
@@ -243,16 +237,11 @@ def test_what_was_not_logged_is_not_read() -> None:
         ({"schema": replace(OLD.schema, labels=("like", "click"))}, "labels is"),
         ({"kind": "ids"}, "kind is"),
         ({"declared": replace(OLD.declared, history_of=("click",))}, "history.of is"),
-        (
-            {"declared": replace(OLD.declared, age_field="born")},
-            "age, visit or trend compute something else",
-        ),
+        ({"declared": replace(OLD.declared, age_field="born")}, "age, visit or trend compute something else"),
         ({"declared": Declared(half_lives_h=(1.0, 2.0, 3.0, 4.0, 5.0))}, "at most 6"),
     ],
 )
-def test_sets_that_read_events_in_another_way_are_refused(
-    change: dict[str, object], message: str
-) -> None:
+def test_sets_that_read_events_in_another_way_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         united(OLD, replace(OLD, **change))  # type: ignore[arg-type]
 
@@ -260,8 +249,10 @@ def test_sets_that_read_events_in_another_way_are_refused(
 def test_a_new_category_is_refused_since_all_categories_share_a_slot() -> None:
     schema = Schema(
         item=(("author", CATEGORICAL), ("colour", CATEGORICAL), ("price", NUMERIC)),
-        groups=("author",), labels=OLD.schema.labels, kinds=OLD.schema.kinds,
-    )  # fmt: skip
+        groups=("author",),
+        labels=OLD.schema.labels,
+        kinds=OLD.schema.kinds,
+    )
     with pytest.raises(ValueError, match="fields with categories"):
         united(OLD, replace(OLD, schema=schema))
 

@@ -34,9 +34,7 @@ def record(message: str = "hello %s", *args: object, **extra: Any) -> logging.Lo
 
 
 def test_a_record_says_who_what_and_where() -> None:
-    line = json.loads(
-        LogLines("json", "serve", {"replica": "r7"}).format(record(step=7, stage="rank"))
-    )
+    line = json.loads(LogLines("json", "serve", {"replica": "r7"}).format(record(step=7, stage="rank")))
     assert line["time_ms"] > 1e12
     del line["time_ms"]
     assert line == {
@@ -46,9 +44,7 @@ def test_a_record_says_who_what_and_where() -> None:
 
 
 def test_text_has_the_same_for_people() -> None:
-    line = LogLines("text", "serve", {"replica": "r7"}).format(
-        record(step=7, created=1.5, msecs=500.0)
-    )
+    line = LogLines("text", "serve", {"replica": "r7"}).format(record(step=7, created=1.5, msecs=500.0))
     expected = "1970-01-01T00:00:01.500Z INFO    serve serving.x: hello you replica=r7 step=7"
     assert line == expected
 
@@ -73,10 +69,7 @@ def test_what_is_known_goes_into_each_record_of_its_task_alone() -> None:
     [
         {"admin_key": TOKEN},
         {"headers": {"X-Admin-Key": TOKEN}},
-        {
-            "headers": [("authorization", f"Bearer {TOKEN}")],
-            "more": f"Authorization: Bearer {TOKEN}",
-        },
+        {"headers": [("authorization", f"Bearer {TOKEN}")], "more": f"Authorization: Bearer {TOKEN}"},
         {"url": f"redis://user:{TOKEN}@127.0.0.1:6379/0"},
         {"why": f"GET /v1/x?token={TOKEN}&n=3 failed"},
         {"env": {"RECSYS_PASSWORD": TOKEN, "api_key": TOKEN}},
@@ -179,9 +172,7 @@ def test_a_worker_of_ray_writes_a_file_of_its_own(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", False)  # as in a replica
     log_in_worker("serve", tmp_path, "replica-a", "json", {"replica": "a"})
-    logging.getLogger("serving.replica.log_follower").warning(
-        "log is away", extra={"error": "gone"}
-    )
+    logging.getLogger("serving.replica.log_follower").warning("log is away", extra={"error": "gone"})
     logging.getLogger("ray.serve").error("a health check failed")
     logging.getLogger("kafka.cluster").error("Metadata refresh: failed")  # at each attempt
     logging.getLogger("httpx").info("HTTP Request: GET /readyz")

@@ -30,10 +30,7 @@ def test_a_receiver_gets_what_was_told(receiver: Receiver) -> None:
     assert (root.start_time_unix_nano, root.end_time_unix_nano) == (5, 9)
     assert its.parent_span_id.hex() == feed.span_id and root.parent_span_id == b""
     assert its.links[0].span_id.hex() == step.span_id
-    assert {a.key: a.value.int_value or a.value.bool_value for a in its.attributes} == {
-        "n": 3,
-        "ok": True,
-    }
+    assert {a.key: a.value.int_value or a.value.bool_value for a in its.attributes} == {"n": 3, "ok": True}
 
 
 def test_variables_of_opentelemetry_set_headers_and_compression(

@@ -20,9 +20,7 @@ requests = st.text(min_size=1, max_size=40)
 def test_ids_never_change() -> None:
     """Parts of two versions run beside each other during a restart."""
     feed = request_span("r1", "feed")
-    assert (
-        feed.trace_id == "e98db51a307c9ce74e6c8572282b8fed" and feed.span_id == "8f9f2d5dab357933"
-    )
+    assert feed.trace_id == "e98db51a307c9ce74e6c8572282b8fed" and feed.span_id == "8f9f2d5dab357933"
     assert step_span("main", 0, 3).trace_id == "99ea71ca06484b9f81386956871a887b"
 
 
@@ -46,9 +44,7 @@ def test_a_share_of_the_requests_is_chosen(share: float) -> None:
 def test_a_larger_share_chooses_the_same_and_more() -> None:
     numbers = [trace_number(f"r{n}") for n in range(1_000)]
     few, many = sampling_bound(0.1), sampling_bound(0.5)
-    assert all(
-        is_trace_sampled(number, many) for number in numbers if is_trace_sampled(number, few)
-    )
+    assert all(is_trace_sampled(number, many) for number in numbers if is_trace_sampled(number, few))
 
 
 def test_the_rule_is_opentelemetry_s() -> None:

@@ -12,15 +12,7 @@ from recsys.events.control_records import LogClock
 from recsys.events.records import CONTROL, EVENTS, unpack
 from recsys.log.protocol import Append, LogLost, MemoryLog
 from recsys.process import clock_file
-from recsys.process.clock_file import (
-    FILE,
-    LEASE_S,
-    ClockKeeper,
-    MappedPace,
-    claim_log,
-    clock_of,
-    start_clock,
-)
+from recsys.process.clock_file import FILE, LEASE_S, ClockKeeper, MappedPace, claim_log, clock_of, start_clock
 from recsys.process.open_log import create_topics, open_log
 
 START_MS = 1_577_836_800_000
@@ -94,9 +86,7 @@ def test_after_a_kill_event_time_goes_on_at_the_end_of_the_lease(machine: Machin
     assert machine.start()() == reached_ms
 
 
-def test_a_system_that_starts_again_at_once_waits_until_its_parts_are_ready(
-    machine: Machine,
-) -> None:
+def test_a_system_that_starts_again_at_once_waits_until_its_parts_are_ready(machine: Machine) -> None:
     machine.start()
     machine.keeper.extend()
     machine.now_s += 1
@@ -219,9 +209,7 @@ def test_a_state_folder_with_records_gets_no_clock(machine: Machine) -> None:
 
 def test_a_start_in_the_future_is_refused(tmp_path: Path) -> None:
     machine = Machine(tmp_path, ClockConfig(1_700_000_000_000 + 7_200_000))
-    with pytest.raises(
-        ValueError, match=r"clock.start is .* 2.0 hours ahead of the machine's time"
-    ):
+    with pytest.raises(ValueError, match=r"clock.start is .* 2.0 hours ahead of the machine's time"):
         machine.start()
     assert not (tmp_path / FILE).exists()
 

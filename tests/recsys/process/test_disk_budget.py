@@ -59,9 +59,7 @@ def test_what_others_leave_the_archive_may_have_and_gives_it_back_when_they_grow
     assert alone.archive == usable_of(config) - GB > archive
     beside = plan({"archive": archive, "log/events": 8 * GB, "parts": 9 * GB // 4}, PLENTY, 0)
     assert beside.level is Level.LOWER and beside.archive < archive - 2 * GB
-    few = DiskBudget(config).plan(
-        {"archive": GB, "log/events": 12 * GB, "parts": 3 * GB}, PLENTY, 0
-    )
+    few = DiskBudget(config).plan({"archive": GB, "log/events": 12 * GB, "parts": 3 * GB}, PLENTY, 0)
     assert few.level is Level.OK
     assert few.archive == int(config.archive * usable_of(config))
 
@@ -148,12 +146,7 @@ class Month:
 
     def measure(self, hour: int):
         kinds = {f"log/{t}": int(sum(sizes) / 0.8) for t, sizes in self.hours.items()}
-        kinds |= {
-            "log/wal": 9 * (64 << 20),
-            "log/steps": self.steps,
-            "snapshots": GB,
-            "valkey": GB // 5,
-        }
+        kinds |= {"log/wal": 9 * (64 << 20), "log/steps": self.steps, "snapshots": GB, "valkey": GB // 5}
         kinds |= {"archive": sum(self.archive), "parts": GB // 20, "run": GB // 20}
         free = self.disk - self.disk_others - sum(kinds.values())
         self.space = self.plan.plan(kinds, max(0, free), hour * HOUR_S * 1000)
@@ -228,9 +221,7 @@ def test_a_small_budget_has_a_small_reserve():
 
 
 def test_shares_of_more_than_the_budget_are_refused():
-    with pytest.raises(
-        ValueError, match=r"disk\.log \+ disk\.snapshots is 1\.25, expected at most 1"
-    ):
+    with pytest.raises(ValueError, match=r"disk\.log \+ disk\.snapshots is 1\.25, expected at most 1"):
         DiskConfig(archive=0.6, log=0.5, snapshots=0.15)
     assert DiskConfig(archive=0.4, log=0.45, snapshots=0.15)
 
@@ -244,11 +235,7 @@ def test_default_settings_in_bytes():
         "dead_letters": 120_240_000,
     }  # fmt: skip
     plan = DiskBudget(config).plan({}, PLENTY, 0)
-    assert (plan.budget, plan.snapshots, plan.archive) == (
-        20 * GB,
-        2_505_000_000,
-        usable_of(config),
-    )
+    assert (plan.budget, plan.snapshots, plan.archive) == (20 * GB, 2_505_000_000, usable_of(config))
 
 
 @pytest.mark.parametrize(
@@ -261,10 +248,7 @@ def test_bounds_of_levels_in_gigabytes(free, level):
 def test_a_topic_may_be_a_tenth_over_its_share():
     share = 0.26 * DiskConfig().log * usable_of(DiskConfig())
     for times, over in ((1.09, []), (1.11, [EVENTS])):
-        assert (
-            DiskBudget(DiskConfig()).plan({"log/events": int(times * share)}, PLENTY, 0).over
-            == over
-        )
+        assert DiskBudget(DiskConfig()).plan({"log/events": int(times * share)}, PLENTY, 0).over == over
 
 
 def test_a_space_without_figures_is_empty():

@@ -20,9 +20,7 @@ assert gc.get_freeze_count() > 1000, gc.get_freeze_count()
 """
 
 
-def test_what_is_held_is_not_looked_through_threads_take_short_turns_and_the_session_has_its_share() -> (
-    None
-):
+def test_what_is_held_is_not_looked_through_threads_take_short_turns_and_the_session_has_its_share() -> None:
     subprocess.run([sys.executable, "-c", SCRIPT], check=True)
 
 

@@ -24,9 +24,7 @@ def values(polled: list[tuple[int, Record]]) -> list[int]:
 def test_it_reads_its_partitions_and_goes_on(log: MemoryLog) -> None:
     consumer = Consumer(log, "t", [0, 2])
     first = consumer.poll(limit=4)
-    assert [p for p, _ in first] == [0] * 4 + [
-        2
-    ] * 4  # no partition waits for another to be read up
+    assert [p for p, _ in first] == [0] * 4 + [2] * 4  # no partition waits for another to be read up
     assert values(first) == [0, 3, 6, 9, 2, 5, 8, 11]
     assert consumer.offsets == {0: 4, 2: 4}
     assert len(consumer.poll()) == 12 and consumer.poll() == []
@@ -118,8 +116,7 @@ def test_a_record_has_one_letter_whoever_reads_it_again(log: MemoryLog) -> None:
                 letters.put(topic, 0, Record(offset, b"", b"x"), "?")
             letters.send()
     places = [
-        (x.topic, x.offset)
-        for x in (unpack(r.value, DeadLetter) for r in log.read(DEAD_LETTERS, 0, 1))
+        (x.topic, x.offset) for x in (unpack(r.value, DeadLetter) for r in log.read(DEAD_LETTERS, 0, 1))
     ]
     assert places == [("t", 7), ("t", 8), ("u", 7)]
 

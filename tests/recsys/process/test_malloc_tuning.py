@@ -33,9 +33,7 @@ def faults_of_twenty_steps(keep: bool) -> int:
 
 def test_a_step_takes_the_memory_of_the_step_before() -> None:
     assert faults_of_twenty_steps(keep=True) < 100
-    assert faults_of_twenty_steps(keep=False) > 1_000, (
-        "malloc does it by itself: it needn't be told"
-    )
+    assert faults_of_twenty_steps(keep=False) > 1_000, "malloc does it by itself: it needn't be told"
 
 
 FREED = """

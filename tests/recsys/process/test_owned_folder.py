@@ -37,9 +37,7 @@ def test_a_folder_that_all_users_share_is_refused_and_stays_as_it_is(tmp_path: P
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_a_folder_or_link_of_another_user_is_refused_with_the_remedy(
-    tmp_path: Path, link: bool
-) -> None:
+def test_a_folder_or_link_of_another_user_is_refused_with_the_remedy(tmp_path: Path, link: bool) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a folder away")
     path = tmp_path / "state"

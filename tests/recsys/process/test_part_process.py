@@ -13,14 +13,7 @@ import pytest
 
 from recsys.log.protocol import LogLost
 from recsys.process import part_process
-from recsys.process.part_process import (
-    EXIT_LOG_LOST,
-    Heartbeat,
-    Stop,
-    read_beat,
-    run_parts,
-    write_atomically,
-)
+from recsys.process.part_process import EXIT_LOG_LOST, Heartbeat, Stop, read_beat, run_parts, write_atomically
 from recsys.process.slot_file import SlotFile
 
 

@@ -68,9 +68,7 @@ def test_a_broken_snapshot_gives_the_one_before_and_says_so(tmp_path: Path, harm
     assert state.load("log") is not None and state.note == ""
     path.unlink()
     before = state.load("log")
-    assert (
-        before is not None and before.blob == b"old"
-    )  # the good one wasn't overwritten by the broken
+    assert before is not None and before.blob == b"old"  # the good one wasn't overwritten by the broken
 
 
 def test_files_of_another_process_are_read_and_stay_as_they_are(tmp_path: Path) -> None:

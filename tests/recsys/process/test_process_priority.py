@@ -19,9 +19,9 @@ def nice_after(call: str, name: str, **more: bool) -> int:
 
 def test_a_process_steps_back_once() -> None:
     before = nice_after("lower_priority(0)", "lower_priority")
-    assert nice_after(
-        "lower_priority(7); lower_priority(7); lower_priority(3)", "lower_priority"
-    ) == max(before, 7)
+    assert nice_after("lower_priority(7); lower_priority(7); lower_priority(3)", "lower_priority") == max(
+        before, 7
+    )
 
 
 def test_a_session_is_set_by_its_leader_again_where_it_was_too_soon(

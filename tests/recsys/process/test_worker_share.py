@@ -73,9 +73,7 @@ def load(folder: Path, share: Share = WHOLE) -> dict[int, tuple[int, bytes]]:
     return {p: (snapshot.offsets[TOPIC][p], snapshot.blob) for p, snapshot in saved.items()}
 
 
-def test_a_partitions_newest_snapshot_is_found_whatever_the_number_of_workers(
-    tmp_path: Path,
-) -> None:
+def test_a_partitions_newest_snapshot_is_found_whatever_the_number_of_workers(tmp_path: Path) -> None:
     assert load(tmp_path) == {}
     save(tmp_path, WHOLE, 5)
     assert load(tmp_path, Share(1, 2)) == {1: (5, b"4"), 3: (5, b"4")}

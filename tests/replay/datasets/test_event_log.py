@@ -28,9 +28,7 @@ LONG = {"type": "engagement", "time_ms": 20, "request_id": "r1", "user_id": "u7"
 
 
 def text(*events: dict | str) -> str:
-    return "".join(
-        (event if isinstance(event, str) else json.dumps(event)) + "\n" for event in events
-    )
+    return "".join((event if isinstance(event, str) else json.dumps(event)) + "\n" for event in events)
 
 
 def write(folder: Path, *events: dict | str, yaml: str = YAML) -> Path:
@@ -70,11 +68,9 @@ def test_given_fields_spare_the_scan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
 def test_parts_are_read_in_name_order_packed_or_not(tmp_path: Path, ending: str) -> None:
-    pack = {
-        ".jsonl": bytes,
-        ".jsonl.gz": gzip.compress,
-        ".jsonl.zst": zstandard.ZstdCompressor().compress,
-    }[ending]
+    pack = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.ZstdCompressor().compress}[
+        ending
+    ]
     (tmp_path / "dataset.yaml").write_text(YAML)
     (tmp_path / f"part-2{ending}").write_bytes(pack(text(SHOWN, LONG).encode()))
     (tmp_path / "part-1.jsonl").write_text(text(ITEM, "", USER))
@@ -91,9 +87,7 @@ def test_repeats_count_once_within_the_horizon(tmp_path: Path) -> None:
     for _ in range(2):
         assert [e.time_ms for e in dataset.events()] == [10, 20, 20, 2021]
         assert dataset.repeats == 4
-    assert (
-        len(open_dataset(write(tmp_path, SHOWN, LONG | {"kind": "click"}, LONG)).schema.user) == 0
-    )
+    assert len(open_dataset(write(tmp_path, SHOWN, LONG | {"kind": "click"}, LONG)).schema.user) == 0
 
 
 def test_users_may_share_event_ids(tmp_path: Path) -> None:
@@ -172,9 +166,7 @@ def test_an_item_without_a_time_is_published_when_it_was_first_seen(tmp_path: Pa
         ("- 1\n", r"dataset.yaml:1: expected a mapping"),
     ],
 )
-def test_a_wrong_dataset_yaml_is_named_by_line_and_key(
-    tmp_path: Path, yaml: str, says: str
-) -> None:
+def test_a_wrong_dataset_yaml_is_named_by_line_and_key(tmp_path: Path, yaml: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
         open_dataset(write(tmp_path, yaml=yaml))
 
@@ -255,19 +247,19 @@ def test_a_value_that_is_no_number_is_named(tmp_path: Path) -> None:
     for text in ("much", '"5"'):
         row = ["engagement", "5", "u7", "v12", "click", text]
         with (tmp_path / "events.csv").open("w", newline="") as file:
-            csv.writer(file).writerows(
-                [["type", "time_ms", "user_id", "item_id", "kind", "value"], row]
-            )
+            csv.writer(file).writerows([["type", "time_ms", "user_id", "item_id", "kind", "value"], row])
         with pytest.raises(DataError, match=r"events.csv:1: "):
             list(open_dataset(tmp_path).events())
 
 
 @pytest.mark.parametrize(
     ("row", "says"),
-    [("engagement,soon,u7,v12,click,", r"events.csv:\d+: .*soon"),
-     ("item,5,,v12,,{broken", r"events.csv:1: expected one JSON object"),
-     ("engagement,5,u7,v12,,", r"events.csv:1: kind: ")],
-)  # fmt: skip
+    [
+        ("engagement,soon,u7,v12,click,", r"events.csv:\d+: .*soon"),
+        ("item,5,,v12,,{broken", r"events.csv:1: expected one JSON object"),
+        ("engagement,5,u7,v12,,", r"events.csv:1: kind: "),
+    ],
+)
 def test_a_broken_row_is_named(tmp_path: Path, row: str, says: str) -> None:
     (tmp_path / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\n")
     (tmp_path / "events.csv").write_text(f"type,time_ms,user_id,item_id,kind,fields\n{row}\n")

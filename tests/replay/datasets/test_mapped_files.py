@@ -26,20 +26,12 @@ CLICKS = {"user": "user", "item": "item", "time": "time", "unit": "s"}
 
 
 def dataset(
-    *paths: Path,
-    bad: list[BadRow] | None = None,
-    shown: str = "clicks",
-    fields: str = "",
-    **table: Any,
+    *paths: Path, bad: list[BadRow] | None = None, shown: str = "clicks", fields: str = "", **table: Any
 ) -> MappedFiles:
-    app = app_of(
-        f"events: {{click: positive, like: positive}}\nshown: {shown}\nfields: {{{fields}}}"
-    )
+    app = app_of(f"events: {{click: positive, like: positive}}\nshown: {shown}\nfields: {{{fields}}}")
     files = msgspec.convert({"interactions": CLICKS} | table, DataFiles)
     rows = [] if bad is None else bad
-    return MappedFiles(
-        app, files, paths, now_ms=2_000_000, refuse=lambda file, row: rows.append(row)
-    )
+    return MappedFiles(app, files, paths, now_ms=2_000_000, refuse=lambda file, row: rows.append(row))
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -81,9 +73,7 @@ def test_each_format_gives_the_same_events(tmp_path: Path) -> None:
     ]  # fmt: skip
     for file in files:
         data = dataset(file)
-        assert seen(data.events()) == [(10_000, "a", "x", "click"), (20_000, "ü", "y", "click")], (
-            file
-        )
+        assert seen(data.events()) == [(10_000, "a", "x", "click"), (20_000, "ü", "y", "click")], file
 
 
 def test_ids_keep_their_type(tmp_path: Path) -> None:
@@ -158,9 +148,7 @@ def test_an_open_quote_costs_a_few_rows_and_not_the_file(tmp_path: Path) -> None
     assert bad[0].line == 7 and bad[0].value.startswith("lines 7 to ")
 
 
-def test_a_quote_that_another_closes_far_below_makes_no_row_of_the_lines_between(
-    tmp_path: Path,
-) -> None:
+def test_a_quote_that_another_closes_far_below_makes_no_row_of_the_lines_between(tmp_path: Path) -> None:
     rows = [f"u{i},{i},v{i},note" for i in range(500)]
     rows[5], rows[205] = '"u5,5,v5,note', 'u205",205,v205,note'
     rows[250], rows[261] = 'u250,250,v250,"note', 'u261",261,v261,note'  # these have another width
@@ -172,8 +160,9 @@ def test_a_quote_that_another_closes_far_below_makes_no_row_of_the_lines_between
     assert times == [*range(5), *range(206, 250), *range(262, 301)]
     reason = "expected text in quotes, not rows: close the quote"
     assert [(row.line, row.reason, row.value) for row in bad] == [
-        (7, reason, "lines 7 to 207"), (252, reason, "lines 252 to 263"),
-    ]  # fmt: skip
+        (7, reason, "lines 7 to 207"),
+        (252, reason, "lines 252 to 263"),
+    ]
 
 
 def test_broken_lines_of_json(tmp_path: Path) -> None:
@@ -189,11 +178,7 @@ def test_broken_lines_of_json(tmp_path: Path) -> None:
     [
         ("log.csv", "", "the file is empty"),
         ("log.csv", "user,item,time\n", "no row of the files is usable"),
-        (
-            "log.csv",
-            "user,item,time\n,,\n",
-            "no row of the files is usable; 1 user: expected an id",
-        ),
+        ("log.csv", "user,item,time\n,,\n", "no row of the files is usable; 1 user: expected an id"),
         ("log.csv", "1,2,3\n4,5,6\n", "a line with the names of the columns"),
         ("log.csv", "user,user,time\n1,2,3\n", "'user' is repeated"),
         ("log.csv", "who,what\n1,2\n", "the columns user, item, time .*it has who, what"),
@@ -208,9 +193,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, expecte
         list(data.events())
 
 
-def test_a_plug_in_reads_files_that_end_in_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plug_in_reads_files_that_end_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = "examples.plugin_package.recsys_example_plugins"
     entries = [EntryPoint("access", f"{module}:access_log", plugins.READERS)]
     entries += [EntryPoint("broken", "json:loads", plugins.READERS)]
@@ -219,15 +202,15 @@ def test_a_plug_in_reads_files_that_end_in_its_name(
     bad: list[BadRow] = []
     files = {"interactions": CLICKS | {"unit": "iso"}}
     data = MappedFiles(
-        app_of("shown: clicks"), msgspec.convert(files, DataFiles), [file],
+        app_of("shown: clicks"),
+        msgspec.convert(files, DataFiles),
+        [file],
         refuse=lambda file, row: bad.append(row),
-    )  # fmt: skip
+    )
     pairs = [(user, item) for _, user, item, _ in seen(data.events())]
     assert pairs == [("bo", "v8"), ("ana", "v7")]
     assert [(row.line, row.reason) for row in bad] == [(3, "expected a request")]
-    with pytest.raises(
-        DataError, match="log.broken: expected a file that can be read .the JSON object"
-    ):
+    with pytest.raises(DataError, match="log.broken: expected a file that can be read .the JSON object"):
         list(dataset(write(tmp_path / "log.broken", "{}")).events())
 
 
@@ -303,11 +286,7 @@ def test_an_item_with_a_time_is_published_once(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", "user,item,time\na,x,20\n")
     items = write(tmp_path / "items.csv", "id,made\nx,3\ny,\n")
     data = dataset(log, items, items={"id": "id", "time": "made", "unit": "s"})
-    assert [(type(e), e.time_ms) for e in data.events()] == [
-        (Item, 0),
-        (Item, 3_000),
-        (Engagement, 20_000),
-    ]
+    assert [(type(e), e.time_ms) for e in data.events()] == [(Item, 0), (Item, 3_000), (Engagement, 20_000)]
 
 
 def test_items_and_users_come_first_with_their_fields(tmp_path: Path) -> None:
@@ -325,13 +304,7 @@ def test_items_and_users_come_first_with_their_fields(tmp_path: Path) -> None:
     assert [type(event) for event in events] == [Item, Item, User, Engagement, Item]
     first, second = events[:2]
     assert isinstance(first, Item) and isinstance(second, Item)
-    assert first.fields == {
-        "title": "T",
-        "tags": ["b", "c"],
-        "price": 2.5,
-        "photo": [1, 2],
-        "born": 2_000,
-    }
+    assert first.fields == {"title": "T", "tags": ["b", "c"], "price": 2.5, "photo": [1, 2], "born": 2_000}
     assert second.fields == {"title": "U"}
     assert data.dead_letters["price: expected a number; the field is left out"] == 1
     assert data.rows == {"interactions": 1, "items": 2, "users": 1}
@@ -353,9 +326,7 @@ def test_a_line_without_end_costs_its_row_and_little_memory(
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "log.csv"])
-def test_a_block_of_long_rows_has_few(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_block_of_long_rows_has_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(table_rows, "_BLOCK", 1_000)
     row = {"user": "a", "item": "x" * 400}
     text = json.dumps(row) + "\n" if name.endswith("jsonl") else "a," + "x" * 400 + "\n"
@@ -379,10 +350,7 @@ def test_shown_items_have_a_context_and_engagements_a_value(tmp_path: Path) -> N
         "events: {like: {label: positive, value: seconds}, click: none}\nshown: list\n"
         "fields: {context: {device: category, battery: number}}"
     )
-    table: dict[str, Any] = CLICKS | {
-        "labels": {"like": "like", "click": "click"},
-        "value": "heard",
-    }
+    table: dict[str, Any] = CLICKS | {"labels": {"like": "like", "click": "click"}, "value": "heard"}
     table["context"] = {"device": "device", "battery": "battery"}
     files = msgspec.convert({"interactions": table}, DataFiles)
     text = "user,item,time,like,click,heard,device,battery\na,x,1,1,1,30.5,phone,full\na,y,2,1,0,,car,7\n"
@@ -401,9 +369,7 @@ def test_shown_items_have_a_context_and_engagements_a_value(tmp_path: Path) -> N
 def test_a_value_is_read_of_kinds_that_carry_one_alone(tmp_path: Path) -> None:
     app = app_of("events: {view: none, buy: {label: positive, value: amount}}\nshown: clicks")
     table = CLICKS | {"kind": "kind", "value": "paid"}
-    path = write(
-        tmp_path / "log.csv", "user,item,time,kind,paid\na,x,1,view,-\na,x,2,buy,3\na,x,3,buy,-\n"
-    )
+    path = write(tmp_path / "log.csv", "user,item,time,kind,paid\na,x,1,view,-\na,x,2,buy,3\na,x,3,buy,-\n")
     bad: list[BadRow] = []
     files = msgspec.convert({"interactions": table}, DataFiles)
     events = MappedFiles(app, files, [path], refuse=lambda _, row: bad.append(row)).events()
@@ -430,13 +396,9 @@ def test_a_column_that_no_file_has_is_an_error_and_not_empty(tmp_path: Path, wro
     }
     file = write(tmp_path / "log.csv", "user,item,time,kind,request,value\na,x,1,click,r,\n")
     items: dict[str, Any] = {"id": "item", "files": ["items.csv"]}
-    with pytest.raises(
-        DataError, match=r"log\.csv: expected the column 'other' of files\.inter.*user"
-    ):
+    with pytest.raises(DataError, match=r"log\.csv: expected the column 'other' of files\.inter.*user"):
         dataset(file, interactions=table, items=items).times_ms  # noqa: B018
     titles = write(tmp_path / "items.csv", "item,name\nx,A\n")
     items |= {"fields": {"title": "title"}}
-    with pytest.raises(
-        DataError, match=r"items\.csv: .*'title' of files\.items; there are item, name"
-    ):
+    with pytest.raises(DataError, match=r"items\.csv: .*'title' of files\.items; there are item, name"):
         dataset(titles, interactions=table, items=items).times_ms  # noqa: B018

@@ -3,15 +3,7 @@
 import numpy as np
 import pytest
 
-from replay.judging.answers import (
-    AHEAD,
-    BEHIND,
-    LEVEL,
-    OURS,
-    Answers,
-    QuestionedAnswers,
-    user_intervals,
-)
+from replay.judging.answers import AHEAD, BEHIND, LEVEL, OURS, Answers, QuestionedAnswers, user_intervals
 from replay.judging.questions import FIRST, NEW, NEXT
 
 
@@ -43,9 +35,10 @@ def test_no_figure_of_fewer_than_fifty_cases() -> None:
 def test_cases_of_one_user_count_as_one() -> None:
     """50 users with ten equal cases each know no more than 50 cases do."""
     users, values = np.repeat(np.arange(50), 10), np.repeat(np.arange(50) % 2, 10)[:, None] * 1.0
-    ends = [float((high - low)[0]) for low, high in (
-        user_intervals(users, values), user_intervals(np.arange(50), values[::10]),
-    )]  # fmt: skip
+    ends = [
+        float((high - low)[0])
+        for low, high in (user_intervals(users, values), user_intervals(np.arange(50), values[::10]))
+    ]
     assert ends[0] == pytest.approx(ends[1], rel=0.05) and ends[0] == pytest.approx(0.28, rel=0.2)
 
 
@@ -80,8 +73,9 @@ def test_blocks_are_of_rows() -> None:
     for row in range(0, 400, 2):
         answers.add(f"u{row}", row, {OURS: 1 if row < 200 else 11})
     assert answers.blocks(200) == [
-        {"from_row": 0, "cases": 100, OURS: 1.0}, {"from_row": 200, "cases": 100, OURS: 0.0},
-    ]  # fmt: skip
+        {"from_row": 0, "cases": 100, OURS: 1.0},
+        {"from_row": 200, "cases": 100, OURS: 0.0},
+    ]
     assert answers.blocks(40)[1] == {"from_row": 40, "cases": 20, OURS: None}
 
 

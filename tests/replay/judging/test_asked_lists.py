@@ -72,9 +72,7 @@ def rows_of_two_groups(visits: int = 6) -> list[tuple[str, str, int]]:
         for user in range(40):
             names = "abc" if user % 2 else "xyz"
             began_ms = visit * DAY_MS + user * 60_000
-            rows += [
-                (f"u{user}", f"{name}{visit}", began_ms + n * 1_000) for n, name in enumerate(names)
-            ]
+            rows += [(f"u{user}", f"{name}{visit}", began_ms + n * 1_000) for n, name in enumerate(names)]
     return sorted(rows, key=lambda row: row[2])
 
 
@@ -111,9 +109,7 @@ def test_items_repeat_where_the_app_says_so() -> None:
     assert report["seen"] == 270 and report["questions"][NEW]["cases"] == 30
     report = judged(rows, repeats=True, ours=["v0"])
     assert report["seen"] == 0 and report["questions"][NEXT]["cases"] == 270
-    assert report["questions"][NEXT]["lists"]["transitions"]["hit@10"] == pytest.approx(
-        240 / 270, abs=1e-4
-    )
+    assert report["questions"][NEXT]["lists"]["transitions"]["hit@10"] == pytest.approx(240 / 270, abs=1e-4)
     assert report["questions"][NEXT]["ours"]["hit@10"] == pytest.approx(1 / 30, abs=1e-4)
 
 

@@ -30,9 +30,7 @@ def test_pairs_within_the_limit_are_counted_exactly(pairs):
         counts.add(*pair)
     for first in range(6):
         seconds, numbers = counts.of(first)
-        fast = {
-            (first, second): n for second, n in zip(seconds.tolist(), numbers.tolist(), strict=True)
-        }
+        fast = {(first, second): n for second, n in zip(seconds.tolist(), numbers.tolist(), strict=True)}
         assert fast == {pair: n for pair, n in slow.items() if pair[0] == first}
     assert len(counts) == len(slow)
 

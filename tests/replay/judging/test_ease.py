@@ -33,16 +33,12 @@ def test_groups_get_their_own_items() -> None:
     """Half of the users take even items, half odd ones; each lacks one."""
     ease = Ease(1.0, at_least=1)
     for user in range(40):
-        taught(
-            ease, [(f"u{user}", item) for item in range(user % 2, 20, 2) if item // 2 != user % 10]
-        )
+        taught(ease, [(f"u{user}", item) for item in range(user % 2, 20, 2) if item // 2 != user % 10])
     for user in range(40):
         items, scores = ease.scores(f"u{user}", 0)
         own = {item for item in range(user % 2, 20, 2) if item // 2 != user % 10}
         best = max(
-            (score, item)
-            for item, score in zip(items.tolist(), scores, strict=True)
-            if item not in own
+            (score, item) for item, score in zip(items.tolist(), scores, strict=True) if item not in own
         )
         assert best[1] % 2 == user % 2
 

@@ -43,8 +43,6 @@ def test_beyond_the_limit_the_user_inactive_longest_is_new_again() -> None:
     assert [visits.question(user, 4) for user in "abc"] == [NEXT, NEW, NEXT]
 
 
-@pytest.mark.parametrize(
-    ("declared", "pause_s"), [(Declared(), 1800.0), (Declared(visit_s=60.0), 60.0)]
-)
+@pytest.mark.parametrize(("declared", "pause_s"), [(Declared(), 1800.0), (Declared(visit_s=60.0), 60.0)])
 def test_the_pause_is_that_of_the_app(declared: Declared, pause_s: float) -> None:
     assert pause_of(declared) == pause_s

@@ -29,8 +29,10 @@ OPTIONS = ReplayOptions(step_examples=8)
 
 
 def write(folder: Path, *events: dict) -> Path:
-    items = [{"type": "item", "time_ms": 0, "item_id": f"v{n}", "fields": {"author": f"a{n % 3}"}}
-             for n in range(30)]  # fmt: skip
+    items = [
+        {"type": "item", "time_ms": 0, "item_id": f"v{n}", "fields": {"author": f"a{n % 3}"}}
+        for n in range(30)
+    ]
     (folder / "dataset.yaml").write_text("labels: [click, like]\nwindow_s: 60\nall_shown: true\n")
     lines = (json.dumps(event) + "\n" for event in (*items, *events))
     (folder / "events.jsonl").write_text("".join(lines))
@@ -42,16 +44,8 @@ def shown(request: str, time_ms: int, *items: str, user: str = "u") -> dict:
             "items": [{"item_id": item} for item in items]}  # fmt: skip
 
 
-def clicked(
-    time_ms: int, item: str, request: str = "", user: str = "u", kind: str = "click"
-) -> dict:
-    event = {
-        "type": "engagement",
-        "time_ms": time_ms,
-        "user_id": user,
-        "item_id": item,
-        "kind": kind,
-    }
+def clicked(time_ms: int, item: str, request: str = "", user: str = "u", kind: str = "click") -> dict:
+    event = {"type": "engagement", "time_ms": time_ms, "user_id": user, "item_id": item, "kind": kind}
     return event | ({"request_id": request} if request else {})
 
 
@@ -84,9 +78,11 @@ def test_a_query_is_due_before_the_list_or_without_one_before_the_click(tmp_path
 def test_without_lists_each_click_of_a_visit_is_judged(tmp_path: Path) -> None:
     folder = write(
         tmp_path,
-        clicked(20, "v2", "visit"), clicked(21, "v3", "visit"), clicked(22, "v2", "visit"),
+        clicked(20, "v2", "visit"),
+        clicked(21, "v3", "visit"),
         clicked(22, "v2", "visit"),
-    )  # fmt: skip
+        clicked(22, "v2", "visit"),
+    )
     dataset = open_dataset(folder)
     targets = Targets(dataset, ReplayOptions(judge_from_ms=0))
     due = [(event.time_ms, targets.take(event, NEXT)) for event in dataset.events()]
@@ -129,9 +125,7 @@ class Watcher:
 
 
 def test_no_query_knows_its_own_engagement(tmp_path: Path) -> None:
-    folder = write(
-        tmp_path, shown("r1", 10, "v1", "v2"), clicked(20, "v2", "r1"), clicked(30, "v4")
-    )
+    folder = write(tmp_path, shown("r1", 10, "v1", "v2"), clicked(20, "v2", "r1"), clicked(30, "v4"))
     dataset, watcher = open_dataset(folder), Watcher()
     config = config_for(dataset, OPTIONS, Config())
     features = FeatureSet(dataset.schema, "all", config.sessions.history)
@@ -171,16 +165,16 @@ def test_a_log_of_clicks_alone_has_the_whole_report(tmp_path: Path) -> None:
     """Each user clicks each item once; the clicks of a user are ten minutes apart, two hours after ten."""
     clicks = [
         clicked(1 + (10 * n + 120 * (n // 10)) * 60_000 + user, f"v{(n * 7 + user) % 30}", user=f"u{user}")
-        for n in range(20) for user in range(40)
-    ]  # fmt: skip
-    report = report_of(
-        write(tmp_path, *clicks, clicked(DAY_MS - 1, "new", user="u0")), judge_from_ms=0
-    )
+        for n in range(20)
+        for user in range(40)
+    ]
+    report = report_of(write(tmp_path, *clicks, clicked(DAY_MS - 1, "new", user="u0")), judge_from_ms=0)
     assert report["targets"] == 801 and report["not_published"] == 1
     assert report["seen_before"] == 0
     for group, names in (
-        ("sources", {"popular", "vector", "similar"}), ("path", {"union", "retrieved and ranked"}),
-    ):  # fmt: skip
+        ("sources", {"popular", "vector", "similar"}),
+        ("path", {"union", "retrieved and ranked"}),
+    ):
         assert names <= report[group].keys()
         assert {figures["cases"] for figures in report[group].values()} == {801}
     assert not {"ndcg@10", "mrr"} & report["path"]["union"].keys()
@@ -189,8 +183,9 @@ def test_a_log_of_clicks_alone_has_the_whole_report(tmp_path: Path) -> None:
     cases = {question: questions[question]["cases"] for question in questions}
     assert cases == {NEXT: 40 * 18, FIRST: 41, NEW: 40}
     assert questions[FIRST]["ours"]["hit@10"] is None and questions[FIRST]["verdict"] == {
-        "verdict": None, "cases": 41,
-    }  # fmt: skip
+        "verdict": None,
+        "cases": 41,
+    }
     measured = questions[NEXT]
     assert {"popularity, 1 h", "popularity, 30 d", "transitions", "item-kNN", "EASE"} <= measured[
         "lists"
@@ -210,9 +205,7 @@ def test_an_item_that_the_viewer_had_is_not_asked_unless_items_repeat(tmp_path: 
     probe = probe_for(dataset, ReplayOptions(judge_from_ms=0))
     report = replay_data(dataset, OPTIONS, outputs=Outputs(probe=probe)).retrieval or {}
     assert report["targets"] == 80 and report["seen_before"] == 0
-    assert report["questions"][NEXT]["lists"]["transitions"]["hit@10"] == pytest.approx(
-        72 / 79, abs=1e-4
-    )
+    assert report["questions"][NEXT]["lists"]["transitions"]["hit@10"] == pytest.approx(72 / 79, abs=1e-4)
 
 
 def test_the_items_of_a_basket_are_due_together(tmp_path: Path) -> None:
@@ -232,8 +225,9 @@ def test_each_question_has_as_many_cases_as_wished(tmp_path: Path) -> None:
     items = [*range(10), 10, 3]
     clicks = [
         clicked(1 + time_ms, f"v{items[n]}", user=f"u{user}")
-        for n, time_ms in enumerate(times) for user in range(600)
-    ]  # fmt: skip
+        for n, time_ms in enumerate(times)
+        for user in range(600)
+    ]
     dataset = open_dataset(write(tmp_path, *clicks))
     visits, drawn = Visits(), Counter[str]()
     targets = Targets(dataset, ReplayOptions(judge_from_ms=0), cases=300)
@@ -246,12 +240,8 @@ def test_each_question_has_as_many_cases_as_wished(tmp_path: Path) -> None:
 
 
 def test_a_measured_replay_of_clicks_draws_the_same_lists(tmp_path: Path) -> None:
-    folder = write(
-        tmp_path, *(clicked(n * 9_000, f"v{n * n % 23}", user=f"u{n % 4}") for n in range(1, 80))
-    )
-    (folder / "app.yaml").write_text(
-        "shown: clicks\nevents: {click: positive}\nsources: {popular: 6}\n"
-    )
+    folder = write(tmp_path, *(clicked(n * 9_000, f"v{n * n % 23}", user=f"u{n % 4}") for n in range(1, 80)))
+    (folder / "app.yaml").write_text("shown: clicks\nevents: {click: positive}\nsources: {popular: 6}\n")
     dataset = open_dataset(folder, read_app(folder / "app.yaml"))
     plain = replay_data(dataset, OPTIONS)
     probed = replay_data(dataset, OPTIONS, outputs=Outputs(probe=probe_for(dataset, OPTIONS, 0.5)))

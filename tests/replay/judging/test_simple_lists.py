@@ -11,9 +11,7 @@ from replay.judging.neighbour_lists import ItemKnn, SessionKnn
 from replay.judging.simple_lists import HOUR_MS, OwnItems, Popularity, Transitions
 
 # (user, item, minutes after the one before)
-LOG = st.lists(
-    st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.integers(0, 50)), max_size=40
-)
+LOG = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.integers(0, 50)), max_size=40)
 
 
 def timed(log):

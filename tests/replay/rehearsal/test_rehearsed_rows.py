@@ -68,15 +68,11 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> MappedFiles:
 FROM_MS = 1000 * (START_S + 60 * 200)
 
 
-def test_rows_are_those_from_a_time_on_with_the_items_that_are_new_then(
-    dataset: MappedFiles,
-) -> None:
+def test_rows_are_those_from_a_time_on_with_the_items_that_are_new_then(dataset: MappedFiles) -> None:
     events = list(rows_of(dataset, RehearsalOptions(FROM_MS, 170)))
     assert all(event.time_ms >= FROM_MS for event in events)
     items = [event.item_id for event in events if isinstance(event, Item)]
-    assert sorted(items) == ["20", "21", "22", "23"] and not any(
-        isinstance(e, User) for e in events
-    )
+    assert sorted(items) == ["20", "21", "22", "23"] and not any(isinstance(e, User) for e in events)
     clicks = [e for e in events if isinstance(e, Engagement) and e.kind == "click"]
     assert len(clicks) == 170
 

@@ -8,14 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.config.system_config import Config
-from recsys.events.control_records import (
-    ArmLine,
-    Candidate,
-    Control,
-    Decision,
-    Live,
-    OperatorRequest,
-)
+from recsys.events.control_records import ArmLine, Candidate, Control, Decision, Live, OperatorRequest
 from recsys.events.records import topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, MemoryLog
@@ -38,10 +31,7 @@ def log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryLog:
 
     def say(log: Log, *said: Control) -> list[int]:
         offsets = append_control(log, *said)
-        control, director = (
-            ControlReader(log),
-            Promoter(log, config, feature_set(config), lambda: 9),
-        )
+        control, director = (ControlReader(log), Promoter(log, config, feature_set(config), lambda: 9))
         for record in control.turn():
             director.fold(record)
         append_control(log, *director.turn())
@@ -54,9 +44,11 @@ def log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryLog:
     monkeypatch.setattr(command, "with_system", system)
     monkeypatch.setattr(director_requests, "append_control", say)
     say(
-        log, Live(line="main", epoch=0), Candidate(line="good", registry="r"),
+        log,
+        Live(line="main", epoch=0),
+        Candidate(line="good", registry="r"),
         Live(line="main", epoch=1, candidate="good", guarded=True),
-    )  # fmt: skip
+    )
     return log
 
 
@@ -71,11 +63,7 @@ def test_a_person_ends_a_guard_and_what_is_live_stays(log: MemoryLog) -> None:
     assert told.strip() == "guard-1 has ended: the live model stays, without a guard"
     control = ControlReader(log)
     wish, answer = control.turn()[-2:]
-    assert (
-        isinstance(wish, OperatorRequest)
-        and isinstance(answer, Decision)
-        and answer.why == "it is fine"
-    )
+    assert isinstance(wish, OperatorRequest) and isinstance(answer, Decision) and answer.why == "it is fine"
     assert control.lifecycle.active == [] and control.live_epoch("main") == 1
 
 
@@ -86,7 +74,7 @@ def test_a_guard_is_not_approved_and_its_name_is_no_candidates(log: MemoryLog) -
         (("approve", "mine.bold"), "mine.bold is arm: nothing to approve"),
         (("approve", "guard-1"), "guard-1 is shadow: nothing to approve"),
         (("propose", "guard-7"), "guard-7 is a name of a guard: add the candidate under another one"),
-    ):  # fmt: skip
+    ):
         _, error = run(*said)
         assert str(error) == why
     assert not any(isinstance(said, OperatorRequest) for said in ControlReader(log).turn())

@@ -270,9 +270,7 @@ def test_nothing_started_is_an_error_of_its_own(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["check", str(tmp_path)])
     assert done.exit_code == 2 and "nothing was started in" in done.output
     done = CliRunner().invoke(app, ["check", "numpy"])
-    assert (
-        done.exit_code == 2 and "numpy is no state folder; `recsys contracts numpy`" in done.output
-    )
+    assert done.exit_code == 2 and "numpy is no state folder; `recsys contracts numpy`" in done.output
 
 
 def test_the_rate_of_reading_is_limited() -> None:

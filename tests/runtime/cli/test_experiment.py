@@ -116,15 +116,11 @@ def test_an_experiment_starts_is_listed_reported_and_stopped(
     assert "mine: better" in system.run("report", "mine")
     assert "mine: better" in system.run("page", "mine", str(page))
     written = page.read_text()
-    ET.fromstring(
-        re.sub(r"<!doctype html>|<meta [^>]*>", "", written)
-    )  # all that is opened is closed
+    ET.fromstring(re.sub(r"<!doctype html>|<meta [^>]*>", "", written))  # all that is opened is closed
     assert "&lt;b&gt;new" in written and "<b>" not in written
     assert written.count("<svg") == 3 and "http" not in written and "<script" not in written
     assert "prefers-color-scheme: dark" in written and "width=device-width" in written
-    assert "mine is stopped, revision 3: seen enough" in system.run(
-        "stop", "mine", "--reason", "seen enough"
-    )
+    assert "mine is stopped, revision 3: seen enough" in system.run("stop", "mine", "--reason", "seen enough")
     serve(system, 10)
     assert system.json("list")[1]["state"] == "stopped"
     assert system.json("report", "mine")["lines"] == seen["lines"]  # it stays
@@ -157,9 +153,7 @@ def test_a_director_that_does_not_answer_is_told(
     assert "the director didn't answer" in system.run("start", str(file), fails=True)
 
 
-def test_check_reads_files_alone_and_beside_what_runs(
-    system: System, file: Path, tmp_path: Path
-) -> None:
+def test_check_reads_files_alone_and_beside_what_runs(system: System, file: Path, tmp_path: Path) -> None:
     assert "mine: 100% of mixing: control 50%, treatment 50%" in system.run("check", str(file))
     assert "default: 100%" in CliRunner().invoke(app, ["experiment", "check"]).output
     twin = tmp_path / "twin.yaml"
@@ -208,9 +202,11 @@ def test_one_that_cannot_be_read_any_more_is_in_nobodys_way(system: System) -> N
         time.sleep(0.01)
     told = system.newest()
     odd = msgspec.structs.replace(
-        told, revision=told.revision + 1, states={"odd": ExperimentState(traffic=1.0, by_request=True)},
+        told,
+        revision=told.revision + 1,
+        states={"odd": ExperimentState(traffic=1.0, by_request=True)},
         configs={**told.configs, "odd.yaml": ODD},
-    )  # fmt: skip
+    )
     system.log.append(CONTROL, [Append(0, b"", pack(odd))])
     out = system.run("list")
     assert "default" in out and "odd can't be read: odd.yaml:3: metric is 'nonsense'" in out

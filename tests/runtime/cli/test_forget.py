@@ -66,9 +66,7 @@ def test_a_stopped_system_is_told_and_unlearns(stopped: tuple[Config, Log], tmp_
     keyed = log.keyed(EXAMPLES, WHERE, [USER.encode()], 1 << 60)
     done = CliRunner().invoke(app, ["forget", USER, "--state", str(tmp_path), "--unlearn"])
     assert done.exit_code == 0, done.output
-    assert (
-        f"unlearned {len(keyed)} of the users' examples" in done.output and "epoch 1" in done.output
-    )
+    assert f"unlearned {len(keyed)} of the users' examples" in done.output and "epoch 1" in done.output
     tombstone = log.read(EVENTS, WHERE, log.end(EVENTS, WHERE) - 1)[0]
     event = decode(tombstone.value)
     assert isinstance(event, User) and event.removed and str(event.user_id) == USER
@@ -95,9 +93,7 @@ def test_of_whom_nobody_has_seen_anything_nothing_is_unlearned(
 
 
 @pytest.mark.slow
-def test_what_cannot_be_unlearned_is_said_in_one_line(
-    stopped: tuple[Config, Log], tmp_path: Path
-) -> None:
+def test_what_cannot_be_unlearned_is_said_in_one_line(stopped: tuple[Config, Log], tmp_path: Path) -> None:
     for partition in range(PARTITIONS):
         stopped[1].trim(EXAMPLES, partition, 3)
     done = CliRunner().invoke(app, ["forget", USER, "--state", str(tmp_path), "--unlearn"])
@@ -111,9 +107,7 @@ def test_what_cannot_be_unlearned_is_said_in_one_line(
 
 
 @pytest.mark.slow
-def test_without_unlearn_the_model_stays_as_it_is(
-    stopped: tuple[Config, Log], tmp_path: Path
-) -> None:
+def test_without_unlearn_the_model_stays_as_it_is(stopped: tuple[Config, Log], tmp_path: Path) -> None:
     config, log = stopped
     seen = learn(config, log)
     said = forget_users([USER], tmp_path, unlearn=False)
@@ -145,10 +139,7 @@ def running(folder: Path) -> None:
 @pytest.mark.parametrize(
     "outcome, text",
     [
-        (
-            "live",
-            "steps 3 to 9 were replayed beside the live model and are epoch 4 now, SHA-256 ab",
-        ),
+        ("live", "steps 3 to 9 were replayed beside the live model and are epoch 4 now, SHA-256 ab"),
         ("done", "no step of the live model has learned from them"),
         ("ended", "goes on once it runs again"),
         ("refused", "can't be unlearned: too far back"),

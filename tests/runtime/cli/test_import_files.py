@@ -72,13 +72,9 @@ def test_init_of_bad_files(folder: Path, text: str, expected: str) -> None:
     assert missing.exit_code == 2
 
 
-def test_lines_of_json_may_lack_a_column_for_long(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_of_json_may_lack_a_column_for_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_rows, "ROWS", 2)
-    lines = [
-        {"user": "a", "item": str(n), **({"event": "view"} if n > 1 else {})} for n in range(6)
-    ]
+    lines = [{"user": "a", "item": str(n), **({"event": "view"} if n > 1 else {})} for n in range(6)]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = recsys("init", "log.jsonl")
     assert result.exit_code == 0 and "event view: positive" in result.output, result.output
@@ -106,32 +102,31 @@ def test_import_reports_and_names_refused_rows(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads((folder / "report.json").read_text())
     assert report["new"] == 220 and report["refused"] == {
-        "rating: expected a number": 1, "expected 4 cells": 1}  # fmt: skip
+        "rating: expected a number": 1,
+        "expected 4 cells": 1,
+    }
     rows = list(csv.DictReader((folder / "refused.csv").open()))
     assert [(row["line"], row["value"]) for row in rows] == [("203", "2"), ("202", "good")]
     assert (folder / "state/app.yaml").read_text() == (folder / "app.yaml").read_text()
 
 
 @pytest.mark.slow
-def test_import_says_how_it_compares_with_simple_lists(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_import_says_how_it_compares_with_simple_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As from the wheel, which has no benchmarks: each user takes the items in one order, in visits of five,
     of which the last is judged."""
     monkeypatch.setitem(sys.modules, "benchmarks", None)
     rows = [
         f"u{user},i{n * 7 % 25},{START_S + n // 5 * 86_400 + n * 60 + user}"
-        for n in range(25) for user in range(60)
-    ]  # fmt: skip
+        for n in range(25)
+        for user in range(60)
+    ]
     (folder / "clicks.csv").write_text("\n".join(["userId,itemId,timestamp", *rows]))
     recsys("init", "clicks.csv", "items.jsonl")
     definition = (folder / "app.yaml").read_text().replace("repeats: true", "repeats: false")
     (folder / "app.yaml").write_text(definition)
     result = recsys("import", "--state", "state", "--report", "report.json", "--strict")
     report = json.loads((folder / "report.json").read_text())
-    is_behind = any(
-        q["verdict"]["verdict"] == "behind" for q in report["retrieval"]["questions"].values()
-    )
+    is_behind = any(q["verdict"]["verdict"] == "behind" for q in report["retrieval"]["questions"].values())
     assert result.exit_code == is_behind, result.output
     assert ("a simple list is ahead: learn from more rows" in result.output) == is_behind
     questions = json.loads((folder / "report.json").read_text())["retrieval"]["questions"]

@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from typer.testing import CliRunner
 
 from recsys.clock import machine_ms
@@ -48,9 +43,7 @@ def ring(state: Path) -> Keyring:
 
 
 def test_a_key_is_shown_once_works_and_is_revoked(state: Path) -> None:
-    made = keys(
-        "add", "shop", "--scope", "events", "--scope", "attribute", "--rate", "5", state=state
-    )
+    made = keys("add", "shop", "--scope", "events", "--scope", "attribute", "--rate", "5", state=state)
     text = made.stdout.strip()
     assert re.fullmatch(r"rk_[a-z0-9]{8}_[\w-]{43}", text), made.output
     found = ring(state).check(text, machine_ms())

@@ -27,9 +27,7 @@ app()
 
 
 def test_without_the_benchmarks_the_other_commands_are_listed() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_BENCHMARKS], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_BENCHMARKS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
     assert {"up", "replay", "models"} <= listed
@@ -83,9 +81,7 @@ assert load(COMMANDS["status"][0], "status").name == "status"
 
 
 def test_a_plug_in_adds_a_command_to_a_group_and_breaks_none() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _WITH_ADDED_COMMANDS], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", _WITH_ADDED_COMMANDS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     left_out = [line.partition(" is left out: ") for line in done.stderr.splitlines()]
     assert [(name, reason) for name, _, reason in left_out] == [
@@ -93,10 +89,7 @@ def test_a_plug_in_adds_a_command_to_a_group_and_breaks_none() -> None:
             "recsys: plug-in experiment.stop (os.path:join)",
             "experiment stop exists, or experiment is no group",
         ),
-        (
-            "recsys: plug-in experiment.gone (examples.gone.module:run)",
-            "No module named 'examples.gone'",
-        ),
+        ("recsys: plug-in experiment.gone (examples.gone.module:run)", "No module named 'examples.gone'"),
         ("recsys: plug-in status.more (os.path:join)", "status more exists, or status is no group"),
     ]
 

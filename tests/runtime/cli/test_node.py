@@ -58,9 +58,11 @@ def test_the_head_makes_the_token_and_others_find_it(
 
 
 def test_ray_and_haproxy_of_a_node_have_a_folder_that_no_other_user_enters(
-    tmp_path: Path, ran: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    ran: list[dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     for name in ("TMPDIR", "RAY_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / f"rs-node-{os.geteuid()}"

@@ -54,9 +54,7 @@ def called(*words: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_an_archive_becomes_a_candidate_that_a_line_goes_on_from(
-    system: Path, tmp_path: Path
-) -> None:
+def test_an_archive_becomes_a_candidate_that_a_line_goes_on_from(system: Path, tmp_path: Path) -> None:
     done = run(asked(system, tmp_path))
     name = done["candidate"]
     its, snapshot = Registry(tmp_path).check(
@@ -176,9 +174,7 @@ def test_killed_after_the_candidate_was_added_it_is_not_made_twice(
         patch.setattr(offline_job, "clean_up", dies)
         with pytest.raises(KeyboardInterrupt):
             run(asked(system, tmp_path))
-    assert (
-        run(asked(system, tmp_path))["already registered"] and len(Registry(tmp_path).names()) == 1
-    )
+    assert run(asked(system, tmp_path))["already registered"] and len(Registry(tmp_path).names()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +183,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("answered")
     feature_sets.write_feature_set(Config(state=str(folder)), FEATURES)
     said = [np.array([n % 3 / 3 + 0.1, 0.2, 0.3], np.float32).tobytes() for n in range(COUNT)]
-    examples = [
-        at(n, predicted=said[n] if n % 3 else b"", served_by="main/2") for n in range(COUNT)
-    ]
+    examples = [at(n, predicted=said[n] if n % 3 else b"", served_by="main/2") for n in range(COUNT)]
     archived(folder / "archive", examples=examples)
     (folder / "small.yaml").write_text(CONFIG)
     return folder
@@ -216,9 +210,7 @@ def test_a_student_learns_what_served_as_well(answered: Path, tmp_path: Path) ->
     one, two = arrays_of(tmp_path, name), arrays_of(tmp_path, alone)
     assert not np.array_equal(one["0/dense/values"], two["0/dense/values"])
     again = run(asked(answered, tmp_path, student=SMALL, teacher_share=0.5))
-    assert again["already registered"] and again["candidate"] == name, (
-        "0.5 is what is meant without"
-    )
+    assert again["already registered"] and again["candidate"] == name, "0.5 is what is meant without"
     left = {path.name for path in (tmp_path / ".work").glob("*/*")}
     assert left == {"job.json", "lock"}
 
@@ -252,9 +244,7 @@ def test_a_candidate_teaches_what_it_knows(
 def test_a_student_of_who_learns_along_a_data_set(system: Path, tmp_path: Path) -> None:
     folder = write_log(tmp_path / "log", requests=30)
     last = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
-    its = asked(
-        system, tmp_path / "registry", data=folder, until=str(last["time_ms"]), student=SMALL
-    )
+    its = asked(system, tmp_path / "registry", data=folder, until=str(last["time_ms"]), student=SMALL)
     found = Registry(its.registry).provenance(run(its)["candidate"])
     assert found.teacher is not None and found.teacher.by == "along"
     assert found.teacher.examples == found.examples > 20

@@ -132,9 +132,7 @@ def test_after_the_freeze_no_parameter_changes(data: Path, whole: ReplayResult) 
 
 
 @pytest.mark.slow
-def test_updates_are_held_back_to_multiples_of_the_interval(
-    data: Path, whole: ReplayResult
-) -> None:
+def test_updates_are_held_back_to_multiples_of_the_interval(data: Path, whole: ReplayResult) -> None:
     held = replayed(data, sync_every_ms=3 * 3_600_000)
     hours = np.asarray(held.predictions.time_ms) // (3 * 3_600_000)
     versions = np.array(held.predictions.version)
@@ -253,9 +251,7 @@ def test_an_option_comes_before_the_environment_that_before_the_file_and_that_be
 
 
 @pytest.mark.slow
-def test_the_configuration_is_what_is_replayed(
-    data: Path, whole: ReplayResult, tmp_path: Path
-) -> None:
+def test_the_configuration_is_what_is_replayed(data: Path, whole: ReplayResult, tmp_path: Path) -> None:
     file, plain = tmp_path / "mine.yaml", whole.digest
     for text, differs in (("model: {seed: 7}", True), ("parameter_server: {shards: 1}", False)):
         file.write_text(text)
@@ -285,8 +281,9 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     assert list(with_bar(iter(ticks))) == ticks
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",  ")[0][:22] for line in lines[1:]] == [
-        "recsys: 1,000 events, ", "recsys: 2,000 events, ",
-    ]  # fmt: skip
+        "recsys: 1,000 events, ",
+        "recsys: 2,000 events, ",
+    ]
     monkeypatch.setattr("replay.replay_report._REPORT_S", 10.0)
     assert list(with_bar(iter(ticks))) == ticks and not capsys.readouterr().err
 
@@ -295,9 +292,7 @@ def test_a_log_of_clicks_alone_is_replayed(tmp_path: Path) -> None:
     folder, report = tmp_path / "clicks", tmp_path / "r.json"
     folder.mkdir()
     clicks = [(n, f"u{n % 5}", f"v{n // 5 * 7 % 30}") for n in range(150)]  # each item once a user
-    rows = [
-        f"engagement,{START_MS + n * MINUTE_MS},{user},{item},click" for n, user, item in clicks
-    ]
+    rows = [f"engagement,{START_MS + n * MINUTE_MS},{user},{item},click" for n, user, item in clicks]
     (folder / "events.csv").write_text("\n".join(["type,time_ms,user_id,item_id,kind", *rows]))
     (folder / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\n")
     judged_ms = START_MS + 75 * MINUTE_MS
@@ -374,9 +369,7 @@ def test_a_warm_up_that_is_left_out_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     asked: list[ReplayOptions] = []
-    monkeypatch.setattr(
-        "runtime.cli.replay._run", lambda _, options, *more: asked.append(options) or whole
-    )
+    monkeypatch.setattr("runtime.cli.replay._run", lambda _, options, *more: asked.append(options) or whole)
     result = run(data, *arguments)
     assert result.exit_code == 0, result.output
     assert asked[0].warm_up is warm and ("skips the warm-up" in result.stderr) is told

@@ -15,9 +15,7 @@ from runtime.supervision.run_file import Running
 from runtime.supervision.system_status import PartStatus, Status
 
 
-def drawn(
-    rates: dict[str, float] | None = None, names: list[str] | None = None, **gauges: float
-) -> str:
+def drawn(rates: dict[str, float] | None = None, names: list[str] | None = None, **gauges: float) -> str:
     named = {"quarantined": names or []}
     part = PartStatus(name="serve", state="ready", gauges=gauges, rates=rates or {}, names=named)
     found = Status(state="", running=False, ready=False, parts=[part])
@@ -73,18 +71,11 @@ def text_of(status: Status) -> str:
 
 
 def test_disk_space_has_a_line_and_a_low_level_its_effect() -> None:
-    kinds = {
-        "archive": 6_100_000_000,
-        "log/events": 3_000_000_000,
-        "log/examples": 2 * 10**9,
-        "run": 1,
-    }
+    kinds = {"archive": 6_100_000_000, "log/events": 3_000_000_000, "log/examples": 2 * 10**9, "run": 1}
     space = Space(kinds=kinds, used=sum(kinds.values()), budget=20 * 10**9, free=73 * 10**9)
     status = Status(state="", running=True, ready=True, space=space)
     text = text_of(status)
-    assert (
-        "disk             11.1 of 20 GB (archive 6.1, log 5.0, run 0.0), 73.0 GB free: ok" in text
-    )
+    assert "disk             11.1 of 20 GB (archive 6.1, log 5.0, run 0.0), 73.0 GB free: ok" in text
     assert "disk space is low" not in text and "disk" not in text_of(replace(status, space=None))
     full = replace(space, level=Level.FULL, why="the disk has little room")
     text = text_of(replace(status, space=full, holders=["joiner holds events/3 since 41 h"]))

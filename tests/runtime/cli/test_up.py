@@ -32,12 +32,7 @@ def recsys(*arguments, **variables):
         "COLUMNS": "150",
         **variables,
     }
-    command = [
-        sys.executable,
-        "-c",
-        "from runtime.cli.main import app; app()",
-        *map(str, arguments),
-    ]
+    command = [sys.executable, "-c", "from runtime.cli.main import app; app()", *map(str, arguments)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
     return ran.returncode, ran.stdout + ran.stderr
 
@@ -81,14 +76,10 @@ def test_valkey_comes_back_with_its_data_and_orphans_are_ended(state):
     time.sleep(1.2)  # the append-only file is synced each second
     first = run_file.read(state)
     server = next(
-        pid
-        for pid in members(sessions_of(first)["valkey"])
-        if "valkey-server" in psutil.Process(pid).name()
+        pid for pid in members(sessions_of(first)["valkey"]) if "valkey-server" in psutil.Process(pid).name()
     )
     os.kill(server, signal.SIGKILL)
-    wait_for(
-        lambda: seen_of(run_file.read(state), "valkey").restarts == 1 and run_file.read(state).ready
-    )
+    wait_for(lambda: seen_of(run_file.read(state), "valkey").restarts == 1 and run_file.read(state).ready)
     assert Redis.from_url(config.sessions.url).get("user") == b"17"
 
     status, text = recsys("up", "--state", state, "--only", "valkey,log")
@@ -136,9 +127,7 @@ def serve_hello(state, tmp_path):
     app = tmp_path / "hello.py"
     app.write_text(APP.replace("PORT", str(config.serve.port)))
     environment = part_environment(config, plan)
-    ran = subprocess.run(
-        [sys.executable, str(app)], env=environment, capture_output=True, text=True
-    )
+    ran = subprocess.run([sys.executable, str(app)], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     url = f"http://127.0.0.1:{config.serve.port}/hello"
     wait_for(lambda: urllib.request.urlopen(url).read() == b'{"hello":1}')
@@ -147,9 +136,7 @@ def serve_hello(state, tmp_path):
 
 @pytest.mark.services
 def test_only_the_api_s_port_follows_the_configured_host(state, tmp_path):
-    status, text = recsys(
-        "up", "--state", state, "--only", "ray", "--detach", RECSYS__SERVE__HOST="0.0.0.0"
-    )
+    status, text = recsys("up", "--state", state, "--only", "ray", "--detach", RECSYS__SERVE__HOST="0.0.0.0")
     assert status == 0, text
     serve_hello(state, tmp_path)
     sockets = listening(sessions_of(run_file.read(state)))["ray"]
@@ -190,10 +177,7 @@ def test_serve_answers_behind_haproxy_and_all_ports_are_loopback(state, tmp_path
     head = run_file.read(state)
     raylet = next(pid for pid in members(sessions["ray"]) if psutil.Process(pid).name() == "raylet")
     os.kill(raylet, signal.SIGKILL)
-    wait_for(
-        lambda: seen_of(run_file.read(state), "ray").restarts == 1 and run_file.read(state).ready,
-        120,
-    )
+    wait_for(lambda: seen_of(run_file.read(state), "ray").restarts == 1 and run_file.read(state).ready, 120)
     assert members(sessions["ray"]) == []
     sessions = sessions_of(run_file.read(state))
     folder = (state / "run" / "ray").readlink()

@@ -47,9 +47,7 @@ def settings_of(state, file):
 
 
 def wrote(config, supervisor, **more):
-    running = Running(
-        supervisor=supervisor, config_digest=digest(config), started_ms=1, time_ms=1, **more
-    )
+    running = Running(supervisor=supervisor, config_digest=digest(config), started_ms=1, time_ms=1, **more)
     write_atomically(run_folder(config.state) / "up.json", msgspec.json.encode(running))
 
 
@@ -116,9 +114,7 @@ def test_a_power_cut_after_the_start_leaves_all_that_the_next_one_reads(tmp_path
 
 
 def test_the_policy_of_a_new_definition_is_checked_with_its_own_labels(tmp_path, capsys):
-    settings, app, file = up.with_definition(
-        "laptop", tmp_path / "state", written(tmp_path / "app")
-    )
+    settings, app, file = up.with_definition("laptop", tmp_path / "state", written(tmp_path / "app"))
     weights = settings.policy.weights | {"stare": 1.0}
     wrong = replace(settings, serve=FREE, policy=replace(settings.policy, weights=weights))
     assert up.start(wrong, app=app, file=file) == 1
@@ -127,9 +123,7 @@ def test_the_policy_of_a_new_definition_is_checked_with_its_own_labels(tmp_path,
     assert not (tmp_path / "state" / FEATURES_FILE).exists()
 
 
-def test_a_safety_rule_about_a_misspelt_field_or_a_number_is_refused(
-    config, tmp_path, capsys, monkeypatch
-):
+def test_a_safety_rule_about_a_misspelt_field_or_a_number_is_refused(config, tmp_path, capsys, monkeypatch):
     def refused(**named):
         rules = SafetyConfig((SafetyRule(value="adult", **named),))
         capsys.readouterr()

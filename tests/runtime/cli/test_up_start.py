@@ -26,9 +26,7 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
-def test_output_of_parts_is_for_its_owner_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_output_of_parts_is_for_its_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(up, "_plan", lambda config, *_: resolve(config))
     monkeypatch.setattr(up, "_run", lambda *_: (run_folder(tmp_path) / "joiner.out").touch())
     assert up.start(config_in(tmp_path)) == 0

@@ -113,9 +113,7 @@ def ask(port: int, path: str = "/healthz") -> HTTPResponse:
     ],
     ids=["half a header", "half a body", "answers that nobody reads"],
 )
-def test_no_number_of_connections_of_one_address_closes_the_room(
-    port: int, count: int, sent: bytes
-) -> None:
+def test_no_number_of_connections_of_one_address_closes_the_room(port: int, count: int, sent: bytes) -> None:
     assert ask(port).status == 200
     with contextlib.ExitStack() as opened:
         for _ in range(count):

@@ -32,31 +32,17 @@ def tell(log: MemoryLog, *control: msgspec.Struct) -> None:
 
 
 def test_it_reads_on_and_tells_the_newest_first() -> None:
-    log = log_with(
-        Live(line="main", epoch=0), Candidate(line="cand-1", registry="/secret/place", time_ms=5)
-    )
+    log = log_with(Live(line="main", epoch=0), Candidate(line="cand-1", registry="/secret/place", time_ms=5))
     story = ControlHistory(log)
     story.turn()
     assert story.panel()["live"]["epoch"] == 0
     tell(
         log,
         Decision(
-            line="cand-1",
-            verdict="promote",
-            to="canary",
-            share=0.05,
-            why="better",
-            evidence={"auc": 0.01},
+            line="cand-1", verdict="promote", to="canary", share=0.05, why="better", evidence={"auc": 0.01}
         ),
         Alarm(
-            kind="loss",
-            what="like",
-            at_ms=1,
-            step=9,
-            expected=0.5,
-            found=0.7,
-            scale=0.1,
-            detector="adwin",
+            kind="loss", what="like", at_ms=1, step=9, expected=0.5, found=0.7, scale=0.1, detector="adwin"
         ),
         Experiments(revision=3),
     )
@@ -87,8 +73,9 @@ def test_of_revisions_it_keeps_the_newest_and_when_experiments_began() -> None:
     story.turn()
     assert story.experiments == revisions[-1] and story.starts == {"mine": 7, "plain": 200}
     assert {name: start_ms(revisions, name) for name in (*story.starts, "none")} == {
-        **story.starts, "none": 0,
-    }  # fmt: skip
+        **story.starts,
+        "none": 0,
+    }
 
 
 def test_who_is_forgotten_is_not_told_and_neither_is_what_cannot_be_read() -> None:
@@ -100,8 +87,7 @@ def test_who_is_forgotten_is_not_told_and_neither_is_what_cannot_be_read() -> No
     said = msgspec.json.encode(story.panel())
     assert b"alice" not in said
     assert (
-        len(story.panel()["decisions"]) == MAX_RECORDS
-        and story.panel()["live"]["epoch"] == MAX_RECORDS + 19
+        len(story.panel()["decisions"]) == MAX_RECORDS and story.panel()["live"]["epoch"] == MAX_RECORDS + 19
     )
 
 
@@ -119,9 +105,7 @@ def test_dead_letters_say_where_and_why_and_not_what() -> None:
         DEAD_LETTERS,
         [
             Append(0, b"", b"junk"),
-            Append(
-                0, b"", pack(DeadLetter(topic="items", partition=0, offset=1, reason="x", raw=b""))
-            ),
+            Append(0, b"", pack(DeadLetter(topic="items", partition=0, offset=1, reason="x", raw=b""))),
         ],
     )
     found = newest_dead_letters(log)

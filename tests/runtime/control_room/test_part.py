@@ -66,9 +66,7 @@ def system(tmp_path: Path) -> tuple[Config, Log]:
         beat.ready()
         parts.append(run_file.PartRecord(name=name, state="ready", restarts=2))
     me = identify(os.getpid())
-    running = run_file.Running(
-        supervisor=me, config_digest="", started_ms=1, time_ms=1, parts=parts
-    )
+    running = run_file.Running(supervisor=me, config_digest="", started_ms=1, time_ms=1, parts=parts)
     write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
     return config, log
 
@@ -83,9 +81,7 @@ def test_workers_are_listed_one_by_one_and_their_curves_are_of_all(tmp_path: Pat
         beat.ready()
         parts.append(run_file.PartRecord(name=name, state="ready"))
     me = identify(os.getpid())
-    running = run_file.Running(
-        supervisor=me, config_digest="", started_ms=1, time_ms=1, parts=parts
-    )
+    running = run_file.Running(supervisor=me, config_digest="", started_ms=1, time_ms=1, parts=parts)
     write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
     log = open_log(config)
     create_topics(log, config)
@@ -103,10 +99,7 @@ def test_it_is_there_where_a_port_is_set_or_it_is_asked_for(tmp_path: Path) -> N
     assert not plan.control_room and "control-room" not in [part.name for part in table(plan)]
     asked, plan = plans.resolve(config, control_room=True)
     assert "control-room" in [part.name for part in table(plan)] and asked.control_room.port > 0
-    assert (
-        config.control_room.port == 0
-        and plan.config_digest == plans.resolve(config)[1].config_digest
-    )
+    assert config.control_room.port == 0 and plan.config_digest == plans.resolve(config)[1].config_digest
     free = next(free_ports())
     named, plan = plans.resolve(replace(config, control_room=ControlRoomConfig(port=free)))
     assert named.control_room.port == free and plan.control_room
@@ -142,8 +135,7 @@ def test_users_in_quarantine_are_named_as_the_status_names_them(tmp_path: Path) 
     log = open_log(config)
     create_topics(log, config)
     events = [
-        Append(0, b"", encode(Verdict(time_ms=n, user_id=f"a{n}", quarantined=True)))
-        for n in range(21)
+        Append(0, b"", encode(Verdict(time_ms=n, user_id=f"a{n}", quarantined=True))) for n in range(21)
     ]
     log.append(EVENTS, events)
     beat = Heartbeat("counters", tmp_path / "run" / "counters.json")
@@ -157,9 +149,7 @@ def test_users_in_quarantine_are_named_as_the_status_names_them(tmp_path: Path) 
     beat.write()
     me = identify(os.getpid())
     parts = [run_file.PartRecord(name="counters", state="ready", process=me)]
-    running = run_file.Running(
-        supervisor=me, config_digest="", started_ms=1, time_ms=1, parts=parts
-    )
+    running = run_file.Running(supervisor=me, config_digest="", started_ms=1, time_ms=1, parts=parts)
     write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
     watch = SystemWatch(config, log)
     assert watch.samples()["recsys_counters_quarantined"] == 21
@@ -216,9 +206,7 @@ def test_pictures_are_made_for_pages_and_curves_go_on_without(system: tuple[Conf
     assert stop.heartbeat.now().counters.get("pictures", 0) == 0
     assert b"recsys_trainer_auc" in room.curves() and b"system_running" not in room.curves()
     painted = room.render()
-    assert (
-        b'"epoch":0' in painted and b'recsys_part_restarts_total{part=\\"joiner\\"}":2' in painted
-    )
+    assert b'"epoch":0' in painted and b'recsys_part_restarts_total{part=\\"joiner\\"}":2' in painted
     assert stop.heartbeat.now().gauges["picture_ms"] > 0
 
 
@@ -235,9 +223,7 @@ def test_what_the_api_said_stays_for_a_minute_where_it_says_nothing(
     assert "recsys_a" not in watch.samples()
 
 
-def test_curves_wait_for_no_picture(
-    system: tuple[Config, Log], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_curves_wait_for_no_picture(system: tuple[Config, Log], monkeypatch: pytest.MonkeyPatch) -> None:
     room, began, goes_on = ControlRoom(system[0], SystemWatch(*system), Stop()), Event(), Event()
 
     def slow(now_ms: int) -> None:
@@ -318,10 +304,7 @@ def test_once_an_experiment_begins_it_is_told_from_its_start_on(
     for n in range(20):
         toy.serve(f"u{n}")
     toy.pass_time(24 * 8)
-    for state in (
-        ExperimentState(state="waiting"),
-        ExperimentState(traffic=1.0, started_ms=toy.now_ms),
-    ):
+    for state in (ExperimentState(state="waiting"), ExperimentState(traffic=1.0, started_ms=toy.now_ms)):
         revision = Experiments(revision=1, configs={"mine.yaml": TEXT}, states={"mine": state})
         toy.take(revision)
         for n in range(20):
@@ -366,15 +349,11 @@ def test_an_experiment_that_cannot_be_read_is_told_with_its_reason(
 
 
 def several(*names: str, **stands: ExperimentState) -> Experiments:
-    texts = {
-        f"{name}.yaml": TEXT.replace("mine", name) + f"layer: {name}\n" for name in sorted(names)
-    }
+    texts = {f"{name}.yaml": TEXT.replace("mine", name) + f"layer: {name}\n" for name in sorted(names)}
     return Experiments(revision=1, configs=texts, states=stands)
 
 
-def test_who_runs_comes_first_and_the_newest_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_runs_comes_first_and_the_newest_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"e{n:02}" for n in range(14)]
     stands = {name: ExperimentState(state="running", started_ms=n) for n, name in enumerate(names)}
     stands["e13"] = ExperimentState(state="stopped", started_ms=99, why="harm")
@@ -405,9 +384,7 @@ def test_one_that_is_stopped_is_told_as_it_was_and_not_read_on(
     assert not its._folds
 
 
-def test_each_has_its_turn_where_time_is_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_has_its_turn_where_time_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy, said = ToyTrial(), several("a", "b", "c")
     its = trials_of(toy, tmp_path, monkeypatch)
     now_s, read = [0.0], list[str]()

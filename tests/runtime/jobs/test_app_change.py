@@ -150,9 +150,7 @@ def test_a_plug_in_that_is_live_keeps_its_features(shop: Shop) -> None:
     size = ModelSize(16, (128, 64), ranker="sequence@1")
     append_control(shop.log, Live(line="main", epoch=1, size=size))
     records = shop.records()
-    with pytest.raises(
-        ValueError, match="model.ranker is 'sequence@1', .* the built-in ranker first"
-    ):
+    with pytest.raises(ValueError, match="model.ranker is 'sequence@1', .* the built-in ranker first"):
         shop.apply(WIDER)
     assert shop.records() == records and shop.stored.read_text("utf-8") == TEXT
 
@@ -177,9 +175,7 @@ def test_columns_that_nothing_reads_go_with_the_next_change(shop: Shop) -> None:
     assert not covers(read_set(shop.records()[-2].logged), SET)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("fails", "again"), [("folds", ["folds 2", "restart"]), ("restart", ["restart"])]
-)
+@pytest.mark.parametrize(("fails", "again"), [("folds", ["folds 2", "restart"]), ("restart", ["restart"])])
 def test_an_interrupted_change_goes_on(shop: Shop, fails: str, again: list[str]) -> None:
     with pytest.raises(TimeoutError):
         shop.apply(WIDER, fails)
@@ -217,9 +213,7 @@ def test_the_same_definition_again_proposes_no_second_candidate(shop: Shop) -> N
         (TEXT.replace("item, brand", "item, hue"), r"changed.yaml:3: .*'hue'"),
     ],
 )
-def test_a_refused_definition_leaves_the_system_untouched(
-    shop: Shop, text: str, message: str
-) -> None:
+def test_a_refused_definition_leaves_the_system_untouched(shop: Shop, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         shop.apply(text)
     assert shop.records() == [] and shop.stored.read_text("utf-8") == TEXT

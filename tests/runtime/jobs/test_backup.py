@@ -79,12 +79,8 @@ class Run(PromotionRun):
         super().__init__(config, Viewers())
         self.folder = Path(config.state)
         system, log, clock = self.system, self.system.log, self.system._clock
-        system.joiner = JoinerLoop(
-            log, config, system.features, clock, PartState(self.folder, "joiner")
-        )
-        system.counters = CounterLoop(
-            log, system.features, PartState(self.folder, "counters"), clock
-        )
+        system.joiner = JoinerLoop(log, config, system.features, clock, PartState(self.folder, "joiner"))
+        system.counters = CounterLoop(log, system.features, PartState(self.folder, "counters"), clock)
         self.archive = Archive(log, self.folder / "archive", clock)
         self.eraser = Eraser(log, self.folder / "archive", PartState(self.folder, PART), clock)
         self.digests: dict[int, str] = {}
@@ -166,9 +162,7 @@ def files_with(folder: Path, text: bytes) -> list[Path]:
 def test_a_backup_of_a_running_system_goes_on_elsewhere(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = await started(tmp_path / "state")
-        copying = asyncio.create_task(
-            asyncio.to_thread(back_up, tmp_path / "state", tmp_path / "copy")
-        )
+        copying = asyncio.create_task(asyncio.to_thread(back_up, tmp_path / "state", tmp_path / "copy"))
         before = run.system.worker.step
         while not copying.done():
             await run.show(1)
@@ -257,9 +251,7 @@ def test_any_flipped_byte_is_refused(state: Path, tmp_path: Path) -> None:
 def test_secrets_are_left_out(state: Path, tmp_path: Path) -> None:
     config, plan = launch_plan.read(state)
     secrets = [
-        p.read_bytes()
-        for p in (state / "run").iterdir()
-        if p.name.endswith((".key", ".keys", ".token"))
+        p.read_bytes() for p in (state / "run").iterdir() if p.name.endswith((".key", ".keys", ".token"))
     ]
     password = config.sessions.url.partition("@")[0].rpartition(":")[2].encode()
     assert len(secrets) == 6 and len(password) > 20
@@ -442,14 +434,10 @@ def test_keys_that_were_revoked_after_the_backup_stay_revoked(state: Path, tmp_p
     append(structs.replace(key, id="new"))
     restore(tmp_path / "copy", tmp_path / "new", state)
     with closing(SqliteLog(tmp_path / "new" / "log")) as log:
-        assert [(k.id, k.revoked) for k in readable(log, CONTROL, ApiKey)] == [
-            ("abc", False), ("abc", True),
-        ]  # fmt: skip
+        assert [(k.id, k.revoked) for k in readable(log, CONTROL, ApiKey)] == [("abc", False), ("abc", True)]
 
 
-def test_files_that_change_meanwhile_are_copied_as_they_are_at_last(
-    state: Path, tmp_path: Path
-) -> None:
+def test_files_that_change_meanwhile_are_copied_as_they_are_at_last(state: Path, tmp_path: Path) -> None:
     """Valkey rewrites its append-only file, and the archive merges an hour, between listing and copying."""
     folder = state / "valkey" / "appendonlydir"
     folder.mkdir(parents=True)
@@ -481,10 +469,7 @@ def start_store(folder: Path) -> Any:
 
     (folder / "valkey").mkdir(exist_ok=True)
     started = ValkeyServer(
-        host="127.0.0.1",
-        port=next(free_ports()),
-        data_dir=folder / "valkey",
-        config={"appendonly": "yes"},
+        host="127.0.0.1", port=next(free_ports()), data_dir=folder / "valkey", config={"appendonly": "yes"}
     )
     started.start(timeout=30)
     return started
@@ -544,9 +529,7 @@ def test_sessions_of_a_running_store_go_on_from_the_copy(state: Path, tmp_path: 
 
 
 @pytest.mark.services
-def test_a_profile_older_than_all_records_tells_who_was_erased_later(
-    state: Path, tmp_path: Path
-) -> None:
+def test_a_profile_older_than_all_records_tells_who_was_erased_later(state: Path, tmp_path: Path) -> None:
     """Such a user is in the session store alone, and ``control`` names nobody once the erasure is done."""
     server = start_store(state)
     with redis.Redis(port=server.port) as client:
@@ -572,8 +555,7 @@ def test_an_incremental_backup_shares_files_and_survives_alone(state: Path, tmp_
     shared = [
         name
         for name in second.files
-        if (tmp_path / "one" / name).exists()
-        and (tmp_path / "one" / name).samefile(tmp_path / "two" / name)
+        if (tmp_path / "one" / name).exists() and (tmp_path / "one" / name).samefile(tmp_path / "two" / name)
     ]
     assert any(name.startswith("snapshots/") for name in shared)
     assert any(name.startswith("archive/") for name in shared) and damaged not in shared

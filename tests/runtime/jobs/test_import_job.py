@@ -74,9 +74,7 @@ def _in(folder: Path, config: Config) -> Config:
     return replace(config, state=str(folder / "state"))
 
 
-def run(
-    folder: Path, config: Config, log: Log, learn: int = 0, names: Sequence[str] = ()
-) -> dict[str, Any]:
+def run(folder: Path, config: Config, log: Log, learn: int = 0, names: Sequence[str] = ()) -> dict[str, Any]:
     file = folder / "app.yaml"
     files = read_data_files(file)
     data = MappedFiles(read_app(file), files, [folder / name for name in names or files.names])
@@ -140,9 +138,7 @@ def test_rows_without_a_table_of_items_leave_the_fields_of_items(
     assert len(items) == 61 and [name for name, has_fields in items if not has_fields] == ["new"]
 
 
-def test_a_later_import_publishes_no_item_again_that_is_dated(
-    folder: Path, config: Config, log: Log
-) -> None:
+def test_a_later_import_publishes_no_item_again_that_is_dated(folder: Path, config: Config, log: Log) -> None:
     run(folder, config, log)
     published = [event for event in on_log(log, ITEMS) if isinstance(event, Item)]
     assert [e.time_ms > 0 for e in published] == [False] * 30 + [True] * 30
@@ -219,11 +215,7 @@ def test_an_import_that_was_killed_while_it_trained_trains_when_it_goes_on(
 def test_rows_are_noted_once_a_power_cut_leaves_them_on_the_log(
     folder: Path, config: Config, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    notes, synced, fsync = (
-        folder / "state" / "import" / "rows.npy",
-        list[tuple[int, int]](),
-        os.fsync,
-    )
+    notes, synced, fsync = (folder / "state" / "import" / "rows.npy", list[tuple[int, int]](), os.fsync)
     names = set[str]()
 
     def sync() -> None:
@@ -262,18 +254,14 @@ def test_newer_rows_that_would_move_into_the_future_are_refused(
     assert (folder / "state/import/import.json").read_bytes() == kept
 
 
-def test_rows_that_would_be_other_events_now_are_refused(
-    folder: Path, config: Config, log: Log
-) -> None:
+def test_rows_that_would_be_other_events_now_are_refused(folder: Path, config: Config, log: Log) -> None:
     first = run(folder, config, log)
     file = folder / "app.yaml"
     file.write_text(APP.replace("at_least: 4", "at_least: 3"))
     with pytest.raises(ValueError, match=r"at_least is 3\.0, expected 4\.0 .*new state folder"):
         run(folder, config, log)
     assert len(ids(log)) == first["new"] + 30
-    file.write_text(
-        APP.replace("[log.csv]", "[log.csv, log2.csv]").replace("t,", "t, names: {r: rate},")
-    )
+    file.write_text(APP.replace("[log.csv]", "[log.csv, log2.csv]").replace("t,", "t, names: {r: rate},"))
     assert run(folder, config, log, names=["log.csv", "items.csv"])["new"] == 0
 
 
@@ -300,9 +288,7 @@ def test_engagements_that_no_list_shows_are_counted_and_most_of_them_refused(
     assert counts == (40, 20) and report["new_rows"] == 80
 
 
-def test_rows_without_times_come_after_all_earlier_ones(
-    folder: Path, config: Config, log: Log
-) -> None:
+def test_rows_without_times_come_after_all_earlier_ones(folder: Path, config: Config, log: Log) -> None:
     (folder / "app.yaml").write_text(APP.replace("time: t, unit: s, ", ""))
     run(folder, config, log)
     (folder / "later.csv").write_text("u,i,r,t\n1,1,5,0\n")
@@ -312,9 +298,7 @@ def test_rows_without_times_come_after_all_earlier_ones(
     assert run(folder, config, log, names=["log.csv", "later.csv", "items.csv"])["new"] == 1
 
 
-def test_the_log_keeps_imported_events_until_they_are_folded(
-    folder: Path, config: Config, log: Log
-) -> None:
+def test_the_log_keeps_imported_events_until_they_are_folded(folder: Path, config: Config, log: Log) -> None:
     run(folder, config, log)
     assert all(log.holds(EVENTS, p)[session_loop.NAME] == 0 for p in range(log.partitions(EVENTS)))
 
@@ -340,9 +324,7 @@ def test_the_system_starts_from_what_was_learned(folder: Path, config: Config, l
     assert "steps" in run(folder, config, log, learn=200) and live_epoch(log) == 2
 
 
-def test_an_import_noted_by_another_version_is_refused(
-    folder: Path, config: Config, log: Log
-) -> None:
+def test_an_import_noted_by_another_version_is_refused(folder: Path, config: Config, log: Log) -> None:
     run(folder, config, log)
     file = folder / "state/import/import.json"
     progress = msgspec.json.decode(file.read_bytes())
@@ -353,9 +335,7 @@ def test_an_import_noted_by_another_version_is_refused(
 
 
 @pytest.mark.slow
-def test_a_later_file_alone_leaves_what_all_rows_taught(
-    folder: Path, config: Config, log: Log
-) -> None:
+def test_a_later_file_alone_leaves_what_all_rows_taught(folder: Path, config: Config, log: Log) -> None:
     run(folder, config, log, learn=200)
     (folder / "new.csv").write_text(f"u,i,r,t\n1,1,5,{START_S + 300 * 60}\n")
     later = run(folder, config, log, learn=200, names=["new.csv"])

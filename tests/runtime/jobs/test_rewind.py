@@ -31,13 +31,7 @@ from runtime.supervision.processes import identify
 from serving.access.caller import source_of
 from serving.access.key_files import SOURCE_KEY
 from tests.support.plan_config import FREE
-from tests.support.training.small_feed import (
-    FEATURES,
-    PARTITIONS,
-    START_MS,
-    append_events,
-    toy_config,
-)
+from tests.support.training.small_feed import FEATURES, PARTITIONS, START_MS, append_events, toy_config
 from tests.support.training.unlearn_line import (
     BATCH,
     BATCH_MS,
@@ -189,9 +183,7 @@ def test_the_log_tells_what_was_left_out_and_a_replay_follows(
 def test_what_came_from_a_source_is_left_out(system: System, text: str, source: int) -> None:
     append_control(system.log, ApiKey(id=KEY, digest="", scopes=[], name="crawler"))
     pairs = engaged(system.log, source)
-    copy = system.without(
-        lambda e: (e.request_id, str(e.item_id)) in pairs and e.closed_ms >= TIME_MS
-    )
+    copy = system.without(lambda e: (e.request_id, str(e.item_id)) in pairs and e.closed_ms >= TIME_MS)
     left_out = len(examples_of(system.log)) - len(examples_of(copy))
     result = rewind(system.state, TIME_MS, [text], NOW_MS)
     expected = system.learned(copy)
@@ -334,9 +326,8 @@ def test_a_running_system_is_asked_over_its_log(system: System, outcome: str, te
         state_now = "replayed" if outcome == "live" else outcome
         why = "too far back" if outcome == "refused" else ""
         answer = msgspec.structs.replace(
-            requests[0], state=state_now, users={}, epoch=epoch, base_step=2, first=first, step=9,
-            why=why,
-        )  # fmt: skip
+            requests[0], state=state_now, users={}, epoch=epoch, base_step=2, first=first, step=9, why=why
+        )
         append_control(log, answer)
         if outcome == "live":
             append_live_record(log, "main", 4, "", 0, 9)

@@ -21,9 +21,7 @@ KEY = "d" * 43
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def config(
-    host: str = "127.0.0.1", proxies: tuple[str, ...] = ("127.0.0.1",), **doors: object
-) -> Config:
+def config(host: str = "127.0.0.1", proxies: tuple[str, ...] = ("127.0.0.1",), **doors: object) -> Config:
     made = Config()
     return replace(
         made,
@@ -67,9 +65,7 @@ def test_a_certificate_makes_https_and_a_loopback_port_for_tools(text: str) -> N
 
 
 def test_limits_of_a_source_come_before_any_other_rule(text: str) -> None:
-    hard = harden(
-        text, config(proxies=("10.0.0.1", "192.168.0.0/24"), per_source=64, body_s=2.6), KEY
-    )
+    hard = harden(text, config(proxies=("10.0.0.1", "192.168.0.0/24"), per_source=64, body_s=2.6), KEY)
     lines = section(hard, "frontend http_frontend")
     rules = [line for line in lines if line.startswith(("acl", "tcp-request", "http-request"))]
     assert rules[:3] == [
@@ -93,21 +89,16 @@ def test_times_and_counts_are_those_of_the_doors(tmp_path: Path) -> None:
     doors = config(header_s=3.0, idle_s=0.2, connections=500)
     text = written_by_serve(tmp_path, **settings(doors, 400, tmp_path / "503.http"))
     assert {"maxconn 400", "tune.bufsize 65536"} <= set(section(text, "global"))
-    assert {
-        "timeout http-request 3s",
-        "timeout client 1s",
-        "timeout server 60s",
-        "retries 1",
-    } <= set(section(text, "defaults"))
+    assert {"timeout http-request 3s", "timeout client 1s", "timeout server 60s", "retries 1"} <= set(
+        section(text, "defaults")
+    )
     assert "error-limit 1 on-error mark-down" in text and "inter 1s" in text
 
 
 def test_without_a_replica_the_answer_is_503_at_once_and_no_other_proxy_is_asked(text: str) -> None:
     hard = harden(text, config(), KEY)
     assert "backup" in text and "backup" not in hard
-    unavailable = (
-        "http-request return status 503 content-type application/json hdr Retry-After 1 string"
-    )
+    unavailable = "http-request return status 503 content-type application/json hdr Retry-After 1 string"
     app, none = section(hard, "backend http-recsys"), section(hard, "backend default_backend")
     assert app[2].startswith(unavailable) and app[2].endswith("if { nbsrv(http-recsys) lt 1 }")
     assert app[3] == "http-request set-timeout server 2s if { path /v1/recommend }"
@@ -117,9 +108,7 @@ def test_without_a_replica_the_answer_is_503_at_once_and_no_other_proxy_is_asked
 
 
 def test_only_the_owner_reaches_the_admin_socket(text: str) -> None:
-    assert "mode 666" in text and "mode 6" not in harden(text, config(), KEY).replace(
-        "mode 600", ""
-    )
+    assert "mode 666" in text and "mode 6" not in harden(text, config(), KEY).replace("mode 600", "")
 
 
 def test_paths_with_ids_do_not_go_to_syslog(text: str) -> None:

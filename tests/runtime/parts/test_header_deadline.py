@@ -17,9 +17,7 @@ class Timers:
     def call_later(self, delay_s: float, action: Any) -> Any:
         timer = (delay_s, action)
         self.pending.append(timer)
-        return type(
-            "Timer", (), {"cancel": lambda _: timer in self.pending and self.pending.remove(timer)}
-        )()
+        return type("Timer", (), {"cancel": lambda _: timer in self.pending and self.pending.remove(timer)})()
 
 
 def test_a_deadline_runs_while_a_header_is_awaited_and_not_while_a_body_is() -> None:

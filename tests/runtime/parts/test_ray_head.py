@@ -53,9 +53,7 @@ def test_serve_as_it_comes_has_none_of_our_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_environment, "haproxy", lambda: "/bin/haproxy")
     names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
     for plain, value in ((False, "1"), (True, "0")):
-        its = ray_environment.client_environment(
-            config, msgspec.structs.replace(plan, plain_serve=plain)
-        )
+        its = ray_environment.client_environment(config, msgspec.structs.replace(plan, plain_serve=plain))
         assert [its[name] for name in names] == [value, value]
         assert ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in its) is not plain
 
@@ -66,9 +64,7 @@ def test_rays_open_folder_lies_in_a_closed_one_and_both_go_with_the_next_start(t
     try:
         (home / "r").chmod(0o777)  # as Ray does
         assert link.readlink() == home / "r" and home.stat().st_mode & 0o777 == 0o700
-        socket = (
-            home / "r" / "session_2026-11-27_10-10-10_123456_1234567" / "sockets" / "plasma_store"
-        )
+        socket = home / "r" / "session_2026-11-27_10-10-10_123456_1234567" / "sockets" / "plasma_store"
         assert len(str(socket)) <= 107
         ray_head.check_closed(home)
         home.chmod(0o755)

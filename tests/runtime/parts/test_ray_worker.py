@@ -80,9 +80,7 @@ def test_private_parts_of_ray_that_are_left_out_exist() -> None:
         assert hasattr(owner, name), name
 
 
-def test_a_worker_of_a_cluster_has_the_state_folder_of_its_node(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_worker_of_a_cluster_has_the_state_folder_of_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("begin_session", "lower_session_priority", "keep_on_loopback"):
         monkeypatch.setattr(ray_worker, name, lambda *_: None)
     monkeypatch.setattr(ray_worker.wrapt, "register_post_import_hook", lambda *_: None)

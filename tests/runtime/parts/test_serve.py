@@ -66,24 +66,19 @@ def test_on_own_nodes_of_a_cluster_serve_ends_unless_another_uses_it():
 @pytest.mark.parametrize(
     "host, expected",
     [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("192.0.2.7", "192.0.2.7")],
-)  # fmt: skip
+)
 def test_the_api_is_reached_over_loopback_where_it_binds_everywhere(host, expected):
     config = replace(Config(), serve=ServeConfig(host=host, port=8001))
     assert local_api_url(config) == public_url(config) == f"http://{expected}:8001"
     tls = replace(config, doors=DoorsConfig(certificate="both.pem", local_port=20_007))
-    assert (local_api_url(tls), public_url(tls)) == (
-        "http://127.0.0.1:20007",
-        f"https://{expected}:8001",
-    )
+    assert (local_api_url(tls), public_url(tls)) == ("http://127.0.0.1:20007", f"https://{expected}:8001")
 
 
 def test_a_certificate_gets_an_absolute_path_and_a_port_for_tools(tmp_path):
     asked = replace(config_in(tmp_path), doors=DoorsConfig(certificate="both.pem"))
     config, plan = resolve(asked)
     assert config.doors.certificate == str(Path("both.pem").resolve())
-    assert (
-        0 < config.doors.local_port not in (config.serve.port, *msgspec.structs.astuple(plan.ray))
-    )
+    assert 0 < config.doors.local_port not in (config.serve.port, *msgspec.structs.astuple(plan.ray))
     assert resolve(config_in(tmp_path))[0].doors == DoorsConfig()
 
 
@@ -139,12 +134,7 @@ def test_replicas_are_replaced_once_for_each_request_and_told_when_all_are_new(t
         assert restart.request_restart("serve", tmp_path) == 1
         app_is(serve, "DEPLOYING", 1)()
 
-    looks = [
-        app_is(serve, "RUNNING", 2),
-        asked,
-        tell,
-        lambda: (tell(), app_is(serve, "RUNNING", 2)()),
-    ]
+    looks = [app_is(serve, "RUNNING", 2), asked, tell, lambda: (tell(), app_is(serve, "RUNNING", 2)())]
     stop._before = iter([*looks, tell, tell])
     part._monitor(serve, "recsys", stop, restarts)
     assert deployed == [1]
@@ -289,9 +279,7 @@ def test_it_is_ready_once_a_list_is_answered(tmp_path: Path, monkeypatch) -> Non
     import httpx
 
     given = {"/readyz": (200, ""), "/v1/inspect/users/0": (200, "{}")}
-    monkeypatch.setattr(
-        httpx, "get", lambda url, **_: httpx.Response(given[url][0], text=given[url][1])
-    )
+    monkeypatch.setattr(httpx, "get", lambda url, **_: httpx.Response(given[url][0], text=given[url][1]))
     assert answers("", str(tmp_path))
     given["/v1/inspect/users/0"] = (500, "")
     assert not answers("", str(tmp_path))

@@ -22,15 +22,13 @@ from tests.support.plan_config import FREE
 @pytest.mark.parametrize(
     "address, answers, ended",
     [("", True, True), ("", False, False), ("10.0.0.1:6379", True, True), ("10.0.0.1:6379", False, True)],
-)  # fmt: skip
+)
 def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
     tmp_path, monkeypatch, address, answers, ended
 ):
     import ray
 
-    config, plan = plans.resolve(
-        replace(Config(), state=str(tmp_path), serve=FREE), ray_address=address
-    )
+    config, plan = plans.resolve(replace(Config(), state=str(tmp_path), serve=FREE), ray_address=address)
     plans.write(config, plan)
     stop, said = Stop(), []
     asked = iter([True, answers])
@@ -130,8 +128,10 @@ def test_shards_that_could_not_start_have_not_answered(monkeypatch):
 
 def test_what_is_wrong_with_a_shard_is_logged_once(caplog):
     def turn(before, lost="", error=""):
-        both = [{"part": 0, "lost": "", "snapshot_error": "", "wal_damaged": ""},
-                {"part": 1, "lost": lost, "snapshot_error": error, "wal_damaged": ""}]  # fmt: skip
+        both = [
+            {"part": 0, "lost": "", "snapshot_error": "", "wal_damaged": ""},
+            {"part": 1, "lost": lost, "snapshot_error": error, "wal_damaged": ""},
+        ]
         return shards.log_errors(both, before)
 
     flaws = turn({}, "snapshot 10")
@@ -140,11 +140,7 @@ def test_what_is_wrong_with_a_shard_is_logged_once(caplog):
     flaws = turn(flaws, "snapshot 10", "disk full")
     flaws = turn(turn(flaws), "snapshot 10")
     texts = [record.getMessage() for record in caplog.records]
-    assert texts == [
-        "shard 1: snapshot 10",
-        "shard 1: snapshot 10 disk full",
-        "shard 1: snapshot 10",
-    ]
+    assert texts == ["shard 1: snapshot 10", "shard 1: snapshot 10 disk full", "shard 1: snapshot 10"]
 
 
 def test_the_heartbeat_says_what_each_table_holds_and_let_go(tmp_path):

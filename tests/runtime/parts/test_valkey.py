@@ -30,8 +30,6 @@ class Server:
         (OSError(24, "Too many open files"), False),
     ],
 )
-def test_a_server_on_a_full_disk_is_there_as_long_as_it_answers_reads(
-    error: Any, answered: bool
-) -> None:
+def test_a_server_on_a_full_disk_is_there_as_long_as_it_answers_reads(error: Any, answered: bool) -> None:
     client: Any = Server(error)
     assert answers(client) is answered

@@ -32,20 +32,14 @@ def test_loopback(host, expected):
 
 
 def test_ports_beyond_loopback_are_told_with_their_guard():
-    sockets = [
-        Socket(1, "127.0.0.1", "x"),
-        Socket(2, "0.0.0.0", "haproxy"),
-        Socket(3, "::", "raylet"),
-    ]
+    sockets = [Socket(1, "127.0.0.1", "x"), Socket(2, "0.0.0.0", "haproxy"), Socket(3, "::", "raylet")]
     assert ports(sockets) == "1 0.0.0.0:2 (OPEN to other machines) :::3 (guarded by token)"
     many = [Socket(port, "::1", "x") for port in range(9)]
     assert ports(many) == "0 1 2 3 …"
 
 
 def test_a_lost_part_says_its_reason_and_nothing_else(tmp_path):
-    record = PartRecord(
-        name="joiner", state="lost", reason="LogLost: retention passed it", last_exit=4
-    )
+    record = PartRecord(name="joiner", state="lost", reason="LogLost: retention passed it", last_exit=4)
     assert note(record, tmp_path) == "LogLost: retention passed it"
 
 
@@ -80,12 +74,7 @@ def test_an_api_beyond_loopback_is_told_with_what_guards_it(host, told):
 
 
 def test_durations():
-    assert [format_duration(ms) for ms in (-5, 999, 61_000, 7_500_000)] == [
-        "0s",
-        "0s",
-        "1m01s",
-        "2h05m",
-    ]
+    assert [format_duration(ms) for ms in (-5, 999, 61_000, 7_500_000)] == ["0s", "0s", "1m01s", "2h05m"]
 
 
 def test_event_time_is_shown_where_it_is_not_the_machines(tmp_path):
@@ -108,12 +97,7 @@ def test_event_time_is_shown_where_it_is_not_the_machines(tmp_path):
 def test_a_held_line_is_shown_with_its_reason_and_what_serves(tmp_path, action, effect):
     running = Running(supervisor=Identity(1, 0.0), config_digest="", started_ms=0, time_ms=0)
     hold = LineHold(
-        line="main",
-        epoch=3,
-        kind="behind",
-        reason="popularity hits more",
-        action=action,
-        since_ms=0,
+        line="main", epoch=3, kind="behind", reason="popularity hits more", action=action, since_ms=0
     )
     status = Status(state=str(tmp_path), running=True, ready=True, hold=hold)
     lines = map(str, status_table(status, running, Config(state=str(tmp_path))).renderables)

@@ -10,11 +10,7 @@ NAME = "cand-20261128-033326-0d8f"
 
 
 def test_names_in_the_first_column_are_never_cut() -> None:
-    row = (
-        NAME,
-        "+0.0360 (+0.0186 to +0.0533)",
-        "49 items shown to the canary's users, expected 500",
-    )
+    row = (NAME, "+0.0360 (+0.0186 to +0.0533)", "49 items shown to the canary's users, expected 500")
     output = StringIO()
     table = plain_table(("candidate", "log loss gained", "status"), [row], fold=("status",))
     Console(file=output, width=60).print(table)

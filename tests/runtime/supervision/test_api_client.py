@@ -16,9 +16,7 @@ from tests.support.plan_config import config_in
 
 def connection_to(server: socket.socket, timeout_s: float = 2.0) -> ApiConnection:
     config = config_in(Path("none"))
-    return ApiConnection(
-        replace(config, serve=ServeConfig(port=server.getsockname()[1])), timeout_s
-    )
+    return ApiConnection(replace(config, serve=ServeConfig(port=server.getsockname()[1])), timeout_s)
 
 
 @pytest.fixture
@@ -41,9 +39,7 @@ def silent() -> Iterator[tuple[socket.socket, list[socket.socket]]]:
         one.close()
 
 
-def test_one_that_does_not_answer_is_asked_once(
-    silent: tuple[socket.socket, list[socket.socket]],
-) -> None:
+def test_one_that_does_not_answer_is_asked_once(silent: tuple[socket.socket, list[socket.socket]]) -> None:
     server, taken = silent
     door, began_s = connection_to(server, 1.0), time.monotonic()
     assert door.text("/metrics") == ""

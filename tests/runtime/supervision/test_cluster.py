@@ -37,14 +37,16 @@ def test_equal_nodes_of_one_folder_are_accepted() -> None:
     [
         ({"ahead_s": 5.0}, r"clock of node 192.0.2.12 differs by \+5.0 s.*at most 1 s: synchronise"),
         ({"ahead_s": -1.2}, r"differs by -1.2 s"),
-        ({"versions": {"numpy": "2.3.0"}},
-         r"node 192.0.2.12 has numpy 2.3.0, expected 2.4.1.*install requirements/run.lock"),
+        (
+            {"versions": {"numpy": "2.3.0"}},
+            r"node 192.0.2.12 has numpy 2.3.0, expected 2.4.1.*install requirements/run.lock",
+        ),
         ({"versions": {"python": "3.12.1"}}, r"has python 3.12.1, expected 3.11.7"),
         ({"marker": ""}, r"state is /mnt/state, and node 192.0.2.12 doesn't read.*mount one folder"),
         ({"state": ""}, r"node 192.0.2.12 was started for .*no system.*expected /mnt/state: .*recsys node"),
         ({"state": "/other"}, r"for the state folder '/other', expected /mnt/state"),
     ],
-)  # fmt: skip
+)
 def test_a_node_that_does_not_fit_is_refused(odd: dict[str, Any], message: str) -> None:
     assert re.search(message, judge(GOOD, replace(GOOD, address="192.0.2.12", **odd)))
 
@@ -68,9 +70,7 @@ def test_a_node_looks_for_each_file_that_the_configuration_names() -> None:
             log=LogConfig(), doors=DoorsConfig(), parameter_server=ParameterServerConfig()
         )
         setattr(
-            config,
-            section,
-            SimpleNamespace(**vars(getattr(config, section)) | {field: "/none/such.pem"}),
+            config, section, SimpleNamespace(**vars(getattr(config, section)) | {field: "/none/such.pem"})
         )
         with pytest.raises(ValueError, match=f"{name} can't be read on it: .*'/none/such.pem'"):
             cluster._Probe().report("", config, "192.0.2.12")
@@ -83,9 +83,7 @@ def ray_with(*namespaces: str) -> Any:
 
 def test_a_cluster_takes_one_system() -> None:
     check = cluster._check_unused
-    with pytest.raises(
-        ConfigError, match=r"the system of /b runs .*2 actors.*recsys down --state /b"
-    ):
+    with pytest.raises(ConfigError, match=r"the system of /b runs .*2 actors.*recsys down --state /b"):
         check(ray_with("recsys", "serve", "notebook"), "/b", "/a")
     check(ray_with("recsys"), "/a", "/a")  # the own one goes on
     check(ray_with("notebook"), "/b", "/a")  # the other one ended

@@ -79,9 +79,7 @@ def test_an_api_without_keys_is_not_opened_to_other_machines(tmp_path):
     config = replace(config_in(tmp_path, access=AccessConfig(mode="open")), serve=exposed)
     with pytest.raises(ConfigError, match="access.mode is 'open'.*access.hosts"):
         resolve(config)
-    for access in (
-        AccessConfig(), AccessConfig(mode="keys"), AccessConfig(mode="open", hosts=("feed.lan",)),
-    ):  # fmt: skip
+    for access in (AccessConfig(), AccessConfig(mode="keys"), AccessConfig(mode="open", hosts=("feed.lan",))):
         assert resolve(replace(config, access=access))
     assert resolve(replace(config, serve=FREE))
 
@@ -131,9 +129,7 @@ def test_a_port_in_use_is_named_with_its_holder(tmp_path):
         config = replace(config_in(tmp_path), serve=replace(FREE, port=port))
         with pytest.raises(PortTaken) as raised:
             resolve(config)
-        theirs, _ = resolve(
-            config, ray_address="10.0.0.1:6379"
-        )  # Serve that runs there may have it
+        theirs, _ = resolve(config, ray_address="10.0.0.1:6379")  # Serve that runs there may have it
     assert theirs.serve.port == port
     assert f"port {port} (serve.port)" in str(raised.value)
     assert f"process {os.getpid()}" in str(raised.value)

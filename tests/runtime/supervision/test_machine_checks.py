@@ -144,9 +144,7 @@ def test_what_serves_as_well_is_no_fault(machine: Machine) -> None:
 
 def test_torchrec_is_not_blamed_for_fbgemm() -> None:
     imports = {**HEALTHY.imports, "fbgemm_gpu": SYMBOL, "torchrec": SYMBOL}
-    wrong = [
-        check for check in run_checks(replace(HEALTHY, imports=imports)) if check.state != "ok"
-    ]
+    wrong = [check for check in run_checks(replace(HEALTHY, imports=imports)) if check.state != "ok"]
     assert [(check.name, "fbgemm-gpu-cpu" in check.remedy) for check in wrong] == [
         ("fbgemm-gpu-cpu", True),
         ("torchrec", True),
@@ -188,9 +186,7 @@ def test_a_module_that_kills_the_process_is_named_and_the_others_are_tried(
     }
 
 
-@pytest.mark.parametrize(
-    ("machine", "status"), [(HEALTHY, 0), (replace(HEALTHY, python=(3, 9, 1)), 1)]
-)
+@pytest.mark.parametrize(("machine", "status"), [(HEALTHY, 0), (replace(HEALTHY, python=(3, 9, 1)), 1)])
 def test_the_command_prints_a_line_for_each_check(
     monkeypatch: pytest.MonkeyPatch, machine: Machine, status: int
 ) -> None:

@@ -34,9 +34,7 @@ def cut() -> GappyLog:
     log = gappy(**{STEPS: 1, CONTROL: 1})
     for n in range(1, STEPS_CUT + 1):
         ranges = [Range(0, 4 * n - 4, 4 * n)] + [Range(1, n - 1, n)] * (n <= 10)
-        step = Step(
-            line="main", epoch=0, step=n, ranges=ranges, examples=4, lanes=4, time_ms=n, config=""
-        )
+        step = Step(line="main", epoch=0, step=n, ranges=ranges, examples=4, lanes=4, time_ms=n, config="")
         log.append(STEPS, [Append(0, b"main", pack(step))])
     return log
 

@@ -12,14 +12,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from recsys.process.disk_budget import Level, Space
-from runtime.supervision.part_metrics import (
-    FACTS,
-    PART_METRICS,
-    STATES,
-    UNLISTED,
-    families,
-    text_of,
-)
+from runtime.supervision.part_metrics import FACTS, PART_METRICS, STATES, UNLISTED, families, text_of
 from runtime.supervision.part_table import NAMES
 from runtime.supervision.system_status import PartStatus, Status, Version, with_workers
 from serving.http.serving_metrics import STAGES, STATUSES, ServingMetrics
@@ -34,9 +27,7 @@ Row = tuple[str, tuple[str, ...], str]  # kind, labels, meaning
 
 
 def of_parts() -> dict[str, Row]:
-    said = {
-        one.name: (one.kind, (one.label,) if one.label else (), one.about) for one in PART_METRICS
-    }
+    said = {one.name: (one.kind, (one.label,) if one.label else (), one.about) for one in PART_METRICS}
     return FACTS | said
 
 
@@ -92,18 +83,10 @@ def test_every_name_that_a_part_puts_into_its_heartbeat_is_listed() -> None:
     for package in ("recsys", "serving", "training"):
         for file in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
-                if (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Attribute)
-                    and node.args
-                ):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
                     first, on = node.args[0], ast.unparse(node.func.value)
                     beats = on == "beat" or on.endswith("heartbeat")
-                    if (
-                        beats
-                        and node.func.attr in ("add", "gauge")
-                        and isinstance(first, ast.Constant)
-                    ):
+                    if beats and node.func.attr in ("add", "gauge") and isinstance(first, ast.Constant):
                         found.add((node.func.attr, first.value))
     listed = {("add" if one.kind == "counter" else "gauge", one.key) for one in PART_METRICS}
     assert len(found) > 30 and found - listed == set()
@@ -143,9 +126,7 @@ def test_what_the_shards_the_joiner_and_the_trainer_say_is_listed() -> None:
               "table_bytes": {"items": 70, "users": 30}}  # fmt: skip
     shard = {"part": 0, "step": 4} | texts | tables | dict.fromkeys(sums, 1)
     tell(beat, [shard, shard | {"part": 1, "step": 3}])
-    joiner = dict.fromkeys(
-        [*Joiner(0, ["like"], JoinConfig()).counts, "unreadable", "skipped"], 2.0
-    )
+    joiner = dict.fromkeys([*Joiner(0, ["like"], JoinConfig()).counts, "unreadable", "skipped"], 2.0)
     found = told(
         status(
             part("shards", gauges=beat.now().gauges),
@@ -166,9 +147,11 @@ def test_what_the_shards_the_joiner_and_the_trainer_say_is_listed() -> None:
 def test_values_of_workers_are_those_of_their_part() -> None:
     def worker(number: int, events: float, p95: float) -> PartStatus:
         return part(
-            f"session-fold.{number}", counters={"events": events}, rates={"events": events / 10},
+            f"session-fold.{number}",
+            counters={"events": events},
+            rates={"events": events / 10},
             gauges={"view_to_session_p95_ms": p95, "sets": 1.0, "repeats": 2.0},
-        )  # fmt: skip
+        )
 
     workers = [worker(0, 50.0, 40.0), worker(1, 70.0, 30.0)]
     found = told(status(*workers))
@@ -179,10 +162,7 @@ def test_values_of_workers_are_those_of_their_part() -> None:
     for number in (0, 1):
         assert found["recsys_part_ready", (("part", f"session-fold.{number}"),)] == 1.0
     assert with_workers(workers)[0].rates == {"events": 12.0}
-    archives = [
-        part(f"archive.{n}", gauges={"paused": 1.0, "behind": 3.0 - n, "cpu_s": 2.0})
-        for n in (0, 1)
-    ]
+    archives = [part(f"archive.{n}", gauges={"paused": 1.0, "behind": 3.0 - n, "cpu_s": 2.0}) for n in (0, 1)]
     assert with_workers(archives)[0].gauges == {"paused": 1.0, "behind": 3.0, "cpu_s": 4.0}
 
 
@@ -199,9 +179,7 @@ def test_facts_of_the_system_and_what_isnt_listed() -> None:
     assert found["recsys_cut_step", (("epoch", "1"), ("line", "main"))] == 9.0
     assert found["recsys_served_step", (("epoch", "1"), ("line", "main"))] == 7.0
     assert found["recsys_dead_letters", ()] == 3.0 and found["recsys_exposed_ports", ()] == 1.0
-    assert found[UNLISTED, (("part", "joiner"),)] == 3.0, (
-        "a name, a family and a kind that aren't known"
-    )
+    assert found[UNLISTED, (("part", "joiner"),)] == 3.0, "a name, a family and a kind that aren't known"
     states = {s: found["recsys_part_state", (("part", "joiner"), ("state", s))] for s in STATES}
     assert [s for s, value in states.items() if value] == ["backoff"]
 
@@ -222,9 +200,7 @@ def test_each_state_of_a_part_that_the_manual_names_has_its_series() -> None:
 
 
 def test_disk_space_is_told_by_kind_if_it_is_known() -> None:
-    space = Space(
-        level=Level.LOWER, used=5, budget=9, free=7, kinds={"log/events": 3, "archive": 2}
-    )
+    space = Space(level=Level.LOWER, used=5, budget=9, free=7, kinds={"log/events": 3, "archive": 2})
     found = told(msgspec.structs.replace(status(), space=space))
     assert found["recsys_disk_bytes", (("kind", "log/events"),)] == 3.0
     assert found["recsys_disk_bytes", (("kind", "archive"),)] == 2.0
@@ -246,14 +222,8 @@ def test_what_has_not_happened_is_told_as_0_once_the_part_speaks() -> None:
 
 def test_stages_and_statuses_that_are_known_are_told_as_0(tmp_path: Path) -> None:
     text = ServingMetrics(World(tmp_path, items=1).service).text().decode()
-    page = (
-        (ROOT / "docs" / "how-to" / "operations.md")
-        .read_text()
-        .split("| stage | left out, and why |")[1]
-    )
-    stages = re.findall(
-        r"`([a-z:]+)`", "".join(re.findall(r"^\|([^|]+)\|", page.split("\n\n")[0], re.M))
-    )
+    page = (ROOT / "docs" / "how-to" / "operations.md").read_text().split("| stage | left out, and why |")[1]
+    stages = re.findall(r"`([a-z:]+)`", "".join(re.findall(r"^\|([^|]+)\|", page.split("\n\n")[0], re.M)))
     assert set(stages) == set(STAGES), "docs/how-to/operations.md says what each stage means"
     for stage in STAGES:
         assert f'recsys_degraded_total{{stage="{stage}"}} 0.0' in text
@@ -300,9 +270,7 @@ def test_a_wrong_query_is_found(series: dict[str, set[str]]) -> None:
     assert faults_of("rate(recsys_nothing[5m])", series) == ["recsys_nothing"]
     assert faults_of('recsys_requests_total{colour="x"}', series) == ["colour"]
     assert faults_of("sum by (stage) (recsys_requests_total)", series) == ["stage"]
-    assert faults_of("sum(recsys_step", series) == ["()"] and faults_of("1", series) == [
-        "no metric"
-    ]
+    assert faults_of("sum(recsys_step", series) == ["()"] and faults_of("1", series) == ["no metric"]
 
 
 def test_the_dashboard_is_one_that_loads() -> None:
@@ -315,11 +283,7 @@ def test_the_dashboard_is_one_that_loads() -> None:
     taken = set[tuple[int, int]]()
     for panel in board["panels"]:
         at = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(at["x"], at["x"] + at["w"])
-            for y in range(at["y"], at["y"] + at["h"])
-        }
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
         assert not cells & taken and at["x"] + at["w"] <= 24
         taken |= cells
         refs = [target["refId"] for target in panel.get("targets", [])]
@@ -331,15 +295,15 @@ def test_the_dashboard_is_one_that_loads() -> None:
 
 def test_the_alerts_are_rules_that_load() -> None:
     its = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text())
-    assert set(its) == {"groups"} and len({group["name"] for group in its["groups"]}) == len(
-        its["groups"]
-    )
+    assert set(its) == {"groups"} and len({group["name"] for group in its["groups"]}) == len(its["groups"])
     names = [rule["alert"] for rule in rules()]
     assert len(set(names)) == len(names)
     for rule in rules():
-        assert {"alert", "expr", "labels", "annotations"} <= rule.keys() <= {
-            "alert", "expr", "for", "keep_firing_for", "labels", "annotations"
-        }  # fmt: skip
+        assert (
+            {"alert", "expr", "labels", "annotations"}
+            <= rule.keys()
+            <= {"alert", "expr", "for", "keep_firing_for", "labels", "annotations"}
+        )
         for name in ("for", "keep_firing_for"):
             assert re.fullmatch(r"\d+[smhd]", rule.get(name, "1m"))
         assert rule["labels"]["severity"] in ("page", "ticket", "info")
@@ -351,8 +315,10 @@ def test_the_alerts_are_rules_that_load() -> None:
 def matches(selector: str, labels: dict[str, str]) -> bool:
     """Whether a series of these labels is selected, as Prometheus does it."""
     said = re.findall(r'(\w+)(=~|!=|=)"([^"]*)"', selector)
-    its = [(bool(re.fullmatch(value if op == "=~" else re.escape(value), labels[name])), op)
-           for name, op, value in said]  # fmt: skip
+    its = [
+        (bool(re.fullmatch(value if op == "=~" else re.escape(value), labels[name])), op)
+        for name, op, value in said
+    ]
     return bool(said) and all(found != (op == "!=") for found, op in its)
 
 

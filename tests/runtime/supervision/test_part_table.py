@@ -103,9 +103,7 @@ def test_each_part_that_may_have_workers_takes_its_share() -> None:
         assert "share" in signature(body(part)).parameters, part
 
 
-def test_the_last_of_several_counters_adds_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_of_several_counters_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[Any] = []
 
     def run(config: Config, stop: Stop, *given: Any, kind: Any = None) -> None:
@@ -141,9 +139,7 @@ for name in NAMES:
 import serving.app
 print("torch" in sys.modules, "ray.train" in sys.modules)
 """
-    found = subprocess.run(
-        [sys.executable, "-c", asked], capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False False"
 
 

@@ -217,9 +217,7 @@ def test_a_part_that_never_gets_ready_is_ended_and_tried_again():
 def test_stopping_keeps_what_is_needed_by_way_of_a_part_that_is_done():
     broker = Part("broker", "m:broker")
     log = Part("log", "m:log", needs=("broker",), once=True)
-    world = World(
-        [broker, log, Part("archive", "m:archive", needs=("log",))], stubborn=("archive",)
-    )
+    world = World([broker, log, Part("archive", "m:archive", needs=("log",))], stubborn=("archive",))
     world.make_all_ready()
     world.supervisor.stop()
     world.tick()

@@ -41,9 +41,11 @@ class Machine:
         self.calls, self.fails, self.error, self.until_s = 0, lambda: False, 0, 0.0
         self.at = []
         clock = SimpleNamespace(
-            monotonic=lambda: self.now, sleep=self.sleep,
-            CLOCK_BOOTTIME=0, clock_gettime=lambda _: 1e9 + self.now,
-        )  # fmt: skip
+            monotonic=lambda: self.now,
+            sleep=self.sleep,
+            CLOCK_BOOTTIME=0,
+            clock_gettime=lambda _: 1e9 + self.now,
+        )
         monkeypatch.setattr(supervisor_loop, "time", clock)
         monkeypatch.setattr(supervisor_loop, "machine_ms", lambda: int(1000 * (1e9 + self.now)))
         monkeypatch.setattr(processes, "time", clock)

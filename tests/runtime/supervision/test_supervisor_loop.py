@@ -237,8 +237,7 @@ def test_a_change_of_the_clock_makes_no_process_another(tmp_path, monkeypatch):
 
 
 def test_records_of_another_boot_and_of_older_versions_name_no_other_process(monkeypatch):
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
-                             start_new_session=True)  # fmt: skip
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     with child:
         its = identify(child.pid)
         other_boot = msgspec.structs.replace(its, boot="another")

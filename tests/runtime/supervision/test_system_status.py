@@ -18,14 +18,7 @@ from runtime.parts import metrics
 from runtime.supervision import launch_plan, system_status
 from runtime.supervision.processes import Identity, identify
 from runtime.supervision.run_file import PartRecord, Running
-from runtime.supervision.system_status import (
-    Version,
-    assemble,
-    gather,
-    last_step,
-    version_in,
-    waiting,
-)
+from runtime.supervision.system_status import Version, assemble, gather, last_step, version_in, waiting
 from tests.support.plan_config import config_in
 from training.lines.control import append_control
 
@@ -35,9 +28,7 @@ def test_the_last_step_is_found_and_lag_is_counted():
     log.create(Topic(STEPS))
     assert last_step(log) is None and waiting(log, STEPS, [0]) == 0
     for step in range(1, 8):
-        record = Step(
-            line="main", epoch=2, step=step, ranges=[], examples=0, lanes=1, time_ms=0, config=""
-        )
+        record = Step(line="main", epoch=2, step=step, ranges=[], examples=0, lanes=1, time_ms=0, config="")
         log.append(STEPS, [Append(0, b"main", pack(record))])
     assert last_step(log) == Version("main", 2, 7)
     assert waiting(log, STEPS, [5]) == 2 and waiting(log, STEPS, None) == 7
@@ -57,9 +48,7 @@ def test_the_last_step_is_found_behind_a_gap():
 
     log = Sparse()
     log.create(Topic(STEPS))
-    record = Step(
-        line="main", epoch=0, step=9, ranges=[], examples=0, lanes=1, time_ms=0, config=""
-    )
+    record = Step(line="main", epoch=0, step=9, ranges=[], examples=0, lanes=1, time_ms=0, config="")
     log._topics[STEPS][0].append(Record(3, b"", pack(record)))
     assert last_step(log) == Version("main", 0, 9)
 
@@ -91,8 +80,9 @@ def test_a_scrape_reads_nothing_of_control_which_only_grows(tmp_path, monkeypatc
     create_topics(log, config)
     text = "fields: {item: {brand: category}}\n"
     features = set_text(app_of(text).feature_set())
-    change = Definition(digest="d" * 12, stage=ALONE, app=text, time_ms=1, reads=features,
-                        logged=features, before=features)  # fmt: skip
+    change = Definition(
+        digest="d" * 12, stage=ALONE, app=text, time_ms=1, reads=features, logged=features, before=features
+    )
     append_control(log, *(Live(line="main", epoch=epoch) for epoch in range(50)), change)
     hold = LineHold(line="main", epoch=49, kind="behind", reason="popularity hits more")
     append_control(log, hold)
@@ -133,9 +123,7 @@ def test_delays_are_those_of_the_replica(tmp_path: Path) -> None:
         (60, "ready", DEAD, False, True, "gone"),
     ],
 )
-def test_ready_is_neither_an_old_run_file_nor_a_dead_process(
-    age_s, state, process, ready, stale, shown
-):
+def test_ready_is_neither_an_old_run_file_nor_a_dead_process(age_s, state, process, ready, stale, shown):
     part = PartRecord(name="joiner", state=state, process=process)
     now_ms = int(time.time() * 1000) - 1000 * age_s
     running = Running(supervisor=ME, config_digest="", started_ms=1, time_ms=now_ms, parts=[part])

@@ -23,9 +23,8 @@ USER = jwt.encode({"sub": "u1", "exp": 2_000_000_000}, "x" * 32, headers={"kid":
 
 def control(keyring: Keyring, door_keys: tuple[str, ...] = DOOR_KEYS) -> AccessControl:
     return AccessControl(
-        CONFIG, keyring, Quotas(CONFIG), lambda: "admin", lambda: ("source",),
-        lambda: door_keys, lambda: 0,
-    )  # fmt: skip
+        CONFIG, keyring, Quotas(CONFIG), lambda: "admin", lambda: ("source",), lambda: door_keys, lambda: 0
+    )
 
 
 def call(key: str) -> dict[str, Any]:
@@ -90,9 +89,7 @@ def test_keys_expire_by_the_machines_time_and_quotas_go_by_event_time() -> None:
     now_s, keyring = [machine_s], Keyring()
     secret, until_ms = "s" * 43, (machine_s + 10) * 1000
     digest = digest_of_secret(secret)
-    keyring.fold(
-        ApiKey(id="abcd1234", digest=digest, scopes=["recommend"], daily=1, until_ms=until_ms)
-    )
+    keyring.fold(ApiKey(id="abcd1234", digest=digest, scopes=["recommend"], daily=1, until_ms=until_ms))
     keyring.complete = True
     caller = AccessControl(
         CONFIG, keyring, Quotas(CONFIG), lambda: "admin", lambda: ("source",), lambda: (),

@@ -21,27 +21,12 @@ from serving.access.audit import read_trail
 from serving.access.scopes import PUBLIC, SCOPES, compiled, needed_scope
 from serving.http_app import build_app
 from serving.sessions.counter_loop import CounterLoop
-from tests.support.serving.service_harness import (
-    ADMIN,
-    COMPAT,
-    NOW_MS,
-    World,
-    compat_routes,
-    run,
-    view,
-)
+from tests.support.serving.service_harness import ADMIN, COMPAT, NOW_MS, World, compat_routes, run, view
 
 KEYS = AccessConfig(mode="keys", user_lists=0, user_events=0)
 PRIVATE = ed25519.Ed25519PrivateKey.generate()
 PEM = PRIVATE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-PLACES = {
-    "user_id": "u9",
-    "item_id": "v9",
-    "category": "c",
-    "kind": "like",
-    "model": "m",
-    "rest": "r",
-}
+PLACES = {"user_id": "u9", "item_id": "v9", "category": "c", "kind": "like", "model": "m", "rest": "r"}
 
 
 def bearer(text: str) -> dict[str, str]:
@@ -56,9 +41,7 @@ def user_token(key: str, user_id: str, **claims: Any) -> str:
 def routes_of(w: World) -> list[tuple[str, str, str]]:
     """Method, path and scope of each route."""
     paths = build_app(w.service, lambda: "").openapi()["paths"]
-    routes = [
-        (method.upper(), path.format(**PLACES)) for path, each in paths.items() for method in each
-    ]
+    routes = [(method.upper(), path.format(**PLACES)) for path, each in paths.items() for method in each]
     added = compiled(compat_routes().scopes)
     return [(*route, needed_scope(*route, added)) for route in routes]
 
@@ -66,10 +49,7 @@ def routes_of(w: World) -> list[tuple[str, str, str]]:
 def test_each_route_takes_the_right_key_and_no_other(tmp_path: Path) -> None:
     async def scenario(w: World) -> None:
         keys = {scope: await w.add_key(scope) for scope in SCOPES}
-        others = {
-            scope: await w.add_key(*(other for other in SCOPES if other != scope))
-            for scope in SCOPES
-        }
+        others = {scope: await w.add_key(*(other for other in SCOPES if other != scope)) for scope in SCOPES}
         expired = await w.add_key(*SCOPES, days=1 / 86_400_000)
         revoked = await w.add_key(*SCOPES)
         revoke_key(w.log, revoked.split("_")[1], w.now_ms)
@@ -304,9 +284,7 @@ def test_a_user_token_cannot_claim_another_age(tmp_path: Path) -> None:
      ({"origin": "http://evil.example"}, 403), ({"origin": "http://localhost"}, 200),
      ({"sec-fetch-site": "cross-site"}, 403), ({"sec-fetch-site": "same-site"}, 403)],
 )  # fmt: skip
-def test_a_page_elsewhere_reaches_no_session(
-    tmp_path: Path, headers: dict[str, str], status: int
-) -> None:
+def test_a_page_elsewhere_reaches_no_session(tmp_path: Path, headers: dict[str, str], status: int) -> None:
     async def scenario(w: World) -> None:
         for path in ("/v1/sessions/bob", "/v1/status", "/metrics"):
             assert (await w.client.get(path, headers=headers)).status_code == status
@@ -320,10 +298,7 @@ def test_a_page_elsewhere_reaches_no_session(
 def test_a_page_of_a_listed_origin_may_call(tmp_path: Path) -> None:
     async def scenario(w: World) -> None:
         app = {"origin": "https://app.example.org"}
-        asked = {
-            "access-control-request-method": "POST",
-            "access-control-request-headers": "authorization",
-        }
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
         allowed = await w.client.options("/v1/events", headers=app | asked)
         assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == "https://app.example.org"
@@ -332,9 +307,7 @@ def test_a_page_of_a_listed_origin_may_call(tmp_path: Path) -> None:
         assert refused.headers["access-control-allow-origin"] == "https://app.example.org"
         exposed = refused.headers["access-control-expose-headers"].split(", ")
         assert sorted(exposed) == ["date", "retry-after"], "clients wait, and set their clocks"
-        other = await w.client.get(
-            "/v1/status", headers=ADMIN | {"origin": "https://other.example"}
-        )
+        other = await w.client.get("/v1/status", headers=ADMIN | {"origin": "https://other.example"})
         assert other.status_code == 403
 
     access = AccessConfig(mode="keys", origins=("https://app.example.org",))
@@ -346,9 +319,7 @@ def test_quotas_of_keys_and_users(tmp_path: Path) -> None:
         key = bearer(await w.add_key("recommend", "events", rate=1.0, daily=15))
 
         async def asked(**more: Any) -> int:
-            answer = await w.client.post(
-                "/v1/recommend", json={"user_id": "u1"} | more, headers=key
-            )
+            answer = await w.client.post("/v1/recommend", json={"user_id": "u1"} | more, headers=key)
             if answer.status_code == 429:
                 assert int(answer.headers["retry-after"]) >= 1
             return answer.status_code
@@ -363,9 +334,7 @@ def test_quotas_of_keys_and_users(tmp_path: Path) -> None:
         events = [view("r", "v1", f"e{n}", user_id="u3") for n in range(40)]
         body = {"events": events}
         over = await w.client.post("/v1/events", json=body, headers=other)
-        assert (over.status_code, over.headers["retry-after"]) == (429, "4"), (
-            "10 events, 3 a second"
-        )
+        assert (over.status_code, over.headers["retry-after"]) == (429, "4"), "10 events, 3 a second"
         assert "10 of 40 events are over access.user_events" in over.json()["error"]
         w.now_ms += 4_000
         again = (await w.client.post("/v1/events", json=body, headers=other)).json()
@@ -396,8 +365,9 @@ def test_the_trail_names_changes_and_refusals(tmp_path: Path) -> None:
     calls = [line for line in lines if "why" not in line]
     key_id = read_keys(w.log)[0].id
     assert [(c["key"], c["method"], c["path"], c["status"]) for c in calls] == [
-        (key_id, "POST", "/v1/items", 202), ("admin", "DELETE", "/v1/users/u1", 202),
-    ]  # fmt: skip
+        (key_id, "POST", "/v1/items", 202),
+        ("admin", "DELETE", "/v1/users/u1", 202),
+    ]
     refused = lines[2:]
     assert len(refused) == 101 and refused[-1]["not_logged"] == 200, "a flood is counted"
     assert refused[0]["status"] == 403 and key_id in refused[0]["why"]
@@ -415,9 +385,7 @@ def test_lists_for_all_count_in_the_quota_of_a_users_token(tmp_path: Path) -> No
         paths = ["popular", "latest", "trending", "items/v1/similar"] * 2
 
         async def statuses(headers: dict[str, str]) -> list[int]:
-            return [
-                (await w.client.get(f"/v1/{path}", headers=headers)).status_code for path in paths
-            ]
+            return [(await w.client.get(f"/v1/{path}", headers=headers)).status_code for path in paths]
 
         assert await statuses(mine) == [200] * 5 + [429] * 3
         asked = await w.client.post("/v1/recommend", json={"user_id": "u1"}, headers=mine)
@@ -435,8 +403,10 @@ def test_an_engagement_is_not_older_than_its_list(tmp_path: Path) -> None:
         answer = await w.recommend(n=1)
         day_before = {"time_ms": NOW_MS - 25 * 3_600_000, "kind": "like"}
         item, token = answer["items"][0]["item_id"], {"token": answer["token"]}
-        likes = [view(answer["request_id"], item, f"e{n}", **day_before, **more)
-                 for n, more in enumerate((token, {}))]  # fmt: skip
+        likes = [
+            view(answer["request_id"], item, f"e{n}", **day_before, **more)
+            for n, more in enumerate((token, {}))
+        ]
         sent = await w.client.post("/v1/events", json={"events": likes})
         assert sent.json()["accepted"] == 2
         times = {e.event_id: e.time_ms for e in w.events() if isinstance(e, Engagement)}

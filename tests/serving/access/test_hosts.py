@@ -10,9 +10,7 @@ from serving.access.hosts import host_is_allowed, is_loopback, is_open, origin_i
 
 
 def config(mode: str = "auto", host: str = "127.0.0.1", hosts: tuple[str, ...] = ()) -> Config:
-    return replace(
-        Config(), serve=ServeConfig(host=host), access=AccessConfig(mode=mode, hosts=hosts)
-    )
+    return replace(Config(), serve=ServeConfig(host=host), access=AccessConfig(mode=mode, hosts=hosts))
 
 
 @pytest.mark.parametrize(

@@ -31,14 +31,7 @@ def test_a_key_opens_by_its_secret() -> None:
 
 
 def test_an_unknown_id_a_wrong_secret_and_no_key_at_all_are_told_apart_by_nothing() -> None:
-    texts = [
-        text_of(KEY.id, "x" * 43),
-        text_of("zzzz9999", SECRET),
-        "",
-        "rk_",
-        TEXT + " ",
-        "é" * 30,
-    ]
+    texts = [text_of(KEY.id, "x" * 43), text_of("zzzz9999", SECRET), "", "rk_", TEXT + " ", "é" * 30]
     revoked = ring(ApiKey(id=KEY.id, digest=KEY.digest, scopes=[], revoked=True))
     said = {refusal_of(ring(KEY), text) for text in texts}
     said |= {refusal_of(revoked, texts[0])}

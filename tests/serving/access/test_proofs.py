@@ -72,9 +72,7 @@ def test_pages_that_are_read_on_and_large_categories_are_not_narrow(
 
 
 def test_a_token_lives_no_longer_than_the_log_has_its_list() -> None:
-    config = replace(
-        Config(), log=LogConfig(retention_hours=2.0), join=JoinConfig(horizon_s=10 * 3600)
-    )
+    config = replace(Config(), log=LogConfig(retention_hours=2.0), join=JoinConfig(horizon_s=10 * 3600))
     secrets = ["a secret"]
     proofs = Proofs(config, lambda: secrets)
     token = proofs.mint("r1", "u1", ["v1"], "", 0)

@@ -8,14 +8,7 @@ from serving.access.scopes import needed_scope as needed_of_ours
 from serving.http_app import build_app
 from tests.support.serving.service_harness import COMPAT, World, compat_routes
 
-PLACES = {
-    "user_id": "u",
-    "item_id": "v",
-    "category": "c",
-    "kind": "like",
-    "model": "m",
-    "rest": "r",
-}
+PLACES = {"user_id": "u", "item_id": "v", "category": "c", "kind": "like", "model": "m", "rest": "r"}
 
 
 ADDED = compiled(compat_routes().scopes)

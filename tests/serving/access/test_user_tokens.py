@@ -35,14 +35,14 @@ def tokens(key: ApiKey = KEY) -> tuple[UserTokens, Keyring]:
     return UserTokens(keyring), keyring
 
 
-def signed(
-    private: Any = ED, algorithm: str = "EdDSA", kid: str = "app00001", **claims: Any
-) -> str:
+def signed(private: Any = ED, algorithm: str = "EdDSA", kid: str = "app00001", **claims: Any) -> str:
     claims = {"sub": "u1", "exp": NOW_S + 600} | claims
     return jwt.encode(
-        {name: value for name, value in claims.items() if value is not None}, private,
-        algorithm, headers={"kid": kid},
-    )  # fmt: skip
+        {name: value for name, value in claims.items() if value is not None},
+        private,
+        algorithm,
+        headers={"kid": kid},
+    )
 
 
 @pytest.mark.parametrize(("private", "algorithm"), [(ED, "EdDSA"), (EC, "ES256")])
@@ -104,10 +104,7 @@ def test_a_verified_token_ends_with_its_time_and_with_its_key() -> None:
 
 def test_only_keys_that_are_safe_today_are_taken() -> None:
     assert read_public_key(pem(ED)) and read_public_key(pem(EC))
-    for private in (
-        rsa.generate_private_key(65_537, 2_048),
-        ec.generate_private_key(ec.SECP384R1()),
-    ):
+    for private in (rsa.generate_private_key(65_537, 2_048), ec.generate_private_key(ec.SECP384R1())):
         with pytest.raises(ValueError, match="expected Ed25519 or P-256"):
             read_public_key(pem(private))
     with pytest.raises(ValueError):

@@ -33,8 +33,9 @@ def test_serve_is_told_last_so_that_a_client_has_no_say() -> None:
     for scope in ({"type": "http", "headers": theirs}, {"type": "lifespan"}):
         asyncio.run(wrapped(scope, None, None))
     assert dict(seen[0]["headers"]) == {
-        b"x-request-timeout-seconds": b"0", b"x-request-disconnect-disabled": b"?1",
-    }  # fmt: skip
+        b"x-request-timeout-seconds": b"0",
+        b"x-request-disconnect-disabled": b"?1",
+    }
     assert seen[1] == {"type": "lifespan"} and len(theirs) == 2
 
 

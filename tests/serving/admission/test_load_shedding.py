@@ -50,9 +50,7 @@ def gate_of(
 ) -> LoadShedder:
     bodies = BodyReceiver(BodyRoom(4_000_000), timeout_s=60)
     clients = TokenBuckets(rate)
-    return LoadShedder(
-        inner, metrics, lists, events, others, clients, bodies, address_of, compat_routes()
-    )
+    return LoadShedder(inner, metrics, lists, events, others, clients, bodies, address_of, compat_routes())
 
 
 def address_of(scope: Any) -> str:
@@ -84,9 +82,7 @@ def test_each_kind_has_its_own_limit_and_health_always_passes() -> None:
         assert [limit.inside for limit in limits] == [0, 0, 0]
         assert sum(at is not None for at in inner.arrived) == 3 and ARRIVED_S.get() is None
         refused = {key: n for key, n in metrics.counts.items() if key[1] == "ongoing"}
-        assert refused == {
-            (name, "ongoing"): 1 for name in ("/v1/recommend", "/v1/events", "other")
-        }
+        assert refused == {(name, "ongoing"): 1 for name in ("/v1/recommend", "/v1/events", "other")}
 
     asyncio.run(scenario())
 
@@ -108,12 +104,7 @@ def test_other_recommenders_clients_share_the_limits_and_their_health_passes() -
         inner.go.set()
         client = client_of(gate_of(inner, metrics, Limit(0), Limit(0), Limit(0)))
         kinds = {
-            "/v1/recommend": [
-                "/api/recommend/bob",
-                "/api/session/recommend",
-                "/rank/x",
-                "/recommend/x",
-            ],
+            "/v1/recommend": ["/api/recommend/bob", "/api/session/recommend", "/rank/x", "/recommend/x"],
             "/v1/events": ["/api/feedback", "/feedback"],
             "other": ["/api/items", "/api/user/bob", "/api/feedback/star", "/train/x", "/flush"],
         }
@@ -282,9 +273,7 @@ def test_a_path_with_a_control_character_reaches_no_route(path: str) -> None:
     asyncio.run(scenario())
 
 
-def test_refusals_stand_in_the_metrics_by_reason_and_events_are_taken_meanwhile(
-    tmp_path: Path,
-) -> None:
+def test_refusals_stand_in_the_metrics_by_reason_and_events_are_taken_meanwhile(tmp_path: Path) -> None:
     world = World(tmp_path, serve=ServeConfig(max_ongoing=2))
 
     async def scenario(w: World) -> None:

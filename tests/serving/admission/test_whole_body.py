@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.admission.whole_body import (
-    MAX_BODY_BYTES,
-    MAX_VALUES,
-    BodyReceiver,
-    BodyRefused,
-    BodyRoom,
-)
+from serving.admission.whole_body import MAX_BODY_BYTES, MAX_VALUES, BodyReceiver, BodyRefused, BodyRoom
 
 SOURCES = st.sampled_from("abc")
 
@@ -104,9 +98,7 @@ def test_a_body_of_many_values_is_refused_whatever_its_shape() -> None:
 
 
 @given(st.lists(st.tuples(SOURCES, st.integers(0, 50)), max_size=60))
-def test_no_source_fills_the_room_and_everything_is_given_back(
-    takes: list[tuple[str, int]],
-) -> None:
+def test_no_source_fills_the_room_and_everything_is_given_back(takes: list[tuple[str, int]]) -> None:
     room, taken = BodyRoom(100), list[tuple[str, int]]()
     for source, size in takes:
         mine = sum(other for name, other in taken if name == source)

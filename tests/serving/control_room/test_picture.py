@@ -35,21 +35,15 @@ def test_a_series_has_one_name_whoever_tells_it(labels: dict[str, str]) -> None:
     (gauge.labels(**labels) if labels else gauge).set(2.5)
     told = generate_latest(registry).decode()
     if all(
-        sign not in value
-        for value in labels.values()
-        for sign in "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+        sign not in value for value in labels.values() for sign in "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
     ):
         assert parse(told) == samples_of(registry.collect()) == {key("recsys_x", labels): 2.5}  # type: ignore[arg-type]
 
 
 def test_what_a_replica_says_is_read_without_buckets() -> None:
     registry = CollectorRegistry()
-    Counter("recsys_requests", "a", ["route", "status"], registry=registry).labels(
-        "/v1/events", "202"
-    ).inc(3)
-    Histogram("recsys_request_seconds", "b", ["route"], registry=registry).labels(
-        "/v1/events"
-    ).observe(0.5)
+    Counter("recsys_requests", "a", ["route", "status"], registry=registry).labels("/v1/events", "202").inc(3)
+    Histogram("recsys_request_seconds", "b", ["route"], registry=registry).labels("/v1/events").observe(0.5)
     Gauge("recsys_late", "c", registry=registry).set(float("nan"))
     found = parse(generate_latest(registry).decode())
     assert found['recsys_requests_total{route="/v1/events",status="202"}'] == 3
@@ -75,11 +69,7 @@ def test_rates_are_of_ten_seconds_and_begin_anew_after_a_gap_or_a_restart() -> N
 def test_a_picture_holds_the_samples_it_was_made_of() -> None:
     look = Given()
     builder = PictureBuilder(look, Curves())
-    look.now = {
-        "recsys_a_total": 3.0,
-        "recsys_b": float("nan"),
-        'recsys_trainer_auc{label="like"}': 0.7,
-    }
+    look.now = {"recsys_a_total": 3.0, "recsys_b": float("nan"), 'recsys_trainer_auc{label="like"}': 0.7}
     first = builder.build(1_000)
     look.now |= {"recsys_a_total": 8.0}
     second = builder.build(2_000)

@@ -34,9 +34,7 @@ async def client(key: str = KEY) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer ", "Bearer x", f"bearer {KEY}", f"Bearer {KEY} ", "Bearer \xfc"]
 )
-@pytest.mark.parametrize(
-    "path", ["/control/api/stream", "/control/api/items/v1", "/control/api/users/u%2F1"]
-)
+@pytest.mark.parametrize("path", ["/control/api/stream", "/control/api/items/v1", "/control/api/users/u%2F1"])
 def test_everything_but_the_page_needs_the_key(path: str, header: str | None) -> None:
     async def go() -> None:
         async with client() as its:
@@ -52,9 +50,7 @@ def test_everything_but_the_page_needs_the_key(path: str, header: str | None) ->
 
 def test_a_page_with_a_name_of_its_own_is_refused() -> None:
     async def go() -> None:
-        app = build_room(
-            Hub(lambda: b"{}"), lambda: b"{}", inspect, KEY, lambda host: host == "room:8001"
-        )
+        app = build_room(Hub(lambda: b"{}"), lambda: b"{}", inspect, KEY, lambda host: host == "room:8001")
         transport = httpx.ASGITransport(app=app)
         for host, status in (("room:8001", 200), ("evil.example", 421)):
             async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as its:
@@ -81,9 +77,7 @@ def test_an_item_or_a_user_is_asked_of_the_api_by_any_id() -> None:
                 answer = await its.get(f"/control/api/{path}", headers=BEARER)
                 assert (answer.status_code, answer.json()) == (404, {"error": "no such item"})
             assert (await its.get("/control/api/secrets/x", headers=BEARER)).status_code == 404
-            assert (
-                await its.get(f"/control/api/items/{'x' * 300}", headers=BEARER)
-            ).status_code == 404
+            assert (await its.get(f"/control/api/items/{'x' * 300}", headers=BEARER)).status_code == 404
 
     ASKED.clear()
     asyncio.run(go())
@@ -95,15 +89,8 @@ def test_the_page_comes_whole_and_may_load_nothing_from_elsewhere() -> None:
         async with client() as its:
             page = await its.get("/control")
             policy = page.headers["content-security-policy"]
-            assert (
-                page.status_code == 200
-                and "default-src 'none'" in policy
-                and "unsafe" not in policy
-            )
-            assert (
-                "frame-ancestors 'none'" in policy
-                and page.headers["referrer-policy"] == "no-referrer"
-            )
+            assert page.status_code == 200 and "default-src 'none'" in policy and "unsafe" not in policy
+            assert "frame-ancestors 'none'" in policy and page.headers["referrer-policy"] == "no-referrer"
             for file in WEB.iterdir():
                 answer = await its.get(f"/control/{file.name}")
                 assert answer.status_code == 200 and answer.content == file.read_bytes()
@@ -127,9 +114,7 @@ def test_the_page_has_no_inline_script_and_no_inline_style() -> None:
 def test_curves_that_take_their_time_hold_up_nobody_else() -> None:
     async def go() -> None:
         goes_on = threading.Event()
-        app = build_room(
-            Hub(lambda: b"{}", 0.01), lambda: b"{}" if goes_on.wait(60) else b"", inspect, KEY
-        )
+        app = build_room(Hub(lambda: b"{}", 0.01), lambda: b"{}" if goes_on.wait(60) else b"", inspect, KEY)
         sent: list[str] = []
 
         async def send(message: dict[str, Any]) -> None:

@@ -57,10 +57,7 @@ def test_the_routes_of_a_plug_in_are_admitted_as_it_says(tmp_path: Path) -> None
         assert (await w.client.get("/shop/list", headers=key)).json() == {"items": 60}
 
     serve = ServeConfig(routes=(f"{__name__}:shop",))
-    run(
-        World(tmp_path, serve=serve, access=AccessConfig(mode="keys", hosts=("ours.example",))),
-        scenario,
-    )
+    run(World(tmp_path, serve=serve, access=AccessConfig(mode="keys", hosts=("ours.example",))), scenario)
     assert ENDED == [True], "the service still runs"
 
 
@@ -81,10 +78,7 @@ def test_the_description_names_the_refusals_of_each_added_route(tmp_path: Path) 
         assert {name for name, missing in added.items() if missing} <= own
 
     serve = ServeConfig(
-        routes=(
-            f"{__name__}:shop",
-            *(f"examples.{app}.routes:add_routes" for app in ("news", "shop")),
-        )
+        routes=(f"{__name__}:shop", *(f"examples.{app}.routes:add_routes" for app in ("news", "shop")))
     )
     run(World(tmp_path, serve=serve, compat=COMPAT), scenario)
 

@@ -62,8 +62,10 @@ def test_a_declared_field_of_another_type_is_named(world: World) -> None:
         results = answer.json()["results"]
         assert [result["status"] for result in results] == ["accepted", "rejected", "rejected"]
         assert results[1]["error"] == {
-            "field": "fields.duration_ms", "value": "'long'", "expected": "a number",
-        }  # fmt: skip
+            "field": "fields.duration_ms",
+            "value": "'long'",
+            "expected": "a number",
+        }
         assert results[2]["error"]["field"] == "fields.tags" and w.log.end(ITEMS, 0) == 61
         user = {"users": [{"user_id": "u1", "fields": {"country": {"code": "NZ"}}}]}
         answer = await w.client.post("/v1/users", json=user, headers=ADMIN)
@@ -82,12 +84,8 @@ def test_an_item_or_profile_that_is_sent_again_changes_nothing(world: World) -> 
         users = {"users": [{"user_id": 5, "fields": {"country": "NZ"}}]}
         states, profiles = [], []
         for _ in range(3):
-            assert (await w.client.post("/v1/items", json=items, headers=ADMIN)).json()[
-                "accepted"
-            ] == 1
-            assert (await w.client.post("/v1/users", json=users, headers=ADMIN)).json()[
-                "accepted"
-            ] == 1
+            assert (await w.client.post("/v1/items", json=items, headers=ADMIN)).json()["accepted"] == 1
+            assert (await w.client.post("/v1/users", json=users, headers=ADMIN)).json()["accepted"] == 1
             await read_by_replica(w)
             while w.fold.turn():
                 pass
@@ -143,16 +141,12 @@ def test_a_user_is_forgotten(world: World) -> None:
     run(world, scenario)
 
 
-def test_an_id_with_a_newline_is_erased_by_a_body_and_no_path_means_another_user(
-    world: World,
-) -> None:
+def test_an_id_with_a_newline_is_erased_by_a_body_and_no_path_means_another_user(world: World) -> None:
     """Such an id comes from an older log. A path of alice and a newline once meant alice."""
 
     async def scenario(w: World) -> None:
         for user_id in ("alice", "alice\n", "a\nb"):
-            event = Engagement(
-                time_ms=NOW_MS, request_id="r", user_id=user_id, item_id="v1", kind="like"
-            )
+            event = Engagement(time_ms=NOW_MS, request_id="r", user_id=user_id, item_id="v1", kind="like")
             partition = partition_of(user_id, w.config.log.partitions)
             w.log.append(EVENTS, [Append(partition, b"", encode(event))])
         w.fold.turn()

@@ -28,13 +28,7 @@ def test_events_are_judged_one_by_one(world: World) -> None:
             view("r", "v1", "e1"),
             view("r", "v1", "e1"),
             view("r", "v1", "e2", kind="stare"),
-            {
-                "type": "impression",
-                "time_ms": NOW_MS,
-                "request_id": "r",
-                "user_id": "u",
-                "items": [],
-            },
+            {"type": "impression", "time_ms": NOW_MS, "request_id": "r", "user_id": "u", "items": []},
             view("r", "v1", "e3", watch_ms=2**70),
             view("r", "v2", "e4", user_id=7),
             "text",
@@ -100,9 +94,7 @@ def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> 
     run(world, scenario)
 
 
-def test_without_disk_space_events_get_507_and_lists_go_on_without_being_logged(
-    world: World,
-) -> None:
+def test_without_disk_space_events_get_507_and_lists_go_on_without_being_logged(world: World) -> None:
     space = Space(level=Level.FULL, time_ms=machine_ms())
     folder = run_folder(world.service.config.state)
     (folder / FILE).write_bytes(msgspec.json.encode(space))
@@ -125,17 +117,9 @@ def test_without_disk_space_events_get_507_and_lists_go_on_without_being_logged(
     [
         ("/v1/recommend", b"{", 400),
         ("/v1/recommend", b'{"user_id": NaN}', 400),
-        (
-            "/v1/recommend",
-            b'{"user_id": "u", "context": ' + b'{"a":' * 2000 + b"1" + b"}" * 2001,
-            400,
-        ),
+        ("/v1/recommend", b'{"user_id": "u", "context": ' + b'{"a":' * 2000 + b"1" + b"}" * 2001, 400),
         ("/v1/recommend", b'{"user_id": "u", "context": ' + b'{"a":' * 20 + b"1" + b"}" * 21, 422),
-        (
-            "/v1/recommend",
-            b'{"user_id": "u", "context": ' + b'{"a":' * 600 + b"1" + b"}" * 601,
-            422,
-        ),
+        ("/v1/recommend", b'{"user_id": "u", "context": ' + b'{"a":' * 600 + b"1" + b"}" * 601, 422),
         ("/v1/recommend", b'{"user_id": "u", "context": {"a": 1' + b"0" * 30 + b"}}", 422),
         ("/v1/recommend", b"{}", 422),
         ("/v1/recommend", b'{"user_id": "u", "n": 0}', 422),

@@ -35,16 +35,7 @@ pytestmark = [
 SECONDS = float(os.environ.get("RECSYS_FUZZ_S", "10"))
 FIRST = 2 * seeds("fuzz", 1, 100_000)[0]  # even: the first round is valid
 EXAMPLES = 8  # requests of a route in one round
-FOREIGN = (
-    "/api/",
-    "/feedback",
-    "/rank/",
-    "/recommend/",
-    "/train/",
-    "/flush",
-    "/inference/",
-    "/health",
-)
+FOREIGN = ("/api/", "/feedback", "/rank/", "/recommend/", "/train/", "/flush", "/inference/", "/health")
 HEADERS = st.sampled_from(
     [
         {"X-Admin-Key": KEY, "X-API-Key": KEY},
@@ -196,9 +187,7 @@ def test_no_route_of_the_control_room_fails() -> None:
             method, where, headers = case
             if where == "control/api/stream":
                 return  # without an end
-            answer = client.request(
-                method, f"http://testserver/{quote(where, safe='/')}", headers=headers
-            )
+            answer = client.request(method, f"http://testserver/{quote(where, safe='/')}", headers=headers)
             assert answer.status_code < 500, (case, answer.text[:200])
             if where.startswith("control/api/items/") and "Authorization" not in headers:
                 assert answer.status_code in (401, 403, 404, 405), (case, answer.status_code)

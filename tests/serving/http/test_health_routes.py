@@ -49,9 +49,7 @@ def test_health_readiness_metrics_page_and_docs(world: World) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/popular", "/static/main.js"])
-def test_head_answers_as_get_does_and_nothing_is_reused_without_asking(
-    world: World, path: str
-) -> None:
+def test_head_answers_as_get_does_and_nothing_is_reused_without_asking(world: World, path: str) -> None:
     async def scenario(w: World) -> None:
         head, get = await w.client.head(path), await w.client.get(path)
         assert head.status_code == get.status_code == 200
@@ -76,9 +74,7 @@ def test_the_schema_names_each_field_of_a_stamp_and_of_the_status(world: World) 
 def test_the_status_has_the_figures_of_answers_that_the_metrics_have(world: World) -> None:
     async def scenario(w: World) -> None:
         before = (await w.client.get("/v1/status")).json()
-        assert (
-            before["answers"] == 0 and before["answer_p50_ms"] is before["degraded_share"] is None
-        )
+        assert before["answers"] == 0 and before["answer_p50_ms"] is before["degraded_share"] is None
         for _ in range(3):
             await w.recommend()
         await w.client.get("/v1/popular")
@@ -93,9 +89,7 @@ def test_the_status_has_the_figures_of_answers_that_the_metrics_have(world: Worl
 
 
 @pytest.mark.parametrize("path", ["popular", "latest", "trending", "items/v1/similar", "rank"])
-def test_lists_of_every_kind_count_in_the_times_and_shares_of_answers(
-    world: World, path: str
-) -> None:
+def test_lists_of_every_kind_count_in_the_times_and_shares_of_answers(world: World, path: str) -> None:
     async def scenario(w: World) -> None:
         body = {"user_id": "u", "candidate_ids": ["v1"]}
         answer = await (

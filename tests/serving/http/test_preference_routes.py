@@ -31,9 +31,7 @@ def test_a_preference_is_an_event_of_its_user(tmp_path: Path) -> None:
     run(World(tmp_path), scenario)
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"), [({"wish": "adore"}, "wish"), ({"value": "a\n3"}, "value")]
-)
+@pytest.mark.parametrize(("changes", "field"), [({"wish": "adore"}, "wish"), ({"value": "a\n3"}, "value")])
 def test_a_wrong_preference_is_rejected_by_its_field(
     tmp_path: Path, changes: dict[str, Any], field: str
 ) -> None:

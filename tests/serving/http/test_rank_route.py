@@ -66,10 +66,12 @@ def test_each_candidate_that_is_left_out_is_named_with_the_reason(tmp_path: Path
         answer = await rank(w, candidate_ids=ids, exclude_ids=["v3"])
         assert {shown["item_id"] for shown in answer["items"]} == {"v1", 7}
         assert answer["warnings"] == [
-            {"item_id": "v2", "why": "unknown"}, {"item_id": "nowhere", "why": "unknown"},
-            {"item_id": 8, "why": "unknown"}, {"item_id": "v3", "why": "excluded"},
+            {"item_id": "v2", "why": "unknown"},
+            {"item_id": "nowhere", "why": "unknown"},
+            {"item_id": 8, "why": "unknown"},
+            {"item_id": "v3", "why": "excluded"},
             {"item_id": "v4", "why": "closed"},
-        ]  # fmt: skip
+        ]
         best = await rank(w, candidate_ids=["v1", "v5", "v6"], n=1)
         assert len(best["items"]) == 1 and best["warnings"] == []
         drawn = await w.recommend(candidate_ids=["v1", "nowhere"])
@@ -110,9 +112,7 @@ def test_a_session_counts_and_muted_items_may_be_ranked(world: World) -> None:
     run(world, scenario)
 
 
-def test_a_key_needs_the_scope_and_a_list_has_a_token_only_for_who_may_attribute(
-    tmp_path: Path,
-) -> None:
+def test_a_key_needs_the_scope_and_a_list_has_a_token_only_for_who_may_attribute(tmp_path: Path) -> None:
     world = World(tmp_path, access=AccessConfig(mode="keys", user_lists=0.1))
 
     async def scenario(w: World) -> None:

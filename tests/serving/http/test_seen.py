@@ -30,15 +30,11 @@ def world_of(folder: Path, definition: str) -> World:
 
 def seen_of(answer: dict[str, Any]) -> dict[str, Any]:
     item_id = answer["items"][-1]["item_id"]  # any item of the list
-    return view(
-        answer["request_id"], item_id, "e1", kind="seen", watch_ms=None, token=answer["token"]
-    )
+    return view(answer["request_id"], item_id, "e1", kind="seen", watch_ms=None, token=answer["token"])
 
 
 @pytest.mark.parametrize("shown", ["view", "clicks"])
-def test_only_an_app_whose_lists_are_shown_as_a_whole_takes_seen(
-    tmp_path: Path, shown: str
-) -> None:
+def test_only_an_app_whose_lists_are_shown_as_a_whole_takes_seen(tmp_path: Path, shown: str) -> None:
     async def scenario(w: World) -> None:
         event = seen_of(await w.recommend(n=3))
         answer = (await w.client.post("/v1/events", json={"events": [event]})).json()
@@ -73,9 +69,7 @@ def test_a_choice_that_a_client_names_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rendered", [True, False])
-def test_lists_of_a_key_are_shown_at_once_where_the_app_renders_them(
-    tmp_path: Path, rendered: bool
-) -> None:
+def test_lists_of_a_key_are_shown_at_once_where_the_app_renders_them(tmp_path: Path, rendered: bool) -> None:
     async def scenario(w: World) -> None:
         key = await w.add_key("recommend", user_keys=[PEM])
         claims = {"sub": "u1", "exp": NOW_MS // 1000 + 600}
@@ -99,9 +93,7 @@ def test_lists_of_a_key_are_shown_at_once_where_the_app_renders_them(
         lists = [e for e in w.events() if isinstance(e, Impression)]
         assert len(lists) == len(requests) == 8
         shown = {(requests[e.request_id], e.shown) for e in lists}
-        by_key = (
-            {("key", True), ("admin", True)} if rendered else {("key", UNSET), ("admin", UNSET)}
-        )
+        by_key = {("key", True), ("admin", True)} if rendered else {("key", UNSET), ("admin", UNSET)}
         assert shown == {("nobody", UNSET), ("user", UNSET)} | by_key
         sources = {requests[e.request_id]: e.source for e in lists}
         has_source = {caller for caller, source in sources.items() if isinstance(source, int)}

@@ -91,10 +91,7 @@ def test_a_body_in_pieces_is_read_whole(tmp_path: Path) -> None:
         (b'{"watch_ms": NaN}', lambda event: math.isnan(event["watch_ms"])),
         (b'{"watch_ms": 1e999}', lambda event: event["watch_ms"] == math.inf),
         (b'{"note": "\\ud800"}', lambda event: event == {"note": "\ud800"}),
-        (
-            b'{"note": ' + b"[" * 8 + b"]" * 8 + b"}",
-            lambda event: event["note"][0][0][0] == [[[[[]]]]],
-        ),
+        (b'{"note": ' + b"[" * 8 + b"]" * 8 + b"}", lambda event: event["note"][0][0][0] == [[[[[]]]]]),
         (b'{"kind": view}', lambda event: isinstance(event, str)),
         (b'{"note": "\xff"}', lambda event: isinstance(event, str)),
     ],
@@ -128,9 +125,7 @@ def test_a_hostile_body_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch)
     assert len(matched) <= MAX_EVENTS and sum(matched) <= len(body) <= 1_000_000
 
 
-@pytest.mark.parametrize(
-    "number", ["1e308", "-1e308", "1e-308", "5e-324", "2.2250738585072011e-308"]
-)
+@pytest.mark.parametrize("number", ["1e308", "-1e308", "1e-308", "5e-324", "2.2250738585072011e-308"])
 def test_a_number_is_decoded_in_the_time_of_its_digits(number: str) -> None:
     def cpu_s(text: str) -> float:
         body, began_s = f"[{','.join([text] * 20_000)}]".encode(), time.process_time()
@@ -152,15 +147,9 @@ def test_a_refused_value_is_shown_in_part(tmp_path: Path) -> None:
     async def scenario(w: World) -> None:
         nested = b"[" * 7 + b",".join([b"[1]"] * 10_000) + b"]" * 7
         headers = {"content-type": "application/json"}
-        answer = await w.client.post(
-            "/v1/recommend", content=b'{"user_id":%b}' % nested, headers=headers
-        )
+        answer = await w.client.post("/v1/recommend", content=b'{"user_id":%b}' % nested, headers=headers)
         (detail, *_) = answer.json()["details"]
-        assert (
-            answer.status_code == 422
-            and detail["value"].startswith("[[[")
-            and len(detail["value"]) < 40
-        )
+        assert answer.status_code == 422 and detail["value"].startswith("[[[") and len(detail["value"]) < 40
 
     run(World(tmp_path), scenario)
 

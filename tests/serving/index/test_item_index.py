@@ -42,9 +42,7 @@ def brute(vectors: np.ndarray, query: np.ndarray, k: int, wanted: np.ndarray) ->
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(sorted(MAKERS)),
     updates=st.lists(
-        st.tuples(
-            st.lists(st.integers(0, 90), min_size=1, max_size=70, unique=True), st.booleans()
-        ),
+        st.tuples(st.lists(st.integers(0, 90), min_size=1, max_size=70, unique=True), st.booleans()),
         max_size=7,
     ),
     k=st.integers(0, 80),
@@ -146,9 +144,7 @@ def test_a_search_looks_further_where_a_filter_took_what_is_near() -> None:
 
 
 @pytest.mark.parametrize("rough", [False, True])
-def test_several_queries_find_what_each_finds_alone(
-    made: Callable[[], ItemIndex], rough: bool
-) -> None:
+def test_several_queries_find_what_each_finds_alone(made: Callable[[], ItemIndex], rough: bool) -> None:
     """Also where few lists are probed, where some find too little there, and beside a broken query."""
     rng, wanted = np.random.default_rng(7), Bitmap.of(np.arange(400) % 9 == 0)
     queries = np.vstack([rng.standard_normal((4, DIM)), np.full((1, DIM), np.nan)])
@@ -202,13 +198,7 @@ def test_a_rough_search_looks_through_an_eighth_of_the_lists_and_a_few_at_least(
     for rough, probes in ((True, 12), (False, 90)):
         expected = index.lists.search(index.vectors, query, 20, wanted, probes)[0]
         assert index.search(query, 20, wanted, rough)[0].tolist() == expected.tolist()
-    assert [ivf(96, probes=n).probes_for(rough=True) for n in (1, 8, 40, 64, 80)] == [
-        1,
-        8,
-        8,
-        8,
-        10,
-    ]
+    assert [ivf(96, probes=n).probes_for(rough=True) for n in (1, 8, 40, 64, 80)] == [1, 8, 8, 8, 10]
     assert ivf(16, probes=16).probes_for(rough=True) == 16
 
 
@@ -221,11 +211,7 @@ def test_many_equal_vectors_are_found_by_number_in_linear_work(equal: int) -> No
     order = rng.permutation(40_000)
     index.set(order, vectors[order])
     wanted = Bitmap.of(np.arange(40_000) % 3 > 0)
-    for query in (
-        vectors[0],
-        np.zeros(DIM, np.float32),
-        rng.standard_normal(DIM).astype(np.float32),
-    ):
+    for query in (vectors[0], np.zeros(DIM, np.float32), rng.standard_normal(DIM).astype(np.float32)):
         lists = index.lists.centroids.nearest(query, 3)
         probed = np.isin(index.lists.list_of(np.arange(40_000)), lists) & wanted.mask()
         expected = brute(vectors, query, 300, probed)
@@ -243,8 +229,7 @@ def test_removed_vectors_are_not_scanned_and_a_large_one_is_found() -> None:
     for _ in range(20):
         query = rng.standard_normal(DIM).astype(np.float32)
         assert (
-            index.search(query, 50, Bitmap.of(alive))[0].tolist()
-            == brute(vectors, query, 50, alive).tolist()
+            index.search(query, 50, Bitmap.of(alive))[0].tolist() == brute(vectors, query, 50, alive).tolist()
         )
 
 

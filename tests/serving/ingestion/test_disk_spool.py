@@ -64,11 +64,7 @@ def test_what_a_replica_left_is_sent_by_another_and_goes_on_where_it_was(tmp_pat
 
 
 def test_the_file_of_one_who_lives_and_that_of_another_log_are_left_alone(tmp_path: Path) -> None:
-    lives, foreign, third = (
-        spool_in(tmp_path),
-        spool_in(tmp_path, "another log"),
-        spool_in(tmp_path),
-    )
+    lives, foreign, third = (spool_in(tmp_path), spool_in(tmp_path, "another log"), spool_in(tmp_path))
     lives.append(waiting(0))
     foreign.append(waiting(1))
     kill(foreign)
@@ -189,11 +185,7 @@ def ended(*_: object) -> int:
     [(0, refused, [2]), (0, short, [2]), (1, refused, []), (2, refused, []), (2, short, [])],
 )
 def test_what_is_put_after_a_failure_to_begin_anew_is_found_by_who_comes_after(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    step: int,
-    how: Callable[..., int],
-    again: list[int],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[..., int], again: list[int]
 ) -> None:
     first, second = spool_in(tmp_path), spool_in(tmp_path)
     first.append(waiting(0, 1, 2))
@@ -257,9 +249,7 @@ def test_a_full_file_that_could_not_begin_anew_does_so_later(
     assert drain(spool) == waiting(*range(count))
 
 
-def test_a_file_that_cannot_be_removed_is_let_go_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_removed_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = spool_in(tmp_path)
     spool.append(waiting(0))
     drain(spool)

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, decode
 from recsys.events.hashing import partition_of
-from serving.ingestion.event_validation import (
-    ACCEPTED,
-    DUPLICATE,
-    REJECTED,
-    EventValidator,
-    ValidatedBatch,
-)
+from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, EventValidator, ValidatedBatch
 
 NOW_MS = 1_790_000_000_000
 DURATIONS: dict[Any, float] = {"short": 5_000, "long": 60_000}
@@ -77,9 +71,7 @@ def test_a_view_of_most_of_an_item_is_a_long_view(
 def test_records_are_what_is_taken_in_the_users_partition(validator: EventValidator) -> None:
     taken = take(validator, view(user_id=7), view("long", 20_000, user_id="x"))
     assert [decode(r.value) for r in taken.records] == list(taken.engagements)
-    assert [r.partition for r in taken.records] == [
-        partition_of(e.user_id, 4) for e in taken.engagements
-    ]
+    assert [r.partition for r in taken.records] == [partition_of(e.user_id, 4) for e in taken.engagements]
     assert [r.key for r in taken.records] == [b"7", b"x", b"x"]
 
 
@@ -95,10 +87,7 @@ def test_a_long_view_that_the_client_sends_counts_once(validator: EventValidator
 
 
 def test_repeats_are_known_by_id_or_content_within_the_window(validator: EventValidator) -> None:
-    assert statuses(take(validator, view(event_id="a"), view(event_id="a"))) == [
-        ACCEPTED,
-        DUPLICATE,
-    ]
+    assert statuses(take(validator, view(event_id="a"), view(event_id="a"))) == [ACCEPTED, DUPLICATE]
     assert statuses(take(validator, view(), view())) == [ACCEPTED, DUPLICATE]
     assert statuses(take(validator, view(event_id="a"), view())) == [DUPLICATE, DUPLICATE]
     take(validator, *[view(event_id=f"new{i}") for i in range(100)])
@@ -135,9 +124,7 @@ def test_what_was_not_committed_is_no_repeat(validator: EventValidator) -> None:
         (None, "event"),
     ],
 )
-def test_a_wrong_event_is_refused_alone(
-    validator: EventValidator, event: object, field: str
-) -> None:
+def test_a_wrong_event_is_refused_alone(validator: EventValidator, event: object, field: str) -> None:
     taken = take(validator, view(event_id="before"), event, view(event_id="after"))
     assert statuses(taken) == [ACCEPTED, REJECTED, ACCEPTED]
     assert len(taken.records) == 2
@@ -148,9 +135,7 @@ def test_a_wrong_event_is_refused_alone(
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
 
@@ -172,12 +157,12 @@ def test_only_a_foreign_client_may_tell_the_past_and_no_request(validator: Event
     assert statuses(validator.validate([ahead], NOW_MS, foreign=True)) == [REJECTED]
 
 
-def test_without_a_request_a_long_view_is_known_by_its_view_alone(
-    validator: EventValidator,
-) -> None:
+def test_without_a_request_a_long_view_is_known_by_its_view_alone(validator: EventValidator) -> None:
     """The same item may be watched on two days; with a request it is watched once in it."""
-    watched = [view(request_id="", time_ms=NOW_MS - day, watch_ms=9_000, event_id=f"e{day}")
-               for day in (0, 86_400_000)]  # fmt: skip
+    watched = [
+        view(request_id="", time_ms=NOW_MS - day, watch_ms=9_000, event_id=f"e{day}")
+        for day in (0, 86_400_000)
+    ]
     taken = validator.validate(watched, NOW_MS, foreign=True)
     assert kinds(taken) == ["long_view", "view", "long_view", "view"]
     validator.remember(taken)

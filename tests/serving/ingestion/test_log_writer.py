@@ -366,9 +366,7 @@ def test_spooled_impressions_of_a_user_who_was_forgotten_since_are_dropped(tmp_p
     spool = DiskSpool(tmp_path, log.id, 1 << 20)
 
     def shown(user: str, time_ms: int) -> Append:
-        impression = Impression(
-            time_ms=time_ms, request_id=f"{user}-{time_ms}", user_id=user, items=[]
-        )
+        impression = Impression(time_ms=time_ms, request_id=f"{user}-{time_ms}", user_id=user, items=[])
         return Append(0, user.encode(), encode(impression))
 
     spool.append([("events", shown(user, time_ms)) for user in users for time_ms in (5, 7)])

@@ -80,9 +80,7 @@ def test_an_event_sent_many_times_at_once_is_accepted_once(writer: Writer, api: 
     asyncio.run(scenario())
 
 
-def test_if_the_first_fails_exactly_one_of_the_others_is_accepted(
-    writer: Writer, api: WriteApi
-) -> None:
+def test_if_the_first_fails_exactly_one_of_the_others_is_accepted(writer: Writer, api: WriteApi) -> None:
     async def scenario() -> None:
         sent = [send(api, "e", f"own{n}") for n in range(4)]
         await turns()
@@ -145,9 +143,7 @@ def test_batches_that_share_events_are_validated_a_few_times_each(
 
         monkeypatch.setattr(EventValidator, "validate", counting)
         pairs = [(a, b) for a in range(20) for b in range(a)]
-        sent = [
-            send(api, f"own{n}", *(f"{a}-{b}" for a, b in pairs if n in (a, b))) for n in range(20)
-        ]
+        sent = [send(api, f"own{n}", *(f"{a}-{b}" for a, b in pairs if n in (a, b))) for n in range(20)]
         for number in range(20):
             await turns()
             if number < len(writer.commits):
@@ -187,9 +183,7 @@ def test_a_repeat_takes_nothing_of_the_quota(writer: Writer) -> None:
         assert (await second).count(ACCEPTED) == 1
         over = await sent("g")
         assert over.count(RETRY) == 1 and over.wait_s == 5
-        with pytest.raises(
-            Unavailable, match=r"1 of 1 events are over access\.user_events"
-        ) as error:
+        with pytest.raises(Unavailable, match=r"1 of 1 events are over access\.user_events") as error:
             OverQuota.check(over)
         assert (error.value.status, error.value.retry_after_s) == (429, 5)
         api.close()
@@ -197,9 +191,7 @@ def test_a_repeat_takes_nothing_of_the_quota(writer: Writer) -> None:
     asyncio.run(scenario())
 
 
-def test_without_disk_space_events_are_refused_with_507_and_erasures_are_not(
-    writer: Writer,
-) -> None:
+def test_without_disk_space_events_are_refused_with_507_and_erasures_are_not(writer: Writer) -> None:
     async def scenario() -> None:
         full = [True]
         validator = EventValidator(Config())
@@ -232,9 +224,8 @@ def test_a_misspelt_field_of_an_item_is_content_with_a_warning(writer: Writer) -
         validator = EventValidator(Config())
         schema = Schema(item=(("topics", CATEGORICAL),))
         api = WriteApi(
-            Config(), writer, MemorySessions(), Freshness(), validator, lambda: NOW_MS,
-            schema=schema,
-        )  # fmt: skip
+            Config(), writer, MemorySessions(), Freshness(), validator, lambda: NOW_MS, schema=schema
+        )
         items = [
             {"item_id": "a", "fields": {"topcis": ["tea"]}},
             {"item_id": "b", "fields": {"topics": ["tea"], "title": "Tea"}},

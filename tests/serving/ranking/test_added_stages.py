@@ -25,9 +25,7 @@ def ranked() -> tuple[Replica, Query, Candidates]:
     candidates = Pipeline(replica).recommend(query).candidates
     assert candidates is not None
     first_N = np.arange(len(candidates.sources)) == 0
-    replica.config = replace(
-        replica.config, serve=replace(replica.config.serve, stages=("a@1", "b@1"))
-    )
+    replica.config = replace(replica.config, serve=replace(replica.config.serve, stages=("a@1", "b@1")))
     return replica, query, candidates.keep("before", ~first_N)
 
 
@@ -97,9 +95,7 @@ def test_a_late_or_recorded_stage_is_left_out(ranked: Any) -> None:
     assert recorded.degraded[-1:] == ("a@1",)
 
 
-def test_failures_of_stages_and_sources_are_logged_once_in_a_while(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_failures_of_stages_and_sources_are_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
     replica, loads = made(), list[str]()
     serve = replace(replica.config.serve, stages=("a@1",))
     replica.config = replace(replica.config, serve=serve)
@@ -116,15 +112,15 @@ def test_failures_of_stages_and_sources_are_logged_once_in_a_while(
         assert {"a@1", "retrieval"} & set(pipeline.recommend(query).degraded)
     failures = [(r.message, r.times) for r in caplog.records]  # type: ignore[attr-defined]
     assert len(loads) == 10 and sorted(failures) == [
-        ("a source failed", 1), ("a source failed", 3),
-        ("a stage failed", 1), ("a stage failed", 3),
-    ]  # fmt: skip
+        ("a source failed", 1),
+        ("a source failed", 3),
+        ("a stage failed", 1),
+        ("a stage failed", 3),
+    ]
 
 
 @pytest.mark.parametrize("wrong", [{"treatment"}, {"control"}, {"control", "treatment"}])
-def test_a_stage_that_fails_for_either_arm_of_an_interleaved_list_is_named_once(
-    wrong: set[str],
-) -> None:
+def test_a_stage_that_fails_for_either_arm_of_an_interleaved_list_is_named_once(wrong: set[str]) -> None:
     replica, weights = made(), {"control": {"like": 1.0}, "treatment": {"like": 3.0}}
     serve = replace(replica.config.serve, stages=("a@1",))
     replica.config = replace(replica.config, serve=serve)

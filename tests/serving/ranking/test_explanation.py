@@ -49,9 +49,7 @@ def test_context_and_popularity_are_reasons(name: str, part: float) -> None:
 def test_an_own_author_or_tag_has_how_often_it_was_met_and_liked() -> None:
     replica = made()
     session = viewer(replica, liked=(3, 8, 13), seen=(18, 12))
-    [reasons] = explain(
-        lambda *_: np.zeros(1), asked(session), replica.catalogue, replica.counters, [3]
-    )
+    [reasons] = explain(lambda *_: np.zeros(1), asked(session), replica.catalogue, replica.counters, [3])
     met = {(r["feature"], r["value"]): (r["met"], r["liked"]) for r in reasons}
     assert met == {("tags", "t3"): (4.0, 0.75), ("author", "a3"): (2.0, 0.5)}
 
@@ -59,9 +57,7 @@ def test_an_own_author_or_tag_has_how_often_it_was_met_and_liked() -> None:
 def test_a_stranger_s_list_has_no_reasons_of_history() -> None:
     replica = made()
     session = viewer(replica)
-    [reasons] = explain(
-        lambda *_: np.ones(1), asked(session), replica.catalogue, replica.counters, [3]
-    )
+    [reasons] = explain(lambda *_: np.ones(1), asked(session), replica.catalogue, replica.counters, [3])
     assert reasons == ()
 
 

@@ -18,9 +18,7 @@ from tests.support.serving.request_batches import batch_of
 ITEMS = 320
 SMALL = made(items=ITEMS, steps=3)
 LAPTOP = made(
-    items=ITEMS,
-    features=FeatureSet(FEED_SCHEMA, "all", 20),
-    its_config=replace(laptop(), name="test"),
+    items=ITEMS, features=FeatureSet(FEED_SCHEMA, "all", 20), its_config=replace(laptop(), name="test")
 )
 
 
@@ -42,18 +40,10 @@ def replica(request: pytest.FixtureRequest) -> Replica:
     return request.param
 
 
-def asked(
-    replica: Replica, indices: list[int] | np.ndarray, surface: str = "feed"
-) -> RequestFeatures:
+def asked(replica: Replica, indices: list[int] | np.ndarray, surface: str = "feed") -> RequestFeatures:
     session = viewer(replica, liked=(3, 8, 13), seen=(1, 2))
     return FeatureBuilder(replica.features).build(
-        session,
-        surface,
-        {},
-        np.asarray(indices, np.int64),
-        replica.catalogue,
-        replica.counters,
-        NOW_MS,
+        session, surface, {}, np.asarray(indices, np.int64), replica.catalogue, replica.counters, NOW_MS
     )
 
 
@@ -105,10 +95,7 @@ def test_the_user_side_is_that_which_is_learned(replica: Replica) -> None:
     request = asked(replica, [3])
     batch = batch_of(replica.features, [request])
     lookup = lookup_of(batch)
-    rows = {
-        name: with_missing_row(replica.rows[name].lookup(keys))
-        for name, keys in lookup.keys.items()
-    }
+    rows = {name: with_missing_row(replica.rows[name].lookup(keys)) for name, keys in lookup.keys.items()}
     with torch.inference_mode():
         learned = replica.model.user_vectors(batch, lookup, rows["users"], rows["items"]).numpy()[0]
     served = user_vector(replica.model, replica.rows, request)

@@ -24,9 +24,7 @@ def drawn(scores_N: np.ndarray, n: int = 5, request_id: str = "r", **more: objec
     return sample_slate(given, n, request_id=request_id, seed=seed)  # type: ignore[arg-type]
 
 
-def mixture(
-    scores_N: np.ndarray, open_N: np.ndarray, explore: float, temperature: float = 0.1
-) -> np.ndarray:
+def mixture(scores_N: np.ndarray, open_N: np.ndarray, explore: float, temperature: float = 0.1) -> np.ndarray:
     """The probability of each candidate at the first rank."""
     params = SamplingParams(temperature, explore)
     walk = SlateWalk(SamplingInput(scores_N, params, open_N=open_N), 1)
@@ -68,9 +66,7 @@ def test_the_propensity_of_each_rank_is_that_of_the_mixture_then() -> None:
     left = np.ones(5, np.bool_)
     for position, propensity in zip(out.positions, out.propensities, strict=True):
         weights = np.exp(SCORES / 0.3) * left
-        assert propensity == pytest.approx(
-            0.8 * weights[position] / weights.sum() + 0.2 / left.sum()
-        )
+        assert propensity == pytest.approx(0.8 * weights[position] / weights.sum() + 0.2 / left.sum())
         left[position] = False
 
 
@@ -129,9 +125,7 @@ def test_beside_fixed_items_each_propensity_is_the_mixture_of_what_is_left() -> 
         assert (out.positions[1], out.positions[3]) == (0, 4)
         assert sorted(out.positions.tolist()) == [0, 1, 2, 3, 4]
         left = np.array([False, True, True, True, False])
-        for rank, (position, propensity) in enumerate(
-            zip(out.positions, out.propensities, strict=True)
-        ):
+        for rank, (position, propensity) in enumerate(zip(out.positions, out.propensities, strict=True)):
             if rank in (1, 3):
                 assert propensity == 1.0
                 continue

@@ -32,9 +32,7 @@ def of(answer: Answer, field: str) -> list[Any]:
 
 
 def hides(session: Session, replica: Replica, n: int) -> None:
-    event = Engagement(
-        time_ms=START_MS + 50_000, request_id="h", user_id="u", item_id=f"v{n}", kind="hide"
-    )
+    event = Engagement(time_ms=START_MS + 50_000, request_id="h", user_id="u", item_id=f"v{n}", kind="hide")
     session.fold_engagement(event, replica.catalogue.keys[n])
 
 
@@ -44,14 +42,11 @@ def test_who_hides_an_item_sees_less_of_its_author_and_tags() -> None:
     hides(session, replica, 4)  # author a4, tag t4
     answer = ask(replica, session, n=30, not_interested=2.0)
     assert answer.candidates is not None
-    added = dict(
-        zip(answer.candidates.indices, answer.candidates.added["not_interested"], strict=True)
-    )
+    added = dict(zip(answer.candidates.indices, answer.candidates.added["not_interested"], strict=True))
     assert added[13] == added[9] == -1.0  # one hide, nothing liked: half of it, by author or tag
     assert added[7] == 0.0 and "v4" not in [item.item_id for item in answer.items]
     ordered = [
-        a in ("a4",) or "t4" in t
-        for a, t in zip(of(answer, "author"), of(answer, "tags"), strict=True)
+        a in ("a4",) or "t4" in t for a, t in zip(of(answer, "author"), of(answer, "tags"), strict=True)
     ]
     assert ordered == sorted(ordered)  # what is damped comes last
     indifferent = ask(replica, session, not_interested=0.0).candidates
@@ -64,9 +59,7 @@ def test_what_is_liked_beside_weighs_against_a_hide() -> None:
     hides(session, replica, 4)
     answer = ask(replica, session, n=30, not_interested=1.0)
     assert answer.candidates is not None
-    added = dict(
-        zip(answer.candidates.indices, answer.candidates.added["not_interested"], strict=True)
-    )
+    added = dict(zip(answer.candidates.indices, answer.candidates.added["not_interested"], strict=True))
     assert added[13] == pytest.approx(-0.5)  # author a4: hidden once, never liked
     assert added[24] == pytest.approx(-1 / 5, abs=0.01)  # tag t4: one hide, three likes
 
@@ -80,8 +73,9 @@ def test_rules_boost_bury_require_and_limit() -> None:
     either = (rule("require", "author", "a3"), rule("require", "author", "a5"))
     required = ask(replica, session, rules=(*either, rule("require", "tags", "t0")), n=40)
     assert {(a, t) for a, [t] in zip(of(required, "author"), of(required, "tags"), strict=True)} == {
-        ("a3", "t0"), ("a5", "t0"),
-    }  # fmt: skip
+        ("a3", "t0"),
+        ("a5", "t0"),
+    }
     assert required.removed["rules"] == 40 - len(required.items)
     none = ask(replica, session, rules=(rule("limit", "author", "a3", 0),), n=40)
     assert "a3" not in of(none, "author") and none.removed["rules"] == 5

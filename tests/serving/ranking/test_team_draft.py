@@ -30,14 +30,9 @@ def ballot(seed: int = 0, fixed: dict[int, int] | None = None, **chance: float) 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 50),
-    st.integers(0, 9),
-    st.sampled_from([{}, {1: 3}, {0: 0, 2: 6}]),
-    st.text(max_size=4),
+    st.integers(0, 50), st.integers(0, 9), st.sampled_from([{}, {1: 3}, {0: 0, 2: 6}]), st.text(max_size=4)
 )
-def test_against_itself_a_policy_draws_the_list_that_it_draws_alone(
-    seed, n, fixed, request_id
-) -> None:
+def test_against_itself_a_policy_draws_the_list_that_it_draws_alone(seed, n, fixed, request_id) -> None:
     its = ballot(seed, fixed)
     alone = sample_slate(its, n, request_id=request_id)
     both = draft_slate((its, its), n, TEAMS, request_id=request_id)
@@ -45,15 +40,11 @@ def test_against_itself_a_policy_draws_the_list_that_it_draws_alone(
     assert both.propensities == pytest.approx(alone.propensities, abs=1e-12)
     assert both.trial_R.tolist() == alone.trial_R.tolist() and both.offered == alone.offered
     assert len(both.teams) == len(both.positions) and not alone.teams
-    pinned = [
-        r for r, position in fixed.items() if r < len(both.teams) and both.positions[r] == position
-    ]
+    pinned = [r for r, position in fixed.items() if r < len(both.teams) and both.positions[r] == position]
     assert all(both.teams[rank] == "" for rank in pinned)
     theirs = [rank for rank, team in enumerate(both.teams) if team]
     even = theirs[: len(theirs) // 2 * 2]  # the last of an odd number is its picker's alone
-    assert list(both.shares) == [
-        0.5 if r in even else float(t == "b") for r, t in enumerate(both.teams)
-    ]
+    assert list(both.shares) == [0.5 if r in even else float(t == "b") for r, t in enumerate(both.teams)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,8 +81,7 @@ def test_propensities_are_how_often_items_come_where_a_coin_decides_and_after() 
     for item, count in first.items():
         assert abs(count / runs - told[item]) < 4 * np.sqrt(told[item] / runs)
     key = max(
-        ((a, t) for a, t, _ in then),
-        key=lambda k: sum(c for (a, t, _), c in then.items() if (a, t) == k),
+        ((a, t) for a, t, _ in then), key=lambda k: sum(c for (a, t, _), c in then.items() if (a, t) == k)
     )
     whole = sum(count for (a, t, _), count in then.items() if (a, t) == key)
     for (a, t, b), count in then.items():
@@ -118,26 +108,18 @@ def test_a_share_is_how_often_the_second_picked_it_of_those_lists() -> None:
 
 def test_each_pick_is_by_its_own_policy_and_caps_count_what_both_picked() -> None:
     cold = {"temperature": 1e-6, "explore": 0.0, "quota": 0.0, "diversity": 0.0}
-    up = SamplingInput(
-        np.arange(N, dtype=float), SamplingParams(**cold), (Cap("author", GROUPS, 2),)
-    )
-    down = SamplingInput(
-        -np.arange(N, dtype=float), SamplingParams(**cold), (Cap("author", GROUPS, 2),)
-    )
+    up = SamplingInput(np.arange(N, dtype=float), SamplingParams(**cold), (Cap("author", GROUPS, 2),))
+    down = SamplingInput(-np.arange(N, dtype=float), SamplingParams(**cold), (Cap("author", GROUPS, 2),))
     for n in range(20):
         its = draft_slate((down, up), N, TEAMS, request_id=f"r{n}")
         left = list(range(N))
-        for rank, (position, team) in enumerate(
-            zip(its.positions.tolist(), its.teams, strict=True)
-        ):
+        for rank, (position, team) in enumerate(zip(its.positions.tolist(), its.teams, strict=True)):
             groups = [GROUPS[p] for p in its.positions[:rank]]
             able = [p for p in left if GROUPS[p] == 0 or groups.count(GROUPS[p]) < 2]
             assert position == (min(able) if team == "a" else max(able))
             left.remove(position)
         assert abs(its.teams.count("a") - its.teams.count("b")) <= 1
-        assert (
-            len(its.positions) == 7
-        )  # the third of group 1 is shut out, whoever picked the others
+        assert len(its.positions) == 7  # the third of group 1 is shut out, whoever picked the others
 
 
 rankings = st.lists(st.integers(0, N - 1), unique=True)
@@ -152,9 +134,7 @@ def ranking(positions: list[int]) -> SamplingInput:
 
 @settings(max_examples=100, deadline=None)
 @given(rankings, rankings, st.integers(0, N), st.text(max_size=5))
-def test_a_draft_is_a_list_of_both_in_which_neither_has_two_picks_more(
-    one, other, n, request_id
-) -> None:
+def test_a_draft_is_a_list_of_both_in_which_neither_has_two_picks_more(one, other, n, request_id) -> None:
     its = draft_slate((ranking(one), ranking(other)), n, TEAMS, request_id=request_id)
     items, teams = its.positions.tolist(), its.teams
     assert len(items) == len(set(items)) == min(n, len({*one, *other}))

@@ -133,9 +133,7 @@ def is_mapped(array: Any) -> bool:
 def answers(service: Service) -> list[bytes]:
     async def ask() -> Iterator[Any]:
         requests = [Request(user_id=user_of(n), n=20) for n in range(40)]
-        return iter(
-            [await service.recommend(r, f"{n:032x}", False) for n, r in enumerate(requests)]
-        )
+        return iter([await service.recommend(r, f"{n:032x}", False) for n, r in enumerate(requests)])
 
     listed = asyncio.run(ask())
     return [msgspec.msgpack.encode((answer.impression, answer.items)) for answer in listed]
@@ -242,9 +240,7 @@ def damaged(service: Service) -> int:
 
 
 @pytest.mark.parametrize("kind", ["empty", "header", "zip", "length"])
-def test_damage_that_numpy_reports_otherwise_is_counted_and_replaced(
-    world: World, kind: str
-) -> None:
+def test_damage_that_numpy_reports_otherwise_is_counted_and_replaced(world: World, kind: str) -> None:
     expected = answers(world.replica())
     (folder,) = world.finished()
     file = folder / "_keys.npy"
@@ -309,9 +305,7 @@ class Waiting:
         self._world, self._threads, self._waiting = world, list[Thread](), set[int]()
         self.services = list[Service]()
         self.passed_s = 0.0  # beside real time
-        clock = SimpleNamespace(
-            monotonic=lambda: time.monotonic() + self.passed_s, sleep=self._sleep
-        )
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + self.passed_s, sleep=self._sleep)
         monkeypatch.setattr(catalogue_snapshot, "time", clock)
 
     def _sleep(self, seconds: float) -> None:
@@ -525,9 +519,7 @@ def test_no_snapshot_is_written_while_space_is_low(world: World, level: Level) -
     assert len(world.finished()) == 1
 
 
-def test_files_are_on_the_disk_before_they_count(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_on_the_disk_before_they_count(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     synced, at_rename, rename = list[str](), list[str](), Path.rename
 
     def renamed(path: Path, target: Path) -> Path:
@@ -575,8 +567,6 @@ def test_packed_values_are_a_list() -> None:
     packed.append("new")
     assert [*packed] == [{"a": "b"}, {}, "7", ["x", 1.5], "new"] and packed[-5] == {"a": "b"}
     assert PackedList(*_packed("values", packed).values())[4] == "new"
-    assert (
-        packed[2:] == packed[-3:] == ["7", ["x", 1.5], "new"] and "7" in packed and 7 not in packed
-    )
+    assert packed[2:] == packed[-3:] == ["7", ["x", 1.5], "new"] and "7" in packed and 7 not in packed
     with pytest.raises(IndexError):
         packed[5]

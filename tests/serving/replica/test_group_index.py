@@ -4,14 +4,8 @@ from hypothesis import strategies as st
 from serving.replica.group_index import GroupIndex
 
 
-@given(
-    moves=st.lists(
-        st.tuples(st.integers(0, 6), st.sets(st.integers(1, 4)), st.booleans()), max_size=30
-    )
-)
-def test_each_group_has_the_items_that_are_in_it_now(
-    moves: list[tuple[int, set[int], bool]],
-) -> None:
+@given(moves=st.lists(st.tuples(st.integers(0, 6), st.sets(st.integers(1, 4)), st.booleans()), max_size=30))
+def test_each_group_has_the_items_that_are_in_it_now(moves: list[tuple[int, set[int], bool]]) -> None:
     its, groups = GroupIndex(), dict[int, set[int]]()
     for index, new, look in moves:
         its.move(index, groups.get(index, set()), new)
@@ -32,8 +26,7 @@ def test_leaving_a_group_that_one_was_never_in_is_nothing() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 20), st.sets(st.integers(0, 3)), st.sets(st.integers(0, 3))),
-        max_size=60,
+        st.tuples(st.integers(0, 20), st.sets(st.integers(0, 3)), st.sets(st.integers(0, 3))), max_size=60
     )
 )
 def test_groups_read_alike_whether_they_are_asked_for_all_along_or_at_the_end(moves: list) -> None:
@@ -51,12 +44,8 @@ def test_groups_read_alike_whether_they_are_asked_for_all_along_or_at_the_end(mo
     assert [quiet.members(key).tolist() for key in range(4)] == list(order.values())
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 9), st.sets(st.integers(0, 3)), st.booleans()), max_size=40)
-)
-def test_restored_groups_equal_those_that_were_saved(
-    moves: list[tuple[int, set[int], bool]],
-) -> None:
+@given(st.lists(st.tuples(st.integers(0, 9), st.sets(st.integers(0, 3)), st.booleans()), max_size=40))
+def test_restored_groups_equal_those_that_were_saved(moves: list[tuple[int, set[int], bool]]) -> None:
     groups, restored, before = GroupIndex(), GroupIndex(), dict[int, set[int]]()
     for index, new, restores in moves:
         if restores:

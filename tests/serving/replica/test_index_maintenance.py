@@ -33,9 +33,7 @@ def care_of(replica: Replica) -> IndexMaintenance:
     return IndexMaintenance(replica, train, sample_of, lists_for)
 
 
-def until(
-    care: IndexMaintenance, kind: type, between: Callable[[int], None] = lambda n: None
-) -> None:
+def until(care: IndexMaintenance, kind: type, between: Callable[[int], None] = lambda n: None) -> None:
     """Turns until one comes to ``kind``, which is applied. ``between`` comes after each that has a say."""
     turns = 0
     for _ in range(20_000):

@@ -84,9 +84,7 @@ def test_entities_that_are_no_items_are_passed_over() -> None:
     its, counters = fixture()
     counters.add([key_of("item.author", "a")], np.ones(len(KINDS), np.float32), START_MS)
     told(its, counters)
-    its.update(
-        np.empty(0, np.int64), np.zeros((0, counters.columns), np.float32), np.empty(0, np.int64)
-    )
+    its.update(np.empty(0, np.int64), np.zeros((0, counters.columns), np.float32), np.empty(0, np.int64))
     assert its.top.tolist() == [] and len(its.values) == 6
 
 
@@ -136,8 +134,7 @@ def test_an_item_that_is_known_later_than_its_counters_is_as_popular() -> None:
 
 @given(
     st.lists(
-        st.lists(st.tuples(st.integers(0, 38), st.sampled_from([1.0, 2.0, 4.0])), max_size=6),
-        max_size=12,
+        st.lists(st.tuples(st.integers(0, 38), st.sampled_from([1.0, 2.0, 4.0])), max_size=6), max_size=12
     )
 )
 def test_a_change_of_few_gives_the_order_of_all(changes: list[list[tuple[int, float]]]) -> None:

@@ -55,9 +55,7 @@ def test_a_model_of_another_size_takes_the_place_of_what_answers_at_once() -> No
     other = made(steps=5, its_config=small)
     tables = {name: store.export() for name, store in other.rows.items()}
     kept = digest(usual)
-    fresh = usual.prepare(
-        tables, other.model.read_dense(), ModelVersion("main", 1, 5), model=small.model
-    )
+    fresh = usual.prepare(tables, other.model.read_dense(), ModelVersion("main", 1, 5), model=small.model)
     assert digest(usual) == kept and usual.model.config == config().model  # nothing is changed yet
     usual.install(fresh)
     assert usual.model.config == small.model and digest(usual) == digest(other)
@@ -108,9 +106,7 @@ def test_a_row_that_left_has_its_initial_value_and_the_item_its_content_again() 
     replica, fresh = made(steps=1), made(steps=0)
     keys = {n: replica.rows[n].export()[0] for n in replica.rows}
     tables = {
-        name: Changed(
-            np.empty(0, np.int64), np.zeros((0, store.config.dim), np.float32), keys[name]
-        )
+        name: Changed(np.empty(0, np.int64), np.zeros((0, store.config.dim), np.float32), keys[name])
         for name, store in replica.rows.items()
     }
     replica.apply_step(StepDelta(2, 0, tables, None, {}))
@@ -256,9 +252,7 @@ def test_nothing_grows_while_a_batch_is_applied_for_which_room_was_made() -> Non
         more = [item(1_000 * (n + 1) + k) for k in range(300 * (n + 1))]
         keys = np.array([key_of("item", one.item_id) for one in more])
         values = np.ones((len(keys), replica.counters.columns), np.float32)
-        state = ItemState(
-            offsets=[], keys=keys.tobytes(), values=values.tobytes(), last_ms=keys.tobytes()
-        )
+        state = ItemState(offsets=[], keys=keys.tobytes(), values=values.tobytes(), last_ms=keys.tobytes())
         rows = np.ones((len(keys), DIM), np.float32)
         changed = {"users": Changed(keys, rows, keys[:0]), "items": Changed(keys, rows, keys[:0])}
         step = StepDelta(replica.step + 1, 0, changed, None, {})

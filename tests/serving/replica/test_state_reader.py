@@ -241,9 +241,7 @@ def test_a_gap_waits_for_a_newer_snapshot(fixture: Fixture) -> None:
     assert fixture.reader.replica.step == 20 and fixture.reader.line.gap is None
 
 
-def test_a_damaged_snapshot_that_is_the_newest_leaves_a_replica_where_it_is(
-    fixture: Fixture,
-) -> None:
+def test_a_damaged_snapshot_that_is_the_newest_leaves_a_replica_where_it_is(fixture: Fixture) -> None:
     fixture.put(CONTROL, Live(line="main", epoch=0, time_ms=1))
     fixture.snapshot(2, 2.0)
     for step in range(3, 8):
@@ -517,10 +515,7 @@ def test_of_many_revisions_only_the_newest_valid_one_is_parsed(
         fixture.put(CONTROL, Experiments(revision=number, configs={"more": text}))
     fixture.turn()
     assert parsed == [51, 50] and fixture.reader.unreadable == 1
-    assert {fixture.reader.policies.resolve(f"u{i}").config.explore for i in range(50)} == {
-        0.05,
-        0.5,
-    }
+    assert {fixture.reader.policies.resolve(f"u{i}").config.explore for i in range(50)} == {0.05, 0.5}
 
 
 def test_an_arm_that_doesnt_fit_a_surface_is_refused_before_a_request(fixture: Fixture) -> None:
@@ -551,9 +546,7 @@ def test_an_experiment_grows_and_ends_between_two_requests(fixture: Fixture) -> 
 def test_a_weight_of_what_is_not_predicted_is_refused_at_the_start(fixture: Fixture) -> None:
     weights = fixture.config.policy.weights | {"skip": -1.0}
     fixture.config = replace(fixture.config, policy=PolicyConfig(weights=weights))
-    with pytest.raises(
-        ValueError, match=r"policy.weights.skip is -1.0, expected .*long_view.*'watch'"
-    ):
+    with pytest.raises(ValueError, match=r"policy.weights.skip is -1.0, expected .*long_view.*'watch'"):
         fixture.another()
 
 
@@ -615,9 +608,7 @@ def test_no_example_is_read_and_yet_weights_age_while_examples_wait(
     fixture: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topics, read = set[str](), fixture.log.read
-    monkeypatch.setattr(
-        fixture.log, "read", lambda topic, *rest: topics.add(topic) or read(topic, *rest)
-    )
+    monkeypatch.setattr(fixture.log, "read", lambda topic, *rest: topics.add(topic) or read(topic, *rest))
     stale_ms = round(1000 * Config().serve.stale_s) + 1
     fixture.step(1, 1.0)
     fixture.turn()

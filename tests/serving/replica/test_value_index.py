@@ -17,21 +17,13 @@ from serving.replica.value_index import ValueIndex
 from tests.support.serving.replica_harness import config, item, made
 from tests.support.training.small_feed import FEATURES
 
-WANTED = [
-    ("tags", "t1"),
-    ("tags", "true"),
-    ("author", "a3"),
-    ("labels", "adult"),
-    ("author", "nobody"),
-]
+WANTED = [("tags", "t1"), ("tags", "true"), ("author", "a3"), ("labels", "adult"), ("author", "nobody")]
 TAG = st.sampled_from(["t0", "t1", "t2", "t3", "t4", "t5", "t6", True, None])
 FIELDS = st.fixed_dictionaries({
     "tags": st.lists(TAG, max_size=8), "author": st.sampled_from(["a3", "a4"]),
     "labels": st.sampled_from([None, "adult", ["other", "adult"], []]),
 })  # fmt: skip
-CHANGES = st.lists(
-    st.tuples(st.integers(0, 5), st.one_of(st.none(), FIELDS)), min_size=1, max_size=6
-)
+CHANGES = st.lists(st.tuples(st.integers(0, 5), st.one_of(st.none(), FIELDS)), min_size=1, max_size=6)
 
 
 def expected(replica: Replica, field: str, value: str) -> list[int]:

@@ -23,15 +23,7 @@ from serving.replica.replica import Replica
 from serving.request import Request
 from serving.retrieval.filters import allowed_items, given_items
 from serving.retrieval.item_filters import check_filters, filter_mask
-from tests.support.serving.replica_harness import (
-    NOW_MS,
-    config,
-    item,
-    made,
-    policy,
-    popular,
-    viewer,
-)
+from tests.support.serving.replica_harness import NOW_MS, config, item, made, policy, popular, viewer
 
 SCHEMA = Schema(
     item=(
@@ -64,9 +56,7 @@ def shop(count: int = 60) -> Replica:
 
 
 def ends(value: Any) -> int:
-    return (
-        value if isinstance(value, int) else int(datetime.fromisoformat(value).timestamp() * 1000)
-    )
+    return value if isinstance(value, int) else int(datetime.fromisoformat(value).timestamp() * 1000)
 
 
 def meets(fields: Mapping[str, Any], name: str, condition: Any) -> bool:
@@ -99,8 +89,7 @@ def test_a_filter_selects_the_items_whose_fields_meet_it(filters: dict[str, Any]
     replica = shop()
     check_filters(SHOP, filters)
     expected = [
-        all(meets(fields, *condition) for condition in filters.items())
-        for fields in replica.catalogue.fields
+        all(meets(fields, *condition) for condition in filters.items()) for fields in replica.catalogue.fields
     ]
     assert filter_mask(replica, filters).tolist() == expected
     some = np.array([50, 3, 8, 8, 59], np.int64)
@@ -137,9 +126,7 @@ def test_a_changed_item_is_found_by_the_values_that_it_has_now() -> None:
         ({"ends": "2026-09-01"}, "a number"),
     ],
 )  # fmt: skip
-def test_what_a_field_cant_be_compared_with_is_refused(
-    filters: dict[str, Any], expected: str
-) -> None:
+def test_what_a_field_cant_be_compared_with_is_refused(filters: dict[str, Any], expected: str) -> None:
     with pytest.raises(Rejected) as refused:
         check_filters(SHOP, filters)
     assert refused.value.field == f"filters.{next(iter(filters))}"
@@ -191,9 +178,7 @@ def test_a_filter_holds_for_pinned_and_given_items_and_seen_ones_come_back() -> 
     assert answer.left_out == {"v1": "filtered"}
 
 
-def test_of_given_and_pinned_items_a_filter_reads_only_their_rows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_given_and_pinned_items_a_filter_reads_only_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     replica, rows = made(items=40), list[int]()
     find = value_index._find
 
@@ -208,11 +193,7 @@ def test_of_given_and_pinned_items_a_filter_reads_only_their_rows(
     query = Query(request, viewer(replica), fixed, NOW_MS, "r1")
     given, left_out = given_items(replica, query)
     assert given == [36, 9, 27] and rows == [5]
-    assert list(left_out.items()) == [
-        ("nobody", "unknown"),
-        ("v1", "filtered"),
-        ("v18", "excluded"),
-    ]
+    assert list(left_out.items()) == [("nobody", "unknown"), ("v1", "filtered"), ("v18", "excluded")]
     answer = Pipeline(replica).recommend(query)
     assert answer.candidates is not None and dict(answer.candidates.pinned) == {0: 27}
     assert rows == [5, 5, 1]
@@ -222,17 +203,12 @@ def test_shards_get_the_smaller_side_of_a_filter() -> None:
     replica = made(items=90)
     session = viewer(replica, liked=(3,))
     replica.index = NoIndex(replica.index.dim, 2)
-    for filters, only, count in (
-        ({"author": "a4"}, True, 10),
-        ({"duration_ms": {"max": 9_000}}, False, 23),
-    ):
+    for filters, only, count in (({"author": "a4"}, True, 10), ({"duration_ms": {"max": 9_000}}, False, 23)):
         query = Query(Request("u", filters=filters), session, policy(), NOW_MS, "r")
         plan = Pipeline(replica).plan(query)
         assert plan is not None and (plan.keys_are_allowed, len(plan.keys)) == (only, count)
         mask = filter_mask(replica, filters)
-        keys = {
-            key_of("item", f"v{n}") for n in range(90) if mask[n] == only or (not only and n == 3)
-        }
+        keys = {key_of("item", f"v{n}") for n in range(90) if mask[n] == only or (not only and n == 3)}
         assert set(plan.keys.tolist()) == keys
 
 
@@ -245,10 +221,7 @@ def test_shards_get_no_keys_of_many_items_that_rules_close(monkeypatch: pytest.M
     query = Query(Request("u"), session, policy(rules=(by,), per_author=0), NOW_MS, "r")
     plan = pipeline.plan(query)
     assert plan is not None and plan.keys.tolist() == [key_of("item", "v3")]
-    assert [search.k for search in plan.queries] == [
-        356,
-        134,
-    ]  # 40 and 15 times 89 / 10: ten are open
+    assert [search.k for search in plan.queries] == [356, 134]  # 40 and 15 times 89 / 10: ten are open
     hits = {"vector": np.array([key_of("item", f"v{n}") for n in (5, 13, 6, 22)])}
     answer = pipeline.recommend(
         replace(query, shard_results=ShardResults(pipeline.version, "", hits, missing=False))

@@ -163,9 +163,7 @@ def test_what_many_miss_at_one_moment_counts_once() -> None:
         now_s, shard = [100.0], Counting(slow)
         shards = RetrievalClient([shard], lambda: now_s[0])
         for moment in range(1, FAILURES + 1):
-            await asyncio.gather(
-                *(shards.search(plan(), MIN_FAILURE_WAIT_S) for _ in range(FAILURES))
-            )
+            await asyncio.gather(*(shards.search(plan(), MIN_FAILURE_WAIT_S) for _ in range(FAILURES)))
             assert shard.asked == moment * FAILURES
             now_s[0] += LATER_S
         await shards.search(plan(), MIN_FAILURE_WAIT_S)
@@ -247,9 +245,7 @@ class Sharded(World):
         self.config = replace(self.config, policy=policy)
         self.retrieval = shards_over(self.log, self.config, 2)
         self.shards = RetrievalClient([its.search for its in self.retrieval])
-        self.service = Service(
-            self.config, self.log, self.sessions, lambda: self.now_ms, self.shards
-        )
+        self.service = Service(self.config, self.log, self.sessions, lambda: self.now_ms, self.shards)
 
 
 async def liked(w: Sharded) -> None:
@@ -308,9 +304,7 @@ def test_a_service_finds_by_shards_what_it_would_find_itself(world: Sharded) -> 
         assert given["degraded"] == ["model"] and given["stamp"]["index"] == "2:none+none"
         path = "/v1/items/v1/similar"
         similar = (await w.client.get(path, params={"filters": '{"topic": "t1"}', "n": 50})).json()
-        assert {shown["item_id"] for shown in similar["items"]} == {
-            f"v{n}" for n in range(6, 60, 5)
-        }
+        assert {shown["item_id"] for shown in similar["items"]} == {f"v{n}" for n in range(6, 60, 5)}
         assert similar["degraded"] == []
         w.shards._shards[1] = gone
         fewer = (await w.client.get(path, params={"n": 50})).json()
@@ -326,9 +320,7 @@ def test_a_service_finds_by_shards_what_it_would_find_itself(world: Sharded) -> 
     run(world, scenario)
 
 
-def test_admission_hears_once_of_a_list_what_it_waited_for_all_that_it_asked(
-    world: Sharded,
-) -> None:
+def test_admission_hears_once_of_a_list_what_it_waited_for_all_that_it_asked(world: Sharded) -> None:
     """Whether shards are asked or not: for the session, and for each search."""
 
     async def scenario(w: World) -> None:
@@ -392,9 +384,7 @@ def test_what_was_found_at_another_version_is_asked_for_again_or_not_used(world:
     run(world, scenario)
 
 
-@pytest.mark.parametrize(
-    ("apart_s", "asked"), [(FAILURE_SPACING_S, 3), (FAILURE_SPACING_S - 0.01, 5)]
-)
+@pytest.mark.parametrize(("apart_s", "asked"), [(FAILURE_SPACING_S, 3), (FAILURE_SPACING_S - 0.01, 5)])
 def test_failures_count_from_the_least_time_apart_on(apart_s: float, asked: int) -> None:
     now_s, calls = [0.0], []
 

@@ -65,9 +65,7 @@ class Then:
     alive: np.ndarray
     vectors: np.ndarray
 
-    def nearest(
-        self, query: np.ndarray, k: int, named: np.ndarray, only: bool = False
-    ) -> tuple[Any, Any]:
+    def nearest(self, query: np.ndarray, k: int, named: np.ndarray, only: bool = False) -> tuple[Any, Any]:
         products = exact_products(self.vectors, np.arange(len(self.vectors)), query)
         may = self.alive & (np.isin(self.keys, named) == only)
         return merge_hits([(self.keys[may], products[may])], k)
@@ -125,7 +123,7 @@ some_items = st.lists(st.integers(0, ITEMS - 1), max_size=8)
     only=st.booleans(),
     k=st.integers(1, ITEMS),
     count=st.sampled_from((1, 2, 3)),
-)  # fmt: skip
+)
 def test_shards_find_what_was_nearest_at_any_version(
     steps: Any, records: Any, order: Any, named: Any, only: bool, k: int, count: int
 ) -> None:
@@ -191,10 +189,7 @@ def test_what_cannot_be_searched_is_refused_and_why() -> None:
     assert refusal(shard, replace_version(now, step=now.step + 1)) == BEHIND
     assert refusal(shard, replace_version(now, catalogue_offset=ITEMS + 1)) == BEHIND
     assert refusal(shard, replace_version(now, epoch=1)) == OTHER_LINE
-    assert (
-        shard.search(ShardRequest(replace_version(now, line="other"), b"", [])).refused
-        == OTHER_LINE
-    )
+    assert shard.search(ShardRequest(replace_version(now, line="other"), b"", [])).refused == OTHER_LINE
     fresh = shard.prepare({}, None, ModelVersion("main", 1, 40))
     shard.install(fresh)
     later = replace_version(now, epoch=1, step=40)

@@ -34,9 +34,7 @@ def catalogue(rules: tuple[SafetyRule, ...] = ()) -> Replica:
 
 
 def wish(session: Session, field: str, value: str, wish: str = "block") -> Session:
-    session.fold_preference(
-        Preference(time_ms=NOW_MS, user_id="u", field=field, value=value, wish=wish)
-    )
+    session.fold_preference(Preference(time_ms=NOW_MS, user_id="u", field=field, value=value, wish=wish))
     return session
 
 

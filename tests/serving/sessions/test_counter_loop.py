@@ -57,9 +57,7 @@ def log() -> MemoryLog:
         made.create(topic)
     for i in range(5):
         fields = {"author": f"a{i % 2}", "tags": [f"t{i % 3}"], "duration_ms": 9_000}
-        made.append(
-            ITEMS, [Append(0, b"", encode(Item(time_ms=1, item_id=f"v{i}", fields=fields)))]
-        )
+        made.append(ITEMS, [Append(0, b"", encode(Item(time_ms=1, item_id=f"v{i}", fields=fields)))])
     return made
 
 
@@ -308,9 +306,7 @@ def test_a_damaged_snapshot_is_skipped_with_a_warning(
     assert caplog.text == ""
 
 
-def test_the_snapshot_of_another_log_is_refused(
-    log: MemoryLog, clock: Clock, tmp_path: Path
-) -> None:
+def test_the_snapshot_of_another_log_is_refused(log: MemoryLog, clock: Clock, tmp_path: Path) -> None:
     CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock).save()
     other = MemoryLog()
     for topic in topics(4):
@@ -381,9 +377,7 @@ def test_readers_from_any_full_copy_on_have_the_covisits_of_the_fold(
     assert near_all(untrimmed.covisits, items) == expected != near_all(late.covisits, items)
 
 
-def test_a_forgotten_and_a_quarantined_viewer_leave_no_newest_items(
-    log: MemoryLog, clock: Clock
-) -> None:
+def test_a_forgotten_and_a_quarantined_viewer_leave_no_newest_items(log: MemoryLog, clock: Clock) -> None:
     loop = CounterLoop(log, FEATURES, now_ms=clock)
     for item in range(3):
         likes = [pushed(3 * item, user, "long_view", 1) for user in ("farm", "gone", "fan")]
@@ -415,9 +409,7 @@ def pushed(number: int, user: str, kind: str, source: int) -> Engagement:
     return msgspec.structs.replace(event, user_id=user, source=source)
 
 
-def test_withdrawals_take_back_what_each_names_of_what_came_before_it(
-    log: MemoryLog, clock: Clock
-) -> None:
+def test_withdrawals_take_back_what_each_names_of_what_came_before_it(log: MemoryLog, clock: Clock) -> None:
     loop = CounterLoop(log, FEATURES, None, clock)
     users = ("farm", "fan", "guest")
     likes = [pushed(n, user, "like", n) for n, user in enumerate(users)]

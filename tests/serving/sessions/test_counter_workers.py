@@ -187,21 +187,19 @@ def test_each_visit_is_published_once_and_covisits_are_those_of_one(tmp_path: Pa
     assert visits(log, ITEM_COUNTS) == visits(one, ITEM_STATE) and len(visits(one, ITEM_STATE)) > 20
     ours, theirs = (
         loop.states.covisits for loop in (sums(log, tmp_path), worker(one, tmp_path / "1")) if loop.states
-    )  # fmt: skip
+    )
     history = np.frombuffer(theirs.export().keys, np.int64)
     near = [
-        dict(zip(*(part.tolist() for part in rows.near(history, np.ones(len(history)), 10**15)),
-                 strict=True))
+        dict(zip(*(part.tolist() for part in rows.near(history, np.ones(len(history)), 10**15)), strict=True))
         for rows in (ours, theirs)
-    ]  # fmt: skip
+    ]
     assert near[0] == pytest.approx(near[1], rel=1e-4) and near[0]
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.sampled_from([1, 2, 3, 8]), st.integers(1, 9), st.booleans(), st.booleans()),
-        max_size=6,
+        st.tuples(st.sampled_from([1, 2, 3, 8]), st.integers(1, 9), st.booleans(), st.booleans()), max_size=6
     )
 )
 def test_whenever_they_are_killed_or_their_number_changes_nothing_is_lost_or_counted_twice(
@@ -274,9 +272,7 @@ def test_a_sum_holds_what_it_has_not_saved(tmp_path: Path) -> None:
     count_all(log, tmp_path, 2)
     total, held = sums(log, tmp_path), [log.holds(ITEM_COUNTS, p) for p in range(PARTITIONS)]
     assert total.offsets == [log.end(EVENTS, p) for p in range(PARTITIONS)]
-    assert all(
-        0 <= hold["item-sums"] < end for hold, end in zip(held, total.places, strict=True) if end
-    )
+    assert all(0 <= hold["item-sums"] < end for hold, end in zip(held, total.places, strict=True) if end)
     total.save()
     held = [log.holds(ITEM_COUNTS, p) for p in range(PARTITIONS)]
     assert held == [{"item-sums": end} for end in total.places]
@@ -290,8 +286,9 @@ def turned(loop: CounterLoop) -> None:
 
 def test_an_unreadable_record_is_skipped_and_counted(tmp_path: Path) -> None:
     log, good = new_log(), state_of(([0], ""))
-    short = structs.replace(good, keys=np.arange(2).tobytes(), last_ms=bytes(8),
-                            values=bytes(8 * COLUMNS_OF_ROW))  # fmt: skip
+    short = structs.replace(
+        good, keys=np.arange(2).tobytes(), last_ms=bytes(8), values=bytes(8 * COLUMNS_OF_ROW)
+    )
     bad = [b"\xc1rubbish", pack(structs.replace(good, visits=bytes(9))), pack(short)]
     log.append(ITEM_COUNTS, [Append(0, b"", value) for value in bad])
     count_all(log, tmp_path, 2)
@@ -407,9 +404,7 @@ def test_the_workers_of_the_part_publish_the_sums_of_a_log_on_disk(tmp_path: Pat
     config = replace(Config(), state=str(tmp_path), workers=workers)
     with closing(open_log(config)) as log:
         create_topics(log, config)
-        log.append(
-            EVENTS, [record_of(event, config.log.partitions) for event in draw_events(400, 3)]
-        )
+        log.append(EVENTS, [record_of(event, config.log.partitions) for event in draw_events(400, 3)])
         ends = [log.end(EVENTS, p) for p in range(config.log.partitions)]
         stops = [Stop() for _ in workers.names("counters")]
         threads = [

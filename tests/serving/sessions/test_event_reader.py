@@ -23,9 +23,7 @@ def log_of(partitions: int, events: int) -> MemoryLog:
 
 
 @pytest.mark.parametrize(("partitions", "each"), [(64, AT_ONCE // 64), (8, 1_000), (1, 1_000)])
-def test_a_batch_is_bounded_over_all_partitions_and_fair_to_them(
-    partitions: int, each: int
-) -> None:
+def test_a_batch_is_bounded_over_all_partitions_and_fair_to_them(partitions: int, each: int) -> None:
     reader = EventReader(log_of(partitions, 1_000), FeatureSet(FEED_SCHEMA))
     reader.seek(None)
     read = 0

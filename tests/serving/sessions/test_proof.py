@@ -60,11 +60,7 @@ def joined(events: list[Event]) -> tuple[list[object], bytes]:
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 99), st.sampled_from([UNPROVEN, USER_PROVEN, AGAIN])), max_size=6
-    )
-)
+@given(st.lists(st.tuples(st.integers(0, 99), st.sampled_from([UNPROVEN, USER_PROVEN, AGAIN])), max_size=6))
 def test_the_joiner_ends_as_without_them(places: list[tuple[int, int]]) -> None:
     assert joined(with_forged(places)) == joined(HONEST)
 
@@ -114,9 +110,7 @@ def test_an_attributed_engagement_is_stored_as_before() -> None:
     event = did("r", 1, "like")
     stored = msgspec.msgpack.decode(encode(event))
     assert not {"proof", "source", "token"} & stored.keys()
-    sent = msgspec.structs.replace(
-        event, token="abc", choice="clicked:1"
-    )  # its sender may claim none
+    sent = msgspec.structs.replace(event, token="abc", choice="clicked:1")  # its sender may claim none
     assert encode(with_proof(sent, msgspec.UNSET, msgspec.UNSET)) == encode(event)
     assert event_id_of(sent) == event_id_of(event) == event_id_of(with_proof(event, UNPROVEN, 3))
     assert dedupe_key(sent) == dedupe_key(event)

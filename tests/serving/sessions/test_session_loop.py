@@ -157,9 +157,7 @@ def test_a_blob_that_cannot_be_read_is_begun_anew_and_counted(fixture: Fixture) 
     assert session is not None and session.events == 1 and loop.unreadable == 1
 
 
-def test_an_erasure_removes_the_session_and_a_tombstone_what_came_before_it(
-    fixture: Fixture,
-) -> None:
+def test_an_erasure_removes_the_session_and_a_tombstone_what_came_before_it(fixture: Fixture) -> None:
     fixture.append(engagement(), engagement("u2"))
     loop = fixture.loop()
     turn_all(loop)
@@ -182,9 +180,7 @@ def test_a_change_of_features_folds_all_again_and_an_erasure_reaches_both(fixtur
     new, log = fixture.sessions.of_set(wide.digest), fixture.log
 
     def make(name: str, features: FeatureSet) -> SessionLoop:
-        return SessionLoop(
-            log, fixture.sessions.of_set(name), features, lambda: fixture.now_ms, name=name
-        )
+        return SessionLoop(log, fixture.sessions.of_set(name), features, lambda: fixture.now_ms, name=name)
 
     def say(stage: str) -> None:
         definition = Definition(
@@ -215,9 +211,7 @@ def test_a_change_of_features_folds_all_again_and_an_erasure_reaches_both(fixtur
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_an_erasure_read_after_its_tombstone_keeps_what_came_since(
-    fixture: Fixture, known: bool
-) -> None:
+def test_an_erasure_read_after_its_tombstone_keeps_what_came_since(fixture: Fixture, known: bool) -> None:
     """``known``: the fold has the session in memory; else it was started again."""
     fixture.append(engagement("u2"), engagement(), engagement(i=1))
     offset = fixture.log.end(EVENTS, partition_of("u1", 4))
@@ -236,9 +230,8 @@ def test_what_a_viewer_said_outlives_the_session_until_it_is_erased(fixture: Fix
     fields = {"country": "NZ", "profiling": False}
     block = Preference(time_ms=NOW_MS, user_id="u1", field="author", value="a1", wish="block")
     fixture.append(
-        User(time_ms=NOW_MS, user_id="u1", fields=fields), block, engagement(kind="hide"),
-        engagement("u2"),
-    )  # fmt: skip
+        User(time_ms=NOW_MS, user_id="u1", fields=fields), block, engagement(kind="hide"), engagement("u2")
+    )
     turn_all(fixture.loop())
     before = fixture.session("u1")
     assert before is not None

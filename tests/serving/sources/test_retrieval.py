@@ -22,15 +22,7 @@ from serving.replica.replica import Replica
 from serving.request import Request
 from serving.sources.retrieval import BUILT_IN, Retrieval
 from serving.sources.topic import Topic, liked_groups
-from tests.support.serving.replica_harness import (
-    NOW_MS,
-    item,
-    made,
-    policy,
-    popular,
-    session_of,
-    viewer,
-)
+from tests.support.serving.replica_harness import NOW_MS, item, made, policy, popular, session_of, viewer
 from tests.support.training.small_feed import FEATURES, block
 
 ALL = {
@@ -67,9 +59,7 @@ def collect(
 
 def test_the_policy_names_the_sources_that_there_are() -> None:
     assert (*ALL, "again") == SOURCES == (*BUILT_IN,) == (*PolicyConfig().sources, "again")
-    assert collect(made(), {"vectr": 3}).failed == [
-        "vectr"
-    ]  # no policy has it: it is refused before
+    assert collect(made(), {"vectr": 3}).failed == ["vectr"]  # no policy has it: it is refused before
 
 
 def test_a_plug_in_is_a_source_and_a_wrong_result_of_it_counts_as_failed(
@@ -211,12 +201,7 @@ def test_places_of_items_found_twice_are_filled_up_to_the_sum_of_the_shares() ->
     popular(replica, {n: 40 - n for n in range(10)})
     visited(replica, {"a": (30, 0, 1, 2), "b": (30, 0, 1), "c": (30, 0)})
     found = collect(replica, {"covisit": 2, "popular": 2}, liked=(30,)).sources
-    assert found == {
-        0: ["covisit", "popular"],
-        1: ["covisit", "popular"],
-        2: ["covisit"],
-        3: ["popular"],
-    }
+    assert found == {0: ["covisit", "popular"], 1: ["covisit", "popular"], 2: ["covisit"], 3: ["popular"]}
     assert len(collect(replica, {"covisit": 2, "popular": 2}, limit=3, liked=(30,)).sources) == 3
 
 
@@ -226,9 +211,7 @@ def visited(replica: Replica, items_by_user: dict[str, tuple[int, ...]]) -> None
     for user, items in items_by_user.items():
         for n in items:
             visits.add(user, int(replica.catalogue.keys[n, 0]), NOW_MS)
-    state = ItemState(
-        offsets=[1], keys=b"", values=b"", last_ms=b"", visits=visits.take().tobytes()
-    )
+    state = ItemState(offsets=[1], keys=b"", values=b"", last_ms=b"", visits=visits.take().tobytes())
     replica.apply_item_state(state, 1)
 
 
@@ -306,16 +289,12 @@ def test_an_empty_catalogue_has_no_candidates() -> None:
     assert set(collect(replica, ALL).sources) == {0}
 
 
-def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.sources.topic._POOL", 12)
     replica = made(items=300)
     popular(replica, {5: 9, 15: 8, 295: 7, 4: 99})  # 4 is of another tag
     group = set(
-        replica.groups.members(
-            int(replica.catalogue.keys[0, replica.features.slot("item.tags").start])
-        )
+        replica.groups.members(int(replica.catalogue.keys[0, replica.features.slot("item.tags").start]))
     )
     assert len(group) == 60
     wanted, draws = np.ones(300, np.bool_), set[int]()
@@ -328,9 +307,7 @@ def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(
     assert len(draws) > 40
 
 
-def test_a_popular_item_is_found_in_the_groups_that_it_has_now(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_popular_item_is_found_in_the_groups_that_it_has_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.sources.topic._POOL", 12)
     replica = made(items=300)
     popular(replica, {5: 9, 4: 99})  # 4 is of another tag

@@ -48,11 +48,7 @@ def test_a_click_is_served_once_a_step_has_learned_its_example() -> None:
 
 def test_a_client_that_was_away_is_judged_when_its_view_comes_and_a_slow_model_is_told() -> None:
     fresh = Freshness()
-    for request, ended_ms in (
-        ("away", 1_000_000 - AWAY_MS),
-        ("here", 999_500),
-        ("past", 1_000_001),
-    ):
+    for request, ended_ms in (("away", 1_000_000 - AWAY_MS), ("here", 999_500), ("past", 1_000_001)):
         fresh.acknowledged(request, "v", 1_000_000, ended_ms)
     fresh.learned(views(("away", "v"), ("here", "v"), ("past", "v")), 1_300_000)
     assert len(fresh.view_to_acknowledged) == len(fresh.view_to_served) == 1

@@ -36,14 +36,10 @@ def test_a_line_without_a_snapshot_has_no_side(tmp_path: Path) -> None:
     assert variants.get("e.a") is None and not variants.all
 
 
-def test_what_fails_is_not_made_anew_at_each_request(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fails_is_not_made_anew_at_each_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr("serving.variants.model_variants.snapshots.complete_steps", lambda *_: [1])
-    monkeypatch.setattr(
-        "serving.variants.model_variants.Replica", lambda *_: made.append(1) or 1 / 0
-    )
+    monkeypatch.setattr("serving.variants.model_variants.Replica", lambda *_: made.append(1) or 1 / 0)
 
     asyncio.run(wanted(variants_in(tmp_path), 1.0))
     assert len(made) == 1

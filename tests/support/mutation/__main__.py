@@ -135,9 +135,11 @@ class Workplace:
     def _ask(self, tests: Sequence[str], writes_bytecode: bool) -> TestRun:
         assert self.process.stdin and self.process.stdout
         wanted = {
-            "tests": list(tests), "left_out": self.left_out, "timeout_s": RUN_S,
+            "tests": list(tests),
+            "left_out": self.left_out,
+            "timeout_s": RUN_S,
             "writes_bytecode": writes_bytecode,
-        }  # fmt: skip
+        }
         print(json.dumps(wanted), file=self.process.stdin, flush=True)
         return TestRun(**json.loads(self.process.stdout.readline()))
 
@@ -190,9 +192,7 @@ class Judge:
                 return (TIMED_OUT if run.code < 0 else CAUGHT), run.failed, seconds
         return self._by_slow_tests(mutant, place, seconds)
 
-    def _by_slow_tests(
-        self, mutant: Mutant, place: Workplace, seconds: float
-    ) -> tuple[str, str, float]:
+    def _by_slow_tests(self, mutant: Mutant, place: Workplace, seconds: float) -> tuple[str, str, float]:
         """Fate by the slow tests of the nearest file."""
         for nearest in self.tests_of(mutant.path)[:1]:
             run = place.run([nearest, "-m", "slow and not services"], mutant)
@@ -219,9 +219,7 @@ def _within(path: str, wanted: str) -> bool:
     return path == wanted or path.startswith(wanted.rstrip("/") + "/")
 
 
-def run(
-    wanted: Sequence[Mutant], places: Sequence[Workplace], until: float, file: Path
-) -> list[Verdict]:
+def run(wanted: Sequence[Mutant], places: Sequence[Workplace], until: float, file: Path) -> list[Verdict]:
     """Verdicts on mutants until a time; those that exist are written after each."""
     judge, equivalent, lock = Judge(places[0].folder), equivalents(), threading.Lock()
     waiting, verdicts = iter(wanted), list[Verdict]()
@@ -236,9 +234,8 @@ def run(
             if (mutant.path, mutant.was, mutant.now) not in equivalent:
                 fate, by, seconds = judge.judge(mutant, place)
             verdict = Verdict(
-                mutant.path, mutant.line, mutant.operator, fate, by, round(seconds, 2), mutant.was,
-                mutant.now,
-            )  # fmt: skip
+                mutant.path, mutant.line, mutant.operator, fate, by, round(seconds, 2), mutant.was, mutant.now
+            )
             with lock:
                 verdicts.append(verdict)
                 file.write_text(json.dumps([asdict(one) for one in verdicts], indent=1))

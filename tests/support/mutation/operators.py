@@ -87,9 +87,7 @@ def changes(tree: ast.Module) -> Iterator[Change]:
     for node in _behaviour(tree):
         for operator, other in _variants(node):
             text = ast.unparse(ast.fix_missing_locations(other))
-            yield Change(
-                operator, _place(node), f"({text})" if isinstance(node, ast.expr) else text
-            )
+            yield Change(operator, _place(node), f"({text})" if isinstance(node, ast.expr) else text)
         if isinstance(node, ast.If | ast.While | ast.IfExp):
             yield Change("condition", _place(node.test), f"(not ({ast.unparse(node.test)}))")
 

@@ -70,9 +70,7 @@ class ImportGraph:
         def order(path: str) -> tuple[bool, bool, bool, bool, int, str]:
             same, near = Path(path).parent.as_posix() == folder, path.startswith(package)
             name = Path(path).stem if same else ""
-            return (
-                name != f"test_{stem}", stem not in name, not same, not near, distance[path], path
-            )  # fmt: skip
+            return (name != f"test_{stem}", stem not in name, not same, not near, distance[path], path)
 
         return sorted(tests, key=order)
 

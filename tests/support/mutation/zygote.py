@@ -41,9 +41,7 @@ class Notes:
         NOTES.write_text(json.dumps({"failed": self.failed, "times": self.times}))
 
 
-def run(
-    tests: list[str], left_out: list[str], timeout_s: float, writes_bytecode: bool
-) -> dict[str, Any]:
+def run(tests: list[str], left_out: list[str], timeout_s: float, writes_bytecode: bool) -> dict[str, Any]:
     NOTES.unlink(missing_ok=True)
     began, child = time.monotonic(), os.fork()
     if child == 0:

@@ -35,9 +35,7 @@ def prometheus_is_there() -> bool:
 
 def promtool(*words: str | Path, given: bytes = b"") -> tuple[int, str]:
     """Its exit status, and what it says."""
-    ran = subprocess.run(
-        ["promtool", *map(str, words)], input=given, capture_output=True, timeout=60
-    )
+    ran = subprocess.run(["promtool", *map(str, words)], input=given, capture_output=True, timeout=60)
     return ran.returncode, (ran.stdout + ran.stderr).decode()
 
 
@@ -114,19 +112,18 @@ def running(system: LiveSystem, folder: Path) -> Iterator[str]:
     """Our configuration, with the ports of this system and a scrape each second; on loopback alone."""
     config = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
     config["global"] = dict.fromkeys(config["global"], "1s")
-    ports = {
-        "recsys-replicas": system.config.serve.port,
-        "recsys-parts": system.config.metrics.port,
-    }
+    ports = {"recsys-replicas": system.config.serve.port, "recsys-parts": system.config.metrics.port}
     for job in config["scrape_configs"]:
         job["static_configs"] = [{"targets": [f"127.0.0.1:{ports[job['job_name']]}"]}]
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     shutil.copy(DEPLOY / "alerts.yaml", folder)
     address = f"127.0.0.1:{next(free_ports())}"
     command = [
-        "prometheus", f"--config.file={folder / 'prometheus.yaml'}", f"--web.listen-address={address}",
+        "prometheus",
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--web.listen-address={address}",
         f"--storage.tsdb.path={folder / 'data'}",
-    ]  # fmt: skip
+    ]
     with (folder / "prometheus.log").open("wb") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
     try:

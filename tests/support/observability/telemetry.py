@@ -65,9 +65,7 @@ def _check_way(told: Any, own: Any, feed: Any, served: Any) -> None:
     part, step = told[link.trace_id.hex(), link.span_id.hex()]
     _, apply = told[applied.trace_id.hex(), applied.span_id.hex()]
     assert (part, step.name, apply.name) == ("recsys-trainer", "step", "apply")
-    published = [
-        s for (t, _), (_, s) in told.items() if t == link.trace_id.hex() and s.name == "publish"
-    ]
+    published = [s for (t, _), (_, s) in told.items() if t == link.trace_id.hex() and s.name == "publish"]
     assert len(published) == 2, "two shards"
     ends = [s.end_time_unix_nano for s in (feed, join, sequence, step)]
     assert ends == sorted(ends), "each after its cause"

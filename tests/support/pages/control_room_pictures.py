@@ -66,10 +66,7 @@ class MadeUp(ControlStub):
         self.look.samples = self._samples  # type: ignore[method-assign]
         now_ms = time.time_ns() // 1_000_000
         for series, (begin, end, pace) in WAYS.items():
-            its = [
-                end + (begin - end) * math.exp(-n / pace) + 0.004 * math.sin(n / 8)
-                for n in range(600)
-            ]
+            its = [end + (begin - end) * math.exp(-n / pace) + 0.004 * math.sin(n / 8) for n in range(600)]
             points = [(now_ms - 5_000 * (600 - n), value) for n, value in enumerate(its)]
             self.painter.curves._series[series] = deque(points, maxlen=1_440)
         super().start()

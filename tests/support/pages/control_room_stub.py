@@ -69,9 +69,7 @@ def made_up() -> Samples:
                     said[its.kind][key] = next(number) * 1.37
         lag = {"events": next(number), "steps": next(number)}
         parts.append(
-            PartStatus(
-                name=name, state="ready", counters=said["counter"], gauges=said["gauge"], lag=lag
-            )
+            PartStatus(name=name, state="ready", counters=said["counter"], gauges=said["gauge"], lag=lag)
         )
     status = Status(
         state="s", running=True, ready=True, cut=Version("main", 2, 1_240), served=Version("main", 2, 1_234),
@@ -113,12 +111,9 @@ class ControlStub:
 
     def start(self) -> None:
         self.hub = Hub(
-            lambda: msgspec.json.encode(self.painter.build(time.time_ns() // 1_000_000)),
-            every_s=0.2,
+            lambda: msgspec.json.encode(self.painter.build(time.time_ns() // 1_000_000)), every_s=0.2
         )
-        app = build_room(
-            self.hub, lambda: msgspec.json.encode(self.painter.curves.all()), self._inspect, KEY
-        )
+        app = build_room(self.hub, lambda: msgspec.json.encode(self.painter.curves.all()), self._inspect, KEY)
         config = uvicorn.Config(
             app, port=self.port, log_config=None, lifespan="off", timeout_graceful_shutdown=0
         )

@@ -6,9 +6,7 @@ from tests.support.pages.feed_stub import FeedStub
 from tests.support.pages.webdriver import Browser, wait
 
 CURRENT = "return document.querySelector('.card.here')?.dataset.item"
-READY = (
-    "return document.querySelector('.card.here') && document.querySelectorAll('.card').length >= 6"
-)
+READY = "return document.querySelector('.card.here') && document.querySelectorAll('.card').length >= 6"
 
 
 class Page:
@@ -31,9 +29,7 @@ class Page:
         """Presses a key and waits until another item is on screen; returns that item."""
         before = self.current
         self.browser.press(key)
-        wait(
-            lambda: self.browser.run(CURRENT) not in (before, None), f"{key} moved on from {before}"
-        )
+        wait(lambda: self.browser.run(CURRENT) not in (before, None), f"{key} moved on from {before}")
         return self.current
 
     def told(self, kind: str, item: str | None = None) -> dict[str, Any]:

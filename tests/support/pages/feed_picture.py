@@ -61,9 +61,7 @@ def animated(pngs: Sequence[bytes]) -> bytes:
         if index == 0:
             parts += [chunk(b"IHDR", header), chunk(b"acTL", struct.pack(">II", len(pngs), 0))]
         delay = LAST_MS if index == len(pngs) - 1 else FRAME_MS
-        control = (
-            struct.pack(">I", number) + header[:8] + struct.pack(">IIHHBB", 0, 0, delay, 1000, 0, 0)
-        )
+        control = struct.pack(">I", number) + header[:8] + struct.pack(">IIHHBB", 0, 0, delay, 1000, 0, 0)
         parts.append(chunk(b"fcTL", control))
         number += 1
         for data in (data for kind, data in chunks if kind == b"IDAT"):

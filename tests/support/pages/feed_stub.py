@@ -20,15 +20,7 @@ TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/j
 PICTURE = base64.b64decode(  # one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNQaEgAAAHEAQHHmVStAAAAAElFTkSuQmCC"
 )
-GAINS = {
-    "long_view": 0.9,
-    "like": 1.6,
-    "share": 1.8,
-    "follow": 1.4,
-    "click": 0.3,
-    "hide": -2.5,
-    "skip": -0.5,
-}
+GAINS = {"long_view": 0.9, "like": 1.6, "share": 1.8, "follow": 1.4, "click": 0.3, "hide": -2.5, "skip": -0.5}
 TOPICS = ["cats", "street food", "football", "space", "baking", "ocean", "city nights", "dogs", "gaming",
           "coffee", "robots", "piano", "surf", "pizza", "pandas", "volcanoes"]  # fmt: skip
 
@@ -36,9 +28,7 @@ TOPICS = ["cats", "street food", "football", "space", "baking", "ocean", "city n
 class FeedStub:
     """A server on a free loopback port. ``requests`` and ``events`` are what came in, in order."""
 
-    def __init__(
-        self, numeric_tags: bool = False, duration_ms: int = 9_000, items: int = 600
-    ) -> None:
+    def __init__(self, numeric_tags: bool = False, duration_ms: int = 9_000, items: int = 600) -> None:
         self.numeric_tags, self.duration_ms, self.items = numeric_tags, duration_ms, items
         self.requests: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []  # every event as often as it came
@@ -75,11 +65,7 @@ class FeedStub:
             taste = self._taste(request["user_id"])
             excluded = set(request["exclude_ids"])
             blocked = {wish["value"] for wish in self.preferences}
-            pool = [
-                i
-                for i in range(self.items)
-                if f"v{i}" not in excluded and f"a{i % 90}" not in blocked
-            ]
+            pool = [i for i in range(self.items) if f"v{i}" not in excluded and f"a{i % 90}" not in blocked]
             weights = [math.exp(min(4.0, taste.get(self._tags(i)[0], 0.0))) for i in pool]
             n = request["n"]
             drawn = self._draws.choices(pool, weights, k=8 * n) if pool else []
@@ -106,10 +92,7 @@ class FeedStub:
                 self.events.append(event)
                 self.taken.setdefault(event["event_id"], event)
                 results.append({"status": "duplicate" if known else "accepted"})
-            return {
-                "accepted": sum(one["status"] == "accepted" for one in results),
-                "results": results,
-            }
+            return {"accepted": sum(one["status"] == "accepted" for one in results), "results": results}
 
     def prefer(self, preferences: list[dict[str, Any]]) -> dict[str, Any]:
         with self._lock:
@@ -126,9 +109,7 @@ class FeedStub:
                 for event in reversed(mine)
                 if event["kind"] == "view"
             ]
-            return {
-                "user_id": user_id, "topics": topics, "events": n, "offset": n, "recent": recent,
-            }  # fmt: skip
+            return {"user_id": user_id, "topics": topics, "events": n, "offset": n, "recent": recent}
 
     def status(self) -> dict[str, Any]:
         age_ms = (time.time() - self.started) % 0.4 * 1000 + 180
@@ -185,13 +166,7 @@ class FeedStub:
                     "liked": min(1.0, 0.3 + 0.1 * known),
                     "effect": 0.31,
                 },
-                {
-                    "feature": "author",
-                    "value": fields["author"],
-                    "met": 1.0,
-                    "liked": 0.0,
-                    "effect": -0.02,
-                },
+                {"feature": "author", "value": fields["author"], "met": 1.0, "liked": 0.0, "effect": -0.02},
                 {"feature": "popularity", "effect": 0.05},
             ]
         return item

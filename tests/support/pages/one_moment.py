@@ -77,9 +77,7 @@ def _value(samples: dict[str, float | None], name: str) -> float | None:
 def _picture(system: LiveSystem) -> dict[str, float | None]:
     """Samples of the control room's next picture."""
     page, _, key = plans.control_room_url(system.config).partition("#")
-    request = urllib.request.Request(
-        f"{page}/api/stream", headers={"authorization": f"Bearer {key}"}
-    )
+    request = urllib.request.Request(f"{page}/api/stream", headers={"authorization": f"Bearer {key}"})
     with urllib.request.urlopen(request, timeout=30) as lines:
         for line in lines:
             if line.startswith(b"event: picture"):

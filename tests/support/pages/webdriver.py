@@ -49,9 +49,7 @@ class Browser:
             metrics = screen | {"touch": True, "mobile": True}
             options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
         try:
-            self._driver = Chrome(
-                options, ChromeService(shutil.which("chromedriver"), next(free_ports()))
-            )
+            self._driver = Chrome(options, ChromeService(shutil.which("chromedriver"), next(free_ports())))
         except BaseException:
             shutil.rmtree(self._profile, ignore_errors=True)
             raise

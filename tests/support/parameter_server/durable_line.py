@@ -46,7 +46,7 @@ class Line:
                     call(*arguments)
                 raise Crash
 
-            return wrapped  # fmt: skip
+            return wrapped
 
         wal = shard._wal
         if self.point == "before write":
@@ -61,7 +61,7 @@ class Line:
                 wal._file.truncate(start + (wal.nbytes - start) // 2)
                 raise Crash
 
-            wal.append = torn  # fmt: skip
+            wal.append = torn
         elif self.point in ("before publish", "after publish"):
             shard._publish = dies(shard._publish, before=self.point == "before publish")
         elif self.point == "before snapshot":

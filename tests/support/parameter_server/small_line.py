@@ -50,9 +50,7 @@ def _keys_of(step: int, lane: int) -> dict[str, np.ndarray]:
     return out
 
 
-def lane_of(
-    step: int, lane: int, rows: Mapping[str, np.ndarray], dense: np.ndarray
-) -> LaneGradients:
+def lane_of(step: int, lane: int, rows: Mapping[str, np.ndarray], dense: np.ndarray) -> LaneGradients:
     """What a lane "learns" from rows and dense parameters."""
     tables = {}
     for table, keys in keys_of(step, lane).items():
@@ -96,8 +94,7 @@ def work(
     dense = client.dense(step - 1)
     while step <= until:
         learned = [
-            lane_of(step, lane, own, dense)
-            for lane, own in zip(lanes, cut(step, lanes, rows), strict=True)
+            lane_of(step, lane, own, dense) for lane, own in zip(lanes, cut(step, lanes, rows), strict=True)
         ]
         tick(step)
         rows, dense = client.exchange(step, time_of(step), learned, union(step + 1, lanes))

@@ -22,9 +22,7 @@ class LoadedRows(NamedTuple):
     dense: NDArray[np.float32] | None
 
 
-def load_rows(
-    folder: Path, line: str, epoch: int | None = None, step: int | None = None
-) -> LoadedRows:
+def load_rows(folder: Path, line: str, epoch: int | None = None, step: int | None = None) -> LoadedRows:
     snapshot = require(folder, line, epoch, step)
     dense = None
     parts: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}

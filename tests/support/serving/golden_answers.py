@@ -80,10 +80,12 @@ def cases() -> Iterator[GoldenCase]:
     popular(wide, {n: n for n in range(150)})
     session, stranger = known_viewer(replica), Session("u", replica.features)
     plain, given = Request("u", n=10), tuple(f"v{n}" for n in (1, 4, 9, 17, 30, 55, 1, 200, 999))
-    rules = ({"do": "boost", "field": "author", "value": "a3", "amount": 0.5},
-             {"do": "bury", "field": "tags", "value": "t2", "amount": 0.25},
-             {"do": "limit", "field": "tags", "value": "t1", "amount": 2},
-             {"do": "limit", "field": "author", "value": "a5", "amount": 0})  # fmt: skip
+    rules = (
+        {"do": "boost", "field": "author", "value": "a3", "amount": 0.5},
+        {"do": "bury", "field": "tags", "value": "t2", "amount": 0.25},
+        {"do": "limit", "field": "tags", "value": "t1", "amount": 2},
+        {"do": "limit", "field": "author", "value": "a5", "amount": 0},
+    )
     ruled = policy(rules=rules, not_interested=1.0, temperature=0.1, per_author=1)
     required = policy(rules=({"do": "require", "field": "tags", "value": "t3", "amount": 1.0},))
     pinned = policy(fixed={0: "v11", 3: "v30", 4: "v4", 6: "v17", 7: "v50", 90: "v2"})

@@ -118,9 +118,7 @@ def _lists(gorse: Any, name: str) -> None:
     star = {"FeedbackType": "star", "UserId": "?", "ItemId": "w1", "Timestamp": _now()}
     assert len(gorse.session_recommend([star], n=4)) == 4
     near = gorse.get_neighbors("w1", n=3)
-    assert [one["Id"] for one in near][1:] == [
-        one["Id"] for one in gorse.get_neighbors("w1", n=2, offset=1)
-    ]
+    assert [one["Id"] for one in near][1:] == [one["Id"] for one in gorse.get_neighbors("w1", n=2, offset=1)]
 
 
 def _goodbye(gorse: Any, name: str) -> None:

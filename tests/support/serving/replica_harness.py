@@ -51,10 +51,7 @@ def step_delta(replica: Replica, step: int, items: int = 40, dense: bool = True)
 
 
 def made(
-    items: int = 40,
-    steps: int = 1,
-    features: FeatureSet = FEATURES,
-    its_config: Config | None = None,
+    items: int = 40, steps: int = 1, features: FeatureSet = FEATURES, its_config: Config | None = None
 ) -> Replica:
     replica = Replica(features, its_config or config())
     replica.apply_items([item(n) for n in range(items)], items)

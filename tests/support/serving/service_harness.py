@@ -64,9 +64,7 @@ class World:
         self.sessions = MemorySessions()
         self.now_ms = NOW_MS
         self.restart()
-        self.fold = SessionLoop(
-            self.log, self.sessions, self.service.features, now_ms=lambda: self.now_ms
-        )
+        self.fold = SessionLoop(self.log, self.sessions, self.service.features, now_ms=lambda: self.now_ms)
         self.client: httpx.AsyncClient
 
     def restart(self) -> None:

@@ -25,6 +25,4 @@ def shown(request: str, *items: int, at_ms: int = NOW_MS, surface: str = "feed")
 
 
 def did(request: str, item: int, kind: str, at_ms: int = NOW_MS, **more: Any) -> Engagement:
-    return Engagement(
-        time_ms=at_ms, request_id=request, user_id="u", item_id=f"v{item}", kind=kind, **more
-    )
+    return Engagement(time_ms=at_ms, request_id=request, user_id="u", item_id=f"v{item}", kind=kind, **more)

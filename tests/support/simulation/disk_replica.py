@@ -82,9 +82,8 @@ class DiskReplica:
         """All engagements on the log from these offsets on, copies included."""
         starts = offsets or [0] * self.log.partitions(EVENTS)
         records = [
-            record for p, start in enumerate(starts)
-            for record in self.log.read(EVENTS, p, start, 1_000_000)
-        ]  # fmt: skip
+            record for p, start in enumerate(starts) for record in self.log.read(EVENTS, p, start, 1_000_000)
+        ]
         events = [decode(record.value) for record in records]
         return [event for event in events if isinstance(event, Engagement)]
 
@@ -105,7 +104,5 @@ class DiskReplica:
 
 def serve(folder: Path, port: int, origin: str) -> None:
     config = config_of(folder, origin)
-    app = build_app(
-        Service(config, open_log(config), MemorySessions(), machine_ms), lambda: "the admin key"
-    )
+    app = build_app(Service(config, open_log(config), MemorySessions(), machine_ms), lambda: "the admin key")
     uvicorn.run(app, port=port, log_level="warning")

@@ -42,9 +42,7 @@ COUNTED = "nothing is lost or counted twice"
 KEPT = "what was answered is kept"
 
 
-def bug(
-    *names: str, fault: str = ""
-) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+def bug(*names: str, fault: str = "") -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
     """Registers a bug with the invariants that may find it, and the extra fault that it needs."""
 
     def register(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
@@ -103,16 +101,12 @@ def output_not_looked_up_after_restart(patch: Patch) -> None:
 def correction_counted_twice(patch: Patch) -> None:
     real = Joiner._emit
 
-    def emit(
-        self: Joiner, held: Any, index: int, impression: Any, closed_ms: int, out: Any
-    ) -> None:
+    def emit(self: Joiner, held: Any, index: int, impression: Any, closed_ms: int, out: Any) -> None:
         learned, before = held.learned[index], len(out)
         real(self, held, index, impression, closed_ms, out)
         if learned >= 0:
             held.learned[index] = learned  # so that the next engagement corrects it again
-        out += [
-            msgspec.structs.replace(e, sequence=self.sequence) for e in out[before:] if e.correction
-        ]
+        out += [msgspec.structs.replace(e, sequence=self.sequence) for e in out[before:] if e.correction]
 
     patch.setattr(Joiner, "_emit", emit)
     patch.setattr(

@@ -67,9 +67,7 @@ class Job:
         return replace(SPEC, **PUBLISHED[self.seed % len(PUBLISHED)])  # type: ignore[arg-type]
 
     def home(self, part: int) -> ShardStorage:
-        return ShardStorage(
-            self.folder / "snapshots", self.folder / f"{part}.wal", SNAPSHOT_EVERY, 2
-        )
+        return ShardStorage(self.folder / "snapshots", self.folder / f"{part}.wal", SNAPSHOT_EVERY, 2)
 
     def plant(self) -> None:
         torch.set_num_threads(1)
@@ -125,9 +123,7 @@ def shard(job: Job, part: int) -> None:
     def publish(deltas: Sequence[bytes]) -> None:
         log.append(DELTAS, [Append(0, SPEC.line.encode(), delta) for delta in deltas])
 
-    its = DurableShard(
-        part_of(job.spec, part), job.home(part), publish, DENSE if part == 0 else None, True
-    )
+    its = DurableShard(part_of(job.spec, part), job.home(part), publish, DENSE if part == 0 else None, True)
     newest = max((d.step for d in deltas_on(log) if d.part == part), default=0)
     if its.applied < newest:
         (job.folder / BROKEN).write_text(f"shard {part} has {its.applied}, it published {newest}")

@@ -108,11 +108,7 @@ class RealRun:
             for rank in range(WORKERS):
                 self._start(f"worker-{rank}", real_parts.worker, rank, self._generation)
         broken = self.folder / BROKEN
-        hold(
-            "what was answered is kept",
-            not broken.exists(),
-            broken.read_text() if broken.exists() else "",
-        )
+        hold("what was answered is kept", not broken.exists(), broken.read_text() if broken.exists() else "")
 
     def _start(self, name: str, part: Callable[..., None], *more: Any) -> None:
         self._parts[name] = _context.Process(target=part, args=(self.job, *more), daemon=True)
@@ -132,9 +128,7 @@ class RealRun:
         while not self._arrived(wanted):
             self._revive()
             if time.monotonic() > until:
-                raise Broken(
-                    "it settles", f"{self._ends()} of {wanted} examples, {self.killed} killed"
-                )
+                raise Broken("it settles", f"{self._ends()} of {wanted} examples, {self.killed} killed")
             time.sleep(0.05)
 
     def _ends(self) -> list[int]:
@@ -160,7 +154,7 @@ class RealRun:
         for part in range(SHARDS):
             shard = DurableShard(
                 part_of(self.spec, part), self.job.home(part), self._publish, DENSE if part == 0 else None
-            )  # fmt: skip
+            )
             shard.flush()
             self.shards.append(shard)
         for topic in topics(PARTITIONS):
@@ -201,9 +195,5 @@ def _copy(real: Log, memory: MemoryLog, topic: str, partition: int) -> None:
     at = 0
     while records := real.read(topic, partition, at, 500):
         appended = [Append(partition, record.key, record.value) for record in records]
-        hold(
-            "offsets are dense",
-            memory.append(topic, appended) == [r.offset for r in records],
-            topic,
-        )
+        hold("offsets are dense", memory.append(topic, appended) == [r.offset for r in records], topic)
         at = records[-1].offset + 1

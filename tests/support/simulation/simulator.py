@@ -32,14 +32,7 @@ from recsys.process.part_snapshot import PartState
 from serving.replica.line_reader import LineReader, LoadedSnapshot
 from serving.replica.row_store import RowStore
 from tests.support.clock import Clock
-from tests.support.simulation.simulator_faults import (
-    Chance,
-    Crash,
-    Disk,
-    FaultyKafka,
-    FaultyLog,
-    Wire,
-)
+from tests.support.simulation.simulator_faults import Chance, Crash, Disk, FaultyKafka, FaultyLog, Wire
 from tests.support.simulation.simulator_learner import CountingLearner
 from tests.support.training.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from training.continual.worker import Worker
@@ -60,12 +53,7 @@ SPEC: Final = ShardSpec(
 )
 DENSE: Final = np.linspace(-1, 1, 5, dtype=np.float32)
 SNAPSHOT_EVERY: Final = 5
-JUMPS_MS: Final = (
-    -3_600_000,
-    3_600_000,
-    -700,
-    -86_400_000,
-)  # a wrong hour, a slewed second, a wrong day
+JUMPS_MS: Final = (-3_600_000, 3_600_000, -700, -86_400_000)  # a wrong hour, a slewed second, a wrong day
 BUDGET: Final = 60  # bytes of rows: about five
 # How deltas are published, by seed: exact and whole; rounded, and most of a step held back; the same, with
 # digests too rare to mend what the fold of deltas must get right by itself.
@@ -100,9 +88,7 @@ class ShuffledShard(DurableShard):
 
     chance: Chance
 
-    def learn(
-        self, step: int, time_ms: int, lanes: Sequence[LaneGradients], publish: bool = True
-    ) -> None:
+    def learn(self, step: int, time_ms: int, lanes: Sequence[LaneGradients], publish: bool = True) -> None:
         lanes = list(lanes)
         self.chance.random.shuffle(lanes)
         super().learn(step, time_ms, lanes, publish)
@@ -131,9 +117,7 @@ class InProcess(Channel):
 class Copy:
     """A replica's rows and dense parameters, folded from a snapshot and the deltas that arrive."""
 
-    def __init__(
-        self, log: MemoryLog, folder: Path, published: Mapping[tuple[int, int], Delta]
-    ) -> None:
+    def __init__(self, log: MemoryLog, folder: Path, published: Mapping[tuple[int, int], Delta]) -> None:
         self.digests = self.rebased = 0
         self._reader, self._published = LineReader(log, folder), published
         self._take(self._reader.start(SPEC.line, None))
@@ -164,11 +148,7 @@ class Copy:
             if delta.digest is not None:
                 self.digests += 1
                 its = sum(rows.digest for rows in self.rows.values()) % 2**64
-                hold(
-                    "digests of published and replica rows are equal",
-                    its == delta.digest,
-                    delta.step,
-                )
+                hold("digests of published and replica rows are equal", its == delta.digest, delta.step)
         return len(steps)
 
     def _check(self, delta: StepDelta) -> None:
@@ -334,10 +314,7 @@ class Simulation:
         except LogUnavailable:
             if name in ("worker", "replica"):
                 self._parts[name] = None
-        except (
-            OSError,
-            ConnectionError,
-        ):  # a disk or a shard that fails: who meets it starts again
+        except (OSError, ConnectionError):  # a disk or a shard that fails: who meets it starts again
             self._parts[name] = None
         return 1
 
@@ -377,10 +354,8 @@ class Simulation:
         if there is None:
             home = ShardStorage(
                 self.folder / "snapshots", self.folder / f"{part}.wal", SNAPSHOT_EVERY, 2, self.power
-            )  # fmt: skip
-            shard = ShuffledShard(
-                part_of(self.spec, part), home, self._publish, DENSE if part == 0 else None
             )
+            shard = ShuffledShard(part_of(self.spec, part), home, self._publish, DENSE if part == 0 else None)
             shard.chance = self.chance
             what = (part, shard.applied, self.answered[part], shard.lost)
             hold("what was answered is kept", shard.applied >= self.answered[part], what)
@@ -444,10 +419,7 @@ def check_snapshots(folder: Path) -> None:
         try:
             manifest = json.loads((part / "manifest.json").read_text())
             its = [f"chain-{place}" for place in range(len(manifest["chain"]))] + ["arrays"]
-            found = [
-                hashlib.sha256((part / f"{name}.safetensors").read_bytes()).hexdigest()
-                for name in its
-            ]
+            found = [hashlib.sha256((part / f"{name}.safetensors").read_bytes()).hexdigest() for name in its]
         except (OSError, ValueError) as error:
             raise Broken("a named snapshot is whole", f"{part}: {error}") from None
         said = [link["sha256"] for link in (*manifest["chain"], manifest)]

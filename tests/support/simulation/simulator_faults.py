@@ -131,9 +131,7 @@ class KafkaLog(MemoryLog):
         return offsets
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        check_range(
-            topic, partition, offset, self.begin(topic, partition), self.end(topic, partition)
-        )
+        check_range(topic, partition, offset, self.begin(topic, partition), self.end(topic, partition))
         records = self._records(topic, partition)
         at = bisect_left(records, offset, key=lambda record: record.offset)
         return records[at : at + limit]
@@ -152,9 +150,7 @@ class KafkaLog(MemoryLog):
         """Only the broker drops records."""
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
-        check_range(
-            topic, partition, offset, self.begin(topic, partition), self.end(topic, partition)
-        )
+        check_range(topic, partition, offset, self.begin(topic, partition), self.end(topic, partition))
 
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         raise LogUnchangeable(f"{topic}: records can't be changed")
@@ -164,9 +160,7 @@ class FaultyKafka(FaultyLog, KafkaLog):
     """A poll gives as many records as the broker likes."""
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        return super().read(
-            topic, partition, offset, min(limit, self._chance.random.randint(1, 40))
-        )
+        return super().read(topic, partition, offset, min(limit, self._chance.random.randint(1, 40)))
 
 
 class Wire:
@@ -252,9 +246,7 @@ class Disk:
         self._refused = 0  # writes that still find no room
         self._unsynced: dict[int, int] = {}  # inode -> bytes that are safe
         self._renames: list[tuple[str, str, bytes | None]] = []  # from, to, the file that was there
-        self._real = {
-            n: getattr(os, n) for n in ("fsync", "fdatasync", "rename", "replace", "link")
-        }
+        self._real = {n: getattr(os, n) for n in ("fsync", "fdatasync", "rename", "replace", "link")}
         self._open, self._save = pathlib.Path.open, snapshots.save_file
         self._patches = ExitStack()
 

@@ -52,16 +52,12 @@ class CountingLearner:
         )
         return SimpleNamespace(batch=examples, lookup=lookup, index=index)
 
-    def learn(
-        self, lane: SimpleNamespace, rows: Mapping[str, np.ndarray], dense: np.ndarray
-    ) -> Any:
+    def learn(self, lane: SimpleNamespace, rows: Mapping[str, np.ndarray], dense: np.ndarray) -> Any:
         gradients, counts = {}, examples_per_row(lane.lookup)
         for table, keys in lane.lookup.keys.items():
             seen = np.bincount(lane.index[table], minlength=len(keys)).astype(np.float32)
             wanted = -np.repeat(seen[:, None], rows[table].shape[1], axis=1)
-            if (
-                table == "items"
-            ):  # sums of these differ with their order, and with what the rows are
+            if table == "items":  # sums of these differ with their order, and with what the rows are
                 noise = uniforms(len(lane.batch), keys, 3).astype(np.float32) * np.float32(3)
                 wanted = wanted * noise + rows[table] * np.float32(0.3) + dense[0]
             gradients[table] = RowGradients(keys, wanted.astype(np.float32), counts[table])
@@ -69,12 +65,9 @@ class CountingLearner:
         metrics = {"examples": float(len(lane.batch))}
         return SimpleNamespace(
             gradients=gradients, dense=(dense * np.float32(0.7) + mean).astype(np.float32), metrics=metrics
-        )  # fmt: skip
+        )
 
     def learn_lanes(
-        self,
-        lanes: Sequence[SimpleNamespace],
-        rows: Sequence[Mapping[str, np.ndarray]],
-        dense: np.ndarray,
+        self, lanes: Sequence[SimpleNamespace], rows: Sequence[Mapping[str, np.ndarray]], dense: np.ndarray
     ) -> list[Any]:
         return [self.learn(lane, own, dense) for lane, own in zip(lanes, rows, strict=True)]

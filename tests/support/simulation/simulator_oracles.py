@@ -85,10 +85,7 @@ def check_labels(run: Simulation) -> None:
     for example in records(run.log, EXAMPLES, Example):
         final[example.request_id, example.index] = example.labels
     names = FEATURES.schema.labels
-    truth = {
-        place: [float(name in kinds) for name in names]
-        for place, kinds in happened(run.events).items()
-    }
+    truth = {place: [float(name in kinds) for name in names] for place, kinds in happened(run.events).items()}
     hold("labels are what happened", final == truth, set(final) ^ set(truth))
 
 
@@ -125,9 +122,7 @@ def check_counts(run: Simulation) -> None:
     expected = set()
     for (request, index), kinds in happened(run.events).items():
         expected.add(key_of("example", f"{request}/{index}"))
-        expected |= {
-            key_of("label", f"{request}/{index}/{labels[k]}") for k in kinds if k in labels
-        }
+        expected |= {key_of("label", f"{request}/{index}/{labels[k]}") for k in kinds if k in labels}
     rows = rows_of(run, "features")
     lost = expected - rows.keys()
     other = {key: float(row[0]) for key, row in rows.items() if row[0] != 1 or key not in expected}
@@ -174,8 +169,9 @@ def check_visits(run: Simulation) -> None:
     rows = rows_of(run, "users")
     hold("the run expires rows", expired > 10, expired)
     hold("expired rows left", rows.keys() == there.keys(), rows.keys() ^ there.keys())
-    wrong = {k: (float(row[0]), there[k].value) for k, row in rows.items()
-             if abs(row[0] - there[k].value) > 1e-4}  # fmt: skip
+    wrong = {
+        k: (float(row[0]), there[k].value) for k, row in rows.items() if abs(row[0] - there[k].value) > 1e-4
+    }
     hold("who comes back is new", not wrong, wrong)
 
 
@@ -200,9 +196,7 @@ def check_published(run: Simulation) -> None:
 def check_replica(run: Simulation) -> None:
     """0 rows differ between what was published and what a replica holds, over gaps and snapshots."""
     shards, replica = [shard.shard for shard in run.shards], run.replica
-    hold(
-        "the replica arrives", replica.step == shards[0].applied, (replica.step, shards[0].applied)
-    )
+    hold("the replica arrives", replica.step == shards[0].applied, (replica.step, shards[0].applied))
     there = published(run.published.values())
     for table, store in replica.rows.items():
         keys, rows = store.export()
@@ -216,9 +210,7 @@ def check_replica(run: Simulation) -> None:
     if run.spec.delta_format != "fp32":
         dense = dense.astype(np.float16).astype(np.float32)
     hold("dense parameters are equal", bool((replica.dense == dense).all()))
-    hold(
-        "digests are exchanged", replica.digests > 0 or run.spec.digest_every > 100 or replica.gaps
-    )
+    hold("digests are exchanged", replica.digests > 0 or run.spec.digest_every > 100 or replica.gaps)
 
 
 def check_rounding(run: Simulation) -> None:
@@ -226,9 +218,7 @@ def check_rounding(run: Simulation) -> None:
     that what is published and what is true then differ by rounding alone."""
     deltas = list(run.published.values())
     for shard in [shard.shard for shard in run.shards]:
-        held = {
-            table: shard.published.export()[f"held/{table}/keys"].tolist() for table in shard.tables
-        }
+        held = {table: shard.published.export()[f"held/{table}/keys"].tolist() for table in shard.tables}
         rounded(shard, published(d for d in deltas if d.part == shard.spec.part), held)
         twin = Shard(shard.spec, DENSE if shard.dense is not None else None)
         twin.load([shard.export()[0]], shard.export()[1])
@@ -252,9 +242,7 @@ def published(deltas: Iterable[Delta]) -> dict[str, dict[int, np.ndarray]]:
     return rows
 
 
-def rounded(
-    shard: Shard, there: dict[str, dict[int, np.ndarray]], held: dict[str, list[int]]
-) -> None:
+def rounded(shard: Shard, there: dict[str, dict[int, np.ndarray]], held: dict[str, list[int]]) -> None:
     for name, table in shard.tables.items():
         export = table.export()
         waits = set(held.get(name, []))

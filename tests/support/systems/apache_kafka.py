@@ -70,9 +70,7 @@ class ApacheKafka:
         keystore = self._files.key.with_name("keystore.pem")
         keystore.write_bytes(self._files.key.read_bytes() + self._files.cert.read_bytes())
         ports = free_ports()
-        self._ports = [
-            {name: next(ports) for name in (*LISTENERS, "CONTROLLER")} for _ in range(count)
-        ]
+        self._ports = [{name: next(ports) for name in (*LISTENERS, "CONTROLLER")} for _ in range(count)]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -153,8 +151,10 @@ class ApacheKafka:
         with open(self._folder / str(number) / "output", "ab") as output:
             return subprocess.Popen(
                 ["java", *_JVM, "-cp", str(jars), main, *words],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
 
     def wait_agreed(self) -> None:
         """Waits until each broker that runs takes exactly these for alive.

@@ -161,12 +161,8 @@ class Host:
     def run(self, command: str, environment: Mapping[str, str] = {}, timeout_s: float = 300) -> str:
         """Runs a shell command on the host; returns its output. Fails with it where it fails."""
         output = self.folder / "output"
-        with output.open(
-            "w"
-        ) as file:  # not a pipe, which a daemon that the command starts would hold
-            process = self.popen(
-                command, environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
-            )
+        with output.open("w") as file:  # not a pipe, which a daemon that the command starts would hold
+            process = self.popen(command, environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
             status = process.wait(timeout_s)
         text = output.read_text()
         if status:
@@ -210,10 +206,14 @@ class Host:
 
             change(f"netns add {wire}", f"netns del {wire}")
             change(f"-n {NETWORK} link add {far} type veth peer name {near} netns {wire}")
-            change(f"-n {NETWORK} link set {self.name} nomaster",
-                   f"-n {NETWORK} link set {self.name} master {BRIDGE} up")  # fmt: skip
-            change(f"-n {NETWORK} link set {self.name} netns {wire}",
-                   f"-n {wire} link set {self.name} promisc off netns {NETWORK}")  # fmt: skip
+            change(
+                f"-n {NETWORK} link set {self.name} nomaster",
+                f"-n {NETWORK} link set {self.name} master {BRIDGE} up",
+            )
+            change(
+                f"-n {NETWORK} link set {self.name} netns {wire}",
+                f"-n {wire} link set {self.name} promisc off netns {NETWORK}",
+            )
             change(f"-n {NETWORK} link set {far} master {BRIDGE} up")
             for device in (near, self.name):
                 change(f"-n {wire} link set {device} up promisc on")

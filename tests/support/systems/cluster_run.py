@@ -101,8 +101,9 @@ class Cluster:
         url = f"tcp://{SERVICES}:9092"
         self.services.popen(
             f"exec {broker} broker --listener-url {url} --advertised-listener-url {url} "
-            "--storage-engine memory://tansu/ >/tmp/broker.out 2>&1", {"RUST_LOG": "warn"},
-        )  # fmt: skip
+            "--storage-engine memory://tansu/ >/tmp/broker.out 2>&1",
+            {"RUST_LOG": "warn"},
+        )
         self.services.popen(
             f"exec {valkey} --bind {SERVICES} --protected-mode no --save '' --dir /tmp >/tmp/valkey.out 2>&1"
         )
@@ -184,8 +185,9 @@ class Cluster:
         )
         text = self.head.run(
             f"cd /srv/recsys && .venv/bin/recsys node --state /mnt/recsys/{STATE} -- "
-            f".venv/bin/python -c {shlex.quote(code)}", self.variables,
-        )  # fmt: skip
+            f".venv/bin/python -c {shlex.quote(code)}",
+            self.variables,
+        )
         return text[text.index("digests") :].split()[1:]
 
     def oracle(self) -> list[str]:

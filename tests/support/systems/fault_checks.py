@@ -13,12 +13,7 @@ PAUSE_S, RAY_PAUSE_S = 1.5, 3.0
 # Parts that restart within a second or two.
 LIGHT = ("session-fold", "counters", "joiner", "archive", "sequencer", "director", "valkey")
 # Processes that Ray runs: part and words of the command line.
-WITHIN = (
-    ("ray", "ShardActor"),
-    ("ray", "ServeReplica"),
-    ("ray", "RayTrainWorker"),
-    ("ray", "haproxy.cfg"),
-)
+WITHIN = (("ray", "ShardActor"), ("ray", "ServeReplica"), ("ray", "RayTrainWorker"), ("ray", "haproxy.cfg"))
 
 
 def kill_light_parts(system: LiveSystem) -> None:
@@ -69,11 +64,7 @@ def check_examples_once(system: LiveSystem) -> None:
     log = open_log(system.config)
     try:
         for partition in range(log.partitions(EXAMPLES)):
-            examples, sequences, offset = (
-                list[Example](),
-                list[int](),
-                log.begin(EXAMPLES, partition),
-            )
+            examples, sequences, offset = (list[Example](), list[int](), log.begin(EXAMPLES, partition))
             while records := log.read(EXAMPLES, partition, offset):
                 for record in records:
                     tombstone = non_example(record.value)

@@ -7,8 +7,9 @@ from typing import Any
 PORT, REPLICA, FALLBACK = 8000, 30_001, 8500
 
 
-def haproxy_api(folder: Path, port: int = PORT, replica: int = REPLICA, is_deployed: bool = True,
-                **fields: Any) -> Any:  # fmt: skip
+def haproxy_api(
+    folder: Path, port: int = PORT, replica: int = REPLICA, is_deployed: bool = True, **fields: Any
+) -> Any:
     """Serve's HAProxyApi for one application with a replica and Serve's own proxy behind it.
 
     Serve's statistics and metrics are on the two ports after ``port``. ``fields``: of Serve's settings.

@@ -37,9 +37,7 @@ class LiveSystem(Live):
     """One `recsys up` on free ports; ``sections`` replace sections of its configuration. Without Ray's
     dashboard, whose processes take seconds of each start."""
 
-    def __init__(
-        self, state: Path, log: str = "sqlite", dashboard: bool = False, **sections: Any
-    ) -> None:
+    def __init__(self, state: Path, log: str = "sqlite", dashboard: bool = False, **sections: Any) -> None:
         self.desired = replace(
             Config(),
             state=str(state),

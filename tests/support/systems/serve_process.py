@@ -76,9 +76,7 @@ def recsys(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
     command = [str(Path(sys.executable).with_name("recsys")), *arguments, "--state", str(state)]
-    return subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400
-    )
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
 def until(holds: Callable[[], object], timeout_s: float = 30.0) -> None:

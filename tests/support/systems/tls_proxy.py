@@ -34,9 +34,7 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
         self.file = folder / f"{name}-ca.pem"
-        self.file.write_bytes(
-            self._signed(self._name, self._key.public_key(), True, "127.0.0.1", 24)
-        )
+        self.file.write_bytes(self._signed(self._name, self._key.public_key(), True, "127.0.0.1", 24))
 
     def sign(self, folder: Path, name: str, address: str, hours: float = 24) -> "Certificates":
         """Writes a certificate for ``address`` and its key, ``name-cert.pem`` and ``name-key.pem``.

@@ -32,9 +32,7 @@ class ValkeyCluster:
                 "save": "",
             }
             data = _made(folder / str(number))
-            self.servers.append(
-                ValkeyServer(host="127.0.0.1", port=port, data_dir=data, config=settings)
-            )
+            self.servers.append(ValkeyServer(host="127.0.0.1", port=port, data_dir=data, config=settings))
             self._bus_port_of[port] = bus_port
 
     @property
@@ -49,18 +47,12 @@ class ValkeyCluster:
             first, last = (SLOTS * n // MASTERS for n in (number, number + 1))
             node.execute_command("CLUSTER ADDSLOTSRANGE", first, last - 1)
         for server in self.servers[1:]:
-            nodes[0].execute_command(
-                "CLUSTER MEET", "127.0.0.1", server.port, self._bus_port_of[server.port]
-            )
+            nodes[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port, self._bus_port_of[server.port])
         until(lambda: all(len(node.cluster("NODES")) == len(nodes) for node in nodes))
         for master, replica in zip(nodes, nodes[MASTERS:], strict=False):
             replica.execute_command("CLUSTER REPLICATE", master.execute_command("CLUSTER MYID"))
         until(lambda: all(node.cluster("INFO")["cluster_state"] == "ok" for node in nodes))
-        until(
-            lambda: all(
-                n.info("replication")["master_link_status"] == "up" for n in nodes[MASTERS:]
-            )
-        )
+        until(lambda: all(n.info("replication")["master_link_status"] == "up" for n in nodes[MASTERS:]))
 
     def client(self, server: Any) -> Any:
         return redis.Redis(port=server.port, decode_responses=True)

@@ -6,13 +6,7 @@ from struct import pack, unpack
 from recsys.events.event_types import Tick, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example
 from recsys.log.protocol import Append
-from tests.support.training.small_feed import (
-    PARTITIONS,
-    START_MS,
-    append_examples,
-    example,
-    toy_log,
-)
+from tests.support.training.small_feed import PARTITIONS, START_MS, append_examples, example, toy_log
 from training.archive.digest import MARK
 from training.archive.files import files_of
 from training.archive.writer import Archive

@@ -32,10 +32,7 @@ class ToyTrial:
         self._log = log or MemoryLog()
         for topic in topics(2) if log is None else ():
             self._log.create(topic)
-        self._unsent: dict[str, list[Append]] = {
-            EVENTS: [],
-            EXAMPLES: [],
-        }  # a file takes many at once
+        self._unsent: dict[str, list[Append]] = {EVENTS: [], EXAMPLES: []}  # a file takes many at once
         self._offsets = [0, 0]
         self.now_ms = BEGAN_MS
         self.liked: dict[str, tuple[float, float]] = {}
@@ -59,11 +56,7 @@ class ToyTrial:
         return self._policies.resolve(user).arms.get("mine")
 
     def serve(
-        self,
-        user: str,
-        arms: dict[str, str] | None = None,
-        watch: bool = True,
-        surface: str = "feed",
+        self, user: str, arms: dict[str, str] | None = None, watch: bool = True, surface: str = "feed"
     ) -> str:
         """One list, a second later; ``arms``: instead of those that are assigned."""
         self.now_ms += 1_000

@@ -10,13 +10,7 @@ from recsys.log.protocol import Append, Log, LogUnavailable, MemoryLog, Record
 from recsys.model.model import build_model
 from recsys.process.part_snapshot import PartState
 from tests.support.clock import Clock
-from tests.support.training.small_feed import (
-    FEATURES,
-    append_examples,
-    example,
-    toy_config,
-    toy_log,
-)
+from tests.support.training.small_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
@@ -66,9 +60,7 @@ def sequence(log: Log, clock: Clock) -> SequencerLoop:
 
 
 def step_of(line: str, number: int) -> Step:
-    return Step(
-        line=line, epoch=0, step=number, ranges=[], examples=0, lanes=4, time_ms=0, config=""
-    )
+    return Step(line=line, epoch=0, step=number, ranges=[], examples=0, lanes=4, time_ms=0, config="")
 
 
 def trained_log(examples: int = 100) -> MemoryLog:

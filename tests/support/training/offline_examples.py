@@ -65,21 +65,14 @@ def columns(examples: list[Example]) -> Examples:
 def toy_blocks(blocks: int = 4, size: int = 24, first: int = 0) -> MemoryBlocks:
     """``first``: the number of the first example."""
     return MemoryBlocks(
-        [
-            columns([example(first + block * size + n) for n in range(size)])
-            for block in range(blocks)
-        ]
+        [columns([example(first + block * size + n) for n in range(size)]) for block in range(blocks)]
     )
 
 
-def toy_trainer(
-    blocks: MemoryBlocks, made: Any = OwnTable, sharding: Sharding = FOUR
-) -> OfflineTrainer:
+def toy_trainer(blocks: MemoryBlocks, made: Any = OwnTable, sharding: Sharding = FOUR) -> OfflineTrainer:
     model = build_model(FEATURES, MODEL)
     learner, tables = Learner(model), tables_of(MODEL)
     vocabularies = count_vocabularies(blocks, learner, tables, size=20, sharding=sharding)
     rows = {t.name: made(t, vocabularies[t.name], MODEL.seed) for t in tables}
-    dense = Dense(
-        model.read_dense(), MODEL.dense_rate, average=MODEL.dense_average, first=MODEL.dense_first
-    )
+    dense = Dense(model.read_dense(), MODEL.dense_rate, average=MODEL.dense_average, first=MODEL.dense_first)
     return OfflineTrainer(learner, rows, vocabularies, dense, sharding)

@@ -11,17 +11,7 @@ from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Decision, Live
 from recsys.events.hashing import key_of
-from recsys.events.records import (
-    CONTROL,
-    EXAMPLES,
-    SCORES,
-    STEPS,
-    Example,
-    Scores,
-    Step,
-    pack,
-    topics,
-)
+from recsys.events.records import CONTROL, EXAMPLES, SCORES, STEPS, Example, Scores, Step, pack, topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, MemoryLog
 from training.candidates.promoter import Promoter
@@ -46,9 +36,7 @@ class Town:
         self.say(Live(line="main", epoch=0))
 
     def restart(self) -> None:
-        self.promoter = Promoter(
-            self.log, self.config, feature_set(self.config), lambda: self.now_ms
-        )
+        self.promoter = Promoter(self.log, self.config, feature_set(self.config), lambda: self.now_ms)
         self._control = ControlReader(self.log)
 
     def say(self, *records: Control) -> None:
@@ -64,8 +52,9 @@ class Town:
             self.cut(self.step, epoch)
 
     def cut(self, step: int, epoch: int = 0) -> None:
-        record = Step(line="main", epoch=epoch, step=step, ranges=[], examples=0, lanes=1,
-                      time_ms=step, config="")  # fmt: skip
+        record = Step(
+            line="main", epoch=epoch, step=step, ranges=[], examples=0, lanes=1, time_ms=step, config=""
+        )
         self.log.append(STEPS, [Append(0, b"", pack(record))])
 
     def show(
@@ -96,9 +85,7 @@ class Town:
             found += decided
 
 
-def said_of(
-    line: str, pairs: PairedPredictions, step: int, nan: bool = False, epoch: int = 0
-) -> Scores:
+def said_of(line: str, pairs: PairedPredictions, step: int, nan: bool = False, epoch: int = 0) -> Scores:
     candidate = pairs.candidate_N.astype(np.float32)
     if nan:
         candidate[0] = np.nan

@@ -58,10 +58,7 @@ class EvenViewers:
 
     def items(self) -> list[Item]:
         fields = [{"tags": [f"t{n % 7}"], "duration_ms": 10_000} for n in range(self._items)]
-        return [
-            Item(time_ms=1, item_id=f"i{n}", fields=item_fields)
-            for n, item_fields in enumerate(fields)
-        ]
+        return [Item(time_ms=1, item_id=f"i{n}", fields=item_fields) for n, item_fields in enumerate(fields)]
 
     def user(self, number: int) -> str:
         return f"u{number % self._users}"
@@ -168,14 +165,10 @@ class PromotionRun:
             steps.append(step)
         return steps
 
-    def _gradients(
-        self, step: Step, learner: Learner, shard: Shard, relabel: Relabel
-    ) -> list[LaneGradients]:
+    def _gradients(self, step: Step, learner: Learner, shard: Shard, relabel: Relabel) -> list[LaneGradients]:
         check = ExampleCheck(learner.features, learner.model.ranker.shape.dense)
         gradients = []
-        for lane, lane_examples in read_lanes(
-            self.system.log, step, range(step.lanes), check
-        ).items():
+        for lane, lane_examples in read_lanes(self.system.log, step, range(step.lanes), check).items():
             if not lane_examples.examples:
                 gradients.append(LaneGradients(lane))
                 continue

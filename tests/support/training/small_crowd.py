@@ -121,9 +121,7 @@ class Crowd:
 
     def _expect(self, events: Iterable[Engagement]) -> None:
         for event in events:
-            heapq.heappush(
-                self._coming, (event.time_ms, len(self._coming) + self._count * 100, event)
-            )
+            heapq.heappush(self._coming, (event.time_ms, len(self._coming) + self._count * 100, event))
 
 
 def share(answer: Answer, topic: int) -> float:

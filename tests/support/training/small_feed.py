@@ -8,15 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
-from recsys.events.event_types import (
-    Engagement,
-    Event,
-    FeatureBlock,
-    Impression,
-    ServedItem,
-    Tick,
-    encode,
-)
+from recsys.events.event_types import Engagement, Event, FeatureBlock, Impression, ServedItem, Tick, encode
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import cross, key_of, partition_of, uniforms
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
@@ -78,9 +70,8 @@ def block(seed: int, items: int = 1) -> FeatureBlock:
 def impression(n: int, user: int, time_ms: int, items: int = 3) -> Impression:
     served = [ServedItem(item_id=f"v{(n + i) % 9}", propensity=0.5) for i in range(items)]
     return Impression(
-        time_ms=time_ms, request_id=f"r{n}", user_id=f"u{user}", items=served,
-        features=block(n, items),
-    )  # fmt: skip
+        time_ms=time_ms, request_id=f"r{n}", user_id=f"u{user}", items=served, features=block(n, items)
+    )
 
 
 def engagement(of: Impression, index: int, kind: str, after_ms: int, **more: int) -> Engagement:

@@ -37,9 +37,7 @@ class Shards(DurableClient):
         durable = []
         for part in range(spec.parts):
             wal = folder / "parts" / "shards" / f"main-{epoch}-{part}-of-{spec.parts}.wal"
-            home = ShardStorage(
-                folder / "snapshots", wal, config.step.snapshot_every, snapshots_kept=4
-            )
+            home = ShardStorage(folder / "snapshots", wal, config.step.snapshot_every, snapshots_kept=4)
 
             def publish(values: object) -> None:
                 log.append(DELTAS, [Append(0, b"main", value) for value in values])  # type: ignore[attr-defined]
@@ -95,9 +93,7 @@ def stamped(event: Event, number: int, source_of: Callable[[Event], int | None])
     return event
 
 
-def fill(
-    log: Log, config: Config, source_of: Callable[[Event], int | None], requests: int = 40
-) -> None:
+def fill(log: Log, config: Config, source_of: Callable[[Event], int | None], requests: int = 40) -> None:
     """Appends requests in batches; each is joined and cut before the next."""
     for first in range(0, requests, BATCH):
         events = feed(BATCH, first)

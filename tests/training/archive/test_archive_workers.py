@@ -71,15 +71,11 @@ def test_workers_write_the_files_of_one(tmp_path: Path, workers: int) -> None:
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 
-def test_a_worker_archives_and_holds_its_partitions_and_the_first_the_catalogue(
-    tmp_path: Path,
-) -> None:
+def test_a_worker_archives_and_holds_its_partitions_and_the_first_the_catalogue(tmp_path: Path) -> None:
     log = toy_log()
     fill(log)
     archive = drain(Archive(log, tmp_path, lambda: 0, Share(1, 3)))
-    assert archive.offsets(EVENTS) == [-1, log.end(EVENTS, 1), -1] and archive.offsets(ITEMS) == [
-        -1
-    ]
+    assert archive.offsets(EVENTS) == [-1, log.end(EVENTS, 1), -1] and archive.offsets(ITEMS) == [-1]
     held = [bool(log.holds(topic, p)) for topic in (EVENTS, EXAMPLES) for p in range(PARTITIONS)]
     assert held == [False, True, False] * 2 and not log.holds(ITEMS, 0)
     assert {file.partition for file in files_of(tmp_path, EVENTS)} == {1}
@@ -90,14 +86,10 @@ def test_a_worker_archives_and_holds_its_partitions_and_the_first_the_catalogue(
 def test_a_worker_that_pauses_releases_its_partitions_alone(tmp_path: Path) -> None:
     log = toy_log()
     fill(log)
-    first, second, third = (
-        drain(Archive(log, tmp_path, lambda: 0, Share(index, 3))) for index in range(3)
-    )
+    first, second, third = (drain(Archive(log, tmp_path, lambda: 0, Share(index, 3))) for index in range(3))
 
     def held() -> list[bool]:
-        return [
-            PART in log.holds(topic, p) for topic in (EVENTS, EXAMPLES) for p in range(PARTITIONS)
-        ]
+        return [PART in log.holds(topic, p) for topic in (EVENTS, EXAMPLES) for p in range(PARTITIONS)]
 
     assert held() == [True] * 6
     second.pause(release=True)
@@ -132,9 +124,7 @@ def test_neither_kills_nor_another_number_of_workers_lose_or_repeat_a_record(
         found = contents(folder)
         for topic in TOPICS:
             assert [row[:2] for row in found[topic]] == [  # type: ignore[index]
-                (p, offset)
-                for p in range(log.partitions(topic))
-                for offset in range(log.end(topic, p))
+                (p, offset) for p in range(log.partitions(topic)) for offset in range(log.end(topic, p))
             ]
         drain(Archive(log, folder / "alone", lambda: 0))
         assert found == contents(folder / "alone")

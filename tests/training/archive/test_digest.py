@@ -15,14 +15,7 @@ from tests.support.simulation.bit_flips import flip_bit, with_flips
 from tests.support.training.archived_examples import archived, hour_file, remove_digests
 from tests.support.training.small_feed import append_events, feed, toy_log
 from training.archive import digest, files
-from training.archive.digest import (
-    MARK,
-    DamagedFile,
-    check_digest,
-    content_digest,
-    read_batches,
-    read_table,
-)
+from training.archive.digest import MARK, DamagedFile, check_digest, content_digest, read_batches, read_table
 from training.archive.files import erase_rows, files_of, keys_of, merge_files
 from training.archive.raw_events import ArchiveSource
 from training.archive.writer import Archive, archived_rows
@@ -161,9 +154,7 @@ def test_readers_refuse_a_damaged_file_by_name(archive: Path, name: str) -> None
         READERS[name](archive)
 
 
-def test_a_damaged_file_gets_no_digest_by_merging(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_file_gets_no_digest_by_merging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = toy_log()
     writer = Archive(log, tmp_path, lambda: 0)
     for number in range(3):

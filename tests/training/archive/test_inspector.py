@@ -39,18 +39,11 @@ from training.archive.inspector import Inspector
 
 STEP = Step(line="main", epoch=0, step=1, ranges=[], examples=0, lanes=4, time_ms=0, config="")
 GOOD = {
-    ITEMS: [
-        encode(Item(time_ms=1, item_id="v1")),
-        encode(Item(time_ms=2, item_id=2, removed=True)),
-    ],
+    ITEMS: [encode(Item(time_ms=1, item_id="v1")), encode(Item(time_ms=2, item_id=2, removed=True))],
     ITEM_STATE: [pack(ItemState(offsets=[1], keys=b"", values=b"", last_ms=b""))],
     ITEM_COUNTS: [pack(ItemState(offsets=[1], keys=b"", values=b"", last_ms=b"", whole=True))],
     STEPS: [pack(STEP)],
-    CONTROL: [
-        pack(Live(line="main", epoch=0)),
-        pack(Experiments(revision=1)),
-        pack(Erasure(user_id="u1")),
-    ],
+    CONTROL: [pack(Live(line="main", epoch=0)), pack(Experiments(revision=1)), pack(Erasure(user_id="u1"))],
 }
 NO_TEXT = b"\x81\xa4line\xa1\xff"
 DEEP = b"\x91" * 5000 + b"\xc0"
@@ -165,8 +158,10 @@ def test_letters_that_could_not_be_sent_are_sent_once(tmp_path: Path, through: i
 
 def refusing(log: MemoryLog, again: int = 1) -> None:
     """Step 2 of two shards, both of which refuse something; step 1 and 3 are sound."""
-    steps = [replace(STEP, step=n, ranges=[Range(1, 3 * n, 3 * n + 2), Range(2, n, n + 1)], examples=3,
-                     filled=2) for n in (1, 2, 3)]  # fmt: skip
+    steps = [
+        replace(STEP, step=n, ranges=[Range(1, 3 * n, 3 * n + 2), Range(2, n, n + 1)], examples=3, filled=2)
+        for n in (1, 2, 3)
+    ]
     append(log, STEPS, [pack(step) for step in steps])
     for _ in range(again):
         for part in (0, 1):
@@ -179,9 +174,7 @@ def refusing(log: MemoryLog, again: int = 1) -> None:
                 append(log, DELTAS, [pack(delta)])
 
 
-def test_a_step_of_which_something_is_refused_is_set_aside_once_with_its_offsets(
-    tmp_path: Path,
-) -> None:
+def test_a_step_of_which_something_is_refused_is_set_aside_once_with_its_offsets(tmp_path: Path) -> None:
     log = toy_log()
     refusing(log, again=2)  # shards came back, and published again
     inspector = inspect(log, tmp_path)

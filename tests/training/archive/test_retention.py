@@ -143,9 +143,7 @@ def released(folder):
     return log, space, archive, part
 
 
-def test_with_still_less_space_it_holds_nothing_and_says_afterwards_what_it_missed(
-    tmp_path, caplog
-):
+def test_with_still_less_space_it_holds_nothing_and_says_afterwards_what_it_missed(tmp_path, caplog):
     log, space, archive, part = released(tmp_path)
     assert not log.holds(EVENTS, 0) and not log.holds(EXAMPLES, 1)
     assert log.holds(ITEMS, 0)  # the catalogue is kept
@@ -245,9 +243,7 @@ def test_an_archive_answers_as_the_log_it_was_written_from(tmp_path):
     log = toy_log()
     append_events(log, feed(60))
     for n in range(5):
-        log.append(
-            ITEMS, [Append(0, b"v", encode(Item(time_ms=START_MS + n, item_id=f"v{n % 3}")))]
-        )
+        log.append(ITEMS, [Append(0, b"v", encode(Item(time_ms=START_MS + n, item_id=f"v{n % 3}")))])
     archive_log(log, tmp_path)
     source = AuditSource(tmp_path)
     assert source.id == log.id and source.partitions(ITEMS) == 1

@@ -32,11 +32,7 @@ def archived(folder: Path, topic: str) -> list[tuple[int, int, bytes, bytes]]:
 
 
 def on_the_log(log: MemoryLog, topic: str) -> list[tuple[int, int, bytes, bytes]]:
-    return [
-        (p, *record)
-        for p in range(log.partitions(topic))
-        for record in log.read(topic, p, 0, 10_000)
-    ]
+    return [(p, *record) for p in range(log.partitions(topic)) for record in log.read(topic, p, 0, 10_000)]
 
 
 def ticks(log: MemoryLog, *times_ms: int) -> None:

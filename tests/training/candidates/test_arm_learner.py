@@ -40,10 +40,7 @@ def gradients(its: Learner, lane: Any) -> dict[str, Any]:
 
 def learned(its: Learner, lane: Any) -> Learned:
     draw = np.random.default_rng(0)
-    rows = {
-        t: draw.normal(size=(len(k), dim(t))).astype(np.float32)
-        for t, k in lane.lookup.keys.items()
-    }
+    rows = {t: draw.normal(size=(len(k), dim(t))).astype(np.float32) for t, k in lane.lookup.keys.items()}
     return its.learn(lane, rows, its.model.read_dense())
 
 
@@ -65,32 +62,22 @@ def test_who_is_in_no_arm_teaches_a_diverted_line_nothing() -> None:
     others = [example(n, arm) for n, arm in enumerate([None, "a", "a", None])]
     found = gradients(its, its.prepare(others))
     assert not found["features"].any()  # what one learns of others' lists is nothing ...
-    assert gradients(its, its.prepare([*others, example(9, "b")]))[
-        "features"
-    ].any()  # ... and its own
+    assert gradients(its, its.prepare([*others, example(9, "b")]))["features"].any()  # ... and its own
 
 
 def test_lanes_of_a_step_are_weighted_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        learner_module, "_bytes", bool
-    )  # one pass would be allowed on any processor
+    monkeypatch.setattr(learner_module, "_bytes", bool)  # one pass would be allowed on any processor
     its, alone = learner(DIVERTED), learner(DIVERTED)
     arms = [[None] * 16, ["a", "b"] * 8]
     lanes = [its.prepare([example(n, a) for n, a in enumerate(names)]) for names in arms]
-    rows = [
-        {t: np.ones((len(k), dim(t)), np.float32) for t, k in lane.lookup.keys.items()}
-        for lane in lanes
-    ]
+    rows = [{t: np.ones((len(k), dim(t)), np.float32) for t, k in lane.lookup.keys.items()} for lane in lanes]
     dense = its.model.read_dense()
     none, half = its.learn_lanes(lanes, rows, dense)
     for one, lane, own in zip((none, half), lanes, rows, strict=True):
         wanted = alone.learn(lane, own, dense)
         assert (one.dense == wanted.dense).all()
         assert (one.gradients["features"].gradients == wanted.gradients["features"].gradients).all()
-    assert (
-        not none.gradients["features"].gradients.any()
-        and half.gradients["features"].gradients.any()
-    )
+    assert not none.gradients["features"].gradients.any() and half.gradients["features"].gradients.any()
     assert its.export().keys() == alone.export().keys()
     for name, array in its.export().items():
         assert (array == alone.export()[name]).all(), name
@@ -129,9 +116,7 @@ def test_rows_of_some_examples_are_those_of_a_lane_of_them(some: list[bool]) -> 
     chosen = [e for e, its in zip(examples, some, strict=True) if its]
     keys = usual.prepare(chosen).lookup.keys if chosen else {}
     for table, there_U in found.items():
-        assert set(lane.lookup.keys[table][there_U].tolist()) == set(
-            keys.get(table, np.zeros(0)).tolist()
-        )
+        assert set(lane.lookup.keys[table][there_U].tolist()) == set(keys.get(table, np.zeros(0)).tolist())
 
 
 def test_its_own_stand_for_all_once_the_share_is_known() -> None:
@@ -148,10 +133,7 @@ def test_weights_are_whole_numbers_whose_mean_they_are() -> None:
     for n in range(300):  # the arm's users do what others don't
         own = n % 2 == 0
         gradients(its, its.prepare([example(7, "b" if own else "a", float(own))]))
-    lanes = {
-        label: its.prepare([example(7, label=label, **{}) for _ in range(1)])
-        for label in (1.0, 0.0)
-    }
+    lanes = {label: its.prepare([example(7, label=label, **{}) for _ in range(1)]) for label in (1.0, 0.0)}
     exact = {label: its.weights.weigh(lane.features_BF)[0] for label, lane in lanes.items()}
     assert exact[1.0] > 1.5 > 0.5 > exact[0.0]
     for label in lanes:
@@ -162,9 +144,7 @@ def test_weights_are_whole_numbers_whose_mean_they_are() -> None:
 
 
 def _again(of: ServedExample, n: int) -> ServedExample:
-    return ServedExample(
-        **{name: getattr(of, name) for name in of.__struct_fields__} | {"offset": n}
-    )
+    return ServedExample(**{name: getattr(of, name) for name in of.__struct_fields__} | {"offset": n})
 
 
 def test_it_goes_on_from_a_snapshot() -> None:
@@ -185,8 +165,6 @@ def test_a_correction_weighs_what_its_example_did() -> None:
     for n in range(50):
         first = _again(example(7, label=0.0), n)
         later = _again(example(7, label=1.0, correction=True, previous=[0.0, 0.0]), n)
-        assert its.example_weights(its.prepare([first])) == its.example_weights(
-            its.prepare([later])
-        )
+        assert its.example_weights(its.prepare([first])) == its.example_weights(its.prepare([later]))
     gradients(its, its.prepare([example(7, label=1.0, correction=True, previous=[0.0, 0.0])]))
     assert its.weights.export()["counted"].tolist() == counted.tolist()  # shown once, counted once

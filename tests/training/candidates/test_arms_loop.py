@@ -123,9 +123,7 @@ def test_a_killed_part_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
-def test_live_answers_an_arm_until_its_line_is_there_and_while_it_stands_still(
-    tmp_path: Path,
-) -> None:
+def test_live_answers_an_arm_until_its_line_is_there_and_while_it_stands_still(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = PromotionRun(config_of(tmp_path))
         await run.start()

@@ -86,12 +86,7 @@ def test_an_impact_that_a_power_cut_has_emptied_is_listed_again(log, tmp_path):
 
 
 def test_the_heartbeat_counts_experiments_that_ended_by_themselves(log, tmp_path):
-    whys = {
-        "a": "broken: users by arm",
-        "b": "broken: can't be read",
-        "c": "harm: hide",
-        "d": "asked",
-    }
+    whys = {"a": "broken: users by arm", "b": "broken: can't be read", "c": "harm: hide", "d": "asked"}
     stands = {name: ExperimentState(state="stopped", why=why) for name, why in whys.items()}
     log.append(CONTROL, [Append(0, b"", pack(Experiments(revision=1, states=stands)))])
     its, beat = director(log, tmp_path, {}), Heartbeat("director")
@@ -103,9 +98,7 @@ def test_the_heartbeat_counts_experiments_that_ended_by_themselves(log, tmp_path
 
 def test_it_keeps_two_snapshots_while_disk_space_is_low(log, tmp_path):
     for step in (1, 2, 3):
-        write_part(
-            tmp_path / "snapshots", "main", 0, step, 0, 1, {"a": np.zeros(step)}, {"step": step}
-        )
+        write_part(tmp_path / "snapshots", "main", 0, step, 0, 1, {"a": np.zeros(step)}, {"step": step})
     its = director(log, tmp_path, {})
     its.turn()
     assert complete_steps(tmp_path / "snapshots", "main", 0) == [1, 2, 3]

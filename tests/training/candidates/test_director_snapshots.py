@@ -11,13 +11,7 @@ from recsys.events.control_records import Live
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Range, Step, pack
 from recsys.log.protocol import Append, Log, LogLost
 from tests.support.training.learning_loops import Clock, everything, step_of, trained_log
-from tests.support.training.small_feed import (
-    PARTITIONS,
-    append_examples,
-    example,
-    toy_config,
-    toy_log,
-)
+from tests.support.training.small_feed import PARTITIONS, append_examples, example, toy_config, toy_log
 from training.candidates import director
 from training.candidates.director import Director
 from training.steps.step_reader import records_of

@@ -11,15 +11,7 @@ from benchmarks.harness.archived_log import archive_log
 from experiments.promotion.lifecycle import FEATURES
 from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from plugins.feature_audit.archive_audit import audit_features
-from recsys.events.control_records import (
-    ALONE,
-    ANSWERS,
-    FOLDED,
-    Candidate,
-    Decision,
-    Definition,
-    ModelSize,
-)
+from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Candidate, Decision, Definition, ModelSize
 from recsys.events.records import SCORES, Scores
 from recsys.features.feature_set import Declared, set_text
 from recsys.model.wider_set import united
@@ -64,9 +56,7 @@ class Change:
         model = self.run.config.model
         size = ModelSize(model.dim, model.hidden, set_text(self.new))
         self.run.say(
-            Candidate(
-                line=line, registry="", kind=FEATURES, time_ms=self.run.system.now_ms, size=size
-            )
+            Candidate(line=line, registry="", kind=FEATURES, time_ms=self.run.system.now_ms, size=size)
         )
 
 
@@ -97,17 +87,7 @@ def archived(run: PromotionRun) -> Path:
 
 
 NEW = Declared(half_lives_h=(1.0, 6.0, 336.0), item_age=True, near=True)
-LESS = (
-    "all",
-    "context",
-    "item",
-    "context×item",
-    "user",
-    "user×item",
-    "author",
-    "tags",
-    "user×tags",
-)
+LESS = ("all", "context", "item", "context×item", "user", "user×item", "author", "tags", "user×tags")
 OTHER = Declared(entities=LESS, half_lives_h=(5.0, 336.0))  # a new half-life, and fewer rates
 
 
@@ -173,9 +153,7 @@ def test_an_offline_candidate_reads_what_live_reads_since(tmp_path: Path) -> Non
         assert await until(run, "wider", "live", "ended") == "live"
         await run.show(40)
         state = archived(run)
-        options = OfflineOptions(
-            state=state, from_=iso(since_ms), workers=0, epochs=1, tables="own"
-        )
+        options = OfflineOptions(state=state, from_=iso(since_ms), workers=0, epochs=1, tables="own")
         made = train_offline(options)["candidate"]
         registry = state / "registry"
         assert Registry(registry).provenance(made).feature_set == change.new.digest

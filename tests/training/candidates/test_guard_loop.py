@@ -42,9 +42,7 @@ async def promoted(
     await run.start()
     await run.show(40)
     run.propose("cand-1", run.trained())
-    run.system.shadow._write_first_snapshot = turned(
-        run, run.system.shadow._write_first_snapshot, changes
-    )  # type: ignore[method-assign]
+    run.system.shadow._write_first_snapshot = turned(run, run.system.shadow._write_first_snapshot, changes)  # type: ignore[method-assign]
     await run.show(5)
     run.say(Decision(line="cand-1", verdict="promote", to="all", epoch=1, why="it looks good"))
     while run.lifecycle.live.epoch == 0:  # type: ignore[union-attr]
@@ -109,9 +107,7 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
         assert back.reason.startswith(f"{GUARD}: live's ") and guard_name(run).stage == "ended"
         bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
         shown = len(bad) * LIST
-        assert 0 < shown <= 250, (
-            f"{shown} items were shown by it"
-        )  # 170; 30 users are needed at least
+        assert 0 < shown <= 250, f"{shown} items were shown by it"  # 170; 30 users are needed at least
         # Exactly the requests that it answered are listed, and nothing of them is learned any more.
         await run.show(30)
         assert run.answers[-1].stamp.epoch == 2 and run.lifecycle.live is back
@@ -120,9 +116,7 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
         found = find_impact(run.system.log, "main/1", live.time_ms, run.lifecycle.lives)
         assert sorted(a.request_id for a in found.requests) == sorted(a.request_id for a in bad)
         assert found.complete and sum(step.learned for step in found.steps) == 0
-        written = msgspec.json.decode(
-            impact_file(tmp_path, "main/1").read_bytes(), type=RollbackImpact
-        )
+        written = msgspec.json.decode(impact_file(tmp_path, "main/1").read_bytes(), type=RollbackImpact)
         assert written.requests == found.requests
         assert not impact_file(tmp_path, f"{GUARD}/0").exists()
         assert not (tmp_path / "snapshots" / GUARD).exists()
@@ -132,9 +126,7 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
     asyncio.run(scenario())
 
 
-def test_a_line_that_predicts_no_numbers_is_taken_back_after_its_first_lists(
-    tmp_path: Path,
-) -> None:
+def test_a_line_that_predicts_no_numbers_is_taken_back_after_its_first_lists(tmp_path: Path) -> None:
     """Such lists are of what is popular, so that viewers see nothing odd."""
 
     async def scenario() -> None:
@@ -162,9 +154,7 @@ def test_a_good_one_stays_over_the_guarded_time(tmp_path: Path) -> None:
         row = view.turn()[-1]
         assert (row["line"], row["kind"], row["stage"]) == (GUARD, "guard", "shadow")
         assert "of 600 examples compared, nothing against what is live" in row["why"]
-        assert (
-            row["examples"] > 100 and row["loss gained"] < 0
-        )  # live is better than what it replaced
+        assert row["examples"] > 100 and row["loss gained"] < 0  # live is better than what it replaced
         held = run.system.log.holds(EXAMPLES, 0)
         assert f"shadow/{GUARD}" in held
         for _ in range(40):
@@ -197,9 +187,7 @@ def test_a_guard_is_what_the_line_would_have_been(tmp_path: Path) -> None:
             dense = build_model(system.features, run.config.model).read_dense()
             return open_mmap_shard(whole_spec(run.config, GUARD), dense, found, step)
 
-        guard = Shadow(
-            system.log, run.config, system.features, GUARD, at(first), run.lifecycle.lives
-        )
+        guard = Shadow(system.log, run.config, system.features, GUARD, at(first), run.lifecycle.lives)
         while guard.step < last:
             assert guard.turn() is not None
         ours, theirs = (in_order(shard) for shard in (guard.shard, at(last)))
@@ -216,9 +204,7 @@ def in_order(shard: Shard) -> dict[str, Any]:
     arrays, _ = shard.export()
     order = np.argsort(arrays["table/features/keys"])
     rows = {
-        n: v[order]
-        for n, v in arrays.items()
-        if n.startswith("table/features/") and len(v) == len(order)
+        n: v[order] for n, v in arrays.items() if n.startswith("table/features/") and len(v) == len(order)
     }
     return rows | {n: v for n, v in arrays.items() if n.startswith("dense/")}
 
@@ -250,7 +236,7 @@ def test_a_shadow_that_was_killed_says_the_same_of_a_guard_and_says_it_once(tmp_
         (snapshots.NoSnapshot("main of epoch 0", []), "NoSnapshot: "),
         (LogLost("the log no longer has the examples of step 3"), "LogLost: the log no longer has"),
     ],
-)  # fmt: skip
+)
 def test_a_guard_that_cannot_be_loaded_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, what: str
 ) -> None:
@@ -288,9 +274,7 @@ def test_nothing_is_kept_of_a_guard_that_is_refused_once_it_is_at_work(
     asyncio.run(scenario())
 
 
-def test_the_log_is_let_go_of_a_candidate_that_ended_while_the_shadow_was_away(
-    tmp_path: Path,
-) -> None:
+def test_the_log_is_let_go_of_a_candidate_that_ended_while_the_shadow_was_away(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = PromotionRun(config_of(tmp_path))
         await run.start()
@@ -299,9 +283,7 @@ def test_the_log_is_let_go_of_a_candidate_that_ended_while_the_shadow_was_away(
         await run.show(3)
         assert "shadow/cand-1" in run.system.log.holds(EXAMPLES, 0)
         run.say(Decision(line="cand-1", verdict="hold", final=True, why="by hand"))
-        run.system.shadow = ShadowLoop(
-            run.system.log, run.config, run.system.features, run.system._clock
-        )
+        run.system.shadow = ShadowLoop(run.system.log, run.config, run.system.features, run.system._clock)
         assert nothing_kept(run, "cand-1")
         await run.system.stop()
 

@@ -42,9 +42,7 @@ def fail_now(run: UnlearningRun, since_ms: int, was_well: bool = True) -> None:
 
 
 @pytest.mark.slow
-def test_a_line_at_fault_returns_to_its_state_before_without_what_came_since(
-    tmp_path: Path,
-) -> None:
+def test_a_line_at_fault_returns_to_its_state_before_without_what_came_since(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = await started(tmp_path, 40, line_guard=True)
         since_ms = run.system.now_ms

@@ -10,25 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.promotion.simulated_pairs import Pair, Stream
-from recsys.events.control_records import (
-    REQUEST_MS,
-    Candidate,
-    Control,
-    Decision,
-    Live,
-    OperatorRequest,
-)
+from recsys.events.control_records import REQUEST_MS, Candidate, Control, Decision, Live, OperatorRequest
 from recsys.events.records import SCORES, Scores, pack
 from recsys.log.protocol import Append
-from tests.support.training.promotion_harness import (
-    BETTER,
-    EQUAL,
-    RULES,
-    WORSE,
-    Town,
-    said_of,
-    told,
-)
+from tests.support.training.promotion_harness import BETTER, EQUAL, RULES, WORSE, Town, said_of, told
 
 
 def candidate(line: str) -> Candidate:
@@ -107,7 +92,7 @@ def float32(*values: float) -> bytes:
         {"figures": {"live_picks": 0.1, "picks": 0.1, "pickers": math.inf}},
         {"live": b"123"},
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_counted_and_stops_nobody(town: Town, bad: dict[str, Any]) -> None:
     """Of a record that is refused nothing counts, and the next one does."""
     town.say(candidate("good"))
@@ -127,9 +112,7 @@ def test_people_are_asked_where_the_rules_say_so(tmp_path: Path) -> None:
     town = Town(tmp_path, replace(RULES, manual=True))
     town.say(candidate("good"))
     town.scored("good", BETTER, 20)
-    assert town.decide() == [] and town.promoter.collected["good"].opinion.startswith(
-        "waits for approval"
-    )
+    assert town.decide() == [] and town.promoter.collected["good"].opinion.startswith("waits for approval")
     town.say(OperatorRequest(what="approve", line="good"))
     assert told(town.decide()) == [("good", "promote", "canary")]
 
@@ -164,14 +147,12 @@ def test_a_canary_that_ranks_nothing_is_taken_back(town: Town, predicted: bytes)
 def test_a_canary_that_viewers_like_less_is_taken_back(town: Town) -> None:
     (decision,) = canary(town, 0.1)
     assert told([decision]) == [("good", "rollback", "")]
-    assert isinstance(decision, Decision) and decision.why.startswith(
-        "viewers give fewer long_view"
-    )
+    assert isinstance(decision, Decision) and decision.why.startswith("viewers give fewer long_view")
 
 
 @pytest.mark.parametrize(
     ("rate", "told_of", "why"), [(0.1, "promote", ""), (0.9, "rollback", "viewers give more long_view")]
-)  # fmt: skip
+)
 def test_of_a_label_with_a_weight_below_0_fewer_are_better(
     town: Town, rate: float, told_of: str, why: str
 ) -> None:
@@ -228,9 +209,7 @@ def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
 def test_what_was_rolled_back_to_goes_no_further_back(town: Town) -> None:
     """Not even to the promotion before: the way ends with the newest one."""
     for epoch, name in ((1, "first"), (2, "second")):
-        town.say(
-            candidate(name), Live(line="main", epoch=epoch, parent_epoch=epoch - 1, candidate=name)
-        )
+        town.say(candidate(name), Live(line="main", epoch=epoch, parent_epoch=epoch - 1, candidate=name))
     town.say(Live(line="main", epoch=3, parent_epoch=1, reason="it was slow"))
     town.say(OperatorRequest(what="rollback", line="main/3"))
     (answer,) = town.decide()

@@ -206,11 +206,7 @@ def test_a_person_may_end_the_guard_or_take_the_line_back_before_it(tmp_path: Pa
     town = guarded(tmp_path / "a")
     town.say(OperatorRequest(what="rollback", line=GUARD, reason="it is fine"))
     (over,) = town.decide()
-    assert isinstance(over, Decision) and (over.verdict, over.to, over.final) == (
-        "hold",
-        "rollback",
-        True,
-    )
+    assert isinstance(over, Decision) and (over.verdict, over.to, over.final) == ("hold", "rollback", True)
     assert town.promoter.lifecycle.live.epoch == 1  # type: ignore[union-attr]
     town.say(OperatorRequest(what="rollback", line=GUARD))
     (refused,) = town.decide()
@@ -232,11 +228,7 @@ def test_a_guard_goes_before_a_candidate_that_would_be_next(tmp_path: Path) -> N
     written(tmp_path, 2, 9)
     decision, live = decided(town.decide())
     assert decision.line == GUARD
-    assert (live.epoch, live.parent_epoch, live.candidate) == (
-        3,
-        0,
-        "",
-    )  # 2 was promised to another
+    assert (live.epoch, live.parent_epoch, live.candidate) == (3, 0, "")  # 2 was promised to another
 
 
 def after(town: Town, *shown: tuple[int, float, bytes]) -> list[Control]:
@@ -256,7 +248,7 @@ def after(town: Town, *shown: tuple[int, float, bytes]) -> list[Control]:
         ([(300, 0.5, b"0000"), (100, 0.5, b"")], "25.0% of live's lists went without its ranker"),
         ([(3, 0.5, NAN)], "3 of live's predictions aren't finite"),
     ],
-)  # fmt: skip
+)
 def test_what_it_shows_may_take_it_back(
     tmp_path: Path, shown: list[tuple[int, float, bytes]], why: str
 ) -> None:

@@ -52,12 +52,7 @@ def test_a_better_candidate_takes_over_and_is_taken_back(tmp_path: Path) -> None
         shown = len(run.answers)
         await run.show(3)
         back = run.lifecycle.live
-        assert (back.epoch, back.parent_epoch, back.candidate, back.reason) == (
-            2,
-            0,
-            "",
-            "it looks odd",
-        )
+        assert (back.epoch, back.parent_epoch, back.candidate, back.reason) == (2, 0, "", "it looks odd")
         assert all(stamp[:2] == (MAIN, 2) for stamp in stamps(run, shown + 1))
         await run.show(20)
         assert never_back(stamps(run)) and run.system.worker.step > back.base_step
@@ -104,9 +99,7 @@ def test_a_broken_candidate_is_given_up_and_answers_nobody(tmp_path: Path, chang
     asyncio.run(scenario())
 
 
-def test_a_candidate_whose_ranker_fails_ends_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_candidate_whose_ranker_fails_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Shadow.turn
 
     def turn(shadow: Shadow, *more: Any) -> Any:
@@ -146,9 +139,7 @@ def test_a_canary_that_is_taken_back_answers_nobody_after_the_next_turn(tmp_path
         found = find_impact(run.system.log, "odd/0", 0, run.lifecycle.lives)
         asked = sum(a.stamp.line == "odd" for a in run.answers)
         assert len(found.requests) == asked == served_by_line(run)["odd"]
-        written = msgspec.json.decode(
-            impact_file(tmp_path, "odd/0").read_bytes(), type=RollbackImpact
-        )
+        written = msgspec.json.decode(impact_file(tmp_path, "odd/0").read_bytes(), type=RollbackImpact)
         assert written.requests == found.requests  # the director lists them without being asked
         await run.system.stop()
 

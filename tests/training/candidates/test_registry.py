@@ -54,10 +54,7 @@ def test_a_candidate_survives_a_power_cut(tmp_path: Path) -> None:
 
 def test_a_job_that_goes_on_leaves_nothing_of_the_one_that_was_killed(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    with (
-        mock.patch.object(os, "rename", side_effect=KeyboardInterrupt),
-        mock.patch("shutil.rmtree"),
-    ):
+    with mock.patch.object(os, "rename", side_effect=KeyboardInterrupt), mock.patch("shutil.rmtree"):
         with pytest.raises(KeyboardInterrupt):
             registry.add(provenance(), *shard().export(), step=2)
     assert [path.name for path in tmp_path.iterdir()] == [".making-cand-1"]
@@ -72,9 +69,7 @@ def checked(registry: Registry, **changes: object) -> Provenance:
 
 
 def test_a_candidate_is_a_line_that_a_shard_goes_on_from(registry: Registry) -> None:
-    its, snapshot = registry.check(
-        "cand-1", FEATURES, MODEL, holdout_from_ms=START_MS, log_id="log-a"
-    )
+    its, snapshot = registry.check("cand-1", FEATURES, MODEL, holdout_from_ms=START_MS, log_id="log-a")
     assert its == provenance() and registry.names() == ["cand-1"] and model_config(its) == MODEL
     again = Shard(SPEC, np.zeros(5, np.float32))
     load_shard(again, snapshot)
@@ -159,9 +154,7 @@ def test_who_taught_is_kept_and_sealed(registry: Registry) -> None:
     assert describe_teacher(teacher) == "main/0, 0.5 of 7 examples"
     provenance = registry.provenance("cand-2")
     assert describe_model(provenance) == "dim 2, hidden 4"
-    plugin = msgspec.structs.replace(
-        provenance, config=provenance.config | {"ranker": "sequence@1"}
-    )
+    plugin = msgspec.structs.replace(provenance, config=provenance.config | {"ranker": "sequence@1"})
     assert describe_model(plugin) == "sequence@1, dim 2, hidden 4"
     file = registry.folder / "cand-2" / FILE
     file.write_text(file.read_text().replace('"share": 0.5', '"share": 0.6'))
@@ -240,18 +233,14 @@ def test_numbers_that_are_not_finite_and_names_that_are_not_there(registry: Regi
 
 def test_names_say_when_and_fit_a_line() -> None:
     name = new_name("offline", 1_795_640_592_000)
-    assert name.startswith("cand-20261125-210312-") and name != new_name(
-        "offline", 1_795_640_592_000
-    )
+    assert name.startswith("cand-20261125-210312-") and name != new_name("offline", 1_795_640_592_000)
     assert new_name("student", 0).startswith("student-19700101-")
 
 
 UNLEARNED = Live(line="main", epoch=2, base_step=3, parent_epoch=1, time_ms=START_MS + 50)
 
 
-def test_what_may_have_learned_from_a_user_who_was_unlearned_since_is_refused(
-    registry: Registry,
-) -> None:
+def test_what_may_have_learned_from_a_user_who_was_unlearned_since_is_refused(registry: Registry) -> None:
     with pytest.raises(Refused, match="cand-1.*may have learned from a user who was unlearned"):
         checked(registry, unlearned=UNLEARNED)
     earlier = msgspec.structs.replace(UNLEARNED, time_ms=START_MS - 50)
@@ -267,8 +256,7 @@ def test_what_may_have_learned_from_a_user_who_was_unlearned_since_is_refused(
         "of-one-that-is-gone": late | dict(ancestor=SnapshotRef("cand-0", 0, 2, "")),
         "taught-by-it": late
         | dict(
-            kind="student",
-            teacher=Teacher(by="cand-1", share=0.5, snapshot=SnapshotRef("cand-1", 0, 2, "")),
+            kind="student", teacher=Teacher(by="cand-1", share=0.5, snapshot=SnapshotRef("cand-1", 0, 2, ""))
         ),
     }.items():
         registry.add(provenance(name, **its), arrays, meta, step=2)

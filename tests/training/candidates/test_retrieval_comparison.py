@@ -5,14 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parameter_server.storage.snapshots import (
-    adopt,
-    complete_steps,
-    epochs,
-    latest,
-    prune,
-    write_part,
-)
+from parameter_server.storage.snapshots import adopt, complete_steps, epochs, latest, prune, write_part
 from recsys.config.system_config import ModelConfig
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
@@ -84,9 +77,7 @@ def test_rows_of_a_snapshot_are_found_by_key_and_others_are_initial() -> None:
     assert found[:, 0].tolist() == [16, 0, 8, 0] and (found[1] == 0).all()
 
 
-def test_a_snapshot_becomes_that_of_another_epoch_without_a_copy_and_the_way_back_stays(
-    tmp_path,
-) -> None:
+def test_a_snapshot_becomes_that_of_another_epoch_without_a_copy_and_the_way_back_stays(tmp_path) -> None:
     arrays = {"table/a/keys": np.arange(4), "table/a/values": np.ones((4, 2), np.float32)}
     for epoch, step in ((0, 5), (0, 9), (1, 9), (1, 12), (1, 15)):
         write_part(tmp_path, "main", epoch, step, 0, 1, arrays, {"step": step})

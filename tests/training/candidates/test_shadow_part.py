@@ -46,9 +46,7 @@ def test_it_ends_before_it_began(tmp_path: Path) -> None:
     shadow_part.run(config, stop)
 
 
-def test_an_error_ends_the_thread_of_its_panels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_ends_the_thread_of_its_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, closed = replace(Config(), state=str(tmp_path)), threading.Event()
     log = open_log(config)
     create_topics(log, config)

@@ -38,9 +38,7 @@ def say(log: Log, *records: msgspec.Struct) -> None:
 
 
 def shadow(log: MemoryLog, state: Path, share: Share) -> ShadowLoop:
-    return ShadowLoop(
-        log, replace(toy_config(), state=str(state)), FEATURES, lambda: 0, share=share
-    )
+    return ShadowLoop(log, replace(toy_config(), state=str(state)), FEATURES, lambda: 0, share=share)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -96,9 +94,7 @@ class Workers:
     def __init__(self, run: PromotionRun, workers: int) -> None:
         system = run.system
         self.loops = [
-            ShadowLoop(
-                system.log, run.config, system.features, system._clock, share=Share(index, workers)
-            )
+            ShadowLoop(system.log, run.config, system.features, system._clock, share=Share(index, workers))
             for index in range(workers)
         ]
 
@@ -131,15 +127,11 @@ async def followed(folder: Path, workers: tuple[int, ...]) -> tuple[dict[str, st
 
 
 @pytest.mark.slow
-def test_lines_are_those_of_one_worker_after_kills_and_other_numbers_of_workers(
-    tmp_path: Path,
-) -> None:
+def test_lines_are_those_of_one_worker_after_kills_and_other_numbers_of_workers(tmp_path: Path) -> None:
     alone, scores = asyncio.run(followed(tmp_path / "a", (1, 1, 1)))
     shared, shared_scores = asyncio.run(followed(tmp_path / "b", (2, 3, 2)))
     assert shared == alone
     places = [(each.line, each.step) for each in shared_scores]
     assert len(set(places)) == len(places) > 5
     by_place = {(each.line, each.step): (each.candidate, each.labels) for each in scores}
-    assert {
-        p: (e.candidate, e.labels) for p, e in zip(places, shared_scores, strict=True)
-    } == by_place
+    assert {p: (e.candidate, e.labels) for p, e in zip(places, shared_scores, strict=True)} == by_place

@@ -28,14 +28,7 @@ def snapshot(state, step, line="main", epoch=0):
 def record(step, epoch=0, line="main"):
     ranges = [Range(p, PER_STEP * (step - 1), PER_STEP * step) for p in range(2)]
     return Step(
-        line=line,
-        epoch=epoch,
-        step=step,
-        ranges=ranges,
-        examples=8,
-        lanes=1,
-        time_ms=step,
-        config="c",
+        line=line, epoch=epoch, step=step, ranges=ranges, examples=8, lanes=1, time_ms=step, config="c"
     )
 
 
@@ -119,9 +112,7 @@ def test_unreadable_records_between_them_go_too(log, tmp_path):
     assert log.begin(STEPS, 0) == 5
 
 
-def test_after_trimming_unlearning_still_sees_that_a_user_may_have_been_learned_before(
-    log, tmp_path
-):
+def test_after_trimming_unlearning_still_sees_that_a_user_may_have_been_learned_before(log, tmp_path):
     learn(log, 20)
     for partition in range(2):
         log.trim(EXAMPLES, partition, 20 * PER_STEP)
@@ -136,9 +127,7 @@ def test_after_trimming_unlearning_still_sees_that_a_user_may_have_been_learned_
 def deltas(log, epoch, steps):
     for step in steps:
         for part in range(2):
-            delta = Delta(
-                line="main", epoch=epoch, step=step, base_step=step - 1, part=part, parts=2
-            )
+            delta = Delta(line="main", epoch=epoch, step=step, base_step=step - 1, part=part, parts=2)
             log.append(DELTAS, [Append(0, b"", pack(delta))])
 
 
@@ -174,9 +163,11 @@ def keeper(log, tmp_path, **fields):
 
 def test_fewer_snapshots_stay_while_space_is_low_or_they_exceed_their_share(log, tmp_path):
     cases = [
-        (3, {"snapshots": 100}), (2, {"snapshots": 10}), (2, {"snapshots": 100, "level": Level.LOWER}),
+        (3, {"snapshots": 100}),
+        (2, {"snapshots": 10}),
+        (2, {"snapshots": 100, "level": Level.LOWER}),
         (3, {"snapshots": 100, "level": Level.LOW}),
-    ]  # fmt: skip
+    ]
     for kept, fields in cases:
         made = keeper(log, tmp_path, kinds={"snapshots": 50}, **fields)
         assert made.snapshots_kept(3) == kept, fields

@@ -25,13 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 SIZE = ModelSize(dim=2, hidden=(8,))  # the system's has dim 4 and a layer of 16
 LARGE = ModelSize(dim=48, hidden=(512, 256))
-SEQUENCE = ModelSize(
-    4, (16,), ranker="examples.sequence_model.recsys_sequence_model:SequenceRanker@1"
-)
+SEQUENCE = ModelSize(4, (16,), ranker="examples.sequence_model.recsys_sequence_model:SequenceRanker@1")
 # What is known of it depends on the draws of requests: these let it go on, once it is made canary by hand.
-RULES = {
-    "loss_margin": 10, "auc_margin": 1, "segment_margin": 10, "score_shift": 10, "score_spread": 100,
-}  # fmt: skip
+RULES = {"loss_margin": 10, "auc_margin": 1, "segment_margin": 10, "score_shift": 10, "score_spread": 100}
 _EXPLAINED = 3  # of a candidate's versions, the newest: it keeps two snapshots
 EPOCHS = 16  # over what the system has learned once
 
@@ -96,8 +92,7 @@ def test_a_student_takes_over_learns_on_and_is_taken_back(
         assert rankers(run) == {ranker_of(size.ranker)}
         assert stamps(run)[-1][:2] == (MAIN, 1) and stamps(run)[-1][2] > began
         teacher, student = (
-            learning_digest(with_size(run.config, size), run.system.features)
-            for size in (None, size)
+            learning_digest(with_size(run.config, size), run.system.features) for size in (None, size)
         )
         assert (digests(run, 0), digests(run, 1)) == ({teacher}, {student})
         assert run.system.worker.counts["other_config"] == 0

@@ -12,13 +12,7 @@ from recsys.config.system_config import ModelConfig, tables_of
 from recsys.model.model import Model, build_model
 from tests.support.training.learner_cases import CONFIG, learned, learner, rows_of
 from tests.support.training.learning_loops import Clock, drain, fresh_client, worker
-from tests.support.training.small_feed import (
-    FEATURES,
-    append_examples,
-    example,
-    toy_config,
-    toy_log,
-)
+from tests.support.training.small_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.continual import learner as learner_module
 from training.continual.learner import Lane, Learned, Learner
 from training.steps.sequencer_loop import SequencerLoop
@@ -57,10 +51,7 @@ def test_joined_lanes_have_the_bits_that_each_has_alone(
     tables = {table.name: table for table in tables_of(MODELS[model])}
     lanes = lanes_of(its, sizes)
     rows = [
-        {
-            name: initial_rows(tables[name], 0, k) + np.float32(0.01)
-            for name, k in lane.lookup.keys.items()
-        }
+        {name: initial_rows(tables[name], 0, k) + np.float32(0.01) for name, k in lane.lookup.keys.items()}
         for lane in lanes
     ]
     dense = its.model.read_dense()

@@ -66,10 +66,7 @@ def test_vectors_without_content_learn_from_rows_off_zero(initial: float, moves:
     groups = np.zeros_like(lane.batch.item_groups_BG)
     batch = replace(lane.batch, item_groups_BG=groups, history_BTH=history)
     lane = replace(lane, batch=batch)
-    rows = {
-        table.name: initial_rows(table, 0, lane.lookup.keys[table.name])
-        for table in tables_of(config)
-    }
+    rows = {table.name: initial_rows(table, 0, lane.lookup.keys[table.name]) for table in tables_of(config)}
     out = its.learn(lane, rows, its.model.read_dense())
     users = out.gradients["users"].gradients
     assert bool(users.any()) == moves and bool(out.metrics["moved.users"]) == moves
@@ -121,9 +118,7 @@ def test_a_keyed_jagged_tensor_gives_the_same_gradients_bit_for_bit() -> None:
         assert gradients.tobytes() == b.gradients[name][1].tobytes()
 
 
-def test_a_laptop_without_torchrec_keeps_the_batch_as_it_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_laptop_without_torchrec_keeps_the_batch_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.continual.jagged.installed", lambda: False)
     sparse = learner().prepare([example(0)]).batch.sparse
     assert keyed_jagged(sparse) is sparse

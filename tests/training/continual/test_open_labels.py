@@ -29,9 +29,7 @@ CONFIG = toy_config()
 MEAN_S = 100.0  # of the delay
 WINDOW_S = MEAN_S / 10
 HORIZON_S = 3 * MEAN_S
-PER_S = (
-    40.0  # of 9,600 judged ones the mean label is known to 0.02, less than half of what is allowed
-)
+PER_S = 40.0  # of 9,600 judged ones the mean label is known to 0.02, less than half of what is allowed
 ITEMS = 10
 Chance = Callable[[int, float], float]
 
@@ -104,9 +102,7 @@ class Trainer:
     def step(self, examples: list[Example]) -> None:
         lane = self.learner.prepare(examples)
         rows = {
-            table.name: np.array(
-                [self._row(table, int(key)) for key in lane.lookup.keys[table.name]]
-            )
+            table.name: np.array([self._row(table, int(key)) for key in lane.lookup.keys[table.name]])
             for table in tables_of(self.model.config)
             if table.name in lane.lookup.keys
         }
@@ -133,9 +129,7 @@ class Trainer:
 
 
 def trained(
-    stream: Stream,
-    change: Callable[[Example], Example | None] = lambda e: e,
-    negatives: float = 1.0,
+    stream: Stream, change: Callable[[Example], Example | None] = lambda e: e, negatives: float = 1.0
 ) -> Trainer:
     trainer, waiting = Trainer(), list[Example]()
     for made in joined(stream, negatives)[0]:
@@ -198,9 +192,7 @@ def test_a_tenth_of_the_negatives_gives_the_same_predictions() -> None:
     left = joiner.counts["sampled_out"] / (joiner.counts["sampled_out"] + joiner.counts["examples"])
     assert 0.7 < left < 0.9
     assert trainer.calibration(final, 150.0, 740.0) == pytest.approx([1.0, 1.0], abs=0.05)
-    uncorrected = trained(
-        rare, lambda made: structs.replace(made, sampling_rate=1.0), negatives=0.1
-    )
+    uncorrected = trained(rare, lambda made: structs.replace(made, sampling_rate=1.0), negatives=0.1)
     assert min(uncorrected.calibration(final, 150.0, 740.0)) > 3
 
 
@@ -220,14 +212,9 @@ def slopes(made: Example, logit: float) -> list[float]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    p=st.floats(0.01, 0.99),
-    arrived=st.floats(0.02, 1.0),
-    kept=st.floats(0.01, 1.0),
-    other=st.floats(0, 0.9),
+    p=st.floats(0.01, 0.99), arrived=st.floats(0.02, 1.0), kept=st.floats(0.01, 1.0), other=st.floats(0, 0.9)
 )
-def test_slopes_are_0_at_the_true_chance(
-    p: float, arrived: float, kept: float, other: float
-) -> None:
+def test_slopes_are_0_at_the_true_chance(p: float, arrived: float, kept: float, other: float) -> None:
     """The mean over all that can be seen, another label being true with any chance: each with the chance
     that it is seen and kept."""
     logit = float(np.log(p / (1 - p)))
@@ -258,9 +245,7 @@ def test_what_is_corrected_comes_to_the_final_label_whether_it_was_kept_or_not(
 
 
 def test_what_was_foreseen_is_not_learned_again_but_liked() -> None:
-    made = example(
-        0, labels=[1.0, 1.0], previous=[0.0, 0.0], correction=True, arrived=[0.0, 1.0]
-    )  # fmt: skip
+    made = example(0, labels=[1.0, 1.0], previous=[0.0, 0.0], correction=True, arrived=[0.0, 1.0])
     its = label_targets([made], np.ones((1, 2), np.float32))
     assert its.weights_BL.tolist() == [[0.0, 1.0, 0.0]] and its.liked_B.tolist() == [1.0]
     assert not its.fresh_B.any()

@@ -12,11 +12,13 @@ def sums_of(p: np.ndarray, happened: np.ndarray, label: str = "like") -> dict[st
     ones, bins = np.ones(len(p)), bins_of(p)
     loss = -(happened * np.log(p) + (1 - happened) * np.log1p(-p))
     return {
-        "examples": float(len(p)), f"loss.{label}": loss.sum(), f"predicted.{label}": p.sum(),
+        "examples": float(len(p)),
+        f"loss.{label}": loss.sum(),
+        f"predicted.{label}": p.sum(),
         f"happened.{label}": happened.sum(),
         **{f"bin.{label}.{n}": count for n, count in bin_weights(bins, ones).items()},
         **{f"bin1.{label}.{n}": count for n, count in bin_weights(bins, happened).items()},
-    }  # fmt: skip
+    }
 
 
 def drawn(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,17 +3,7 @@
 import msgspec
 import pytest
 
-from recsys.events.records import (
-    DELTAS,
-    EXAMPLES,
-    STEPS,
-    Delta,
-    ErasedExample,
-    Range,
-    Step,
-    pack,
-    topics,
-)
+from recsys.events.records import DELTAS, EXAMPLES, STEPS, Delta, ErasedExample, Range, Step, pack, topics
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.part_process import Heartbeat
 from tests.support.training.small_feed import START_MS, example
@@ -80,13 +70,10 @@ def test_how_long_views_took_is_told_of_some_examples_a_second() -> None:
     for partition, its in enumerate((ended, others)):
         log.append(EXAMPLES, [Append(partition, b"", pack(one)) for one in its])
     log.append(
-        EXAMPLES,
-        [Append(1, b"", b"\xc1"), Append(1, b"", pack(ErasedExample(sequence=1, closed_ms=1)))],
+        EXAMPLES, [Append(1, b"", b"\xc1"), Append(1, b"", pack(ErasedExample(sequence=1, closed_ms=1)))]
     )
     ranges = [Range(0, 0, 10), Range(1, 0, 4)]
-    step = Step(
-        line="main", epoch=0, step=1, ranges=ranges, examples=14, lanes=4, time_ms=1, config=""
-    )
+    step = Step(line="main", epoch=0, step=1, ranges=ranges, examples=14, lanes=4, time_ms=1, config="")
     log.append(STEPS, [Append(0, b"main", pack(step))])
     log.append(DELTAS, [delta(1)])
     progress.turn(START_MS + 2_000)

@@ -12,13 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from parameter_server.rpc.parameter_client import (
-    LocalClient,
-    ShardedClient,
-    WorkerId,
-    hello,
-    part_of,
-)
+from parameter_server.rpc.parameter_client import LocalClient, ShardedClient, WorkerId, hello, part_of
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import SocketChannel, SocketServer
 from parameter_server.shard.lanes import LaneGradients

@@ -21,12 +21,7 @@ from runtime.jobs.user_deletion import request_deletion
 from serving.sessions.counter_loop import CounterLoop
 from tests.support.training.promotion_run import EvenViewers, PromotionRun, config_of
 from training.archive.writer import Archive
-from training.candidates.rollback_impact import (
-    AffectedRequest,
-    RollbackImpact,
-    impact_file,
-    write_impact,
-)
+from training.candidates.rollback_impact import AffectedRequest, RollbackImpact, impact_file, write_impact
 from training.deletion.erasure import EVERY_MS, PART, Eraser
 from training.joining.joiner_loop import JoinerLoop
 from training.lines.line import MAIN

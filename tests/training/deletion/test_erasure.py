@@ -78,9 +78,7 @@ class System:
 
     def __init__(self, log: Log, folder: Path) -> None:
         self.log, self.folder, self.clock = log, folder, Clock()
-        self.joiner = JoinerLoop(
-            log, toy_config(), FEATURES, self.clock, PartState(folder, "joiner")
-        )
+        self.joiner = JoinerLoop(log, toy_config(), FEATURES, self.clock, PartState(folder, "joiner"))
         self.archive = Archive(log, folder / "archive", self.clock)
         self.begin_again()
 
@@ -205,9 +203,7 @@ def test_what_may_be_read_again_stays_until_it_has_been_passed(tmp_path: Path) -
     assert log.keyed(EVENTS, PARTITION, [USER.encode()], 1 << 60) == []
 
 
-def test_many_users_are_searched_for_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_users_are_searched_for_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search reads all of a topic, and all files of its archive."""
     log = toy_log()
     system = System(log, tmp_path)
@@ -304,10 +300,12 @@ def test_it_is_done_when_the_files_of_the_log_are_scrubbed_and_not_before(
     put_aside = [
         tmp_path / name
         for name in (
-            "parts/joiner/state.broken.msgpack", "parts/shards/main-0-0.wal.damaged",
-            "log/events.sqlite.damaged", "log/events.sqlite-wal.damaged",
+            "parts/joiner/state.broken.msgpack",
+            "parts/shards/main-0-0.wal.damaged",
+            "log/events.sqlite.damaged",
+            "log/events.sqlite-wal.damaged",
         )
-    ]  # fmt: skip
+    ]
     for file in put_aside:
         file.parent.mkdir(exist_ok=True, parents=True)
         file.write_bytes(b"a state with the user in it, perhaps")
@@ -317,9 +315,7 @@ def test_it_is_done_when_the_files_of_the_log_are_scrubbed_and_not_before(
     assert scrubbed == {EVENTS, EXAMPLES, DEAD_LETTERS, CONTROL}
 
 
-def test_users_that_are_unlearned_wait_and_their_request_names_them_no_more(
-    log: Log, tmp_path: Path
-) -> None:
+def test_users_that_are_unlearned_wait_and_their_request_names_them_no_more(log: Log, tmp_path: Path) -> None:
     """A replay must know whose examples were whose."""
     system = System(log, tmp_path)
     append_events(log, feed(60))
@@ -509,17 +505,13 @@ def test_requests_move_with_their_partitions_when_the_number_of_workers_changes(
         finish(system)
         assert sum(system.waiting) == 0
         events, archived, named = left(system)
-        assert (
-            named == [] and [e.user_id for e in readable(system.log, CONTROL, Erasure)] == [""] * 5
-        )
+        assert named == [] and [e.user_id for e in readable(system.log, CONTROL, Erasure)] == [""] * 5
         keys = {record.key for topic, _, record in events if topic != DEAD_LETTERS}
         keys |= {row[2] for rows in archived for row in rows}
         assert keys and not keys & {user.encode() for user in USERS}
 
 
-def test_a_request_that_one_worker_has_read_further_than_others_is_there_once(
-    tmp_path: Path,
-) -> None:
+def test_a_request_that_one_worker_has_read_further_than_others_is_there_once(tmp_path: Path) -> None:
     system = asked(tmp_path, USERS[:4])
     system.begin_again(3)
     system.forget(USERS[4])
@@ -530,9 +522,7 @@ def test_a_request_that_one_worker_has_read_further_than_others_is_there_once(
 
 def test_a_snapshot_of_the_version_before_workers_is_read_by_each(tmp_path: Path) -> None:
     system = asked(tmp_path)
-    waiting = [
-        erasure.PendingErasure(user_id=user, offset=9, control=n) for n, user in enumerate(USERS, 1)
-    ]
+    waiting = [erasure.PendingErasure(user_id=user, offset=9, control=n) for n, user in enumerate(USERS, 1)]
     blob = msgspec.msgpack.encode(erasure._Packed(waiting))
     state = PartState(tmp_path, erasure.PART)
     state.save(system.log.id, {CONTROL: {0: system.log.end(CONTROL, 0)}}, blob)

@@ -8,15 +8,7 @@ import numpy as np
 from parameter_server.publish.deltas import to_arrays
 from parameter_server.rpc.parameter_client import LocalClient
 from recsys.events.hashing import key_of
-from recsys.events.records import (
-    DEAD_LETTERS,
-    EXAMPLES,
-    Delta,
-    ErasedExample,
-    Example,
-    Forget,
-    pack,
-)
+from recsys.events.records import DEAD_LETTERS, EXAMPLES, Delta, ErasedExample, Example, Forget, pack
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.model import build_model
 from tests.support.training.small_feed import (

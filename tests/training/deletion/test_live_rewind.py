@@ -42,8 +42,7 @@ def learned_since(run: UnlearningRun, since_ms: int, name: str) -> int:
     log = run.system.log
     records = [r for p in range(log.partitions(EXAMPLES)) for r in log.read(EXAMPLES, p, 0, 9_999)]
     return sum(
-        example.user_id == name and example.closed_ms >= since_ms
-        for _, example in decoded(records, Example)
+        example.user_id == name and example.closed_ms >= since_ms for _, example in decoded(records, Example)
     )
 
 
@@ -77,12 +76,8 @@ def test_the_line_is_as_if_it_had_not_seen_the_user_since(tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(
-    "where", ["find_start", "adopt", "turn", "append_live_record", "erase_examples"]
-)
-def test_killed_anywhere_it_goes_on(
-    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("where", ["find_start", "adopt", "turn", "append_live_record", "erase_examples"])
+def test_killed_anywhere_it_goes_on(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owners = {
         "find_start": live_replay, "adopt": snapshots, "turn": unlearn.Replay,
         "append_live_record": live_unlearning, "erase_examples": live_unlearning,

@@ -135,19 +135,14 @@ KILLS: dict[str, Kill] = {
     "erased": at(live_unlearning, "erase_examples", after=True),
 }
 # The director's records and the shadow's.
-for module, states in (
-    (live_unlearning, ("assigned", "done")),
-    (live_replay, ("replaying", "replayed")),
-):
+for module, states in ((live_unlearning, ("assigned", "done")), (live_replay, ("replaying", "replayed"))):
     for call, state in enumerate(states, 1):
         for when in ("before", "after"):
             KILLS[f"{when} {state}"] = at(module, "append_progress", call, when == "after")
 
 
 @pytest.mark.parametrize("where", sorted(KILLS))
-def test_killed_anywhere_it_goes_on(
-    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_anywhere_it_goes_on(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         run = await started(tmp_path)
         users = await run.ask(*USERS)
@@ -163,9 +158,7 @@ def test_killed_anywhere_it_goes_on(
     asyncio.run(scenario())
 
 
-def test_a_promotion_meanwhile_begins_it_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_promotion_meanwhile_begins_it_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         monkeypatch.setattr(unlearn, "_TURN", 1)
         run = await started(tmp_path)
@@ -176,11 +169,7 @@ def test_a_promotion_meanwhile_begins_it_anew(
             await run.show(1)
         run.say(Decision(line="cand-1", verdict="promote", to="all", epoch=2, why="it looks good"))
         await run.show_until_over()
-        assert [(live.epoch, live.parent_epoch) for live in run.lifecycle.lives] == [
-            (0, 0),
-            (2, 0),
-            (3, 2),
-        ]
+        assert [(live.epoch, live.parent_epoch) for live in run.lifecycle.lives] == [(0, 0), (2, 0), (3, 2)]
         await run.show(3)
         assert run.digest() == run.digest_without(users)
         await run.system.stop()

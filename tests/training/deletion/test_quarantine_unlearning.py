@@ -10,14 +10,7 @@ from recsys.events.event_types import Event, Verdict, decode, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Append, Log, MemoryLog
-from tests.support.training.small_feed import (
-    FEATURES,
-    PARTITIONS,
-    START_MS,
-    append_events,
-    feed,
-    toy_config,
-)
+from tests.support.training.small_feed import FEATURES, PARTITIONS, START_MS, append_events, feed, toy_config
 from tests.support.training.unlearn_line import history_with_late_users, learn, never_seen
 from training.deletion.unlearn import unlearn
 from training.steps.drain import drain

@@ -21,9 +21,7 @@ def shown(request: str, user: str, time_ms: int = 2_000, **more: object) -> Logg
     return LoggedList(time_ms, request, user, items, **more)  # type: ignore[arg-type]
 
 
-def did(
-    request: str, user: str, item: str, time_ms: int = 2_000, **more: object
-) -> LoggedEngagement:
+def did(request: str, user: str, item: str, time_ms: int = 2_000, **more: object) -> LoggedEngagement:
     return LoggedEngagement(time_ms, request, user, item, **more)  # type: ignore[arg-type]
 
 
@@ -49,9 +47,7 @@ def test_a_user_a_source_and_requests_name_their_events() -> None:
         "u4": {"r7": []},
         "u5": {"r8": []},
     }
-    assert [dict(name.seen) for name in names] == [
-        {"user": 1}, {"account": 4, "network": 2}, {"requests": 2},
-    ]  # fmt: skip
+    assert [dict(name.seen) for name in names] == [{"user": 1}, {"account": 4, "network": 2}, {"requests": 2}]
     assert names[2].requests_seen == {"r7", "r8"}
     assert all(w.from_ms == SINCE_MS for w in scope.withdrawals(9_000))
 
@@ -82,9 +78,7 @@ def test_an_engagement_that_confirmed_its_list_names_the_whole_list() -> None:
 
 def test_a_further_label_of_a_served_click_names_its_candidates() -> None:
     scope = RewindScope([Named("key", sources={5: "account"})], SINCE_MS)
-    scope.take(
-        [did("r1", "u1", "a", choice="clicked:c1"), did("r1", "u1", "b", choice="clicked:c2")]
-    )
+    scope.take([did("r1", "u1", "a", choice="clicked:c1"), did("r1", "u1", "b", choice="clicked:c2")])
     scope.take([did("r1", "u1", "a", source=5)])
     assert requests_of(scope) == {"u1": {"r1": ["a"], "clicked:c1": []}}
 

@@ -112,9 +112,7 @@ def test_the_epoch_goes_on_with_the_steps_where_the_one_before_it_ended(tmp_path
     append_events(log, feed(8, first=100_000))
     assert drain(log, config, FEATURES) > done.step
     first = last_step_record(log, 1, done.step + 1)
-    assert [part.start for part in first.ranges] == [
-        place.offsets[part.partition] for part in first.ranges
-    ]
+    assert [part.start for part in first.ranges] == [place.offsets[part.partition] for part in first.ranges]
     learn(config, log)
 
 
@@ -153,9 +151,7 @@ def test_a_second_user_is_unlearned_from_a_history_that_was_replaced(tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "dies_at", ["steps", "snapshot", "pointer", "removal", "deltas", "examples", "end"]
-)
+@pytest.mark.parametrize("dies_at", ["steps", "snapshot", "pointer", "removal", "deltas", "examples", "end"])
 def test_killed_anywhere_it_is_done_again(
     tmp_path: Path, dies_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,9 +298,7 @@ def test_the_archive_knows_that_what_retention_dropped_was_others(tmp_path: Path
     shutil.copytree(tmp_path / "a" / "archive", tmp_path / "whole")
     archive = tmp_path / "a" / "archive"
     erase_rows(archive, EXAMPLES, partition, [other], lambda record: record.offset == 0)
-    with pytest.raises(
-        CantUnlearn, match="sure to be from before"
-    ):  # a row is missing: whose was it?
+    with pytest.raises(CantUnlearn, match="sure to be from before"):  # a row is missing: whose was it?
         unlearn(log, config, FEATURES, {LATE: before}, 5)
     shutil.rmtree(tmp_path / "a" / "archive")
     shutil.copytree(tmp_path / "whole", tmp_path / "a" / "archive")
@@ -333,9 +327,7 @@ def test_what_was_erased_already_is_unlearned_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_who_was_erased_wholly_is_unlearned_or_it_is_said_that_nobody_can_tell(
-    tmp_path: Path,
-) -> None:
+def test_who_was_erased_wholly_is_unlearned_or_it_is_said_that_nobody_can_tell(tmp_path: Path) -> None:
     config = config_of(tmp_path / "a")
     log, before, oldest = learned_of(config, BOTH)
     expected = learn(config_of(tmp_path / "b"), never_seen(log, BOTH))
@@ -455,9 +447,7 @@ def test_a_replay_that_ends_in_the_middle_leaves_what_is_live(
 
     with monkeypatch.context() as patch:
         patch.setattr("training.deletion.unlearn.Worker.turn", fails)
-        with pytest.raises(
-            CantUnlearn, match="replay of step .* ended: no. The model that is live"
-        ):
+        with pytest.raises(CantUnlearn, match="replay of step .* ended: no. The model that is live"):
             unlearn(log, config, FEATURES, {LATE: before}, 5)
     assert (live_epoch(log), learn(config, log)) == (0, seen)
 

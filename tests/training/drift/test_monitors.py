@@ -23,24 +23,12 @@ def test_a_forecast_knows_the_hour_and_whitens_what_is_left() -> None:
     baseline, values = Baseline(3, memory=100, warm_up=20), blocks(240)
     values[200:, 0] += 0.4
     z = np.array(
-        [
-            baseline.take(row, n * HOUR_MS, 100.0 + 20 * (n % 5))
-            for n, row in enumerate(values[:230])
-        ]
+        [baseline.take(row, n * HOUR_MS, 100.0 + 20 * (n % 5)) for n, row in enumerate(values[:230])]
     )
     assert not z[:20].any() and z[20:, :2].any(1).all() and not z[:, 2].any()
     assert np.abs(z[60:200]).max() < 3 < z[200, 0]
     assert z[[25, 61, 150, 210], :2].ravel() == pytest.approx(
-        [
-            -0.49877947,
-            0.19976302,
-            -0.33331135,
-            0.14909625,
-            0.15755515,
-            0.79065137,
-            -0.15794903,
-            -0.99963932,
-        ],
+        [-0.49877947, 0.19976302, -0.33331135, 0.14909625, 0.15755515, 0.79065137, -0.15794903, -0.99963932],
         rel=1e-6,
     )
     at_ms = 230 * HOUR_MS
@@ -50,9 +38,7 @@ def test_a_forecast_knows_the_hour_and_whitens_what_is_left() -> None:
     baseline.restart(0, 6)
     assert baseline.expected(at_ms) == pytest.approx([5.325123, 9.2452037, 2.0], rel=1e-6)
     after = [baseline.take(values[n], n * HOUR_MS, 120.0)[0] for n in range(230, 240)]
-    assert after[::3] == pytest.approx(
-        [-0.61259107, 0.097254326, -0.020719088, 0.66084245], rel=1e-6
-    )
+    assert after[::3] == pytest.approx([-0.61259107, 0.097254326, -0.020719088, 0.66084245], rel=1e-6)
 
 
 def test_a_memory_shorter_than_two_warm_ups_is_refused() -> None:
@@ -102,13 +88,9 @@ def test_alarms_of_features_and_of_shares_of_frequent_keys() -> None:
         author = draw.choice(5, 100, p=shares)
         alarms += monitor.step(dense, {"author": author}, step * 600_000, step)
     figures = [(a.kind, a.what, a.step, a.detector) for a in alarms]
-    assert figures == [
-        ("feature", "age", 102, "page-hinkley"),
-        ("share", "author=0x1", 132, "page-hinkley"),
-    ]
+    assert figures == [("feature", "age", 102, "page-hinkley"), ("share", "author=0x1", 132, "page-hinkley")]
     assert [(a.found, a.expected) for a in alarms] == [
-        pytest.approx(numbers, rel=1e-6)
-        for numbers in ((1.5345925, 1.0199944), (0.19333333, 0.49658925))
+        pytest.approx(numbers, rel=1e-6) for numbers in ((1.5345925, 1.0199944), (0.19333333, 0.49658925))
     ]
 
 

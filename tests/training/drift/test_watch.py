@@ -14,13 +14,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, LogUnavailable
 from recsys.process.part_process import Heartbeat
 from tests.support.training.learning_loops import Clock, FlakyLog, everything, sequence
-from tests.support.training.small_feed import (
-    FEATURES,
-    append_examples,
-    example,
-    toy_config,
-    toy_log,
-)
+from tests.support.training.small_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.candidates.director import Director
 from training.drift import watch as drift_watch
 from training.drift.watch import DriftWatch, SampledFeatures, is_steady
@@ -73,9 +67,7 @@ def test_an_alarm_is_told_and_changes_no_step(tmp_path) -> None:
     alarms = said(log, Alarm)
     assert {alarm.kind for alarm in alarms} == {"loss"} and alarms[0].found > 1.0
     assert alarms[0].expected == pytest.approx(0.6, abs=0.02) and alarms[0].step > CALM
-    log.append(
-        CONTROL, [Append(0, b"", pack({"type": "reaction", "rate": 3.0}))]
-    )  # of an earlier version
+    log.append(CONTROL, [Append(0, b"", pack({"type": "reaction", "rate": 3.0}))])  # of an earlier version
     append_examples(log, [example(n) for n in range(8)])
     clock.now_ms += 1_000
     loop.turn()
@@ -160,9 +152,7 @@ def test_in_another_epoch_the_losses_begin_anew(tmp_path) -> None:
     its = director(log, tmp_path)
     steps(log, 1, CALM)
     its.turn()
-    log.append(
-        CONTROL, [Append(0, b"", pack(Live(line="main", epoch=1, base_step=CALM, parent_epoch=0)))]
-    )
+    log.append(CONTROL, [Append(0, b"", pack(Live(line="main", epoch=1, base_step=CALM, parent_epoch=0)))])
     steps(log, CALM + 1, 20, loss=1.5, epoch=1)
     its.turn()
     assert said(log, Alarm) == [] and its.drift.learned.step == CALM + 20

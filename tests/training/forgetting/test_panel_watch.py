@@ -24,14 +24,7 @@ from recsys.events.records import CONTROL, EXAMPLES, ErasedExample, pack
 from recsys.log.protocol import Append, LogUnavailable, Record
 from recsys.model.model import build_model
 from recsys.process.part_process import Heartbeat
-from tests.support.training.small_feed import (
-    DENSE,
-    FEATURES,
-    append_examples,
-    example,
-    toy_config,
-    toy_log,
-)
+from tests.support.training.small_feed import DENSE, FEATURES, append_examples, example, toy_config, toy_log
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
 from training.continual.worker import Worker
@@ -66,20 +59,14 @@ class Line:
         return PanelWatch(self.log, self.config, FEATURES, lambda: self.now_s, lambda: self.now_s)
 
     def learn(
-        self,
-        examples: int | list[int],
-        turned: bool = False,
-        predicted: bytes = SAID,
-        later_ms: int = 0,
+        self, examples: int | list[int], turned: bool = False, predicted: bytes = SAID, later_ms: int = 0
     ) -> None:
         """So many new ones, or those of these numbers; ``turned``: with the contrary first label."""
         new = isinstance(examples, int)
         numbers = [next(self._numbers) for _ in range(examples)] if new else examples
         shown = [example(n, predicted=predicted) for n in numbers]
         if turned:
-            shown = [
-                msgspec.structs.replace(e, labels=[1 - e.labels[0], e.labels[1]]) for e in shown
-            ]
+            shown = [msgspec.structs.replace(e, labels=[1 - e.labels[0], e.labels[1]]) for e in shown]
         shown = [msgspec.structs.replace(e, closed_ms=e.closed_ms + later_ms) for e in shown]
         append_examples(self.log, shown)
         while self._sequencer.turn():
@@ -198,9 +185,7 @@ def test_a_damaged_file_begins_anew(line: Line) -> None:
     assert again.panels == [] and again.turn() and len(again.panels) == 1
 
 
-def test_who_has_asked_to_be_forgotten_leaves_at_once_and_the_erased_are_empty_places(
-    line: Line,
-) -> None:
+def test_who_has_asked_to_be_forgotten_leaves_at_once_and_the_erased_are_empty_places(line: Line) -> None:
     two_snapshots(line)
     said = Erasure(user_id="u3", offset=10_000)
     line.log.append(CONTROL, [Append(0, b"", pack(said))])
@@ -259,9 +244,7 @@ def late_correction(line: Line) -> int:
     return int(row["impression"])
 
 
-def test_a_correction_outlives_a_run_that_breaks_off(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_correction_outlives_a_run_that_breaks_off(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     line.learn(320)
     line.save()
     line.watch.turn()
@@ -286,9 +269,7 @@ def test_records_that_are_too_many_to_look_through_are_counted(line: Line) -> No
     append_examples(line.log, [example(n) for n in range(60)])
     ends = [line.log.end(EXAMPLES, p) for p in range(3)]
     came = panel_log.read_corrections(line.log, {0: 0, 1: 3}, most=5)
-    assert came.skipped == (ends[0] - 5) + (ends[1] - 5 - 3) and came.ends == dict(
-        enumerate(ends[:2])
-    )
+    assert came.skipped == (ends[0] - 5) + (ends[1] - 5 - 3) and came.ends == dict(enumerate(ends[:2]))
 
 
 def test_scoring_stops_between_batches_when_it_is_to_end(line: Line) -> None:
@@ -371,9 +352,7 @@ def test_panels_of_history_that_was_replaced_go_and_those_before_stay(line: Line
 
 def test_runs_take_no_more_than_their_share(line: Line) -> None:
     spent = count(0, 0.5)
-    line.watch = PanelWatch(
-        line.log, line.config, FEATURES, lambda: line.now_s, lambda: next(spent)
-    )
+    line.watch = PanelWatch(line.log, line.config, FEATURES, lambda: line.now_s, lambda: next(spent))
     line.learn(320)
     line.save()
     assert line.watch.turn() and line.watch.cpu_s == 0.5
@@ -400,9 +379,7 @@ def test_what_is_not_told_any_more_leaves_the_heartbeat(line: Line) -> None:
     assert "panel_forgotten.previous" not in left and left["cpu_s"] == 1.0
 
 
-def test_a_run_looks_through_the_keys_of_a_snapshot_once(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_looks_through_the_keys_of_a_snapshot_once(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
     own = panel_watch.rows_of
     monkeypatch.setattr(panel_watch, "rows_of", lambda *its: looks.append(1) or own(*its))

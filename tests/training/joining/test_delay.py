@@ -11,12 +11,7 @@ WIDTH_MS = 10_000
 
 
 def counted(
-    rates: list[int],
-    *,
-    mean_s: float = 60.0,
-    labels: int = 1,
-    seed: int = 0,
-    window_s: float = WINDOW_S,
+    rates: list[int], *, mean_s: float = 60.0, labels: int = 1, seed: int = 0, window_s: float = WINDOW_S
 ) -> LabelDelays:
     """``rates[n]``: labels that become true of the impressions of second n, after exponential delays. Those
     within the window are in the first example, those within the horizon in corrections."""
@@ -53,9 +48,7 @@ def test_it_learns_the_share_that_comes_early() -> None:
 def test_it_learns_it_where_the_window_is_many_slices_long(slices: float) -> None:
     window_s = slices * WIDTH_MS / 1000
     true = (1 - np.exp(-window_s / 120)) / (1 - np.exp(-320 / 120))
-    assert counted([20] * 1500, mean_s=120.0, window_s=window_s).arrived(1) == [
-        pytest.approx(true, rel=0.05)
-    ]
+    assert counted([20] * 1500, mean_s=120.0, window_s=window_s).arrived(1) == [pytest.approx(true, rel=0.05)]
 
 
 def test_where_traffic_grows_the_young_dont_count_for_what_they_cant_have() -> None:

@@ -45,9 +45,7 @@ def test_the_end_of_a_view_makes_the_example_with_the_labels_before_it() -> None
         engagement(SHOWN, 1, "long_view", 8_000),
         engagement(SHOWN, 1, "view", 9_000, watch_ms=9_000),
     )
-    assert [(e.index, e.labels, e.watch_ms, e.correction) for e in out] == [
-        (1, [1.0, 0.0], 9_000, False)
-    ]
+    assert [(e.index, e.labels, e.watch_ms, e.correction) for e in out] == [(1, [1.0, 0.0], 9_000, False)]
     assert (out[0].offset, out[0].sequence, out[0].closed_ms) == (0, 1, START_MS + 9_000)
 
 
@@ -161,8 +159,9 @@ def test_a_click_in_a_served_list_is_learned_in_its_candidates_and_measured_in_t
     assert its.counts["never_shown"] == its.counts["unmatched"] == 0
     later = its.feed(9, engagement(SHOWN, 1, "long_view", 90_000))  # it names the served list alone
     assert [(e.request_id, e.labels) for e in later] == [
-        (SHOWN.request_id, [1.0, 1.0]), (candidates.request_id, [1.0, 1.0])
-    ]  # fmt: skip
+        (SHOWN.request_id, [1.0, 1.0]),
+        (candidates.request_id, [1.0, 1.0]),
+    ]
 
 
 def test_a_second_click_in_a_list_is_learned_in_candidates_of_its_own() -> None:
@@ -170,14 +169,12 @@ def test_a_second_click_in_a_list_is_learned_in_candidates_of_its_own() -> None:
     more, other = choosing(engagement(SHOWN, 2, "like", 20))
     more.request_id = other.choice = f"{CLICK_LIST}2"
     examples = fed(joiner("click"), SHOWN, candidates, click, more, other, END)
-    labels = {
-        e.request_id: [x.labels[1] for x in examples if x.request_id == e.request_id]
-        for e in examples
-    }
+    labels = {e.request_id: [x.labels[1] for x in examples if x.request_id == e.request_id] for e in examples}
     assert labels == {
-        SHOWN.request_id: [0.0, 1.0, 1.0], candidates.request_id: [1.0, 0.0],
+        SHOWN.request_id: [0.0, 1.0, 1.0],
+        candidates.request_id: [1.0, 0.0],
         more.request_id: [1.0, 0.0],
-    }  # fmt: skip
+    }
 
 
 def test_a_click_whose_list_is_gone_is_a_choice_from_candidates_alone() -> None:
@@ -220,9 +217,7 @@ def test_a_later_engagement_corrects_until_the_horizon_and_is_late_after_it() ->
     its = joiner()
     first = fed(its, SHOWN, engagement(SHOWN, 0, "view", 1_000))
     corrected = its.feed(5, engagement(SHOWN, 0, "like", 300_000))
-    assert [(e.labels, e.previous, e.correction) for e in corrected] == [
-        ([0.0, 1.0], first[0].labels, True)
-    ]
+    assert [(e.labels, e.previous, e.correction) for e in corrected] == [([0.0, 1.0], first[0].labels, True)]
     assert its.feed(6, engagement(SHOWN, 0, "like", 300_001)) == []  # nothing new
     assert its.feed(7, engagement(SHOWN, 0, "long_view", 661_000)) == []
     assert (its.counts["late"], its.counts["corrections"], len(its.impressions)) == (1, 1, 0)
@@ -295,9 +290,7 @@ def test_a_restored_joiner_goes_on_with_the_same_examples(cut: int, requests: in
 
 @settings(max_examples=25, deadline=None)
 @given(cut=st.integers(0, 200), requests=st.integers(1, 60))
-def test_impressions_read_again_give_the_examples_of_impressions_kept(
-    cut: int, requests: int
-) -> None:
+def test_impressions_read_again_give_the_examples_of_impressions_kept(cut: int, requests: int) -> None:
     events = feed(requests)
     kept, its = joiner(), recalling(events)
     expected = [e for n, event in enumerate(events) for e in kept.feed(n, event)]
@@ -346,9 +339,7 @@ def test_after_its_window_an_impression_takes_little_memory() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(requests=st.integers(1, 40))
-def test_each_shown_item_has_one_first_example_and_corrections_only_add_labels(
-    requests: int,
-) -> None:
+def test_each_shown_item_has_one_first_example_and_corrections_only_add_labels(requests: int) -> None:
     its, labels = joiner(), dict[tuple[int, int], list[float]]()
     for n, event in enumerate([*feed(requests), Tick(time_ms=START_MS + 10_000_000)]):
         for e in its.feed(n, event):
@@ -436,9 +427,7 @@ def test_an_example_says_what_share_of_its_labels_has_come_by_then() -> None:
         engagement(afterwards, 0, "view", 70_000),
         engagement(afterwards, 0, "like", 80_000),
     )
-    assert [(e.correction, e.arrived) for e in late] == [(False, []), (True, [])], (
-        "after the window"
-    )
+    assert [(e.correction, e.arrived) for e in late] == [(False, []), (True, [])], "after the window"
     again.restore(its.pack())
     later = impression(9_999, 1, START_MS + 2_300_000)
     assert fed(again, later, engagement(later, 0, "view", 1))[-1].arrived == first[-1].arrived
@@ -456,9 +445,7 @@ def test_negatives_are_sampled_out_by_a_hash_and_come_back_with_an_engagement() 
     assert 0.2 < (len(kept) - 300) / 600 < 0.3 and {e.sampling_rate for e in out} == {0.25}
     back = [e for e in out if e.sampled_out]
     assert back and all(not e.correction and e.previous == [0.0, 0.0] for e in back)
-    assert {(e.offset, e.index) for e in back} | kept > {
-        (e.offset, e.index) for e in out if e.correction
-    }
+    assert {(e.offset, e.index) for e in back} | kept > {(e.offset, e.index) for e in out if e.correction}
     assert fed(joiner(window_s=60, horizon_s=600, negatives=0.25), *events) == out
     [one] = [e for e in back if e.index == 1][:1]
     shown = events[one.offset]
@@ -478,20 +465,12 @@ def test_an_engagement_without_a_request_is_of_the_newest_open_impression_with_i
     others = [structs.replace(item, item_id=f"x{n}") for n, item in enumerate(other.items)]
     other = structs.replace(other, items=others)
     its = joiner()
-    out = fed(
-        its, first, second, other, unsaid(first, 1, "like", 3_000), unsaid(first, 1, "view", 4_000)
-    )
+    out = fed(its, first, second, other, unsaid(first, 1, "like", 3_000), unsaid(first, 1, "view", 4_000))
     assert [(e.request_id, e.index, e.labels) for e in out] == [(second.request_id, 1, [0.0, 1.0])]
-    assert (its.counts["attributed"], its.counts["unattributed"], its.counts["unmatched"]) == (
-        2,
-        0,
-        0,
-    )
+    assert (its.counts["attributed"], its.counts["unattributed"], its.counts["unmatched"]) == (2, 0, 0)
 
 
-@pytest.mark.parametrize(
-    "why", ["closed", "before it", "another item", "another user", "forgotten"]
-)
+@pytest.mark.parametrize("why", ["closed", "before it", "another item", "another user", "forgotten"])
 def test_what_can_be_attributed_to_nothing_is_counted_and_no_example(why: str) -> None:
     its, like = joiner(), unsaid(SHOWN, 0, "like", 1_000)
     its.feed(0, SHOWN)
@@ -516,11 +495,7 @@ def test_attribution_is_the_same_after_a_restart_and_from_the_spill(cap: int) ->
     told = [impression(n, n % 3, START_MS + n * 400) for n in range(24)]
     lists = [structs.replace(one, items=[structs.replace(item, item_id=f"{n}-{k}") for k, item in
              enumerate(one.items)]) for n, one in enumerate(told)]  # fmt: skip
-    done = [
-        engagement(one, k, kind, 20_000 + k)
-        for one in lists
-        for k, kind in enumerate(["view", "like"])
-    ]
+    done = [engagement(one, k, kind, 20_000 + k) for one in lists for k, kind in enumerate(["view", "like"])]
     truth = sorted([*lists, *done], key=lambda event: event.time_ms)  # type: ignore[attr-defined]
     bare = [structs.replace(e, request_id="") if isinstance(e, Engagement) else e for e in truth]
     spill = MemorySpill() if cap else None

@@ -68,9 +68,7 @@ def test_a_joiner_killed_anywhere_neither_loses_nor_repeats(tmp_path: Path, save
     log, events = toy_log(), feed(60)
     for start in range(0, len(events), 7):
         append_events(log, events[start : start + 7])
-        loop = join(
-            log, PartState(tmp_path, "joiner")
-        )  # as after kill -9: nothing but the snapshot
+        loop = join(log, PartState(tmp_path, "joiner"))  # as after kill -9: nothing but the snapshot
         loop.turn()
         if save and start % 3 == 0:
             loop.save()
@@ -97,9 +95,7 @@ def test_output_of_other_settings_is_not_taken_for_its_own(tmp_path: Path, kille
         replace(config, bounds=replace(config.bounds, burst=7)),
     ):
         if killed:
-            with pytest.raises(
-                ValueError, match=r"joined with other settings: .* was 1.*, is .*recsys down"
-            ):
+            with pytest.raises(ValueError, match=r"joined with other settings: .* was 1.*, is .*recsys down"):
                 JoinerLoop(log, changed, FEATURES, clock, state)
         else:
             JoinerLoop(log, changed, FEATURES, clock, state).close()
@@ -150,9 +146,7 @@ def test_what_is_no_event_goes_to_dead_letters_once(tmp_path: Path) -> None:
         loop = join(log, PartState(tmp_path, "joiner"))
         drain(loop)
     letters = everything(log, DEAD_LETTERS, DeadLetter)[0]
-    assert [(x.topic, x.partition, x.offset, x.raw) for x in letters] == [
-        (EVENTS, 1, 0, b"\xc1rubbish")
-    ]
+    assert [(x.topic, x.partition, x.offset, x.raw) for x in letters] == [(EVENTS, 1, 0, b"\xc1rubbish")]
     assert loop.counts()["unreadable"] == 1 and "MessagePack" in letters[0].reason
 
 
@@ -164,9 +158,7 @@ def test_it_saves_by_its_clock_and_holds_the_log_behind_it(tmp_path: Path) -> No
     assert not list(tmp_path.rglob("*.msgpack"))
     clock.now_ms = 5_000
     loop.turn()
-    assert log.holds(EVENTS, 0) == {
-        "joiner": 0
-    }  # from its first impression, which may be read again
+    assert log.holds(EVENTS, 0) == {"joiner": 0}  # from its first impression, which may be read again
     append_events(log, [Tick(time_ms=START_MS + 10_000_000)])
     for now_ms in (10_000, 15_000):  # what is needed of the snapshot before is kept
         clock.now_ms = now_ms
@@ -186,9 +178,7 @@ def late_likes(log: MemoryLog) -> list[Append]:
         for record in log.read(EVENTS, partition, log.begin(EVENTS, partition)):
             event = decode(record.value)
             if isinstance(event, Engagement) and event.kind == "view":
-                like = msgspec.structs.replace(
-                    event, kind="like", time_ms=START_MS + 600_000, watch_ms=None
-                )
+                like = msgspec.structs.replace(event, kind="like", time_ms=START_MS + 600_000, watch_ms=None)
                 likes.append(Append(partition, record.key, encode(like)))
     return likes
 
@@ -393,9 +383,7 @@ def test_without_snapshot_and_beginning_it_goes_on_from_the_end() -> None:
 
 
 @pytest.mark.parametrize("passed", [True, False])
-def test_joining_anew_after_an_erasure_loses_no_example_of_others(
-    tmp_path: Path, passed: bool
-) -> None:
+def test_joining_anew_after_an_erasure_loses_no_example_of_others(tmp_path: Path, passed: bool) -> None:
     """``passed``: the erasure is done; else its first pass alone, which took events and no examples."""
     log, state = toy_log(), PartState(tmp_path, "joiner")
     append_events(log, feed(30))
@@ -414,8 +402,7 @@ def test_joining_anew_after_an_erasure_loses_no_example_of_others(
     append_events(log, more)
     drain(loop)
     found = [
-        msgspec.msgpack.decode(plain(r.value))["sequence"]
-        for r in log.read(EXAMPLES, partition, 0, 10_000)
+        msgspec.msgpack.decode(plain(r.value))["sequence"] for r in log.read(EXAMPLES, partition, 0, 10_000)
     ]
     assert found == list(range(1, len(found) + 1))
     calm = toy_log()
@@ -459,9 +446,7 @@ def test_a_partition_that_never_had_an_event_is_not_ticked() -> None:
     for now_ms in range(0, 5_001, 50):
         clock.now_ms = now_ms
         ticker.turn()
-    assert [log.end(EVENTS, p) > 0 for p in range(PARTITIONS)] == [
-        p == 1 for p in range(PARTITIONS)
-    ]
+    assert [log.end(EVENTS, p) > 0 for p in range(PARTITIONS)] == [p == 1 for p in range(PARTITIONS)]
 
 
 def test_idle_partitions_are_ticked_once_a_second() -> None:
@@ -481,9 +466,7 @@ def test_a_tick_goes_on_from_the_newest_event_and_is_never_later_than_now() -> N
     log, clock = toy_log(), Clock()
     ticker = Ticker(log, clock)
     starts_ms = [1_000, 500_000, 5_000_000]  # the past; now; a client whose clock is fast
-    records = [
-        Append(p, b"", encode(Tick(time_ms=t))) for p, t in enumerate(starts_ms[:PARTITIONS])
-    ]
+    records = [Append(p, b"", encode(Tick(time_ms=t))) for p, t in enumerate(starts_ms[:PARTITIONS])]
     log.append(EVENTS, records)
     for now_ms in range(500_000, 510_001, 50):
         clock.now_ms = now_ms
@@ -506,9 +489,7 @@ def test_partitions_that_fell_idle_apart_are_ticked_together() -> None:
     assert all(9 <= log.end(EVENTS, p) <= 12 for p in range(PARTITIONS))
 
 
-def test_after_refused_appends_a_tick_counts_the_whole_idle_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_after_refused_appends_a_tick_counts_the_whole_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
     log, clock = toy_log(), Clock()
     log.append(EVENTS, [Append(0, b"", encode(Tick(time_ms=0)))])
     ticker = Ticker(log, clock)

@@ -13,14 +13,7 @@ from recsys.log.protocol import MemoryLog
 from recsys.process.part_snapshot import PartState
 from recsys.process.worker_share import Share
 from tests.support.training.learning_loops import Clock, drain, everything
-from tests.support.training.small_feed import (
-    FEATURES,
-    PARTITIONS,
-    append_events,
-    feed,
-    toy_config,
-    toy_log,
-)
+from tests.support.training.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config, toy_log
 from training.joining.joiner_loop import JoinerLoop
 
 

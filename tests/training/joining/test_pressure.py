@@ -20,9 +20,7 @@ from tests.support.serving.service_harness import Broken, Slow, World, run, view
 
 REQUESTS = 30
 AT_ONCE = 6
-NO_DEADLINE = ServeConfig(
-    deadline_ms=10_000.0, queue_ms=10_000.0
-)  # what is gone is the matter here
+NO_DEADLINE = ServeConfig(deadline_ms=10_000.0, queue_ms=10_000.0)  # what is gone is the matter here
 
 
 def raises(*_: Any, **__: Any) -> Any:

@@ -53,9 +53,11 @@ def test_a_quarantined_user_teaches_nothing_until_it_is_lifted() -> None:
 def test_a_restored_joiner_goes_on_as_the_one_before(cut: int) -> None:
     shown = [impression(n, n % 2, START_MS + n * 1_000) for n in range(4)]
     events: list[Event] = [
-        *shown, sent(engagement(shown[1], 0, "like", 5_000)), verdict(0, True, 7_000),
+        *shown,
+        sent(engagement(shown[1], 0, "like", 5_000)),
+        verdict(0, True, 7_000),
         *(sent(engagement(s, i, "view", 9_000 + i)) for s in shown for i in range(2)),
-    ]  # fmt: skip
+    ]
     expected, first, again = joiner(burst=2), joiner(burst=2), joiner(burst=2)
     out = [made for n, event in enumerate(events) for made in expected.feed(n, event)]
     split = [made for n, event in enumerate(events[:cut]) for made in first.feed(n, event)]

@@ -172,9 +172,7 @@ def test_a_user_is_forgotten_by_an_index(tmp_path: Path) -> None:
     its.close()
 
 
-def test_of_others_closed_impressions_only_the_user_is_decoded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_others_closed_impressions_only_the_user_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     pending = pending_impressions.PendingImpressions(False, None, CAP)
     for n in range(20):
         one = impression(n, n % 10, START_MS)
@@ -188,12 +186,8 @@ def test_of_others_closed_impressions_only_the_user_is_decoded(
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from("aaacfftm"), st.integers(0, 2)), min_size=30, max_size=60)
-)
-def test_forgotten_users_have_nothing_left_whenever_it_was_added(
-    steps: list[tuple[str, int]],
-) -> None:
+@given(st.lists(st.tuples(st.sampled_from("aaacfftm"), st.integers(0, 2)), min_size=30, max_size=60))
+def test_forgotten_users_have_nothing_left_whenever_it_was_added(steps: list[tuple[str, int]]) -> None:
     pending = pending_impressions.PendingImpressions(False, MemorySpill(), 8_000)
     expected: dict[str, int] = {}  # user by request
     for n, (step, user) in enumerate(steps):

@@ -52,12 +52,7 @@ def test_the_number_of_shards_is_in_the_digest_where_a_table_has_a_budget() -> N
 def test_a_spec_has_the_sizes_of_the_configuration() -> None:
     config = override(
         laptop(),
-        {
-            "parameter_server.delta_kb": 3.5,
-            "step.snapshot_every": 70,
-            "step.lanes": 3,
-            "step.snapshot_s": 9,
-        },
+        {"parameter_server.delta_kb": 3.5, "step.snapshot_every": 70, "step.lanes": 3, "step.snapshot_s": 9},
     )
     spec = spec_of(config, "other", 4)
     assert (spec.delta_bytes, spec.settle_every, spec.settle_s, spec.lanes) == (3_584, 70, 9, 3)

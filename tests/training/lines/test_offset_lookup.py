@@ -46,16 +46,12 @@ def test_a_past_that_was_imported_leads_nobody_astray(imported_at: int) -> None:
     past = [done(NOW_MS - 40 * DAY_MS + n) for n in range(4_000)]
     log = log_of(served[:imported_at] + past + served[imported_at:])
     for ms in (0, 1, 99, 100, 101, 150, 199):
-        exact = (
-            ms if ms <= imported_at else ms + len(past)
-        )  # what is imported belongs to what follows
+        exact = ms if ms <= imported_at else ms + len(past)  # what is imported belongs to what follows
         assert found(log, NOW_MS + ms) == exact
     assert found(log, NOW_MS - DAY_MS) == 0
 
 
-def test_only_so_many_are_passed_over_and_then_too_much_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_so_many_are_passed_over_and_then_too_much_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     log = log_of([shown(1), shown(2), *[done(9)] * 50, shown(3), shown(4)])
     assert found(log, 3) == 2 and found(log, 4) == 53
     monkeypatch.setattr(by_time, "_MOST_PASSED", 10)

@@ -71,10 +71,7 @@ def test_at_its_ends_it_is_a_parent_bit_for_bit(
     for share, parent in ((1.0, online), (0.0, offline)):
         merged = interpolate(online, offline, ancestor, Blends(Blend(share, share), share))
         for table in ("features", "users"):
-            its, both = (
-                rows(merged, table),
-                rows(online, table).keys() & rows(offline, table).keys(),
-            )
+            its, both = (rows(merged, table), rows(online, table).keys() & rows(offline, table).keys())
             assert {k: its[k] for k in both} == {k: rows(parent, table)[k] for k in both}
         for name in ("values", "averaged", "m", "v", "t"):
             dense = merged.arrays[f"dense/{name}"], parent.arrays[f"dense/{name}"]

@@ -87,10 +87,7 @@ def test_it_stands_where_live_does_with_weights_between_both(tmp_path: Path) -> 
         assert made.step == live.live.step > ancestor.step
         its = made.provenance
         assert its.kind == "merged" and its.ancestor == reference_to(ancestor)
-        assert its.parents == [
-            reference_to(live.live),
-            reference_to(run.registry.snapshot("cand-1")),
-        ]
+        assert its.parents == [reference_to(live.live), reference_to(run.registry.snapshot("cand-1"))]
         assert its.metrics["merge.dense"] == 0.5
         before_ms = run.registry.provenance("cand-1").until_ms
         assert before_ms < its.until_ms < run.system.now_ms  # the newest example's time, and 1 ms
@@ -116,25 +113,20 @@ def test_a_row_is_nearer_to_live_the_more_examples_used_it(tmp_path: Path) -> No
         run, ancestor = await family(tmp_path)
         live, made = merged_of(run, blends=Blends(Blend(0.0, 1.0, 5.0), 0.5))
         uses = dict(
-            zip(
-                *live._since(live._steps_since(made.provenance.ancestor)).uses["features"],
-                strict=True,
-            )
+            zip(*live._since(live._steps_since(made.provenance.ancestor)).uses["features"], strict=True)
         )
         lived = live._export(live.live).arrays
         cand = run.registry.snapshot("cand-1").read(0)
         at = {k: n for n, k in enumerate(lived["table/features/keys"].tolist())}
         to = {k: n for n, k in enumerate(cand["table/features/keys"].tolist())}
         seen = set()
-        for key, value in zip(made.arrays["table/features/keys"].tolist(),
-                              made.arrays["table/features/values"], strict=True):  # fmt: skip
+        for key, value in zip(
+            made.arrays["table/features/keys"].tolist(), made.arrays["table/features/values"], strict=True
+        ):
             if key in at and key in to:
                 used = uses.get(key, 0)
                 share = used / (used + 5)
-                a, b = (
-                    cand["table/features/values"][to[key]],
-                    lived["table/features/values"][at[key]],
-                )
+                a, b = (cand["table/features/values"][to[key]], lived["table/features/values"][at[key]])
                 assert value == pytest.approx(a + share * (b - a), abs=1e-6)
                 seen.add(used > 0)
         assert seen == {True, False}
@@ -216,9 +208,7 @@ def test_a_candidate_that_knows_more_than_lives_snapshot_waits(tmp_path: Path) -
         made = run.trained(1, began=ancestor)
         offsets = {p: offset + 1000 for p, offset in made.offsets.items()}
         add(run, "cand-1", made._replace(offsets=offsets), ancestor)
-        with pytest.raises(
-            Refused, match="has learned what came after that.*wait for the next snapshot"
-        ):
+        with pytest.raises(Refused, match="has learned what came after that.*wait for the next snapshot"):
             merged_of(run)
         await run.system.stop()
 

@@ -11,14 +11,7 @@ from recsys.events.hashing import key_of
 from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, Forget, Withdrawn, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append
-from tests.support.training.archived_examples import (
-    COUNT,
-    MINUTE_MS,
-    archived,
-    at,
-    hour_file,
-    remove_hour,
-)
+from tests.support.training.archived_examples import COUNT, MINUTE_MS, archived, at, hour_file, remove_hour
 from tests.support.training.small_feed import DENSE, FEATURES, PARTITIONS, START_MS
 from training.archive.digest import seal
 from training.archive.files import ArchiveFile, files_of
@@ -34,11 +27,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def cache(
-    archive: Path,
-    until: int = COUNT,
-    from_: int | None = None,
-    gaps: bool = False,
-    horizon_ms: int = 0,
+    archive: Path, until: int = COUNT, from_: int | None = None, gaps: bool = False, horizon_ms: int = 0
 ) -> Cache:
     """Of minutes ``from_`` to ``until``."""
     first = None if from_ is None else START_MS + from_ * MINUTE_MS
@@ -65,8 +54,7 @@ def test_what_the_live_line_predicted_as_it_served_is_read(tmp_path: Path) -> No
         4: b"",
     }
     examples = [
-        at(n, predicted=what[n % 5], served_by="main/0" if n < 40 else "main/1")
-        for n in range(COUNT)
+        at(n, predicted=what[n % 5], served_by="main/0" if n < 40 else "main/1") for n in range(COUNT)
     ]
     examples[5] = at(5, predicted=what[0], served_by="cand-1/0")
     examples[10] = at(10, predicted=what[0])
@@ -166,9 +154,7 @@ def test_labels_are_open_where_a_correction_may_still_come(tmp_path: Path) -> No
 
 def test_who_asked_to_be_forgotten_is_not_learned_however_late_they_asked(tmp_path: Path) -> None:
     user = at(4).user_id
-    forget = Forget(
-        partition=1, offset=9, sequence=81, user_id=user, closed_ms=START_MS + COUNT * MINUTE_MS
-    )
+    forget = Forget(partition=1, offset=9, sequence=81, user_id=user, closed_ms=START_MS + COUNT * MINUTE_MS)
     empty = ErasedExample(sequence=81, closed_ms=START_MS + COUNT * MINUTE_MS)
     also = [Append(1, b"u", pack(forget)), Append(0, b"", pack(empty)), Append(2, b"", b"\xc1")]
     archive = archived(tmp_path / "archive", also)
@@ -236,9 +222,7 @@ def test_a_range_beside_the_hole_is_not_touched_by_it(archive: Path) -> None:
     assert len(learned(cache(archive, until=13))) == 13
 
 
-def test_a_begin_before_the_archive_an_empty_one_and_a_broken_file_are_refused(
-    archive: Path,
-) -> None:
+def test_a_begin_before_the_archive_an_empty_one_and_a_broken_file_are_refused(archive: Path) -> None:
     with pytest.raises(MissingExamples, match="begins at 2023-11-14 22:00:00Z"):
         cache(archive, from_=-20)
     hour_file(archive, 0, 0).write_bytes(b"PAR1")
@@ -280,9 +264,7 @@ def split(path: Path) -> tuple[Path, Path]:
     return halves[0], halves[1]
 
 
-def test_merging_files_changes_nothing_of_the_fingerprint_and_forgetting_does(
-    tmp_path: Path,
-) -> None:
+def test_merging_files_changes_nothing_of_the_fingerprint_and_forgetting_does(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive")
     span = Range(START_MS + COUNT * MINUTE_MS)
     before = fingerprint(archive, span)

@@ -10,13 +10,7 @@ import pytest
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage.snapshots import latest, write_part
 from recsys.config.system_config import tables_of
-from tests.support.training.offline_examples import (
-    FOUR,
-    MODEL,
-    MemoryCheckpoints,
-    toy_blocks,
-    toy_trainer,
-)
+from tests.support.training.offline_examples import FOUR, MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
 from tests.support.training.offline_workers import together
 from training.offline import job
 from training.offline.initial_state import export_meta
@@ -259,9 +253,7 @@ def test_a_job_resumes_with_metrics_that_are_not_finite() -> None:
 
 
 @pytest.mark.parametrize(("last", "which"), [(0, "before the last day"), (4, "on the last day")])
-def test_without_examples_on_either_side_of_the_last_day_nothing_is_said(
-    last: int, which: str
-) -> None:
+def test_without_examples_on_either_side_of_the_last_day_nothing_is_said(last: int, which: str) -> None:
     blocks = toy_blocks()
     plan = Plan(last=last)
     with pytest.raises(ValueError, match=which):

@@ -55,9 +55,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.services
 @pytest.mark.slow
-def test_two_workers_on_two_nodes_learn_what_one_process_learns(
-    system: Path, tmp_path: Path
-) -> None:
+def test_two_workers_on_two_nodes_learn_what_one_process_learns(system: Path, tmp_path: Path) -> None:
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled",

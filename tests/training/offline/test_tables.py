@@ -21,9 +21,7 @@ def torchrec_table(*args: object) -> RowTable:
     return TorchrecTable(*args)  # type: ignore[arg-type]
 
 
-both = pytest.mark.parametrize(
-    "made", [OwnTable, pytest.param(torchrec_table, marks=pytest.mark.slow)]
-)
+both = pytest.mark.parametrize("made", [OwnTable, pytest.param(torchrec_table, marks=pytest.mark.slow)])
 
 
 def gradients(step: int) -> RowGradients:

@@ -23,12 +23,7 @@ from training.offline.distill import with_teacher
 from training.offline.initial_state import Ancestor, build_trainer, count_vocabularies
 from training.offline.loop import OfflineLoop, Plan
 from training.offline.tables import OwnTable
-from training.offline.teacher_labels import (
-    TeacherBlocks,
-    frozen_teacher,
-    online_teacher,
-    write_labels,
-)
+from training.offline.teacher_labels import TeacherBlocks, frozen_teacher, online_teacher, write_labels
 from training.offline.trainer import OfflineTrainer
 
 SMALL = replace(MODEL, dim=2, hidden=(4,))
@@ -84,9 +79,7 @@ def test_each_example_has_a_teacher_or_none() -> None:
         for taught_N in (odd_N, ~odd_N, odd_N | True, odd_N & False)
     ]
     one, other, full, none = (
-        learned(student(blocks, 0.5), MemoryBlocks([replace(block, taught=its)])).export()[
-            "dense/m"
-        ]
+        learned(student(blocks, 0.5), MemoryBlocks([replace(block, taught=its)])).export()["dense/m"]
         for its in halves
     )
     assert np.allclose(one + other, full + none, atol=1e-6)
@@ -95,10 +88,12 @@ def test_each_example_has_a_teacher_or_none() -> None:
 
 def test_the_teacher_alone_is_what_a_student_becomes() -> None:
     blocks = toy_blocks(2)
-    flipped = MemoryBlocks([
-        replace(b, labels=1 - b.labels, taught=np.concatenate([b.labels, b.labels[:, :1]], 1))
-        for b in blocks.blocks
-    ])  # fmt: skip
+    flipped = MemoryBlocks(
+        [
+            replace(b, labels=1 - b.labels, taught=np.concatenate([b.labels, b.labels[:, :1]], 1))
+            for b in blocks.blocks
+        ]
+    )
     its = learned(student(blocks, 1.0), flipped, times=60)
     p = np.concatenate([its.predict(b)[:, 0] for b in blocks.blocks])
     y = np.concatenate([b.labels[:, 0] for b in blocks.blocks])
@@ -166,8 +161,6 @@ def test_both_kinds_of_table_learn_the_same_student() -> None:
     from training.offline.torchrec_tables import TorchrecTable  # two seconds
 
     blocks = saying(toy_blocks(), 0.7)
-    one, two = (
-        learned(student(blocks, 0.5, made), blocks).export() for made in (OwnTable, TorchrecTable)
-    )
+    one, two = (learned(student(blocks, 0.5, made), blocks).export() for made in (OwnTable, TorchrecTable))
     for name, array in one.items():
         assert np.allclose(array, two[name], atol=1e-5), name

@@ -35,9 +35,7 @@ def example(offset: int, index: int, like: float, correction: bool = False) -> E
     )  # fmt: skip
 
 
-def read(
-    folder: Path, lists: Sequence[Impression], examples: Sequence[Example]
-) -> InterleavingCredits:
+def read(folder: Path, lists: Sequence[Impression], examples: Sequence[Example]) -> InterleavingCredits:
     log = MemoryLog()
     for topic in topics(1):
         log.create(topic)
@@ -62,9 +60,7 @@ def test_what_a_correction_takes_back_is_earned_by_nobody(tmp_path: Path) -> Non
     assert its.credits.picked_U2.tolist() == [[0.0, 0.0], [0.0, 1.0]] and its.uncredited == 0
 
 
-def test_credits_are_shared_as_the_list_says_and_by_picks_where_it_says_nothing(
-    tmp_path: Path,
-) -> None:
+def test_credits_are_shared_as_the_list_says_and_by_picks_where_it_says_nothing(tmp_path: Path) -> None:
     told = [msgspec.structs.replace(listed(n), shares=[0.25, 0.75]) for n in range(40)]
     its = read(tmp_path, [*told, listed(40)], [example(n, 1, 1.0) for n in range(41)])
     assert its.credits.picked_U2.sum(0).tolist() == [0.0, 41.0]

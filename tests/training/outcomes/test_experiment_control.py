@@ -7,13 +7,7 @@ import pytest
 
 from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
-from recsys.events.control_records import (
-    REQUEST_MS,
-    Control,
-    ExperimentRequest,
-    Experiments,
-    ExperimentState,
-)
+from recsys.events.control_records import REQUEST_MS, Control, ExperimentRequest, Experiments, ExperimentState
 from recsys.events.records import CONTROL, pack, unpack
 from recsys.log.protocol import Append
 from tests.support.training.experiment_log import HOUR_MS, LABELS, ToyTrial
@@ -211,9 +205,11 @@ def test_one_that_cannot_be_read_is_stopped_and_the_others_go_on(toy: ToyTrial) 
     runs = started(toy)
     newest = runs.trials.newest
     bad = msgspec.structs.replace(
-        newest, revision=newest.revision + 1, configs={**newest.configs, "typo.yaml": BROKEN_TEXT},
+        newest,
+        revision=newest.revision + 1,
+        configs={**newest.configs, "typo.yaml": BROKEN_TEXT},
         states={**newest.states, "typo": ExperimentState(traffic=1.0, by_request=True)},
-    )  # fmt: skip
+    )
     toy.log.append(CONTROL, [Append(0, b"", pack(bad))])
     serve(toy)
     toy.pass_time(2)

@@ -15,14 +15,7 @@ from recsys.events.event_types import Engagement, encode
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Append
 from runtime.reports.experiment_summary import notes_of
-from tests.support.training.experiment_log import (
-    BEGAN_MS,
-    HOUR_MS,
-    ITEMS,
-    LABELS,
-    ToyTrial,
-    of_clicks,
-)
+from tests.support.training.experiment_log import BEGAN_MS, HOUR_MS, ITEMS, LABELS, ToyTrial, of_clicks
 from training.outcomes.experiment_fold import MOST_SURFACES, OTHER_SURFACES, ExperimentFold
 
 TEXT = """
@@ -98,9 +91,7 @@ def test_a_fold_that_reads_on_ends_where_one_that_reads_all_does(toy: ToyTrial) 
     assert its.readout() == fold(toy).readout()
 
 
-def test_small_turns_lose_nothing_that_was_shown(
-    toy: ToyTrial, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_turns_lose_nothing_that_was_shown(toy: ToyTrial, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are many events for each example, and as many records of both are read in a turn."""
     served(toy, 60, 1)
     toy.pass_time(1)
@@ -220,9 +211,7 @@ def test_an_arm_that_was_renamed_breaks_it_and_is_no_past(toy: ToyTrial) -> None
 def test_a_ramp_that_grows_moves_nobody(toy: ToyTrial) -> None:
     for traffic in (0.1, 0.4, 0.8):
         toy.take(
-            Experiments(
-                revision=1, configs=SAID.configs, states={"mine": ExperimentState(traffic=traffic)}
-            )
+            Experiments(revision=1, configs=SAID.configs, states={"mine": ExperimentState(traffic=traffic)})
         )
         for n in range(60):
             toy.serve(f"u{n}")

@@ -47,9 +47,7 @@ def test_a_step_is_that_of_the_newest_epoch_that_begins_before_it() -> None:
         assert [its.epoch if its else None for its in found] == epochs
 
 
-def test_an_epoch_ends_for_whom_has_learned_its_last_step_and_only_once_the_next_has_begun() -> (
-    None
-):
+def test_an_epoch_ends_for_whom_has_learned_its_last_step_and_only_once_the_next_has_begun() -> None:
     log = log_of((0, 1), (0, 2))
     end = EpochEnd(log, "main", 0)
     assert end.following(2) is None

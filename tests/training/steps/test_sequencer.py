@@ -77,8 +77,9 @@ def test_a_step_names_its_views() -> None:
     step = cutter.cut(5_100)
     assert step is not None
     assert [(v.key, v.partition, v.offset) for v in step.views] == [
-        (key_of("r1", 7), 3, 0), (key_of("r1", "8"), 3, 2)
-    ]  # fmt: skip
+        (key_of("r1", 7), 3, 0),
+        (key_of("r1", "8"), 3, 2),
+    ]
 
 
 @pytest.mark.parametrize("per_s", [100, 5_000, 50_000])
@@ -100,9 +101,7 @@ def test_views_named_in_a_second_do_not_grow_with_the_examples(per_s: int) -> No
         assert named == sorted(named) and named[-1] > 0.9 * per_s * seconds
 
 
-@pytest.mark.parametrize(
-    ("examples", "rate"), [(1, 0.5), (16, 0.5), (36, 0.75), (64, 1.0), (99, 1.0)]
-)
+@pytest.mark.parametrize(("examples", "rate"), [(1, 0.5), (16, 0.5), (36, 0.75), (64, 1.0), (99, 1.0)])
 def test_a_small_live_step_learns_at_a_lower_rate(examples: int, rate: float) -> None:
     for live in (True, False):
         cutter = Sequencer(StepConfig(), line="main", epoch=0, digest="", live=live)

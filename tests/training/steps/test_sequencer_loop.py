@@ -153,16 +153,9 @@ def test_a_line_that_is_another_has_steps_of_its_own() -> None:
     other = SequencerLoop(log, toy_config(), FEATURES, clock, line="cand-1")
     other.turn()
     steps = everything(log, STEPS, Step)[0]
-    assert [(s.line, s.step) for s in steps] == [
-        ("main", 1),
-        ("main", 2),
-        ("cand-1", 1),
-        ("cand-1", 2),
-    ]
+    assert [(s.line, s.step) for s in steps] == [("main", 1), ("main", 2), ("cand-1", 1), ("cand-1", 2)]
     reader = StepReader(log, "cand-1", 0)
-    assert (
-        reader.record(2) == steps[3] and reader.record(1) == steps[2] and reader.record(3) is None
-    )
+    assert reader.record(2) == steps[3] and reader.record(1) == steps[2] and reader.record(3) is None
 
 
 def test_steps_say_by_which_model_their_epoch_learns_them() -> None:
@@ -225,12 +218,7 @@ def test_while_an_epoch_has_no_step_the_others_are_read_once() -> None:
 # --- step records that can't be read ---
 
 
-RUBBISH = [
-    b"\xc1rubbish",
-    b"\x81\xa4line\xa1\xff",
-    b"\x91" * 3000,
-    pack(Live(line="main", epoch=0)),
-]
+RUBBISH = [b"\xc1rubbish", b"\x81\xa4line\xa1\xff", b"\x91" * 3000, pack(Live(line="main", epoch=0))]
 
 
 def copied(log: Log, steps: Sequence[bytes]) -> MemoryLog:

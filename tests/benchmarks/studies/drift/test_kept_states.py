@@ -2,12 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.drift.kept_states import KeepingPlayer, mixed
-from benchmarks.studies.drift.study_forgetting import (
-    PanelLoop,
-    WorldABALog,
-    _truth,
-    _with_kept_share,
-)
+from benchmarks.studies.drift.study_forgetting import PanelLoop, WorldABALog, _truth, _with_kept_share
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from replay.replay_run import ReplayOptions, ReplayResult, config_for, replay_with
@@ -35,9 +30,7 @@ def test_nothing_hangs_on_what_is_kept(both: tuple[ReplayResult, KeepingPlayer])
     plain, player = played()
     kept = both[0]
     assert plain.digest == kept.digest and plain.steps == kept.steps > 0
-    assert np.array_equal(
-        plain.predictions.scores["long_view"], kept.predictions.scores["long_view"]
-    )
+    assert np.array_equal(plain.predictions.scores["long_view"], kept.predictions.scores["long_view"])
     assert player.scores_NE().shape == (len(plain.predictions.request_id), 0)
 
 
@@ -59,9 +52,7 @@ def test_a_kept_state_speaks_from_when_it_was_kept_and_learns_no_more(
     assert not np.allclose(parts.weights_N[-20:], parts.sessions_N[-20:])
 
 
-def test_a_panel_is_drawn_once_and_its_exams_change_nothing(
-    both: tuple[ReplayResult, KeepingPlayer],
-) -> None:
+def test_a_panel_is_drawn_once_and_its_exams_change_nothing(both: tuple[ReplayResult, KeepingPlayer]) -> None:
     kept, (result, player) = both[0], played(exams_h=(0.3, 0.5))
     loop = player.loop
     assert isinstance(loop, PanelLoop) and result.digest == kept.digest
@@ -91,9 +82,7 @@ def test_the_mix_follows_who_is_right_once_it_can_be_known() -> None:
 
 
 def test_what_is_kept_is_told_raw_and_of_what_can_be_known() -> None:
-    told = _with_kept_share(
-        {"a_end": {"auc": 0.8, "ceiling": 0.9}, "return": {"auc": 0.72, "ceiling": 0.81}}
-    )
+    told = _with_kept_share({"a_end": {"auc": 0.8, "ceiling": 0.9}, "return": {"auc": 0.72, "ceiling": 0.81}})
     assert (told["kept"], told["kept_of_ceiling"]) == (0.9, 1.0)
 
 

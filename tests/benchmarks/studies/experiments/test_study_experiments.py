@@ -38,9 +38,7 @@ def test_a_layer_that_hangs_on_another_is_found(monkeypatch: pytest.MonkeyPatch)
     """As if both experiments were drawn by one hash: the study's own test sees it."""
     real = study.assign
     monkeypatch.setattr(
-        study,
-        "assign",
-        lambda user, its: real(user, study._four("one", "ranking", (0.25,) * 4, 0.5)),
+        study, "assign", lambda user, its: real(user, study._four("one", "ranking", (0.25,) * 4, 0.5))
     )
     found = study.measure_assignment(20_000)
     assert found["independent_p"] < 1e-9 and found["uniform_p"][0] < 1e-9

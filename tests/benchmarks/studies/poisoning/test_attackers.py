@@ -2,14 +2,7 @@
 
 import pytest
 
-from benchmarks.studies.poisoning.attackers import (
-    DISLIKES,
-    DRIP,
-    FARM,
-    HIJACK,
-    Attack,
-    AttackedWorld,
-)
+from benchmarks.studies.poisoning.attackers import DISLIKES, DRIP, FARM, HIJACK, Attack, AttackedWorld
 from examples.short_video.world import AFTER, Request
 
 HOUR_MS = 3_600_000

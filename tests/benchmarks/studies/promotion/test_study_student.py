@@ -49,16 +49,14 @@ def test_what_is_judged_was_not_learned_before(examples: Examples, arms: Arms) -
     assert not np.array_equal(alone["dense/values"], arrays["dense/values"])
 
 
-def test_int8_is_what_a_replica_keeps_and_it_ranks_what_was_learned(
-    examples: Examples, arms: Arms
-) -> None:
+def test_int8_is_what_a_replica_keeps_and_it_ranks_what_was_learned(examples: Examples, arms: Arms) -> None:
     arrays = as_int8(arms.train(SMALL))
     stores = {
         table.name: RowStore.filled(
             table, SMALL.seed, arrays[f"table/{table.name}/keys"], arrays[f"table/{table.name}/values"]
         )
         for table in tables_of(SMALL)
-    }  # fmt: skip
+    }
     network = build_model(FEATURES, SMALL)
     network.write_dense(arrays["dense/averaged"])
     judged = examples.take(slice(96, None))
@@ -94,8 +92,9 @@ def test_the_command_tells_all_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "found.json").read_text())
     assert [(row["arm"], row["way"]) for row in found["aucs"]][:2] == [
-        ("teacher", "learning"), ("as large, offline", "learning"),
-    ]  # fmt: skip
+        ("teacher", "learning"),
+        ("as large, offline", "learning"),
+    ]
     assert len(found["aucs"]) == 10 and found["rows"] > 20 and found["learned"] > 40
     assert found["student"] == {"dim": 4, "hidden": [8], "share": 0.5}
     sizes = {its["arm"]: its["bytes_a_row"] for its in found["costs"]}

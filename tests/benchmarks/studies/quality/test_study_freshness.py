@@ -67,9 +67,7 @@ def test_the_world_s_log_is_in_order_and_holds_what_was_seen() -> None:
     assert times == sorted(times)
     seen = {(e.request_id, e.item_id) for e in events if isinstance(e, Engagement)}
     shown = [e for e in events if isinstance(e, Impression)]
-    assert len(shown) > 50 and all(
-        (e.request_id, s.item_id) in seen for e in shown for s in e.items
-    )
+    assert len(shown) > 50 and all((e.request_id, s.item_id) in seen for e in shown for s in e.items)
     known: set[str] = set()
     for event in events:
         if isinstance(event, Impression):
@@ -77,9 +75,7 @@ def test_the_world_s_log_is_in_order_and_holds_what_was_seen() -> None:
         elif hasattr(event, "item_id"):
             known.add(str(event.item_id))
     middle = times[-1] - 10 * HOUR_MS
-    assert {e.time_ms >= middle for e in small().events(middle) if hasattr(e, "request_id")} == {
-        True
-    }
+    assert {e.time_ms >= middle for e in small().events(middle) if hasattr(e, "request_id")} == {True}
 
 
 def made(noise: tuple[float, ...], rows: int = 3000) -> JudgedRows:
@@ -87,21 +83,14 @@ def made(noise: tuple[float, ...], rows: int = 3000) -> JudgedRows:
     draw = np.random.default_rng(5)
     labels = draw.integers(0, 2, rows)
     scores = [labels + n * draw.normal(size=rows) for n in noise]
-    return JudgedRows(
-        np.array(scores, np.float32), labels, np.array([f"u{n % 60}" for n in range(rows)])
-    )
+    return JudgedRows(np.array(scores, np.float32), labels, np.array([f"u{n % 60}" for n in range(rows)]))
 
 
 def test_what_differs_is_told_apart_and_what_is_equal_is_not() -> None:
     judged = made((2.0, 1.0))
     again = JudgedRows(judged.scores_KN[[0, 1, 1, 0]], judged.labels_N, judged.users_N)
     found = figures(["a", "b", "c", "d"], [draw_aucs(again, 100, 0)] * 2)
-    assert [pair["said"] for pair in found["pairs"]] == [
-        "better",
-        "not separable",
-        "worse",
-        "not separable",
-    ]
+    assert [pair["said"] for pair in found["pairs"]] == ["better", "not separable", "worse", "not separable"]
     better = found["pairs"][0]
     assert 0 < better["low"] < better["difference"] < better["high"]
     expected = auc(judged.scores_KN[0], judged.labels_N)
