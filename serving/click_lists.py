@@ -134,7 +134,7 @@ class ClickLists:
     def _choice(self, click: Engagement, query: Query) -> tuple[Sequence[Id], Choice]:
         """The items, each once, the clicked one first, and how many candidates each stands for."""
         catalogue = self._pipeline.replica.catalogue
-        candidates = np.array(self._pipeline.candidates(query).indices, np.int64)
+        candidates = self._pipeline.candidates(query).indices_N
         indices = candidates[candidates != catalogue.index_of(click.item_id)]
         # Not the draws of the request: by these the sources have chosen.
         seed = key_of("click list", query.request_id) & 0xFFFFFFFF

@@ -48,7 +48,7 @@ from recsys.features.session import NOBODY
 from recsys.model.choice_model import choice_size, log_odds, reads_ranker, utilities
 from recsys.model.ranker import watch_seconds
 from recsys.observability.log_lines import LogThrottle
-from serving.admission.deadline import POPULAR, SHORT, UNRANKED, shorten_candidates
+from serving.admission.deadline import POPULAR, SHORT, UNRANKED, first_of_each
 from serving.query import Query, VectorVersion
 from serving.ranking.added_stages import run_added
 from serving.ranking.explanation import explain
@@ -144,8 +144,8 @@ class Pipeline:
         """Impression of a list of ``query.request.n`` items, by their indices, as if it had been answered,
         but without sources. ``choice``: what each stands for."""
         n, features = len(indices), self._features(query, np.array(indices, np.int64))
-        sources: dict[int, list[str]] = {index: [] for index in indices}
-        ranked = self._rank_list(query, self._rank(query, Candidates(features, sources=sources)))
+        candidates = _without_sources(features, np.array(indices, np.int64))
+        ranked = self._rank_list(query, self._rank(query, candidates))
         slate = Slate(np.arange(n), np.ones(n), np.zeros(n, np.bool_), 0, {})
         listed = ranked.having(slate=slate, slate_scores_R=ranked.scores_N)
         impression = self._assemble(query, listed).impression
@@ -164,7 +164,7 @@ class Pipeline:
         # Without those that a model has: what is learned mustn't depend on the version that served.
         shares = {name: share for name, share in shares.items() if name not in (VECTOR, SIMILAR)}
         viewer = self._filter(query, Candidates(self._features(query)))
-        indices = np.array(self._retrieve(query, viewer, shares).indices, np.int64)
+        indices = self._retrieve(query, viewer, shares).indices_N
         others = indices[~np.isin(indices, listed)]
         if not len(others):
             return None
@@ -189,8 +189,7 @@ class Pipeline:
         """Marks the items (n,) that the viewer's limits and the policy's rules let through."""
         viewer = self._features(query)
         features = replace(viewer, items_NI=self.replica.catalogue.keys[indices])
-        candidates = Candidates(features, sources={index: [] for index in indices.tolist()})
-        scored = candidates.scored(np.zeros(len(indices)))
+        scored = _without_sources(features, indices).scored(np.zeros(len(indices)))
         return run_stages(self.adjustments, query, scored).open_N
 
     @property
@@ -245,8 +244,12 @@ class Pipeline:
         sources, failed = self.retrieval.collect(query, candidates.features, allowed, shares)
         if len(sources) < n:
             for index in allowed.first(n * 5).tolist():
-                sources.setdefault(index, ["any"])
-        candidates = candidates.having(sources=sources)
+                sources.setdefault(index, 1 << len(shares))
+        candidates = candidates.having(
+            indices_N=np.fromiter(sources, np.int64, len(sources)),
+            sources_N=np.fromiter(sources.values(), np.int64, len(sources)),
+            source_names=(*shares, "any"),
+        )
         return candidates.degrade("retrieval") if failed else candidates
 
     def _retrieve_popular(self, query: Query, candidates: Candidates) -> Candidates:
@@ -255,21 +258,32 @@ class Pipeline:
 
     def _shorten(self, _: Query, candidates: Candidates) -> Candidates:
         most = self.replica.config.serve.short_candidates
-        if len(candidates.sources) <= most:
+        if len(candidates.indices_N) <= most:
             return candidates
-        shortened = shorten_candidates(candidates.sources, most)
-        return candidates.having(sources=shortened).degrade(SHORT)
+        chosen = first_of_each(candidates.sources_N, most)
+        indices_N, sources_N = candidates.indices_N[chosen], candidates.sources_N[chosen]
+        return candidates.having(indices_N=indices_N, sources_N=sources_N).degrade(SHORT)
 
     def _give(self, query: Query, candidates: Candidates) -> Candidates:
         indices, left_out = filters.given_items(self.replica, query)
         removed = {filters.UNKNOWN: 0, filters.EXCLUDED: 0} | Counter(left_out.values())
-        sources = {index: ["given"] for index in indices}
-        return candidates.having(sources=sources, left_out=left_out, removed=removed)
+        return candidates.having(
+            indices_N=np.array(indices, np.int64), sources_N=np.ones(len(indices), np.int64),
+            source_names=("given",), left_out=left_out, removed=removed,
+        )  # fmt: skip
 
     def _pin(self, query: Query, candidates: Candidates) -> Candidates:
         pinned = filters.pinned_items(self.replica, query, candidates)
-        sources = {**candidates.sources, **{index: ["fixed"] for index in pinned.values()}}
-        return candidates.having(pinned=pinned, sources=sources) if pinned else candidates
+        if not pinned:
+            return candidates
+        indices, names = np.array([*pinned.values()], np.int64), candidates.source_names
+        new = indices[~np.isin(indices, candidates.indices_N)]
+        indices_N = np.concatenate([candidates.indices_N, new])
+        sources_N = np.concatenate([candidates.sources_N, np.zeros_like(new)])
+        sources_N[np.isin(indices_N, indices)] = 1 << len(names)
+        return candidates.having(
+            pinned=pinned, indices_N=indices_N, sources_N=sources_N, source_names=(*names, "fixed")
+        )
 
     def _build_features(self, query: Query, candidates: Candidates) -> Candidates:
         features = self._features(query, candidates.indices_N, candidates.features)
@@ -284,7 +298,7 @@ class Pipeline:
             predictions_NL = probabilities(replica.model, replica.rows, [read])
             # Logged even if they are not numbers: they tell a broken model from a late one.
             candidates = candidates.having(predictions_NL=predictions_NL)
-            if not _has_numbers(predictions_NL) and candidates.sources:
+            if not _has_numbers(predictions_NL) and len(predictions_NL):
                 raise FloatingPointError("no candidate has a prediction that is a number")
         except Exception:
             self._failures.exception(_log, "ranking failed", query.now_ms / 1000)
@@ -295,7 +309,7 @@ class Pipeline:
         """By the choice model, how much more or less likely than the ranker says each candidate is taken."""
         replica = self.replica
         weights_W = replica.model.choice.weights_W.detach().numpy()
-        n, count = query.request.n, len(candidates.sources)
+        n, count = query.request.n, len(candidates.indices_N)
         if not _has_numbers(candidates.predictions_NL) or not weights_W.any() or n >= count:
             return candidates
         dense_NF = replica.read(candidates.features).dense_NF
@@ -380,7 +394,7 @@ class Pipeline:
             candidates.final_N, params, caps_of(replica, query, candidates),
             trust_of(replica.popularity.shown[indices], config),
             replica.vectors_of(indices) if params.diversity else None, candidates.open_N,
-            {rank: candidates.indices.index(i) for rank, i in candidates.pinned.items()},
+            {rank: int(np.flatnonzero(indices == i)[0]) for rank, i in candidates.pinned.items()},
         )  # fmt: skip
 
     def _shares(self, query: Query) -> dict[str, int]:
@@ -431,7 +445,7 @@ class Pipeline:
         items = self._items(query, candidates, slate)
         if request.explain and items:
             ranked = _has_numbers(predictions_NL)
-            reasons = self._explain(query, [candidates.indices[p] for p in positions_R], ranked)
+            reasons = self._explain(query, candidates.indices_N[positions_R], ranked)
             pairs = zip(items, reasons, strict=True)
             items = tuple(msgspec.structs.replace(item, reasons=why) for item, why in pairs)
         impression = Impression(
@@ -451,13 +465,15 @@ class Pipeline:
         left_out = dict(candidates.left_out)
         if query.request.candidate_ids is not None and len(items) < query.request.n:
             ids, listed = self.replica.catalogue.ids, {item.item_id for item in items}
-            ranked = (ids[index] for index in candidates.indices)
+            ranked = (ids[index] for index in candidates.indices_N.tolist())
             left_out |= {item_id: filters.CLOSED for item_id in ranked if item_id not in listed}
         return left_out
 
-    def _explain(self, query: Query, indices: list[int], ranked: bool) -> list[tuple[dict[str, Any], ...]]:
+    def _explain(
+        self, query: Query, indices_R: NDArray[np.int64], ranked: bool
+    ) -> list[tuple[dict[str, Any], ...]]:
         """Reasons for each item. ``ranked``: by predictions; without them no reason has an effect."""
-        replica, indices_R = self.replica, np.array(indices, np.int64)
+        replica = self.replica
 
         def score(query: Query, counters: CounterTable) -> NDArray[np.float64]:
             if not ranked:
@@ -467,7 +483,7 @@ class Pipeline:
             predictions = probabilities(replica.model, replica.rows, [listed])
             return self.score(predictions, query.policy)
 
-        return explain(score, query, replica.catalogue, replica.counters, indices)
+        return explain(score, query, replica.catalogue, replica.counters, indices_R.tolist())
 
     def _stamp(self, query: Query) -> Stamp:
         replica, results = self.replica, query.shard_results
@@ -497,10 +513,11 @@ class Pipeline:
     def _items(self, query: Query, candidates: Candidates, slate: Slate) -> tuple[AnswerItem, ...]:
         catalogue, items = self.replica.catalogue, list[AnswerItem]()
         predictions_NL = candidates.predictions_NL if query.request.explain else None
-        columns = slate.positions, candidates.slate_scores_R, slate.propensities, slate.trial_R
+        positions_R, indices_R = slate.positions, candidates.indices_N[slate.positions]
+        columns = positions_R, indices_R, candidates.slate_scores_R, slate.propensities, slate.trial_R
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        for rank, (position, score, propensity, on_trial) in enumerate(rows):
-            index, is_number = candidates.indices[position], math.isfinite(score)
+        for rank, (position, index, score, propensity, on_trial) in enumerate(rows):
+            is_number = math.isfinite(score)
             predictions = None
             if predictions_NL is not None and is_number:
                 predictions = self._named(predictions_NL[position])
@@ -509,7 +526,7 @@ class Pipeline:
                 rank=rank,
                 score=score if is_number else None,
                 propensity=propensity,
-                sources=(*candidates.sources[index], *(("quota",) if on_trial else ())),
+                sources=(*candidates.sources_of(position), *(("quota",) if on_trial else ())),
                 fields=catalogue.fields[index],
                 predictions=predictions,
             )
@@ -536,6 +553,10 @@ def without_profile_if_requested(query: Query) -> Query:
     if query.session.user_id == NOBODY or not (query.request.plain or query.session.plain):
         return query
     return replace(query, session=query.session.without_profile())
+
+
+def _without_sources(features: RequestFeatures, indices_N: NDArray[np.int64]) -> Candidates:
+    return Candidates(features, indices_N=indices_N, sources_N=np.zeros_like(indices_N))
 
 
 def _best(

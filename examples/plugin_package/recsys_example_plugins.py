@@ -102,7 +102,7 @@ class ShortFirst:
     version = "1"
 
     def __call__(self, replica: Replica, query: Query, candidates: Candidates) -> Candidates:
-        fields = (replica.catalogue.fields[index] for index in candidates.indices)
+        fields = (replica.catalogue.fields[index] for index in candidates.indices_N)
         minutes_N = np.array([_minutes(one.get("duration_ms")) for one in fields])
         return candidates.add_scores(SHORT_FIRST, -0.05 * minutes_N)
 

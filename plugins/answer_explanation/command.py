@@ -59,9 +59,10 @@ def explanation_values(check: AnswerCheck, catalogue: Catalogue) -> dict[str, An
     if check.session is not None and check.policy is not None:
         values["session"] = _session_values(check.session, catalogue, check.policy)
     if answer is not None and answer.candidates is not None:
-        sources = Counter(name for names in answer.candidates.sources.values() for name in names)
-        ranked = len(answer.candidates.indices)
-        values["candidates"] = {"ranked": ranked, "by_source": dict(sources)}
+        ranked = answer.candidates
+        positions = range(len(ranked.indices_N))
+        sources = Counter(name for position in positions for name in ranked.sources_of(position))
+        values["candidates"] = {"ranked": len(positions), "by_source": dict(sources)}
         values["removed"] = answer.removed
     if check.scores is not None:
         scores = dict(zip(("equal", "of"), check.scores, strict=True))

@@ -121,7 +121,7 @@ def _probabilities(pipeline: Pipeline, query: Query, candidates: Candidates) -> 
 
 def _predicted_reward(pipeline: Pipeline, candidates: Candidates, reward: Mapping[str, float]) -> Floats:
     """Predicted reward of each candidate (N,); 0 without a prediction."""
-    reward_N = np.zeros(len(candidates.sources))
+    reward_N = np.zeros(len(candidates.indices_N))
     if candidates.predictions_NL is None:
         return reward_N
     for column, label in enumerate(pipeline.replica.features.schema.labels):

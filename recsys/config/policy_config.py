@@ -14,6 +14,7 @@ WATCH: Final = "watch"  # the weight of predicted watch time, beside those of th
 UNWANTED: Final = ("hide", "skip")  # labels of which fewer are better, whatever they weigh
 # Sources of candidates. Items on trial come first: the others may fill all places, and the quota needs some.
 SOURCES: Final = ("trial", "covisit", "vector", "similar", "topic", "segment", "popular", "fresh", "again")
+MAX_SOURCES: Final = 60  # a candidate has a bit for each
 MAX_LIST_LENGTH: Final = 100  # items of a list that is an impression
 _WEIGHT: Final = (lambda weight: 0 <= weight < 1e6, "0 (off) or more, below a million")
 RULES: Final = ("boost", "bury", "require", "limit", "vary")
@@ -91,6 +92,8 @@ class PolicyConfig(Section):
         for name, share in self.sources.items():
             sources = f"only the sources {', '.join(SOURCES)}, and plug-ins as name@version"
             check(name in SOURCES or "@" in name, f"policy.sources.{name}", share, sources)
+        most = f"at most {MAX_SOURCES} sources"
+        check(len(self.sources) <= MAX_SOURCES, "len(policy.sources)", len(self.sources), most)
         object.__setattr__(self, "fixed", _ranks(self.fixed))
         object.__setattr__(self, "rules", _rules(self.rules))
 

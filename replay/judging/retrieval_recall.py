@@ -21,13 +21,12 @@ from replay.datasets.app_dataset import OfApp
 from replay.datasets.dataset import Dataset
 from replay.judging.answers import Answers, QuestionedAnswers, rank_of
 from replay.judging.asked_lists import AskedLists, simple_lists
-from replay.judging.bounded_state import Indices
 from replay.judging.questions import pause_of
 from replay.judging.simple_lists import Popularity, SimpleList
 from replay.judging.targets import Targets
 from replay.player import Player
 from replay.replay_run import ReplayOptions
-from serving.admission.deadline import shorten_candidates
+from serving.admission.deadline import first_of_each
 from serving.query import Query
 from serving.request import Request
 from serving.retrieval.filters import allowed_items
@@ -150,17 +149,19 @@ class RetrievalRecall:
                 viewer = candidates.features
                 retrieved = pipeline.retrieval.collect(query, viewer, allowed, {name: KS[-1]})[0]
             places[name] = {item: rank for rank, item in enumerate(retrieved, 1)}
-        shortened = {k: shorten_candidates(candidates.sources, k) for k in KS}
+        indices = candidates.indices_N
+        shortened = {k: {*indices[first_of_each(candidates.sources_N, k)].tolist()} for k in KS}
+        positions = {index: position for position, index in enumerate(indices.tolist())}
         order = candidates.final_N + np.where(candidates.open_N, 0.0, -np.inf)
-        indices: Indices = np.array(candidates.indices, np.int64)
         path, user_id = ([rank_of(indices, order, target) for target in wanted], str(query.request.user_id))
         for target, rank in zip(wanted, path, strict=True):
             ranks = {name: own.get(target, 0) for name, own in places.items()}
             self._groups["sources"].add(user_id, self._lists.rows, ranks)
             within = min((k for k in KS if target in shortened[k]), default=0)
             self._groups["path"].add(user_id, self._lists.rows, {UNION: within, PATH: rank})
-            self._shares.update(candidates.sources.get(target, ()))
-            self._counts["union"] += target in candidates.sources
+            if target in positions:
+                self._shares.update(candidates.sources_of(positions[target]))
+                self._counts["union"] += 1
         return path
 
     def _measure_shown(self, query: Query, allowed: Bitmap, wanted: Sequence[int]) -> None:

@@ -7,6 +7,9 @@ reconstruction of the answer uses ``RecordedDeadline``, which skips the same one
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 POPULAR: Final = "retrieval:popular"  # the only candidates are the popular items: a ready list
 SHORT: Final = "rank:short"  # only the first candidates of each source are ranked
 UNRANKED: Final = "rank:none"  # nothing is ranked: the order is by popularity
@@ -42,14 +45,14 @@ class RecordedDeadline:
 NO_DEADLINE: Final[Deadline] = RecordedDeadline()
 
 
-def shorten_candidates(candidates: Mapping[int, list[str]], most: int) -> dict[int, list[str]]:
-    """Keeps at most ``most`` candidates: of each source a proportional share, its first and best."""
-    if len(candidates) <= most:
-        return dict(candidates)
-    groups: dict[str, list[int]] = {}
-    for index, sources in candidates.items():
-        groups.setdefault(sources[0], []).append(index)
-    chosen = list[int]()
-    for members in groups.values():
-        chosen += members[: max(1, most * len(members) // len(candidates))]
-    return {index: candidates[index] for index in chosen[:most]}
+def first_of_each(sources_N: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Positions of at most ``most`` candidates, given a bit for each source: of each source a proportional
+    share, its first and best."""
+    count = len(sources_N)
+    if count <= most:
+        return np.arange(count)
+    first_N = sources_N & -sources_N  # a candidate belongs to the first source that retrieved it
+    sources, begins = np.unique(first_N, return_index=True)
+    groups = (np.flatnonzero(first_N == source) for source in sources[np.argsort(begins)])
+    chosen = [members[: max(1, most * len(members) // count)] for members in groups]
+    return np.concatenate(chosen)[:most]

@@ -52,5 +52,5 @@ def apply_stage(stage: AddedStage, replica: Replica, query: Query, before: Candi
     changed = replace(before, added=after.added, open_N=open_N, removed=after.removed)
     lost_N = np.isfinite(before.final_N) & ~np.isfinite(changed.final_N)
     if changed.final_N.shape != before.scores_N.shape or lost_N.any():
-        raise ValueError(f"scores are {changed.final_N}, expected {len(before.sources)} numbers")
+        raise ValueError(f"scores are {changed.final_N}, expected {len(before.indices_N)} numbers")
     return changed

@@ -25,7 +25,7 @@ def not_interested(replica: Replica, query: Query, candidates: Candidates) -> Ca
     session, penalty = query.session, query.policy.config.not_interested
     features = replica.features
     less = session.wished("less")
-    if not penalty or not (session.hidden or len(less)) or not candidates.sources:
+    if not penalty or not (session.hidden or len(less)) or not len(candidates.indices_N):
         return candidates
     wished_N = np.asarray(np.isin(candidates.features.items_NI, less).any(1), np.float64)
     newest = np.array(list(session.hidden)[-_HIDDEN:], np.int64)
@@ -57,7 +57,7 @@ def rules(replica: Replica, query: Query, candidates: Candidates) -> Candidates:
     """Applies ``policy.rules``: boost, bury, require, limit to none. Other limits are caps of the draw."""
     if not query.policy.config.rules:
         return candidates
-    added_N = np.zeros(len(candidates.sources))
+    added_N = np.zeros(len(candidates.indices_N))
     for rule in query.policy.config.rules:
         if rule.do in ("boost", "bury"):
             sign = 1 if rule.do == "boost" else -1

@@ -144,7 +144,7 @@ def pinned_items(replica: Replica, query: Query, candidates: Candidates) -> dict
         if index is None or int(rank) >= request.n or not catalogue.alive[index]:
             continue
         hidden = int(catalogue.keys[index, 0]) in query.session.hidden
-        missing = request.candidate_ids is not None and index not in candidates.sources
+        missing = request.candidate_ids is not None and index not in candidates.indices_N
         if not hidden and not missing and str(item_id) not in excluded:
             pinned[int(rank)] = index
     indices = np.array([*pinned.values()], np.int64)

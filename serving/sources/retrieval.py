@@ -52,14 +52,15 @@ class Retrieval:
 
     def collect(
         self, query: Query, viewer: RequestFeatures, allowed: Bitmap, shares: Mapping[str, int]
-    ) -> tuple[dict[int, list[str]], list[str]]:
-        """Retrieves at most ``serve.candidates`` of the allowed items, by catalogue index with the sources of
-        each, and names the sources that failed or lack the results of a shard."""
-        sources, failed = dict[int, list[str]](), list[str]()
-        rest = list[tuple[str, list[int]]]()
+    ) -> tuple[dict[int, int], list[str]]:
+        """Retrieves at most ``serve.candidates`` of the allowed items, by catalogue index with a bit for each
+        source, in the order of ``shares``; and names the sources that failed or lack the results of a shard.
+        """
+        sources, failed = dict[int, int](), list[str]()
+        rest = list[tuple[int, list[int]]]()
         results, limit = query.shard_results, self.replica.config.serve.candidates
         missing = self.replica.index.missing if results is None else results.missing
-        for name, share in shares.items():
+        for place, (name, share) in enumerate(shares.items()):
             if share <= 0:
                 continue
             try:
@@ -75,18 +76,16 @@ class Retrieval:
             if searching and searching.searches(self.replica, query.session):
                 failed.append(name)
             for index in retrieved[:share]:
-                if index in sources:
-                    sources[index].append(name)
-                elif len(sources) < limit:
-                    sources[index] = [name]
-            rest.append((name, retrieved[share:]))
+                if index in sources or len(sources) < limit:
+                    sources[index] = sources.get(index, 0) | 1 << place
+            rest.append((1 << place, retrieved[share:]))
         limit = min(limit, sum(share for share in shares.values() if share > 0))
-        for name, left in rest:
+        for bit, left in rest:
             free = limit - len(sources)
             if free <= 0:
                 break
             new = [index for index in left if index not in sources][:free]
-            sources.update((index, [name]) for index in new)
+            sources.update(dict.fromkeys(new, bit))
         return sources, failed
 
     def vector_queries(

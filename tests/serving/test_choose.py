@@ -44,17 +44,17 @@ def test_the_list_holds_what_is_taken_most_likely_in_the_order_of_the_ranker(cho
     answer = ask(choosing)
     candidates = answer.candidates
     assert candidates is not None
-    last = np.arange(len(candidates.indices))[-5:]
+    last = np.arange(len(candidates.indices_N))[-5:]
     wanted = sorted(last, key=lambda at: -candidates.scores_N[at])
     names = choosing.catalogue.ids
-    assert [i.item_id for i in answer.items] == [names[candidates.indices[at]] for at in wanted]
+    assert [i.item_id for i in answer.items] == [names[candidates.indices_N[at]] for at in wanted]
     assert [i.score for i in answer.items] == candidates.scores_N[wanted].tolist()
 
 
 def test_candidates_beyond_the_list_come_below_it_by_their_odds(choosing: Replica) -> None:
     candidates = ask(choosing).candidates
     assert candidates is not None
-    order, size = np.argsort(-candidates.final_N), len(candidates.indices)
+    order, size = np.argsort(-candidates.final_N), len(candidates.indices_N)
     assert set(order[:5]) == set(range(size - 5, size))
     assert np.array_equal(order[5:], np.arange(size - 6, -1, -1))
     assert (candidates.final_N > 0).all() and candidates.scores_N.min() > 0
@@ -79,7 +79,7 @@ def test_a_policy_s_weights_count_in_what_is_chosen(
     assert candidates is not None and candidates.predictions_NL is not None
     predicted = candidates.predictions_NL
     wanted = np.argsort(-predicted[:, 1] / predicted[:, 0])[:5]
-    assert {candidates.indices[at] for at in wanted} == {
+    assert {candidates.indices_N[at] for at in wanted} == {
         replica.catalogue.index_of(i.item_id) for i in answer.items
     }
 

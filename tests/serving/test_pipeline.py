@@ -177,7 +177,7 @@ def test_by_score_nothing_is_drawn_and_nothing_moved() -> None:
     given = tuple(f"v{n}" for n in range(30))
     answer = ask(replica, by=loose, n=12, candidate_ids=given, by_score=True)
     assert answer.candidates is not None
-    final = dict(zip(answer.candidates.indices, answer.candidates.final_N.tolist(), strict=True))
+    final = dict(zip(answer.candidates.indices_N.tolist(), answer.candidates.final_N.tolist(), strict=True))
     best = sorted(final, key=lambda index: -final[index])[:12]
     assert ids(answer) == [f"v{index}" for index in best] and len(set(final.values())) == 30
     assert {shown.propensity for shown in answer.items} == {1.0}
@@ -386,7 +386,7 @@ def test_the_impression_says_what_was_asked_and_what_else_the_answer_rests_on() 
 def test_candidates_come_with_the_answer() -> None:
     answer = ask(made(), candidate_ids=("v5", "v6", "v7"), n=2)
     assert answer.candidates is not None
-    assert list(answer.candidates.sources.values()) == [["given"]] * 3
+    assert [answer.candidates.sources_of(position) for position in range(3)] == [("given",)] * 3
     assert len(answer.candidates.scores_N) == 3
 
 

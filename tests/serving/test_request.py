@@ -8,12 +8,13 @@ from serving.request import AnswerItem, Candidates
 
 def candidates() -> Candidates:
     features = None  # stages here read scores alone
-    return Candidates(features, sources={4: ["new"], 7: ["vector", "new"], 9: ["vector"]})  # type: ignore[arg-type]
+    indices_N, sources_N = np.array([4, 7, 9]), np.array([0b10, 0b11, 0b01])
+    return Candidates(features, None, indices_N, sources_N, ("vector", "new"))  # type: ignore[arg-type]
 
 
 def test_scores_open_all_candidates_and_stages_add_to_them() -> None:
     first = candidates().scored(np.array([1.0, 2.0, 3.0]))
-    assert first.indices == [4, 7, 9] and first.open_N.all()
+    assert first.indices_N.tolist() == [4, 7, 9] and first.open_N.all()
     boosted = first.add_scores("rules", np.array([0.5, 0.0, -1.0])).add_scores("mmr", np.ones(3))
     assert boosted.final_N.tolist() == [2.5, 3.0, 3.0]
     assert boosted.scored(np.zeros(3)).final_N.tolist() == [0.0, 0.0, 0.0]
@@ -39,10 +40,17 @@ def test_an_item_without_an_explanation_is_encoded_without_its_fields() -> None:
     }  # fmt: skip
 
 
-def test_candidates_with_other_sources_have_other_indices() -> None:
+def test_a_candidate_names_its_sources_in_their_order() -> None:
+    assert [candidates().sources_of(position) for position in range(3)] == [
+        ("new",),
+        ("vector", "new"),
+        ("vector",),
+    ]
+
+
+def test_changed_candidates_leave_those_before_as_they_were() -> None:
     first = candidates()
-    assert first.indices_N.tolist() == [4, 7, 9]
-    other = first.having(sources={5: ["popular"]}, removed={"seen": 2})
-    assert other.indices == [5] and other.indices_N.tolist() == [5]
+    other = first.having(indices_N=np.array([5]), removed={"seen": 2})
+    assert other.indices_N.tolist() == [5] and other.source_names == first.source_names
     assert other.removed == {"seen": 2} and other.degraded == first.degraded
-    assert first.indices == [4, 7, 9] and not first.removed
+    assert first.indices_N.tolist() == [4, 7, 9] and not first.removed

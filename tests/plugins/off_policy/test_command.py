@@ -114,7 +114,7 @@ def test_ratios_are_those_of_the_policies_own_draws(run: Run) -> None:
         if not its.teams and its.inputs is not None and not its.inputs.by_score:
             answer = explainer.check(its, place).answer
             assert answer is not None and answer.candidates is not None
-            places.append(1 / len(answer.candidates.indices) / its.items[0].propensity)
+            places.append(1 / len(answer.candidates.indices_N) / its.items[0].propensity)
     assert np.sort(first) == pytest.approx(np.sort(places))
 
 

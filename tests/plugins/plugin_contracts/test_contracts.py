@@ -217,12 +217,12 @@ class Stage:
 
 
 def added(before: Candidates, value: Any) -> Candidates:
-    return before.add_scores("s", value + np.zeros(len(before.sources)))
+    return before.add_scores("s", value + np.zeros(len(before.indices_N)))
 
 
 def drawn(before: Candidates) -> Any:
     """Another number for each candidate: one for all would change no order."""
-    return random.random() * np.arange(len(before.sources))
+    return random.random() * np.arange(len(before.indices_N))
 
 
 def in_place(before: Candidates) -> Candidates:
@@ -232,7 +232,7 @@ def in_place(before: Candidates) -> Candidates:
 
 def by_address(replica: Any, before: Candidates) -> Any:
     """Another order of the candidates in each process."""
-    return np.sin(np.arange(len(before.sources)) * float(id(replica) >> 4))
+    return np.sin(np.arange(len(before.indices_N)) * float(id(replica) >> 4))
 
 
 ALL_OF_STAGES = set(CONTRACTS[plugins.STAGES]) - {"version"}
@@ -242,7 +242,7 @@ ALL_OF_STAGES = set(CONTRACTS[plugins.STAGES]) - {"version"}
     ("change", "expected"),
     [
         (lambda stage, replica, before: added(before, 0.5), set()),
-        (lambda stage, replica, before: before.keep("s", np.arange(len(before.sources)) > 2), set()),
+        (lambda stage, replica, before: before.keep("s", np.arange(len(before.indices_N)) > 2), set()),
         (
             lambda stage, replica, before: added(before, drawn(before)),
             {"same output", "hidden state", "global randomness", "explain"},

@@ -136,6 +136,10 @@ def test_a_policy_that_an_earlier_version_stored_has_its_digest() -> None:
         ("log: {partitions: 0}\n", ["mine.yaml", "log.partitions is 0", "1 to 1024"]),
         ("serve: {host: 'h:80/x'}\n", ["mine.yaml", "serve.host is 'h:80/x'", "without a port"]),
         ("policy: {sources: {vectr: 2}}\n", ["mine.yaml", "policy.sources.vectr is 2", "similar"]),
+        (
+            f"policy: {{sources: {{{', '.join(f's{n}@1: 2' for n in range(61))}}}}}\n",
+            ["mine.yaml", "len(policy.sources) is 69", "at most 60"],
+        ),
         ("policy: {fixed: {100: v1}}\n", ["mine.yaml", "policy.fixed.100 is 'v1'", "0 to 99"]),
         ("policy: {fixed: {0: 7, 2: '7'}}\n", ["mine.yaml", "policy.fixed.0 is 7", "one rank"]),
         ("policy: {fixed: {0: [v1]}}\n", ["mine.yaml:1", "policy.fixed.0 is ['v1']", "str"]),

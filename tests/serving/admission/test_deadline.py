@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from serving.admission.deadline import (
@@ -10,7 +11,7 @@ from serving.admission.deadline import (
     UNRANKED,
     RecordedDeadline,
     TimeLeftDeadline,
-    shorten_candidates,
+    first_of_each,
 )
 from serving.pipeline import Pipeline
 from serving.query import Query
@@ -31,13 +32,10 @@ def test_a_stage_is_missed_below_what_it_needs() -> None:
 
 
 def test_of_each_source_its_first_ones_stay() -> None:
-    candidates = {n: ["vector"] for n in range(60)} | {n: ["fresh", "topic"] for n in range(60, 90)}
-    chosen = shorten_candidates(candidates, 30)
-    assert list(chosen) == [*range(20), *range(60, 70)]
-    assert chosen[60] == ["fresh", "topic"]
-    assert shorten_candidates(candidates, 90) == candidates
-    many = {n: [f"s{n}"] for n in range(50)}
-    assert len(shorten_candidates(many, 10)) == 10
+    sources_N = np.array([0b100] * 60 + [0b011] * 30)  # one source, then two others
+    assert first_of_each(sources_N, 30).tolist() == [*range(20), *range(60, 70)]
+    assert first_of_each(sources_N, 90).tolist() == [*range(90)]
+    assert first_of_each(1 << np.arange(50), 10).tolist() == [*range(10)]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def ranked() -> tuple[Replica, Query, Candidates]:
     query = Query(Request("u"), viewer(replica, liked=(3,)), policy(), NOW_MS, "r1")
     candidates = Pipeline(replica).recommend(query).candidates
     assert candidates is not None
-    first_N = np.arange(len(candidates.sources)) == 0
+    first_N = np.arange(len(candidates.indices_N)) == 0
     replica.config = replace(replica.config, serve=replace(replica.config.serve, stages=("a@1", "b@1")))
     return replica, query, candidates.keep("before", ~first_N)
 
@@ -43,7 +43,7 @@ def run(
 
 def test_stages_run_in_order_and_change_scores_and_marks(ranked: Any) -> None:
     _, _, before = ranked
-    size = len(before.sources)
+    size = len(before.indices_N)
     last_N = np.arange(size) == size - 1
     after = run(
         ranked,
@@ -57,15 +57,19 @@ def test_stages_run_in_order_and_change_scores_and_marks(ranked: Any) -> None:
 
 def test_a_stage_opens_nothing_and_changes_nothing_else(ranked: Any) -> None:
     _, _, before = ranked
-    size = len(before.sources)
+    size = len(before.indices_N)
     after = run(
         ranked,
         lambda c: replace(
-            c, open_N=np.ones(size, np.bool_), scores_N=c.scores_N + 1, sources={}, degraded=("x",)
+            c,
+            open_N=np.ones(size, np.bool_),
+            scores_N=c.scores_N + 1,
+            sources_N=c.sources_N * 0,
+            degraded=("x",),
         ),
     )
     assert not after.open_N[0] and after.open_N[1:].all()
-    assert after.scores_N is before.scores_N and after.sources is before.sources
+    assert after.scores_N is before.scores_N and after.sources_N is before.sources_N
     assert after.degraded == before.degraded
 
 
@@ -74,15 +78,15 @@ def test_a_stage_opens_nothing_and_changes_nothing_else(ranked: Any) -> None:
     [
         lambda c: 1 / 0,
         lambda c: None,
-        lambda c: c.add_scores("a@1", np.full(len(c.sources), np.nan)),
+        lambda c: c.add_scores("a@1", np.full(len(c.indices_N), np.nan)),
         lambda c: c.add_scores("a@1", np.zeros(3)),
-        lambda c: c.add_scores("a@1", np.zeros((len(c.sources), 1))),
+        lambda c: c.add_scores("a@1", np.zeros((len(c.indices_N), 1))),
         lambda c: c.keep("a@1", np.ones(3, np.bool_)),
     ],
 )
 def test_a_stage_that_fails_is_left_out_and_named(ranked: Any, wrong: Change) -> None:
     _, _, before = ranked
-    half = np.full(len(before.sources), 0.5)
+    half = np.full(len(before.indices_N), 0.5)
     after = run(ranked, wrong, lambda c: c.add_scores("b@1", half))
     assert after.degraded == (*before.degraded, "a@1")
     assert np.array_equal(after.final_N, before.final_N + 0.5)

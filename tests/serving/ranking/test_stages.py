@@ -42,7 +42,7 @@ def test_who_hides_an_item_sees_less_of_its_author_and_tags() -> None:
     hides(session, replica, 4)  # author a4, tag t4
     answer = ask(replica, session, n=30, not_interested=2.0)
     assert answer.candidates is not None
-    added = dict(zip(answer.candidates.indices, answer.candidates.added["not_interested"], strict=True))
+    added = dict(zip(answer.candidates.indices_N, answer.candidates.added["not_interested"], strict=True))
     assert added[13] == added[9] == -1.0  # one hide, nothing liked: half of it, by author or tag
     assert added[7] == 0.0 and "v4" not in [item.item_id for item in answer.items]
     ordered = [
@@ -59,7 +59,7 @@ def test_what_is_liked_beside_weighs_against_a_hide() -> None:
     hides(session, replica, 4)
     answer = ask(replica, session, n=30, not_interested=1.0)
     assert answer.candidates is not None
-    added = dict(zip(answer.candidates.indices, answer.candidates.added["not_interested"], strict=True))
+    added = dict(zip(answer.candidates.indices_N, answer.candidates.added["not_interested"], strict=True))
     assert added[13] == pytest.approx(-0.5)  # author a4: hidden once, never liked
     assert added[24] == pytest.approx(-1 / 5, abs=0.01)  # tag t4: one hide, three likes
 
@@ -145,7 +145,7 @@ def test_trust_grows_with_every_showing() -> None:
 
 def test_a_stage_runs_in_its_place_and_its_removals_are_counted_under_its_name() -> None:
     def odd(query: Query, candidates: Candidates) -> Candidates:
-        return candidates.keep("odd", np.array(candidates.indices) % 2 == 1)
+        return candidates.keep("odd", candidates.indices_N % 2 == 1)
 
     replica = made()
     pipeline, query = Pipeline(replica), Query(Request("u", 40), viewer(replica), policy(), NOW_MS)

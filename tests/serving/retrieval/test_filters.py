@@ -11,6 +11,7 @@ from serving.query import Query
 from serving.replica.replica import Replica
 from serving.request import Request
 from serving.retrieval.filters import allowed_items
+from tests.support.serving.candidate_sources import names_by_index
 from tests.support.serving.replica_harness import NOW_MS, config, item, made, policy, popular, viewer
 from tests.support.training.small_feed import FEATURES
 
@@ -79,7 +80,7 @@ def test_a_rule_that_closes_most_items_leaves_a_full_list_of_all_sources(
     assert len(answer.items) == 10 and answer.removed["rules"] == 4_970
     assert {(*shown.fields["tags"],) for shown in answer.items} == {("rare",)}
     assert answer.candidates is not None
-    of = answer.candidates.sources
+    of = names_by_index(answer.candidates)
     assert {source for names in of.values() for source in names} == {"trial", "vector", "popular", "fresh"}
     assert {index for index, names in of.items() if "popular" in names} == {3, 4}
 

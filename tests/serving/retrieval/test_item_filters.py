@@ -23,6 +23,7 @@ from serving.replica.replica import Replica
 from serving.request import Request
 from serving.retrieval.filters import allowed_items, given_items
 from serving.retrieval.item_filters import check_filters, filter_mask
+from tests.support.serving.candidate_sources import names_by_index
 from tests.support.serving.replica_harness import NOW_MS, config, item, made, policy, popular, viewer
 
 SCHEMA = Schema(
@@ -152,7 +153,7 @@ def test_a_narrow_filter_fills_the_list_from_all_sources(monkeypatch: pytest.Mon
     assert len(answer.items) == 20 and answer.removed["filtered"] == count - len(matching)
     assert {int(str(shown.item_id)[1:]) for shown in answer.items} <= matching - {200}
     assert answer.candidates is not None
-    of = answer.candidates.sources
+    of = names_by_index(answer.candidates)
     assert {source for names in of.values() for source in names} >= {*sources} - {"any"}
     assert [index for index, names in of.items() if "popular" in names] == [300, 100]
     assert answer.impression.inputs is not None
@@ -227,7 +228,7 @@ def test_shards_get_no_keys_of_many_items_that_rules_close(monkeypatch: pytest.M
         replace(query, shard_results=ShardResults(pipeline.version, "", hits, missing=False))
     )
     assert answer.candidates is not None
-    named = [index for index, names in answer.candidates.sources.items() if "vector" in names]
+    named = [index for index, names in names_by_index(answer.candidates).items() if "vector" in names]
     assert named == [13, 22]
 
 

@@ -106,7 +106,7 @@ def test_less_lowers_scores_and_removes_nothing() -> None:
     assert ids(before) == ids(after)
     candidates = after.candidates
     assert candidates is not None
-    added = zip(candidates.indices, candidates.added["not_interested"], strict=True)
+    added = zip(candidates.indices_N, candidates.added["not_interested"], strict=True)
     lowered = {replica.catalogue.ids[index]: score for index, score in added if score}
     penalty = policy().config.not_interested
     assert lowered == {f"v{n}": -penalty for n in range(40) if n % 5 == 3}

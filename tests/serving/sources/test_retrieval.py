@@ -22,6 +22,7 @@ from serving.replica.replica import Replica
 from serving.request import Request
 from serving.sources.retrieval import BUILT_IN, Retrieval
 from serving.sources.topic import Topic, liked_groups
+from tests.support.serving.candidate_sources import names_by_index
 from tests.support.serving.replica_harness import NOW_MS, item, made, policy, popular, session_of, viewer
 from tests.support.training.small_feed import FEATURES, block
 
@@ -54,7 +55,9 @@ def collect(
     mask = np.ones(len(replica.catalogue), np.bool_) if wanted is None else wanted
     replica.config = replace(replica.config, serve=replace(replica.config.serve, candidates=limit))
     query = Query(Request("u"), its, policy(trust_after=50), NOW_MS, f"r{salt}")
-    return Retrieved(*Retrieval(replica).collect(query, user, Bitmap.of(mask), shares))
+    bits, failed = Retrieval(replica).collect(query, user, Bitmap.of(mask), shares)
+    names = {index: [n for k, n in enumerate(shares) if of >> k & 1] for index, of in bits.items()}
+    return Retrieved(names, failed)
 
 
 def test_the_policy_names_the_sources_that_there_are() -> None:
@@ -167,7 +170,7 @@ def test_a_label_that_lowers_items_is_no_liking_of_their_groups() -> None:
     by = policy(weights={"like": -3.0}, sources={"topic": 8})
     for its, found in ((by, {"any"}), (policy(sources={"topic": 8}), {"topic", "any"})):
         query = Query(Request("u"), session, its, NOW_MS, "r1")
-        of = Pipeline(replica).candidates(query).sources
+        of = names_by_index(Pipeline(replica).candidates(query))
         assert {source for names in of.values() for source in names} == found
 
 
@@ -236,8 +239,8 @@ def test_a_segment_has_its_favourites_among_the_popular_until_the_viewer_is_know
     user.user_U[replica.features.slot("profile").start] = own
     every = Bitmap.of(np.ones(40, np.bool_))
     query = Query(Request("u"), its, policy(), NOW_MS)
-    found = Retrieved(*Retrieval(replica).collect(query, user, every, {"segment": 1}))
-    assert list(found.sources) == [9]  # liked by one of theirs; by all, 7 is liked more
+    found, _ = Retrieval(replica).collect(query, user, every, {"segment": 1})
+    assert list(found) == [9]  # liked by one of theirs; by all, 7 is liked more
     known = viewer(replica, liked=tuple(range(25)))
     known.history = deque(known.history, maxlen=30)
     known.history.extend([known.history[-1]] * 20)
