@@ -32,12 +32,13 @@ from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 from replay.constant_columns import ConstantColumns
+from serving.choices import is_looked_at
 from serving.click_lists import ClickLists
-from serving.pipeline import Pipeline, is_looked_at
+from serving.pipeline import Pipeline
 from serving.query import Query
-from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
 from serving.request import Request
+from serving.scorers.probabilities import probabilities
 
 _EARLY = 2_000  # first lists, all of whose choices are looked at …
 _SHARE = 1 / 32  # … and the share of later ones in the end

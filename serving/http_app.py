@@ -34,6 +34,7 @@ from serving.admission.admission import EVENT_CALLS, Limit, TokenBuckets
 from serving.admission.before_serve import GATES
 from serving.admission.load_shedding import LoadShedder, lists_gate
 from serving.admission.whole_body import BodyReceiver, BodyRoom
+from serving.filters.conditions import check_filters
 from serving.http import api_models as models
 from serving.http.added_routes import load_routes
 from serving.http.serving_metrics import ServingMetrics
@@ -43,7 +44,6 @@ from serving.ingestion.write_api import OverQuota, Unavailable
 from serving.item_lists import Order, latest, popular, trending
 from serving.problem import problem
 from serving.replica import inspection
-from serving.retrieval.item_filters import check_filters
 from serving.service import Service
 
 _READY_POLL_S: Final = 0.5

@@ -14,11 +14,10 @@ from experiments.assignment.policy import Policies
 from recsys.events.hashing import Id
 from recsys.events.rejection import Rejected
 from recsys.features.session import NOBODY, Session
-from serving.pipeline import Pipeline
+from serving.pipeline import BY_VIEWER, FILTERS, Pipeline
 from serving.query import Query
 from serving.replica.replica import Replica
 from serving.request import AnswerItem, Request
-from serving.retrieval.filters import allowed_items
 from serving.retrieval.retrieval_client import LONGEST_S, RetrievalClient
 from serving.retrieval.retrieval_plan import SIMILAR, VectorQuery
 
@@ -77,7 +76,7 @@ class ItemLists:
     ) -> list[AnswerItem]:
         """The first items in an order."""
         query = self._query(n, filters, *exclude_ids)
-        allowed = np.flatnonzero(allowed_items(self._replica, query)[0].mask())
+        allowed = np.flatnonzero(self._pipeline.allowed_items(query)[0].mask())
         return self._first(query, order.__name__, *order(self._replica, allowed, query.now_ms))
 
     async def similar(self, n: int, filters: Filters, *item_ids: Id) -> tuple[list[AnswerItem], bool]:
@@ -97,7 +96,7 @@ class ItemLists:
         return self._first(query, SIMILAR, near[order], scores_N[order]), missing
 
     async def _near(self, query: Query, search: VectorQuery) -> tuple[Indices, bool]:
-        allowed, _ = allowed_items(self._replica, query, by_rules=self._shards is None)
+        allowed, _ = self._pipeline.allowed_items(query, FILTERS if self._shards is None else BY_VIEWER)
         if self._shards is None:
             hits = self._replica.index.search(search.vector_V, search.k, allowed, rough=True)
             return hits[0], False

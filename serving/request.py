@@ -15,6 +15,8 @@ from recsys.features.feature_set import RequestFeatures
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+# What a filter closes: a mask of candidates, or a set of items.
+Closed = NDArray[np.bool_] | Indices | Bitmap
 SESSION, STALE = "session", "stale"  # names in ``degraded`` that the service adds, not the pipeline
 
 
@@ -22,7 +24,7 @@ SESSION, STALE = "session", "stale"  # names in ``degraded`` that the service ad
 class Request:
     """One call of recommend. ``candidate_ids``: rank just these; None: retrieve. ``by_score``: order the list
     by score, without exploration and diversification. ``plain``: use nothing of the viewer's profile and
-    history. ``filters``: conditions on items by field (serving/retrieval/item_filters.py)."""
+    history. ``filters``: conditions on items by field (serving/filters/conditions.py)."""
 
     user_id: Id
     n: int = 10
@@ -61,14 +63,15 @@ class Slate:
 class Candidates:
     """Candidate items of one request (N) and the results of the stages that have run.
 
-    ``features`` are the viewer's alone until the candidates are complete. ``allowed`` are the items that the
-    filters let through. ``indices_N`` are catalogue indices; bit k of ``sources_N`` marks the candidates that
-    ``source_names[k]`` retrieved. ``left_out`` gives the reason for each candidate of the caller that isn't
-    among them. ``pinned`` maps ranks to catalogue indices. ``chances_N``: logarithms of how much more likely
-    than the ranker says each is taken, by the choice model; None where it doesn't choose. ``scores_N`` come
-    from the ranker; ``added`` holds what the choice model and each later stage added to them. ``open_N``
-    marks the candidates that none of these removed, ``limits_N`` those that the viewer's limits let through.
-    ``removed`` counts removals by stage or filter; ``degraded`` names the stages that were skipped or failed.
+    ``features`` are the viewer's alone until the candidates are complete. ``allowed``, before any are
+    retrieved: items of the catalogue that the filters let through. ``indices_N`` are catalogue indices; bit k
+    of ``sources_N`` marks the candidates that ``source_names[k]`` retrieved. ``left_out`` gives the reason
+    for each candidate of the caller that isn't among them. ``pinned`` maps ranks to catalogue indices.
+    ``chances_N``: logarithms of how much more likely than the ranker says each is taken, by the choice model;
+    None where it doesn't choose. ``scores_N`` come from the ranker; ``added`` holds what the choice model and
+    each later stage added to them. ``open_N`` marks the candidates that no filter removed, ``limits_N`` those
+    that the viewer's limits let through. ``removed`` counts removals by filter; ``degraded`` names the stages
+    that were skipped or failed.
     """
 
     features: RequestFeatures
@@ -94,6 +97,18 @@ class Candidates:
         bits = int(self.sources_N[position])
         return tuple(name for k, name in enumerate(self.source_names) if bits >> k & 1)
 
+    @property
+    def rows(self) -> Indices | slice:
+        """The candidates' rows in arrays of the catalogue: all of them until some are retrieved."""
+        return self.indices_N if self.allowed is None else slice(None)
+
+    def listed(self, indices_N: Indices, sources_N: Indices, *source_names: str) -> "Candidates":
+        """A list of items in place of the catalogue, all open, with a bit for each source."""
+        open_N = np.ones(len(indices_N), np.bool_)
+        return self.having(
+            allowed=None, indices_N=indices_N, sources_N=sources_N, source_names=source_names, open_N=open_N
+        )
+
     def having(self, **changed: Any) -> "Candidates":
         """As ``dataclasses.replace``, in a tenth of the time: each of ten stages makes new candidates."""
         candidates = object.__new__(Candidates)
@@ -113,10 +128,34 @@ class Candidates:
     def add_scores(self, stage: str, added_N: Floats) -> "Candidates":
         return self.having(added={**self.added, stage: added_N})
 
-    def keep(self, stage: str, kept_N: NDArray[np.bool_]) -> "Candidates":
-        """Closes the candidates outside of ``kept_N`` and adds them to those removed by the stage."""
-        count = self.removed.get(stage, 0) + int((self.open_N & ~kept_N).sum())
-        return self.having(open_N=self.open_N & kept_N, removed=self.removed | {stage: count})
+    def close(self, name: str, closed: Closed) -> "Candidates":
+        """Removes what a filter closes, and counts it under the filter's name."""
+        before = self.removed.get(name, 0)
+        if self.allowed is None:
+            closed_N = self.closed_N(closed)
+            count = int((self.open_N & closed_N).sum())
+            return self.having(open_N=self.open_N & ~closed_N, removed=self.removed | {name: before + count})
+        allowed = self.allowed.copy()
+        if isinstance(closed, Bitmap):
+            allowed.subtract(closed)
+        elif closed.dtype == np.bool_:
+            allowed.subtract(Bitmap.of(np.asarray(closed, np.bool_)))
+        else:
+            allowed.take(np.asarray(closed, np.int64))
+        count = self.allowed.count - allowed.count
+        return self.having(allowed=allowed, removed=self.removed | {name: before + count})
+
+    def closed_N(self, closed: Closed) -> NDArray[np.bool_]:
+        """Marks the listed candidates that a filter closes."""
+        if isinstance(closed, Bitmap):
+            return closed[self.indices_N]
+        if closed.dtype == np.bool_:
+            return np.asarray(closed, np.bool_)
+        return np.isin(self.indices_N, closed)
+
+    def drawn(self, slate: Slate, scores_R: Floats) -> "Candidates":
+        """The candidates with a list drawn from them, and the scores of its items."""
+        return self.having(slate=slate, slate_scores_R=scores_R, removed=self.removed | slate.closed)
 
     def degrade(self, *stages: str) -> "Candidates":
         return self.having(degraded=(*self.degraded, *stages)) if stages else self

@@ -38,6 +38,7 @@ from serving.admission.deadline import POPULAR, SHORT, UNRANKED, TimeLeftDeadlin
 from serving.admission.fair_lock import FairLock
 from serving.admission.load_shedding import ARRIVED_S
 from serving.click_lists import AWAY, BUSY, FAILED, ClickLists
+from serving.filters.filter import CHOSEN, EXCLUDED
 from serving.ingestion.disk_spool import DiskSpool
 from serving.ingestion.event_validation import EventValidator
 from serving.ingestion.log_writer import LogWriter
@@ -49,7 +50,6 @@ from serving.replica.log_follower import LogFollower
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from serving.request import SESSION, STALE, Answer, Request, with_degraded
-from serving.retrieval.filters import CHOSEN, EXCLUDED
 from serving.retrieval.retrieval_client import RetrievalClient
 from serving.sessions.session_store import SessionReader, StoreUnavailable
 from serving.sessions.session_timeout import MAX_WAIT_S, SLICE_S, TimedSessionReader

@@ -37,7 +37,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.model.model import build_model
 from recsys.model.ranker import watch_seconds
 from recsys.model.retrieval_vectors import content_vectors
-from serving.ranking.scoring import probabilities, user_vector
+from serving.scorers.probabilities import probabilities, user_vector
 
 _ANSWERS: Final = 4_000  # size of the cache
 

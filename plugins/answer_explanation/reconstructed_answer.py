@@ -21,8 +21,9 @@ from recsys.features.session import Session
 from serving.admission.deadline import RecordedDeadline
 from serving.pipeline import Pipeline
 from serving.query import Query
-from serving.ranking.scoring import probabilities
 from serving.request import SESSION, STALE, Answer, Request, with_degraded
+from serving.scorers.probabilities import probabilities
+from serving.scorers.weighted_sum import weighted_sum
 from serving.sessions.session_fold import KeysOf, fold_event
 
 _ARRAYS: Final = ("user_keys", "item_keys", "history", "outcomes", "dense")
@@ -158,10 +159,10 @@ def count_reproduced_scores(pipeline: Pipeline, impression: Impression, policy: 
         return 0, 0
     features = replica.read(read_block(block, replica.features))
     predictions_RL = probabilities(replica.model, replica.rows, [features])
-    scores = pipeline.score(predictions_RL, policy)
+    scores = weighted_sum(replica.features, predictions_RL, policy)
     for name, rival in policy.rivals:  # each item has the score of the arm that picked it
         picked = np.array([team == name for team in impression.teams], np.bool_)
-        scores = np.where(picked, pipeline.score(predictions_RL, rival), scores)
+        scores = np.where(picked, weighted_sum(replica.features, predictions_RL, rival), scores)
     logged = [item.score for item in impression.items]
     same = sum(old == float(new) for old, new in zip(logged, scores, strict=True))
     return same, len(logged)

@@ -14,9 +14,9 @@ from recsys.config.policy_config import Rule
 from recsys.events.event_types import Rejected
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id
+from serving.filters.conditions import filter_mask
 from serving.replica.replica import Replica
 from serving.request import AnswerItem
-from serving.retrieval.item_filters import filter_mask
 
 Scored = list[tuple[Id, float]]
 Indices = NDArray[np.int64]

@@ -18,10 +18,10 @@ from experiments.assignment.policy import Policy
 from recsys.config.policy_config import PolicyConfig
 from serving.pipeline import Pipeline
 from serving.query import Query
-from serving.ranking.selection import Floats, Indices, SamplingInput
-from serving.ranking.slate_propensities import PinnedRanks, SlateWalk
 from serving.request import Answer, Candidates
-from serving.retrieval.filters import pinned_items
+from serving.selection.sampling import Floats, Indices, SamplingInput
+from serving.selection.selector import sampling_input
+from serving.selection.slate_propensities import PinnedRanks, SlateWalk
 
 NO_CHANCE: Final = 1e-9  # a lower probability counts as none: no log is long enough to contain it
 
@@ -113,9 +113,9 @@ def probabilities_along(given: SamplingInput, positions_R: Indices, n: int) -> t
 
 def _probabilities(pipeline: Pipeline, query: Query, candidates: Candidates) -> tuple[Floats, bool]:
     assert candidates.slate is not None
-    pinned = pinned_items(pipeline.replica, query, candidates)
+    pinned = pipeline.pinned(query, candidates)
     adjusted = pipeline.adjusted(query, replace(candidates, pinned=pinned))
-    given = pipeline.sampling_input(query, adjusted)
+    given = sampling_input(pipeline.replica, query, adjusted)
     return probabilities_along(given, candidates.slate.positions, query.request.n)
 
 

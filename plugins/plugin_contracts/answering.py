@@ -20,10 +20,9 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from serving.pipeline import Pipeline
 from serving.query import Query
-from serving.ranking.added_stages import apply_stage
 from serving.replica.replica import Replica
 from serving.request import Candidates, Request
-from serving.retrieval.filters import allowed_items
+from serving.scorers.added_stages import apply_stage
 from serving.sources.source import Checked
 
 _START_MS: Final = 1_700_000_000_000
@@ -70,7 +69,7 @@ def _source_calls(plugin: Any) -> list[partial[bytes]]:
     replica = pipeline.replica
 
     def call(query: Query) -> bytes:
-        viewer, allowed = pipeline.candidates(query).features, allowed_items(replica, query)[0]
+        viewer, allowed = pipeline.candidates(query).features, pipeline.allowed_items(query)[0]
         return Checked(plugin)(replica, query, viewer, allowed, 30).tobytes()
 
     return [partial(call, query) for query in _queries(plugin, replica)]
@@ -81,7 +80,7 @@ def _stage_calls(plugin: Any) -> list[partial[bytes]]:
     replica = pipeline.replica
 
     def call(query: Query, before: Candidates) -> bytes:
-        after = apply_stage(plugin, replica, query, before)
+        after = apply_stage(_NAME, plugin, replica, query, before)
         same = (before.final_N == after.final_N).all() and (before.open_N == after.open_N).all()
         return b"" if same else after.final_N.tobytes() + after.open_N.tobytes()
 

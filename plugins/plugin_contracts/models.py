@@ -20,8 +20,8 @@ from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.model import Model, build_model
 from recsys.model.ranker import RankerModule
-from serving.ranking.scoring import probabilities
 from serving.replica.row_store import RowStore
+from serving.scorers.probabilities import probabilities
 from training.continual.learner import Learned, Learner
 
 _CONFIG: Final = ModelConfig(row_initial=0.5)

@@ -29,7 +29,6 @@ from replay.replay_run import ReplayOptions
 from serving.admission.deadline import first_of_each
 from serving.query import Query
 from serving.request import Request
-from serving.retrieval.filters import allowed_items
 from serving.retrieval.retrieval_plan import VECTOR
 
 KS: Final = (10, 100, 300)
@@ -132,7 +131,7 @@ class RetrievalRecall:
             now_ms,
             event.request_id or f"{event.user_id}-{now_ms}",
         )
-        allowed, _ = allowed_items(player.replica, query)
+        allowed, _ = player.pipeline.allowed_items(query)
         ranks = self._measure_system(query, allowed, wanted)
         self._measure_shown(query, allowed, wanted)
         self._lists.ask(user_id, now_ms, wanted, ranks, allowed)

@@ -23,7 +23,7 @@ IdIn = Text | Number
 Line = Annotated[Text, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 UserIdIn = Line | Number
 Fields = Annotated[dict[str, Any], AfterValidator(storable)]
-# Conditions by field: see serving/retrieval/item_filters.py.
+# Conditions by field: see serving/filters/conditions.py.
 _CONDITION: Any = {"type": ["string", "number", "boolean", "array", "object"]}
 _FILTERS = WithJsonSchema({"type": "object", "additionalProperties": _CONDITION})
 Filters = Annotated[dict[Text, Any], Field(max_length=10), AfterValidator(small), _FILTERS]

@@ -90,6 +90,16 @@ class ValueIndex:
         return np.array(has, np.bool_)
 
 
+def counted_values(
+    catalogue: Catalogue, item_keys: NDArray[np.int64], columns: list[int]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Keys of items' values in some columns, ascending, and how many of the items have each."""
+    indices = catalogue.indices_of_keys(item_keys)
+    keys_NC = catalogue.keys[indices[indices >= 0]][:, columns]
+    keys, counts = np.unique(keys_NC, return_counts=True)
+    return keys[keys != 0], counts[keys != 0].astype(np.float64)
+
+
 _int = types.int64
 
 

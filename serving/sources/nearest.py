@@ -12,9 +12,9 @@ from recsys.arrays.bitmap import Bitmap
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import Session
 from serving.query import Query
-from serving.ranking.scoring import user_vector
 from serving.replica.replica import Replica
 from serving.retrieval.retrieval_plan import SIMILAR, VECTOR, VectorQuery
+from serving.scorers.probabilities import user_vector
 from serving.sources.source import Indices, Source
 
 _LIKED: Final = 3  # newest liked items whose neighbours are found

@@ -29,7 +29,7 @@ def ask(case: GoldenCase, request_id: str, deadline: RecordedDeadline) -> Answer
 
 
 def test_answers_are_those_that_were_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.pipeline.probabilities", hashed_predictions)
+    monkeypatch.setattr("serving.scorers.ranker.probabilities", hashed_predictions)
     assert digest_of_answers(ask) == DIGEST
 
 

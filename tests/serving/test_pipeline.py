@@ -15,12 +15,12 @@ from serving.admission.deadline import NO_DEADLINE, POPULAR, SHORT, Deadline, Re
 from serving.index.item_index import NoIndex
 from serving.pipeline import Pipeline
 from serving.query import Query
-from serving.ranking.scoring import probabilities
-from serving.ranking.selection import level
-from serving.ranking.slate_propensities import SlateWalk
 from serving.replica.replica import Replica
 from serving.request import Answer, Request
 from serving.retrieval.retrieval_plan import RetrievalPlan
+from serving.scorers.probabilities import probabilities
+from serving.selection.sampling import level
+from serving.selection.slate_propensities import SlateWalk
 from tests.support.serving.replica_harness import NOW_MS, item, made, policy, popular, viewer
 from tests.support.training.small_feed import FEATURES
 

@@ -21,8 +21,8 @@ def test_scores_open_all_candidates_and_stages_add_to_them() -> None:
 
 
 def test_a_stage_closes_candidates_and_counts_those_that_were_open() -> None:
-    first = candidates().scored(np.zeros(3)).keep("seen", np.array([True, False, True]))
-    second = first.keep("rules", np.array([True, False, False]))
+    first = candidates().scored(np.zeros(3)).close("seen", np.array([False, True, False]))
+    second = first.close("rules", np.array([9, 7, 100]))
     assert second.open_N.tolist() == [True, False, False]
     assert second.removed == {"seen": 1, "rules": 1}
 

@@ -20,7 +20,7 @@ from recsys.events.event_types import Event, Impression
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import Session
 from replay.player import Player
-from serving.ranking.scoring import probabilities
+from serving.scorers.probabilities import probabilities
 
 Floats = NDArray[np.float64]
 MOST_STATES: Final = 16  # kept

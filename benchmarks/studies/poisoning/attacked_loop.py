@@ -27,8 +27,8 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.prediction_metrics import auc
 from replay.direct_loop import DirectLoop
-from serving.ranking.scoring import probabilities
 from serving.request import Request
+from serving.scorers.probabilities import probabilities
 
 HOUR_MS: Final = 3_600_000
 _LOOK_MS: Final = 600_000  # as the sentinel part

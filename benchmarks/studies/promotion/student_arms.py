@@ -19,8 +19,8 @@ from parameter_server.publish.rounding import round_dense, round_rows
 from recsys.config.system_config import ModelConfig, tables_of
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.model.model import Model, build_model
-from serving.ranking.scoring import probabilities
 from serving.replica.row_store import RowStore
+from serving.scorers.probabilities import probabilities
 from training.continual.learner import Learner
 from training.offline.examples import Examples
 from training.offline.initial_state import build_trainer, count_vocabularies

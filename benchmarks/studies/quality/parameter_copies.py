@@ -11,9 +11,9 @@ from parameter_server.publish.rounding import round_dense, round_rows
 from recsys.config.system_config import Config, tables_of
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from replay.player import Player, ScoredImpression
-from serving.ranking.scoring import probabilities
 from serving.replica.replica import published_model
 from serving.replica.row_store import RowStore
+from serving.scorers.probabilities import probabilities
 
 _TOGETHER = 512  # requests scored together at the most; the scores don't depend on it
 

@@ -21,7 +21,7 @@ from plugins.off_policy.estimates import (
     estimates,
 )
 from plugins.off_policy.propensities import probabilities_along, propensity_ratios
-from serving.ranking.selection import Cap, SamplingInput, SamplingParams, sample_slate
+from serving.selection.sampling import Cap, SamplingInput, SamplingParams, sample_slate
 from tests.support.paths import ROOT
 
 REFERENCE = json.loads((ROOT / "tests/support/obp_cases.json").read_text())

@@ -13,8 +13,8 @@ from recsys.model.choice_model import choice_size
 from recsys.model.model import Model, build_model
 from recsys.model.widening import widened
 from recsys.model.wider_set import Narrowing, columns_from, united
-from serving.ranking.scoring import probabilities
 from serving.replica.row_store import RowStore
+from serving.scorers.probabilities import probabilities
 from tests.support.training.small_feed import FEATURES
 
 CONFIG = ModelConfig(dim=4, vector_dim=4, hidden=(8, 5))

@@ -17,9 +17,9 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.item_counters import ItemCounters
 from serving.pipeline import Pipeline
 from serving.query import Query
-from serving.ranking.scoring import user_vector
 from serving.replica.replica import Replica
 from serving.request import Request
+from serving.scorers.probabilities import user_vector
 from serving.sources.retrieval import BUILT_IN, Retrieval
 from serving.sources.topic import Topic, liked_groups
 from tests.support.serving.candidate_sources import names_by_index

@@ -42,7 +42,7 @@ class Fault:
         elif self.name == "index":
             self._patch.setattr(service.replica.index, "search", raises)
         elif self.name == "model":
-            self._patch.setattr("serving.pipeline.probabilities", raises)
+            self._patch.setattr("serving.scorers.ranker.probabilities", raises)
         elif self.name == "log hangs":
             append = world.log.append
 

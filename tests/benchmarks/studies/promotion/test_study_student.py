@@ -13,8 +13,8 @@ from benchmarks.studies.promotion.student_arms import Arms, as_int8, replace_las
 from benchmarks.study import study
 from recsys.config.system_config import tables_of
 from recsys.model.model import build_model
-from serving.ranking.scoring import probabilities
 from serving.replica.row_store import RowStore
+from serving.scorers.probabilities import probabilities
 from tests.support.small_log import write_log
 from tests.support.training.offline_examples import MODEL, toy_blocks
 from tests.support.training.small_feed import FEATURES

@@ -1,0 +1,1 @@
+"""Filters: what closes items to a list, a file each."""

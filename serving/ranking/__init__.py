@@ -1,1 +1,0 @@
-"""Scoring candidates and drawing a list from the scores, with exact propensities."""

@@ -1,0 +1,1 @@
+"""Scorers: what sets and changes the scores of candidates, a file each."""

@@ -1,0 +1,1 @@
+"""Selectors: from scored candidates to a drawn list."""
