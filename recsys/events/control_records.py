@@ -234,10 +234,6 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
     detector: str
 
 
-class Reaction(msgspec.Struct, frozen=True, tag="reaction"):
-    """A record that earlier versions wrote after an alarm. It is readable and has no effect."""
-
-
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
     """An API key. The newest record of an ``id`` wins.
 
@@ -269,5 +265,5 @@ class LogClock(msgspec.Struct, frozen=True, kw_only=True, tag="clock"):
 
 Control = (
     Live | Experiments | ExperimentRequest | Erasure | Unlearning | Candidate | Definition | Decision
-    | OperatorRequest | LineHold | Alarm | Reaction | ApiKey | LogClock
+    | OperatorRequest | LineHold | Alarm | ApiKey | LogClock
 )  # fmt: skip
