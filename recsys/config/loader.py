@@ -6,7 +6,8 @@
     log: {url: "kafka://broker:9092"}
 
 and ``RECSYS__LOG__URL=kafka://broker:9092`` in the environment overrides both. The types are the dataclasses
-of ``recsys.config.system_config``; an unknown key is an error that names its position and the known keys.
+of ``recsys.config.system_config``; an unknown key is an error that names its position and the known keys, or
+what holds instead of a key that is gone.
 """
 
 import os
@@ -18,6 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from recsys.config.removed_keys import REMOVED
 from recsys.config.system_config import RUNS, Config
 from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 
@@ -148,4 +150,7 @@ def _decoded(text: str) -> Any:
 
 
 def _unknown(where: str, path: KeyPath, keys: Mapping[str, Any]) -> ConfigError:
-    return ConfigError(f"{where}: there is no {'.'.join(path)}; there are {', '.join(sorted(keys))}")
+    key = ".".join(path)
+    if key in REMOVED:
+        return ConfigError(f"{where}: {key} is gone: {REMOVED[key]}. Remove the key")
+    return ConfigError(f"{where}: there is no {key}; there are {', '.join(sorted(keys))}")

@@ -1,6 +1,7 @@
 """Settings: the file over the run, the environment over both, and errors that say where."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from recsys.config.loader import PREFIX, ConfigError, load
 from recsys.config.log_config import LogConfig
 from recsys.config.policy_config import PolicyConfig
+from recsys.config.removed_keys import REMOVED
 from recsys.config.safety_config import DoorsConfig
 from recsys.config.system_config import (
     RUNS,
@@ -73,6 +75,15 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
 def test_a_file_that_extends_nothing_is_a_laptop(tmp_path: Path) -> None:
     assert load(written(tmp_path, "name: dev\n")) == replace(laptop(), name="dev")
     assert load(written(tmp_path, "")) == replace(laptop(), name="mine")
+
+
+def test_a_removed_key_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, "drift:\n  watch: true\n  react: true\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml:3: drift.react is gone: an alarm .* Remove"):
+        load(file)
+    monkeypatch.setenv("RECSYS__DRIFT__MOST_GATHERED", "4")
+    with pytest.raises(ConfigError, match=r"RECSYS__DRIFT__MOST_GATHERED: drift.most_gathered is gone"):
+        load("laptop")
 
 
 def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +211,19 @@ def test_surfaces_come_from_the_file_and_from_the_environment(
     monkeypatch.setenv("RECSYS__SURFACES", '{"home": {"explore": 0.5}, "detail": {"quota": 0}}')
     both = {"home": home | {"explore": 0.5}, "detail": {"quota": 0}}
     assert load(str(file)).surfaces == both
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_key_is_refused_with_what_holds_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    section, _, name = key.partition(".")
+    expected = f"{key} is gone: {re.escape(REMOVED[key])}. Remove the key"
+    with pytest.raises(ConfigError, match=f":1: {expected}"):
+        load(written(tmp_path, f"{section}: {{{name}: 1}}\n"))
+    monkeypatch.setenv(f"RECSYS__{section}__{name}".upper(), "1")
+    with pytest.raises(ConfigError, match=f"environment variable .*: {expected}"):
+        load("laptop")
 
 
 def test_a_name_that_is_neither_run_nor_file() -> None:
