@@ -142,7 +142,7 @@ def _add_ranking_routes(app: FastAPI, service: Service, metrics: ServingMetrics)
     @app.post("/v1/recommend", response_model=models.RecommendOut, responses=_PROBLEMS)
     async def recommend(request: Request, body: models.RecommendIn) -> Response:
         """Items for a user, ranked by the freshest model."""
-        n = body.n or service.reader.policies.lengths.get(body.surface, LENGTH)
+        n = body.n or service.live.control.policies.lengths.get(body.surface, LENGTH)
         return await answered(caller_of(request.scope), _request_of(body, n))
 
     @app.post("/v1/rank", response_model=models.RecommendOut, responses=_PROBLEMS)
@@ -206,7 +206,7 @@ def _add_list_routes(app: FastAPI, service: Service, metrics: ServingMetrics) ->
     lists = service.lists
 
     async def checked(request: Request, query: Annotated[models.ListQuery, Query()]) -> models.ListQuery:
-        if not service.reader.ready:
+        if not service.live.followers.ready:
             raise Unavailable(service.unready)
         caller = caller_of(request.scope)
         if caller.user_id is not None:
@@ -296,7 +296,7 @@ def _add_admin_routes(app: FastAPI, service: Service) -> None:
         name = _id(user_id, "user_id")
         session = await service.session_of(name)
         request = values.Request(name, n=inspection.SHOWN, explain=True)
-        policy = service.reader.policies.resolve(name, request.surface)
+        policy = service.live.control.policies.resolve(name, request.surface)
         answer = await service.recommend_unlogged(request, session, counts=False)
         listed = {"items": answer.items, "stamp": answer.stamp, "degraded": answer.degraded}
         user = inspection.user(service.replica, session, policy)
@@ -313,7 +313,7 @@ def _add_health_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
     async def readyz() -> Response:
         """Whether the replica has caught up with the log and still reaches it; ``failure`` says why not."""
         unready = service.unready
-        body = {"ready": not unready, "lag": service.reader.lag, "failure": unready}
+        body = {"ready": not unready, "lag": service.live.followers.lag, "failure": unready}
         return json_response(body, 503 if unready else 200)
 
     @app.get("/metrics", response_class=Response, responses=_PROBLEMS)

@@ -45,9 +45,7 @@ from serving.ingestion.write_api import Unavailable, WriteApi
 from serving.item_lists import ItemLists
 from serving.pipeline import Pipeline
 from serving.query import Query
-from serving.replica.log_follower import LogFollower
 from serving.replica.replica import Replica
-from serving.replica.state_reader import StateReader
 from serving.request import SESSION, STALE, Answer, Request, with_degraded
 from serving.retrieval.filters import CHOSEN, EXCLUDED
 from serving.retrieval.retrieval_client import RetrievalClient
@@ -57,6 +55,7 @@ from serving.sessions.session_view import view_of
 from serving.tracing.request_trace import ANSWER, WAIT, Mark, RequestTrace, unmarked
 from serving.tracing.request_trace import SESSION as SESSION_READ
 from serving.tracing.swipe_traces import SwipeTraces
+from serving.variants.model_variant import ModelVariant
 from serving.variants.model_variants import CanaryRouter, ModelVariants
 
 _LOG: Final = logging.getLogger(__name__)
@@ -90,9 +89,8 @@ class Service:
         if name := in_use.name(self.features):
             sessions = sessions.of_set(name)
         self.sessions = TimedSessionReader(sessions)
-        self.replica = Replica(self.features, config, 0 if shards is None else len(shards))
-        self.pipeline = Pipeline(self.replica)
-        self.reader = StateReader(log, self.replica, config, now_ms, traces=traces, first=first)
+        replica = Replica(self.features, config, 0 if shards is None else len(shards))
+        self.live = ModelVariant(log, replica, now_ms, first, traces)
         serve = config.serve
         spool = DiskSpool(Path(config.state) / "kept", log.id, _KEPT_ON_DISK)
         is_full = SpaceReader(config.state).is_full
@@ -111,11 +109,10 @@ class Service:
         self.click_lists = ClickLists(self.pipeline)
         self.lists = ItemLists(self.pipeline, shards, now_ms)
         self.write_api = WriteApi(
-            config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces, is_full,
+            config, self.writer, sessions, self.live.progress.freshness, validator, now_ms, traces, is_full,
             self.features.schema, None if has_lists else self.with_lists,
         )  # fmt: skip
-        self.follower = LogFollower(log, self.reader)
-        self.variants = ModelVariants(config, log, self.features, now_ms, first)
+        self.variants = ModelVariants(log, self.live, now_ms, first)
         self.canary = CanaryRouter(self.variants)
         deadline_s, queue_s = serve.deadline_ms / 1000, serve.queue_ms / 1000
         self.admission = Admission(deadline_s, queue_s, serve.max_ongoing)
@@ -132,22 +129,32 @@ class Service:
             _LOG.warning("answers have no tokens: engagements can't be proven", extra={"no": file})
         self.writer.start()
         self.variants.start(asyncio.get_running_loop())
-        self.follower.start(asyncio.get_running_loop())
+        self.live.thread.start(asyncio.get_running_loop())
 
     async def caught_up(self, wait_s: float) -> None:
         """Waits until the service has caught up with the log, ``wait_s`` at the longest; then calls the
         retrieval shards once, which takes some seconds at most."""
-        await self.follower.caught_up(wait_s)
+        await self.live.thread.caught_up(wait_s)
         if self.shards is not None:
             await self.shards.connect()
 
     async def stop(self) -> None:
         """Writes pending records and ends the threads."""
         self.write_api.close()
-        await asyncio.to_thread(self.follower.stop)
+        await asyncio.to_thread(self.live.thread.stop)
         await self.variants.stop()
         await asyncio.to_thread(self.writer.close)
         await self.sessions.close()
+
+    @property
+    def replica(self) -> Replica:
+        """State of the live variant."""
+        return self.live.replica
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Pipeline of the live variant."""
+        return self.live.pipeline
 
     @property
     def ready(self) -> bool:
@@ -156,21 +163,20 @@ class Service:
     @property
     def unready(self) -> str:
         """Reason not to send requests here; empty if ready. The replica may answer all the same."""
-        if self.failure or self.follower.away:
-            return self.failure or self.follower.away
-        return "" if self.reader.ready else _STARTING
+        if reason := self.failure or self.live.thread.away:
+            return reason
+        return "" if self.live.followers.ready else _STARTING
 
     @property
     def stale(self) -> bool:
         """Whether examples have waited, or the log has been away, for ``serve.stale_s``."""
-        if self.reader.stale(self.timer_ms()):
-            return True
-        return self.replica.step > 0 and self.follower.away_s > self.config.serve.stale_s
+        away = self.live.thread.away_s > self.config.serve.stale_s
+        return self.live.stale or (away and self.replica.step > 0)
 
     @property
     def failure(self) -> str:
         """Reason why the replica stopped following the log; empty while it follows."""
-        return self.follower.failure
+        return self.live.thread.failure
 
     def access_control(
         self,
@@ -181,7 +187,7 @@ class Service:
         """Control of the callers of this replica's API, with the keys that it has read. ``scopes``,
         ``health``: of routes that plug-ins add."""
         source_key, door_key = (SecretFile(self.run_folder / n) for n in (SOURCE_KEY, DOOR_KEY))
-        keyring, quotas = self.reader.keyring, self.quotas
+        keyring, quotas = self.live.control.keyring, self.quotas
         return AccessControl(
             self.config, keyring, quotas, admin_key, source_key, door_key, self.now_ms, scopes, health
         )
@@ -212,7 +218,7 @@ class Service:
         """Whether the viewer's side chose what its list holds: it gave candidates, excluded more items than a
         page that is read on, left few to choose from, or asked for many of them."""
         removed = answer.removed
-        length = self.reader.policies.lengths.get(request.surface, LENGTH)
+        length = self.live.control.policies.lengths.get(request.surface, LENGTH)
         excluded = removed.get(EXCLUDED, 0) + removed.get("hidden", 0)
         share = self.config.bounds.free_share
         if request.candidate_ids is not None or (share and excluded > _READ_ON * length):
@@ -229,7 +235,7 @@ class Service:
     ) -> Answer:
         """Answers a request and, if ``logged``, logs the impression. ``request_id``: a unique id of the
         caller's. Raises Unavailable before the replica has caught up."""
-        if not self.reader.ready:
+        if not self.live.followers.ready:
             raise Unavailable(_STARTING)
         began_s, arrived_s = time.monotonic(), _arrived_s()
         session, read = await self._read_session(request.user_id)
@@ -265,7 +271,7 @@ class Service:
     async def recommend_unlogged(self, request: Request, session: Session, counts: bool = True) -> Answer:
         """Answers from a given session, without an impression. ``counts``: whether the list counts in metrics
         of lists and waiting times. Raises Unavailable before the replica has caught up."""
-        if not self.reader.ready:
+        if not self.live.followers.ready:
             raise Unavailable(_STARTING)
         return await self._answer(request, session, _arrived_s(), 0.0, counts=counts)
 
@@ -291,8 +297,8 @@ class Service:
             await self._lock.acquire()
             try:
                 if query is None:  # once: retrieval and ranking use the same user features
-                    self.canary.update(self.reader.canary, self.reader.arms)
-                    policy = self.reader.policies.resolve(request.user_id, request.surface)
+                    self.canary.update(self.live.control.canary, self.live.control.arms)
+                    policy = self.live.control.policies.resolve(request.user_id, request.surface)
                     variant = self.canary.pipeline(request.user_id, policy.line, counts)
                     pipeline = variant or self.pipeline
                     query = Query(
@@ -316,8 +322,8 @@ class Service:
     async def session_view(self, user_id: Id) -> dict[str, Any]:
         """Session of a user, for display. Raises Unavailable without a store."""
         session = await self.session_of(user_id)
-        policy = self.reader.policies.resolve(user_id)
-        learned = self.reader.freshness.learned_views
+        policy = self.live.control.policies.resolve(user_id)
+        learned = self.live.progress.freshness.learned_views
         return view_of(session, self.replica.catalogue, policy.config.weights, learned)
 
     async def session_of(self, user_id: Id) -> Session:
@@ -353,7 +359,7 @@ class Service:
         if time.monotonic() >= until_s:
             return self.click_lists.leave_out(click, BUSY)
         session, read = await self._read_session(click.user_id)
-        if not (read and self.reader.ready):
+        if not (read and self.live.followers.ready):
             return self.click_lists.leave_out(click, AWAY)
         async with self._click_list_lock:
             await self._lock.acquire()
@@ -390,7 +396,7 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """State shown by the page and by ``recsys status``."""
-        reader, replica = self.reader, self.replica
+        live, replica, progress = self.live, self.replica, self.live.progress
         line, epoch, step = replica.version
         return {
             "version": {"line": line, "epoch": epoch, "step": step},
@@ -398,11 +404,11 @@ class Service:
             "time_ms": self.now_ms(),
             "age_ms": self.now_ms() - replica.step_time_ms if replica.step_time_ms else None,
             "items": replica.catalogue.living.count, "ready": self.ready,
-            "events_per_s": round(reader.events.per_s(), 2),
-            "examples_per_s": round(reader.examples.per_s(), 2),
-            **reader.freshness.percentiles(self.timer_ms()), "lag": reader.lag, "gaps": reader.line.gaps,
-            "impressions_dropped": self.writer.dropped, "canary": self._canary_status(),
-            "arms": self._arms_status(),
+            "events_per_s": round(progress.events.per_s(), 2),
+            "examples_per_s": round(progress.examples.per_s(), 2),
+            **progress.freshness.percentiles(self.timer_ms()), "lag": live.followers.lag,
+            "gaps": live.followers.weights.line.gaps, "impressions_dropped": self.writer.dropped,
+            "canary": self._canary_status(), "arms": self._arms_status(),
         }  # fmt: skip
 
     def _canary_status(self) -> dict[str, Any] | None:
@@ -414,17 +420,17 @@ class Service:
             "line": variant.line,
             "share": state.share,
             "step": variant.pipeline.replica.step,
-            "ready": variant.reader.ready,
+            "ready": variant.followers.ready,
             "answered": self.canary.answered[variant.line],
         }
 
     def _arms_status(self) -> dict[str, dict[str, Any]]:
         """Model lines that answer arms of experiments, by name."""
-        variants = {line: self.variants.get(line) for line in self.reader.arms}
+        variants = {line: self.variants.get(line) for line in self.live.control.arms}
         return {
             line: {
                 "step": 0 if variant is None else variant.pipeline.replica.step,
-                "ready": variant is not None and self.variants.is_servable(variant),
+                "ready": variant is not None and variant.servable,
                 "answered": self.canary.answered[line],
             }
             for line, variant in variants.items()

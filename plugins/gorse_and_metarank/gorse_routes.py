@@ -348,7 +348,7 @@ class GorseRoutes:
             await self._service.sessions.get("health")
         except StoreUnavailable as error:
             store_error = str(error)
-        log_error = self._service.failure or self._service.follower.away
+        log_error = self._service.failure or self._service.live.thread.away
         return {
             "CacheStoreConnected": not store_error,
             "CacheStoreError": store_error,

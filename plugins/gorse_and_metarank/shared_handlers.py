@@ -143,9 +143,9 @@ class SharedHandlers:
     async def _applied(self, end: int) -> bool:
         """Waits until this replica answers with all items before an offset; returns whether it does."""
         until_s = time.monotonic() + _APPLIED_S
-        while self.service.reader.items_applied < end and time.monotonic() < until_s:
+        while self.service.live.followers.items.applied < end and time.monotonic() < until_s:
             await asyncio.sleep(_POLL_S)
-        return self.service.reader.items_applied >= end
+        return self.service.live.followers.items.applied >= end
 
 
 class WriteBacks:

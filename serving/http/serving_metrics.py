@@ -138,8 +138,8 @@ class ServingMetrics:
 
 def _gauges(service: Service) -> dict[str, ReadGauge]:
     """Gauges by name, without prefix: description and reader."""
-    writer, reader, replica = service.writer, service.reader, service.replica
-    fresh, traces = reader.freshness, service.traces
+    writer, followers, replica = service.writer, service.live.followers, service.replica
+    fresh, traces = service.live.progress.freshness, service.traces
     return {
         "ready": ("1 once the replica has caught up with the log", lambda: float(service.ready)),
         "epoch": ("Epoch of the weights that answer", lambda: replica.epoch),
@@ -147,10 +147,10 @@ def _gauges(service: Service) -> dict[str, ReadGauge]:
         "items": ("Items that may be recommended", lambda: replica.catalogue.living.count),
         "catalogue_offset": ("Next offset to read of items", lambda: replica.catalogue_offset),
         "item_state_offset": ("Next offset to read of item_state", lambda: replica.item_state_offset),
-        "delta_gaps": ("Gaps in the deltas, since the start", lambda: reader.line.gaps),
-        "unreadable": ("Unreadable records, since the start", lambda: reader.unreadable),
+        "delta_gaps": ("Gaps in the deltas, since the start", lambda: followers.weights.line.gaps),
+        "unreadable": ("Unreadable records, since the start", lambda: followers.unreadable),
         "catalogue_damaged": ("Damaged snapshots of the catalogue, not used, since the start",
-                              lambda: reader.catalogue.damaged if reader.catalogue else 0),
+                              lambda: followers.catalogue.damaged if followers.catalogue else 0),
         "log_failures": ("Failed appends, since the start", lambda: writer.failures),
         "impressions_kept_bytes": ("Bytes of impressions that wait for the log, in memory",
                                    lambda: writer.kept_bytes),

@@ -97,8 +97,7 @@ def test_a_list_is_drawn_as_the_feed_draws_and_counts_as_none(
             asked.append(query.request)
             return recommend(query)
 
-        side = SimpleNamespace(line="arm", pipeline=w.service.pipeline)
-        monkeypatch.setattr(canary.variants, "is_servable", lambda side: True)
+        side = SimpleNamespace(line="arm", pipeline=w.service.pipeline, servable=True)
         monkeypatch.setattr(canary.variants, "get", lambda line: side)
         monkeypatch.setattr(CanaryRouter, "pipeline", lambda of, user, _, c: its(of, user, "arm", c))
         monkeypatch.setattr(w.service.pipeline, "recommend", noted)
