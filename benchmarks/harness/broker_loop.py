@@ -45,7 +45,6 @@ from replay.replay_run import (
     replay_with,
 )
 from serving.click_lists import ClickLists
-from serving.replica.replica import Replica
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import RedisFoldStore
@@ -163,7 +162,7 @@ class BrokerPlayer(Player):
         log = loop.log
         self._broker, self._log, self._store = loop, log, store
         self._unsent: list[Event] = []
-        variant = ModelVariant(log, Replica(self.features, self.config), self._clock)
+        variant = ModelVariant(self.config, log, self.features, self._clock)
         self.replica, self.pipeline, self._followers = variant.replica, variant.pipeline, variant.followers
         self._click_lists = ClickLists(self.pipeline)
         self._session_loop = SessionLoop(log, store, self.features, self._clock, self.config.sessions.seen)

@@ -186,7 +186,7 @@ class LocalSystem:
     async def _end_replica(self) -> None:
         self.service.write_api.close()
         await asyncio.to_thread(self.service.writer.close)
-        await self.service.sessions.close()
+        await self.service.sessions.store.close()
 
     def publish(self, items: Sequence[Item]) -> None:
         self.log.append(ITEMS, [Append(0, str(i.item_id).encode(), encode(i)) for i in items])
@@ -259,7 +259,7 @@ class LocalSystem:
         """The replica and the retrieval shards read and apply what is new on the log."""
         control = self.service.live.control
         self.service.canary.update(control.canary, control.arms)
-        for variant in self.service.variants.all:
+        for variant in self.service.canary.variants.all:
             if not variant.followers.ready:
                 variant.followers.catch_up(lambda: False)
         for followers in self._all_followers():
@@ -272,5 +272,5 @@ class LocalSystem:
                 full = batch.full or followers.weights.offset > before
 
     def _all_followers(self) -> list[Followers]:
-        variants = [variant.followers for variant in self.service.variants.all]
+        variants = [variant.followers for variant in self.service.canary.variants.all]
         return [self.service.live.followers, *(shard.followers for shard in self.retrieval), *variants]

@@ -44,7 +44,6 @@ from recsys.log.protocol import Append
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_snapshot import PartState
 from serving.query import Query
-from serving.replica.replica import Replica
 from serving.request import Request
 from serving.variants.model_variant import ModelVariant
 from training.joining.joiner_loop import JoinerLoop
@@ -213,17 +212,16 @@ def follow(task: Task, messages: Messages, stop: Any) -> None:
     """A process with a replica that follows the log as a serving one; notes the step of its newest answer."""
     with reporting_errors(messages, 2):
         features, log = feature_set(task.config), open_log(task.config)
-        replica = Replica(features, task.config)
-        live = ModelVariant(log, replica, machine_ms)
+        live = ModelVariant(task.config, log, features, machine_ms)
         live.followers.catch_up(stop.is_set)
         session, known_step = Session("u0", features), 0
 
         def turn() -> Any:
             nonlocal known_step
             live.followers.apply(live.followers.read())
-            if replica.step == known_step:
+            if live.replica.step == known_step:
                 return None
-            known_step = replica.step
+            known_step = live.replica.step
             policy = live.control.policies.resolve("u0")
             query = Query(Request("u0"), session, policy, machine_ms(), f"r{known_step}")
             answer = live.pipeline.recommend(query)

@@ -23,8 +23,8 @@ from serving.http.api_models import ProblemOut
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import DECODE_ERRORS, StrictRoute, decode, json_response
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
-from serving.ingestion.write_api import OverQuota, Unavailable
-from serving.problem import problem
+from serving.ingestion.write_api import OverQuota
+from serving.problem import Unavailable, problem
 from serving.service import Service
 
 _APPLIED_S: Final = 2.0  # wait until this replica answers with a changed item

@@ -5,6 +5,7 @@ from typing import Any
 
 from recsys.app.set_loops import SetsInUse
 from recsys.clock import timer_of
+from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from serving.followers.control import ControlFollower
@@ -27,21 +28,23 @@ class ModelVariant:
     has a line of its own, and the live one's ``control``."""
 
     def __init__(
-        self, log: Log, replica: Replica, now_ms: Callable[[], int], first: FeatureSet | None = None,
-        traces: SwipeTraces | None = None, line: str = "", control: ControlFollower | None = None,
+        self, config: Config, log: Log, features: FeatureSet, now_ms: Callable[[], int],
+        first: FeatureSet | None = None, shards: int = 0, traces: SwipeTraces | None = None,
+        line: str = "", control: ControlFollower | None = None,
     ) -> None:  # fmt: skip
-        """``first``: the set of the state folder's file, if the replica's is another. ``traces``: for applied
-        steps. ``line``, ``control``: of a variant beside the live one. Raises ValueError where the
-        configuration names what the schema lacks."""
-        config, first, self.timer_ms = replica.config, first or replica.features, timer_of(now_ms)
-        self.line, self.pipeline = line, Pipeline(replica)
-        self.control = live = control or ControlFollower(log, config, replica.features.schema)
+        """``features``: as logged. ``first``: the set of the state folder's file, if that is another.
+        ``shards``: as in ``Replica``. ``traces``: for applied steps. ``line``, ``control``: of a variant
+        beside the live one. Raises ValueError where the configuration names what the schema lacks."""
+        self.line, first, self.timer_ms = line, first or features, timer_of(now_ms)
+        self.replica = replica = Replica(features, config, shards)
+        self.pipeline = Pipeline(replica)
+        self.control = live = control or ControlFollower(log, config, features.schema)
         items = ItemsFollower(log, replica)
         weights = WeightsFollower(
             log, replica, live.lifecycle, lambda: (line, 0) if line else live.live, first, self.timer_ms,
             traces.now_ns if traces else lambda: 0,
         )  # fmt: skip
-        counters = CountersFollower(log, replica, items, SetsInUse(first).name(replica.features))
+        counters = CountersFollower(log, replica, items, SetsInUse(first).name(features))
         self.progress = ProgressFollower(log, replica, weights, live.lifecycle, self.timer_ms, traces)
         index = IndexFollower(replica)
         every: list[Follower[Any]] = [live, items, counters, weights, self.progress, index]
@@ -50,10 +53,6 @@ class ModelVariant:
             self.timer_ms, CatalogueSnapshot(config.state, log.id, replica, writes=not line),
         )  # fmt: skip
         self.thread = FollowerThread(log, self.followers)
-
-    @property
-    def replica(self) -> Replica:
-        return self.pipeline.replica
 
     @property
     def stale(self) -> bool:

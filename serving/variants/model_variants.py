@@ -22,7 +22,6 @@ from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from serving.pipeline import Pipeline
-from serving.replica.replica import Replica
 from serving.variants.model_variant import ModelVariant
 
 _RETRY_S: Final = 5.0  # after a variant couldn't be created or failed
@@ -97,10 +96,10 @@ class ModelVariants:
                 self._retry_at_s[line] = time.monotonic() + _SNAPSHOT_POLL_S
                 return
             live = self._live
-            replica = Replica(live.replica.features, live.replica.config)
             variant = ModelVariant(
-                self._log, replica, self._now_ms, self._first, line=line, control=live.control
-            )
+                live.replica.config, self._log, live.replica.features, self._now_ms, self._first,
+                line=line, control=live.control,
+            )  # fmt: skip
             if self._loop is not None:
                 variant.thread.start(self._loop)
             self._created.append(variant)

@@ -199,7 +199,9 @@ def test_a_planted_bug_is_met(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_step_that_goes_back_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers are of one version each, but one is of before."""
     bird = VersionedService.in_folder(tmp_path, every=EVERY)
-    older = Service(bird.service.config, bird.service.log, bird.service.sessions.sessions, lambda: NOW_MS)
+    older = Service(
+        bird.service.config, bird.service.log, bird.service.sessions.store.sessions, lambda: NOW_MS
+    )
     older.live.followers.catch_up(lambda: False)
     asked = bird.service.recommend
 

@@ -14,7 +14,6 @@ from recsys.config.policy_config import PolicyConfig
 from recsys.events.control_records import Candidate, Experiments, ExperimentState, Live, ModelSize
 from recsys.events.records import CONTROL
 from serving.followers import control
-from serving.replica.replica import Replica
 from serving.variants.model_variant import ModelVariant
 from tests.support.serving.followed_log import FEATURES, NOW_MS, FollowedLog
 
@@ -62,8 +61,8 @@ def test_the_model_is_that_of_the_epoch_and_of_the_canary(fixture: FollowedLog) 
     batch = fixture.live.followers.read()
     assert fixture.live.replica.model is before and fixture.row() == 1.0
     fixture.live.followers.apply(batch)
-    replica, live = Replica(FEATURES, teacher), fixture.live.control
-    canary = ModelVariant(fixture.log, replica, lambda: NOW_MS, line="small", control=live)
+    live = fixture.live.control
+    canary = ModelVariant(teacher, fixture.log, FEATURES, lambda: NOW_MS, line="small", control=live)
     for variant, row in ((fixture.live, 8.0), (fixture.another(), 8.0), (canary, 9.0)):
         fixture.turn(variant)
         assert variant.replica.model.config == student and fixture.row(variant) == row  # type: ignore[attr-defined]

@@ -8,7 +8,6 @@ from recsys.config.system_config import Config
 from recsys.events.control_records import Candidate
 from recsys.events.hashing import key_of
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, STEPS, Range, SampledView, Step
-from serving.replica.replica import Replica
 from serving.variants.model_variant import ModelVariant
 from tests.support.serving.followed_log import FEATURES, NOW_MS, FollowedLog
 
@@ -80,10 +79,10 @@ def test_a_candidate_that_does_not_learn_answers_for_as_long_as_it_is_the_canary
 ) -> None:
     fixture.snapshot(3, 9.0, line="cand")
     fixture.put(CONTROL, Candidate(line="cand", registry="r", learns=learns))
-    replica = Replica(FEATURES, fixture.config)
     clock, stale_ms = lambda: fixture.now_ms, round(1000 * fixture.config.serve.stale_s) + 1
     fixture.turn()
-    canary = ModelVariant(fixture.log, replica, clock, line="cand", control=fixture.live.control)
+    control = fixture.live.control
+    canary = ModelVariant(fixture.config, fixture.log, FEATURES, clock, line="cand", control=control)
     fixture.turn(canary)
     fixture.put(EXAMPLES, b"an example")
     fixture.turn(canary)

@@ -10,7 +10,6 @@ from benchmarks.harness.local_system import small_config
 from recsys.events.records import topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import MemoryLog
-from serving.replica.replica import Replica
 from serving.variants.model_variant import ModelVariant
 from serving.variants.model_variants import ModelVariants
 
@@ -19,7 +18,7 @@ def variants_in(folder: Path) -> ModelVariants:
     config, log = small_config(folder), MemoryLog()
     for topic in topics(config.log.partitions):
         log.create(topic)
-    live = ModelVariant(log, Replica(feature_set(config), config), lambda: 0)
+    live = ModelVariant(config, log, feature_set(config), lambda: 0)
     return ModelVariants(log, live, lambda: 0)
 
 
@@ -43,7 +42,7 @@ def test_what_fails_is_not_made_anew_at_each_request(tmp_path: Path, monkeypatch
     made = []
     monkeypatch.setattr("serving.variants.model_variants.snapshots.complete_steps", lambda *_: [1])
     variants = variants_in(tmp_path)
-    monkeypatch.setattr("serving.variants.model_variants.Replica", lambda *_: made.append(1) or 1 / 0)
+    monkeypatch.setattr("serving.variants.model_variant.Replica", lambda *_: made.append(1) or 1 / 0)
 
     asyncio.run(wanted(variants, 1.0))
     assert len(made) == 1

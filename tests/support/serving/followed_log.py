@@ -15,7 +15,6 @@ from recsys.events.records import DELTAS, ITEMS, Delta, TableRows, pack, topics
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, MemoryLog
-from serving.replica.replica import Replica
 from serving.variants.model_variant import ModelVariant
 
 FEATURES = FeatureSet(FEED_SCHEMA)
@@ -36,8 +35,7 @@ class FollowedLog:
         self.live = self.another()
 
     def another(self) -> ModelVariant:
-        replica = Replica(FEATURES, self.config)
-        return ModelVariant(self.log, replica, lambda: self.now_ms)
+        return ModelVariant(self.config, self.log, FEATURES, lambda: self.now_ms)
 
     def put(self, topic: str, value: Any, partition: int = 0) -> int:
         data = value if isinstance(value, bytes) else pack(value)

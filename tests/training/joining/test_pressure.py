@@ -38,9 +38,9 @@ class Fault:
     def begin(self, world: World) -> None:
         service = world.service
         if self.name == "store hangs":
-            service.sessions.sessions = Slow()
+            service.sessions.store.sessions = Slow()
         elif self.name == "store is gone":
-            service.sessions.sessions = Broken()
+            service.sessions.store.sessions = Broken()
         elif self.name == "index":
             self._patch.setattr(service.replica.index, "search", raises)
         elif self.name == "model":
