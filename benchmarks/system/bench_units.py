@@ -172,7 +172,7 @@ def _figures(system: LocalSystem, spent: _Spent, counts: dict[str, int]) -> dict
         shown += [record.value] if isinstance(event, Impression) else []
     answers = len(sizes[True]) - 1
     tables = [shard.shard.tables for shard in system.shards.durable]
-    replica = system.service.reader.replica.rows
+    replica = system.service.replica.rows
     return {
         **{f"{name}_us": 1e6 * spent.seconds[name] / units for name, units in per.items()},
         "engagements_an_example": (events - lists) / examples,

@@ -12,7 +12,7 @@ from recsys.config.policy_config import PolicyConfig, Rule
 from recsys.config.safety_config import SafetyConfig, SafetyRule
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression
-from serving.ingestion.write_api import Unavailable
+from serving.problem import Unavailable
 from tests.support.serving.gorse_cases import fits
 from tests.support.serving.replica_harness import popular
 from tests.support.serving.service_harness import ADMIN, COMPAT, KEY, NOW_MS, World, living

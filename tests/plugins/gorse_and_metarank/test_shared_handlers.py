@@ -61,13 +61,13 @@ async def test_changes_of_one_item_at_once_lose_nothing(world: World) -> None:
 @contextmanager
 def held(w: World) -> Iterator[threading.Event]:
     """The replica reads nothing of the log until the event is set."""
-    go, read = threading.Event(), w.service.reader.read
+    go, read = threading.Event(), w.service.live.followers.read
 
     def late() -> Any:
         go.wait(10)
         return read()
 
-    w.service.reader.read = late  # type: ignore[method-assign]
+    w.service.live.followers.read = late  # type: ignore[method-assign]
     try:
         yield go
     finally:

@@ -3,7 +3,7 @@
 import asyncio
 
 from plugins.gorse_and_metarank.shared_handlers import WriteBacks
-from serving.ingestion.write_api import Unavailable
+from serving.problem import Unavailable
 
 
 async def test_each_is_written_at_its_time_and_at_the_end_the_others_are() -> None:

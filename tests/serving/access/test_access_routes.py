@@ -104,7 +104,7 @@ async def test_the_refusals_say_what_is_missing_and_nothing_of_a_secret(
         await w.client.post("/v1/events", json={"events": [{"token": key}]}, headers=bearer(key))
         missing = await w.client.get("/v1/status")
         assert "recsys keys add" in missing.text and missing.headers["www-authenticate"] == "Bearer"
-        trail = "".join(f.read_text() for f in (w.service.run_folder).glob("audit-*"))
+        trail = "".join(f.read_text() for f in (w.service.callers.folder).glob("audit-*"))
         log = b"".join(r.value for r in w.log.read(CONTROL, 0, 0)).decode("latin-1")
         for secret in (key.split("_", 2)[2], other.split("_", 2)[2], token.split(".")[2], "k" * 43):
             assert secret not in said + trail + log + caplog.text

@@ -251,7 +251,7 @@ async def test_refusals_stand_in_the_metrics_by_reason_and_events_are_taken_mean
 
     async with living(world) as w:
         first = await w.recommend(n=1)
-        w.service.sessions.sessions = Slow()
+        w.service.sessions.store.sessions = Slow()
         asked = [w.client.post("/v1/recommend", json={"user_id": f"u{i}"}) for i in range(6)]
         lists = asyncio.gather(*asked)
         await asyncio.sleep(0.005)

@@ -91,7 +91,7 @@ async def test_an_item_or_profile_that_is_sent_again_changes_nothing(world: Worl
             index = catalogue.index_of(7)
             assert index is not None
             states.append((state, len(catalogue), int(catalogue.published_ms[index])))
-            profiles.append((await w.service.session_of(5)).profile)
+            profiles.append((await w.service.sessions.of(5)).profile)
         assert states[0] == states[1] == states[2] and states[0][0]["item_id"] == 7
         assert profiles[0] and profiles[0] == profiles[1] == profiles[2]
 

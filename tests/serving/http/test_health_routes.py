@@ -11,8 +11,8 @@ import pytest
 
 from recsys.config.system_config import ServeConfig
 from recsys.log.protocol import LogUnavailable
+from serving.followers.follower_thread import FollowerThread
 from serving.http_app import build_app
-from serving.replica.log_follower import LogFollower
 from tests.support.serving.service_harness import World, living
 
 
@@ -112,7 +112,7 @@ async def test_of_several_replicas_each_says_which_one_it_is(tmp_path: Path) -> 
 
 async def test_not_ready_is_said_before_the_log_is_read(world: World) -> None:
     async with living(world) as w:
-        w.service.reader.ready = False
+        w.service.live.followers.ready = False
         assert (await w.client.get("/readyz")).status_code == 503
         answer = await w.client.post("/v1/recommend", json={"user_id": "u1"})
         assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
@@ -121,9 +121,10 @@ async def test_not_ready_is_said_before_the_log_is_read(world: World) -> None:
 async def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.01)
+    monkeypatch.setattr("serving.followers.follower_thread._RETRY_S", 0.01)
     now_s = [100.0]
-    world.service.follower = LogFollower(world.log, world.service.reader, lambda: now_s[0])
+    live = world.service.live
+    live.thread = FollowerThread(world.log, live.followers, lambda: now_s[0])
     read = world.log.read
     failed = []
 
@@ -157,14 +158,14 @@ async def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_o
 
 
 async def test_the_app_has_started_once_the_replica_has_caught_up(world: World) -> None:
-    catch_up = world.service.reader.catch_up
+    catch_up = world.service.live.followers.catch_up
     let = threading.Event()
 
     def late(stopped: Callable[[], bool]) -> None:
         let.wait(5)
         catch_up(stopped)
 
-    world.service.reader.catch_up = late  # type: ignore[method-assign]
+    world.service.live.followers.catch_up = late  # type: ignore[method-assign]
 
     told: list[bool] = []
 

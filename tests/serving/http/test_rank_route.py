@@ -127,7 +127,7 @@ async def test_a_key_needs_the_scope_and_a_list_has_a_token_only_for_who_may_att
 
 async def test_too_many_rankings_at_a_time_are_turned_away_as_lists_are(tmp_path: Path) -> None:
     world = World(tmp_path, serve=ServeConfig(max_ongoing=2))
-    world.service.sessions.sessions = Slow()
+    world.service.sessions.store.sessions = Slow()
 
     async with living(world) as w:
         body = {"user_id": "u1", "candidate_ids": ["v1"]}

@@ -18,7 +18,8 @@ from serving.access.quotas import Quotas
 from serving.ingestion import write_api
 from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, RETRY, EventValidator
 from serving.ingestion.log_writer import LogWriter
-from serving.ingestion.write_api import OverQuota, Unavailable, WriteApi
+from serving.ingestion.write_api import OverQuota, WriteApi
+from serving.problem import Unavailable
 from serving.tracing.freshness import Freshness
 from tests.support.serving.service_harness import NOW_MS, view
 

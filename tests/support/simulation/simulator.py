@@ -29,7 +29,7 @@ from recsys.events.event_types import Event
 from recsys.events.records import DELTAS, EVENTS, Delta, Example, topics, unpack
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from recsys.process.part_snapshot import PartState
-from serving.replica.line_reader import LineReader, LoadedSnapshot
+from serving.followers.line_reader import LineReader, LoadedSnapshot
 from serving.replica.row_store import RowStore
 from tests.support.clock import Clock
 from tests.support.simulation.simulator_faults import Chance, Crash, Disk, FaultyKafka, FaultyLog, Wire

@@ -15,6 +15,7 @@ from recsys.events.records import CONTROL, DELTAS, EXAMPLES, Delta, pack
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
+from serving.service_status import status_of
 from tests.support.training.promotion_run import PromotionRun, config_of
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
@@ -64,7 +65,7 @@ def test_an_arm_is_answered_by_its_own_line(tmp_path: Path) -> None:
         assert len(steps) == 1 and steps.pop() >= run.system.worker.step - 1  # they follow
         digests = {digest_of_shards([its.shard]) for its in shadows.values()}
         assert len(digests | {digest_of_shards(run.system.shards.shards)}) == 3
-        status = run.system.service.status()["arms"]
+        status = status_of(run.system.service)["arms"]
         assert {its["ready"] for its in status.values()} == {True} and status.keys() == lines
         await run.system.stop()
 
@@ -152,7 +153,7 @@ def test_lines_end_with_their_experiment(tmp_path: Path) -> None:
         wish(run, "stop")
         await run.show(3)
         assert {its.stage for its in run.lifecycle.candidates.values()} == {ENDED}
-        assert not run.system.shadow.shadows and not run.system.service.variants.all
+        assert not run.system.shadow.shadows and not run.system.service.canary.variants.all
         assert run.answers[-1].stamp.line == MAIN
         assert not any(
             name.startswith("shadow/")

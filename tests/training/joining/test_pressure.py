@@ -15,6 +15,8 @@ from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, LogUnavailable
+from serving.followers.progress import ProgressChange
+from serving.followers.weights import WeightsChange
 from tests.support.serving.replica_harness import step_delta
 from tests.support.serving.service_harness import Broken, Slow, World, living, run, view
 
@@ -36,9 +38,9 @@ class Fault:
     def begin(self, world: World) -> None:
         service = world.service
         if self.name == "store hangs":
-            service.sessions.sessions = Slow()
+            service.sessions.store.sessions = Slow()
         elif self.name == "store is gone":
-            service.sessions.sessions = Broken()
+            service.sessions.store.sessions = Broken()
         elif self.name == "index":
             self._patch.setattr(service.replica.index, "search", raises)
         elif self.name == "model":
@@ -84,7 +86,7 @@ async def test_a_feed_answers_whatever_is_gone_and_no_impression_is_lost(
 ) -> None:
     world = World(tmp_path, serve=NO_DEADLINE)
     world.service.writer._retry_s = 0.02
-    monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.02)
+    monkeypatch.setattr("serving.followers.follower_thread._RETRY_S", 0.02)
 
     async with living(world) as w:
         w.service.replica.apply_step(step_delta(w.service.replica, 1))
@@ -142,18 +144,19 @@ async def test_weights_that_stand_still_while_examples_come_are_stale(tmp_path: 
     world = World(tmp_path)
 
     async with living(world) as w:
-        reader, replica = w.service.reader, w.service.replica
+        live, replica = w.service.live, w.service.replica
         replica.apply_step(step_delta(replica, 1))
         stale_ms = int(1000 * w.config.serve.stale_s)
         w.now_ms += 10 * stale_ms
         assert (await w.recommend())["degraded"] == []  # nobody did anything: there is no newer
-        reader._unlearned_ms = w.now_ms  # an example came
+        live.progress._unlearned_ms = w.now_ms  # an example came
         w.now_ms += stale_ms
         assert (await w.recommend())["degraded"] == []
         w.now_ms += 1
         answer = await w.recommend()
         assert answer["degraded"] == ["stale"]
-        reader._apply_step(step_delta(replica, 2), w.now_ms)
+        live.followers.weights.apply(WeightsChange(steps=[step_delta(replica, 2)]))
+        live.progress.apply(ProgressChange())
         assert (await w.recommend())["degraded"] == []
         await w.written()
         [impression] = [e for e in w.events() if e.request_id == answer["request_id"]]

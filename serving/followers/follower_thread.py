@@ -1,4 +1,4 @@
-"""Follows the log for a replica: a thread reads, and the event loop applies between two requests."""
+"""The thread that reads the log for a replica, and hands batches to the event loop, one at a time."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from typing import Final
 
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Log, LogUnavailable
-from serving.replica.state_reader import Batch, StateReader
+from serving.followers.followers import Batch, Followers
 
 _IDLE_S: Final = 0.02  # wait for more records; a step ends it, where the log can
 _REST_S: Final = 0.5  # the same, once there have been none for a second
@@ -19,16 +19,16 @@ _RETRY_S: Final = 0.5
 PATIENCE_S: Final = 5.0  # a longer outage of the log leaves the replica too far behind
 
 
-class LogFollower:
-    """Runs a ``StateReader`` in a thread. ``failure``: the reason, where it ended unasked."""
+class FollowerThread:
+    """Runs ``Followers`` in a thread. ``failure``: the reason, where it ended unasked."""
 
-    def __init__(self, log: Log, reader: StateReader, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._log, self._reader, self._now_s = log, reader, now_s
+    def __init__(self, log: Log, followers: Followers, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._followers, self._now_s = log, followers, now_s
         self.failure = ""
         self._read_s = now_s()  # when there was something to read
         self._away: tuple[float, str] | None = None  # since when, and the error; set by the thread
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="state-reader", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="followers", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -52,7 +52,7 @@ class LogFollower:
     async def caught_up(self, wait_s: float) -> None:
         """Returns once the log has been read to its end, or can't be, or after ``wait_s``."""
         until_s = self._now_s() + wait_s
-        while not self._reader.ready and not self.failure and self._now_s() < until_s:
+        while not self._followers.ready and not self.failure and self._now_s() < until_s:
             await asyncio.sleep(_LOOK_S)
 
     def stop(self, timeout_s: float = 5.0) -> None:
@@ -63,7 +63,7 @@ class LogFollower:
 
     def _follow(self) -> None:
         try:
-            self._retry(lambda: self._reader.catch_up(self._stopping.is_set))
+            self._retry(lambda: self._followers.catch_up(self._stopping.is_set))
             while not self._stopping.is_set():
                 self._retry(self._follow_once)
         except Exception as error:  # the replica goes on answering, and reports it
@@ -71,7 +71,7 @@ class LogFollower:
             logging.getLogger(__name__).exception("the replica can't follow the log")
 
     def _follow_once(self) -> None:
-        batch = self._reader.read()
+        batch = self._followers.read()
         if batch:
             self._hand_over(batch)
         if batch.full:
@@ -103,7 +103,7 @@ class LogFollower:
 
         def apply() -> None:
             try:
-                self._reader.apply(batch)
+                self._followers.apply(batch)
                 done.set_result(None)
             except Exception as error:
                 done.set_exception(error)

@@ -10,12 +10,13 @@ import pytest
 from recsys.events.event_types import Item
 from recsys.events.records import topics
 from recsys.log.protocol import LogUnavailable, MemoryLog
-from serving.replica.log_follower import _IDLE_S, _REST_S, PATIENCE_S, LogFollower
-from serving.replica.state_reader import Batch
+from serving.followers.follower_thread import _IDLE_S, _REST_S, PATIENCE_S, FollowerThread
+from serving.followers.followers import Batch
+from serving.followers.items import ItemsFollower
 
 
 class Reader:
-    """Stands in for a StateReader: as long as ``away`` is set, the log is."""
+    """Stands in for the followers: as long as ``away`` is set, the log is."""
 
     def __init__(self) -> None:
         self.away = ""
@@ -45,11 +46,11 @@ def asked_again(reader: Reader, times: int = 2) -> None:
 def test_a_log_that_is_away_is_told_once_it_lasts_and_no_longer_than_it_does(
     monkeypatch: pytest.MonkeyPatch, from_the_start: bool
 ) -> None:
-    monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.005)
+    monkeypatch.setattr("serving.followers.follower_thread._RETRY_S", 0.005)
     log, reader, now_s = MemoryLog(), Reader(), [100.0]
     for topic in topics(1):
         log.create(topic)
-    follower = LogFollower(log, reader, lambda: now_s[0])  # type: ignore[arg-type]
+    follower = FollowerThread(log, reader, lambda: now_s[0])  # type: ignore[arg-type]
     if from_the_start:
         reader.away = "disk gone"
     follower.start(None)  # type: ignore[arg-type]
@@ -78,12 +79,13 @@ def test_the_thread_waits_longer_once_nothing_has_come_for_a_second() -> None:
     for topic in topics(1):
         log.create(topic)
     log.wait = lambda topic, timeout_s: waits_s.append(timeout_s)  # type: ignore[method-assign]
-    follower = LogFollower(log, reader, lambda: now_s[0])  # type: ignore[arg-type]
+    follower = FollowerThread(log, reader, lambda: now_s[0])  # type: ignore[arg-type]
     handed: list[Any] = []
+    items = ItemsFollower(log, None)  # type: ignore[arg-type]
     follower._hand_over = handed.append  # type: ignore[assignment, method-assign]
     comes_after_s = [(0.0, False), (0.9, False), (0.2, False), (0.2, True), (0.9, False)]
     for passed_s, comes in [*comes_after_s, (0.2, False)]:
         now_s[0] += passed_s
-        reader.batch = Batch(items=[(Item(time_ms=1, item_id="v"), 0)] if comes else [])
+        reader.batch = Batch([(items, [(Item(time_ms=1, item_id="v"), 0)] if comes else [])])
         follower._follow_once()
     assert waits_s == [_IDLE_S, _IDLE_S, _REST_S, _IDLE_S, _REST_S] and len(handed) == 1
