@@ -15,8 +15,10 @@ import numpy as np
 from recsys.events.event_types import FeatureBlock
 from recsys.events.field_schema import CATEGORICAL, NUMERIC
 from recsys.features.columns import TIMES, USER, Entity, Measure, entity_measure, with_hours
-from recsys.features.feature_set import Declared, FeatureSet, Keys, RequestFeatures, UnknownFeatureSet
-from recsys.features.operators import FUNCTION, Derived
+from recsys.features.families.declared import Declared
+from recsys.features.families.derived import FUNCTION, Derived
+from recsys.features.feature_set import FeatureSet, Keys
+from recsys.features.request_features import RequestFeatures, UnknownFeatureSet
 
 _MOST_SPEEDS: Final = 6  # half-lives of one counter
 

@@ -18,7 +18,8 @@ from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import uniforms
 from recsys.events.records import TrainingExample
 from recsys.features.feature_kernels import LOG_COUNT
-from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
 from recsys.model.choice_model import choice_rows, choice_size, choice_sums, log_odds, reads_ranker
 from recsys.model.model import Lookup, Model, joined, lookup_of, with_missing_row

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.studies.drift.online_ensemble import FixedShare
 from recsys.events.event_types import Event, Impression
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 from recsys.features.session import Session
 from replay.player import Player
 from serving.ranking.scoring import probabilities
