@@ -1,4 +1,4 @@
-"""How the items of a list compare with each other, and the list's length."""
+"""Comparison of a list's items with each other, and the list's length."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -167,7 +167,7 @@ class Operators(Family):
 
     @classmethod
     def engagement_kinds(cls, declared: "Declared") -> Iterable[str]:
-        """Those of any operator but rates against another entity's."""
+        """Kinds of any operator but rates against another entity's."""
         keyed = (kind for kind, *_ in (*declared.values, *declared.last, *declared.distinct))
         return (*declared.counts, *keyed)
 
