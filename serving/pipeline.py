@@ -43,7 +43,7 @@ from recsys.events.hashed_random import draws
 from recsys.events.hashing import Id, key_of, uniform
 from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 from recsys.features.session import NOBODY
 from recsys.model.choice_model import choice_size, log_odds, reads_ranker, utilities
 from recsys.model.ranker import watch_seconds

@@ -20,7 +20,8 @@ from recsys.events.field_schema import CATEGORICAL, values_of
 from recsys.events.hashing import key_of
 from recsys.events.records import ItemState
 from recsys.features.covisits import COLUMNS, Covisits
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from recsys.model.model import Model, build_model
 from recsys.model.wider_set import Narrowing
 from serving.replica.group_index import GroupIndex

@@ -26,7 +26,8 @@ from recsys.events.event_types import Event, Item
 from recsys.events.hashing import key_of
 from recsys.events.records import ITEMS
 from recsys.features.catalogue import Catalogue
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from recsys.log.protocol import Log
 from recsys.model.batch import Batch
 from recsys.model.list_ranker import Lists, list_logits, lists_of

@@ -52,8 +52,8 @@ from recsys.events.event_types import (
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import CLICK_LIST, Example, Forget, Withdrawn, served_by
 from recsys.events.withdrawal import NO_REQUEST, withdraws_item
-from recsys.features.feature_set import item_block, item_predictions
 from recsys.features.influence import Influence, kind_bit
+from recsys.features.request_features import item_block, item_predictions
 from training.joining.choices import candidates_of, chosen_before
 from training.joining.delay import DelayState, LabelDelays
 from training.joining.impression_state import (

@@ -11,7 +11,8 @@ from plugins.feature_audit.recompute import Recomputer, split_by_counter_offsets
 from recsys.events.event_types import Engagement, Item, RequestInputs
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.records import Example
-from recsys.features.feature_set import FeatureSet, item_block, read_block
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import item_block, read_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.training.small_feed import FEATURES, SCHEMA, START_MS, example
 

@@ -13,7 +13,8 @@ from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from plugins.feature_audit.archive_audit import audit_features
 from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Candidate, Decision, Definition, ModelSize
 from recsys.events.records import SCORES, Scores
-from recsys.features.feature_set import Declared, set_text
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import set_text
 from recsys.model.wider_set import united
 from recsys.process.log_consumer import readable
 from runtime.jobs.director_requests import propose
