@@ -16,7 +16,8 @@ import msgspec
 
 from experiments.assignment.policy import Policies
 from experiments.promotion.epoch_model import config_at, features_at
-from experiments.promotion.lifecycle import CandidateState, Lifecycle
+from experiments.promotion.kinds.line_state import LineState
+from experiments.promotion.lifecycle import Lifecycle
 from experiments.statistics.revision import running
 from parameter_server.publish.deltas import StepDelta
 from recsys.app.set_loops import SetsInUse
@@ -119,7 +120,7 @@ class StateReader:
         self._wanted: tuple[str, int | None] = pinned or (MAIN, None)
         self.lifecycle = Lifecycle()
         self.keyring = Keyring(complete=False)
-        self.canary: CandidateState | None = None  # the candidate that answers a share of users
+        self.canary: LineState | None = None  # the candidate that answers a share of users
         self.arms: frozenset[str] = frozenset()  # lines that answer arms of experiments
         self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
         self.items_applied = self._items  # every record of ``items`` before it is in the catalogue

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import experiments
+from experiments.promotion.kinds.arm import arm_line_records, experiments_without_line
 from experiments.promotion.line_guard import BEHIND, NO_POSITIVE
 from experiments.statistics.readout import BROKEN, HARM
 from parameter_server.storage import snapshots
@@ -35,11 +36,7 @@ from training.deletion.live_unlearning import UnlearningDirector
 from training.drift.watch import DriftWatch
 from training.lines.control import append_control, append_live_record, live_epochs
 from training.lines.line import MAIN
-from training.outcomes.experiment_control import (
-    ExperimentController,
-    arm_line_records,
-    experiments_without_line,
-)
+from training.outcomes.experiment_control import ExperimentController
 from training.steps.lineage import starts_after
 from training.steps.step_reader import StepReader
 
@@ -139,7 +136,7 @@ class Director(PartFold):
         states, due_ms = self.promoter.lifecycle.candidates, self._timer_ms() + _LIST_AFTER_MS
         if isinstance(control, Decision) and control.verdict == "rollback":
             state = states.get(control.line)
-            if state is not None and not state.guards:  # a guard has answered no request
+            if state is not None and state.is_candidate:  # it answered requests
                 self._to_list.append((due_ms, f"{control.line}/0", state.candidate.time_ms))
         elif isinstance(control, Live) and self.live and control.parent_epoch != self.live.epoch:
             left = f"{self.live.line}/{self.live.epoch}"
@@ -170,7 +167,10 @@ class Director(PartFold):
 
     def _publish_experiments(self) -> int:
         """Appends new revisions of the experiments: by files, requests, or readouts."""
-        moved, self.experiments.lost = 0, experiments_without_line(self.promoter.lifecycle)
+        moved, self.experiments.lost = (
+            0,
+            experiments_without_line(self.promoter.lifecycle.candidates.values()),
+        )
         while (revision := self.experiments.turn(self._clock(), self._timer_ms())) is not None:
             append_control(self._log, revision)
             _LOG.info("experiments, revision %d: %s", revision.revision, revision.states)
@@ -182,7 +182,13 @@ class Director(PartFold):
         lifecycle, refused = self.promoter.lifecycle, self.promoter.refused
         decided = [
             *self.promoter.turn(),
-            *arm_line_records(self.experiments.running, lifecycle, refused, self._clock()),
+            *arm_line_records(
+                self.experiments.running,
+                lifecycle.candidates,
+                None if self.live is None else self.live.size,
+                refused,
+                self._clock(),
+            ),
         ]
         decided += [] if decided else self.line_watch.turn(self.promoter)
         for record in decided:
@@ -193,7 +199,7 @@ class Director(PartFold):
     def _unlearn(self) -> int:
         """Advances a request to unlearn users."""
         promoter = self.promoter
-        decided = self.unlearning.turn(promoter.lifecycle, promoter.next_epoch)
+        decided = self.unlearning.turn(promoter.lifecycle, promoter.pointer.next_epoch)
         return decided and decided + self._fold()
 
     def _watch_drift(self) -> int:

@@ -1,9 +1,8 @@
-"""The shadow part: candidates, guards (the predecessors of a new live line) and the lines of experiments'
-arms follow the live line's steps in this process.
+"""The shadow part: lines beside live follow the live line's steps in this process.
 
-It also replays history without users that are unlearned (training/deletion/live_replay.py).
-A canary, or an arm's line, publishes its deltas; a candidate that takes over is written as the first snapshot
-of the live line's next epoch. The part holds the log at its slowest line, and resumes from snapshots. Of
+It also replays history without users that are unlearned (training/deletion/live_replay.py). A line that
+answers users publishes its deltas; one that takes over is written as the first snapshot of the live line's
+next epoch. The part holds the log at its slowest line, and resumes from snapshots. Of
 several workers, each has the lines whose hash falls on one of its partitions; the first replays.
 """
 
@@ -18,7 +17,8 @@ from typing import Final
 import msgspec
 
 from experiments.promotion.epoch_model import config_at, features_at
-from experiments.promotion.lifecycle import ARM, CANARY, FEATURES, TAKING_OVER, CandidateState, Lifecycle
+from experiments.promotion.kinds.line_state import LineState
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.table.kernels import warm
@@ -168,14 +168,14 @@ class ShadowLoop(PartFold):
         self._over = set(over)
         before_ms = self._clock() - self._config.log.retention_hours * _HOUR_MS
         for line in sorted(over.keys() - self._removed):
-            if over[line].guards or over[line].since_ms < before_ms:  # a guard answered no request
+            if not over[line].answers or over[line].since_ms < before_ms:
                 snapshots.remove(self._folder, line)
                 self._removed.add(line)
 
     def _has(self, line: str) -> bool:
         return self._share.has(partition_of(line, self._partitions))
 
-    def _work(self, state: CandidateState, newest: int) -> int:
+    def _work(self, state: LineState, newest: int) -> int:
         shadow = self.shadows.get(state.line)
         try:
             if shadow is None:
@@ -196,9 +196,9 @@ class ShadowLoop(PartFold):
             self._refuse(state.line, f"{type(error).__name__}: {error}", error)
             return 1
 
-    def _waits(self, state: CandidateState) -> bool:
+    def _waits(self, state: LineState) -> bool:
         """Whether a line that branches off live has no snapshot of it to start from yet."""
-        branches = state.stage == ARM or state.candidate.kind == FEATURES
+        branches = state.source(self._epoch) == self._epoch
         if not branches or snapshots.complete_steps(self._folder, state.line, 0):
             return False
         waits = not snapshots.complete_steps(self._folder, MAIN, self._epoch)
@@ -214,7 +214,7 @@ class ShadowLoop(PartFold):
                 break
             moved += 1
             step, scores = taken
-            result = None if shadow.arm else self._compare(shadow)
+            result = self._compare(shadow) if shadow.is_scored else None
             if result is not None:
                 scores = scores or Scores(
                     line=shadow.line, against=(MAIN, shadow.epoch), step=step.step, time_ms=step.time_ms
@@ -263,14 +263,15 @@ class ShadowLoop(PartFold):
 
     # --- output to other parts ---
 
-    def _publish_stage(self, state: CandidateState, shadow: Shadow) -> None:
-        """Publishes deltas of a canary; writes the next epoch's first snapshot of one that takes over."""
+    def _publish_stage(self, state: LineState, shadow: Shadow) -> None:
+        """Publishes deltas of a line that answers; writes the first snapshot of the epoch that will begin
+        with it."""
         line = state.line
-        if state.stage in (CANARY, TAKING_OVER, ARM) and line not in self._publishing:
+        if state.publishes and line not in self._publishing:
             self._save(shadow)
             shadow.publish = self._publish
             self._publishing.add(line)
-        if state.stage == TAKING_OVER and (line, state.epoch) not in self._written:
+        if state.epoch and (line, state.epoch) not in self._written:
             self._write_first_snapshot(shadow, state.epoch)
             self._written.add((line, state.epoch))
 
@@ -305,10 +306,9 @@ class ShadowLoop(PartFold):
         name = f"{PART}/{shadow.line}"
         steps = snapshots.complete_steps(self._folder, shadow.line, 0)
         oldest = min(steps, default=shadow.shard.applied)
-        state = self._lifecycle.candidates[shadow.line]
-        if state.guards:  # and what the live line learns again after a rollback
-            before = self._lifecycle.guarded_live(state).parent_epoch
-            oldest = min([oldest, *snapshots.complete_steps(self._folder, MAIN, before)[-1:]])
+        kept_epoch = self._lifecycle.candidates[shadow.line].kept_epoch
+        if kept_epoch is not None:
+            oldest = min([oldest, *snapshots.complete_steps(self._folder, MAIN, kept_epoch)[-1:]])
         lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
         starts = starts_after(lineage, oldest)
         partitions = range(self._log.partitions(EXAMPLES))
