@@ -1,12 +1,9 @@
 """Starts a line beside live: from a snapshot of live or from the registry, as its kind says, and one that ran
 before from its own. It is scored only on examples after those it was trained on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from experiments.promotion.epoch_model import features_at, features_of, with_size
 from experiments.promotion.kinds.line_state import LineState
@@ -14,7 +11,6 @@ from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.storage.changes import Changes
 from parameter_server.storage.mmap_shard import open_mmap_shard
-from parameter_server.storage.part_files import Update
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import Live
 from recsys.events.records import EXAMPLES, STEPS, Step
@@ -24,6 +20,7 @@ from recsys.model.model import Model, build_model
 from recsys.model.widening import widened
 from recsys.process.log_consumer import readable
 from training.candidates.arm_learner import PREFIX, ArmLearner
+from training.candidates.line_files import write_line
 from training.candidates.registry import Refused, Registry
 from training.candidates.shadow import Shadow
 from training.continual.learner import Learner
@@ -124,13 +121,6 @@ class LineStart:
 
     def _steps(self) -> list[Step]:
         return [step for step in readable(self._log, STEPS, Step) if step.line == MAIN]
-
-
-def write_line(
-    folder: Path, line: str, arrays: Mapping[str, NDArray[Any]] | Update, meta: Mapping[str, Any]
-) -> Path:
-    """Writes the snapshot of a line that has one shard; returns the folder of its part."""
-    return snapshots.write_part(folder, line, 0, meta["step"], 0, 1, arrays, meta)
 
 
 def _learner(state: LineState, model: Model, own: snapshots.Snapshot | None) -> Learner:

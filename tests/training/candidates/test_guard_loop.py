@@ -44,7 +44,8 @@ async def promoted(
     await run.start()
     await run.show(40)
     run.propose("cand-1", run.trained())
-    run.system.shadow._write_first_snapshot = turned(run, run.system.shadow._write_first_snapshot, changes)  # type: ignore[method-assign]
+    files = run.system.shadow._files
+    files._write_first_snapshot = turned(run, files._write_first_snapshot, changes)  # type: ignore[method-assign]
     await run.show(5)
     run.say(Decision(line="cand-1", verdict="promote", to="all", epoch=1, why="it looks good"))
     while run.lifecycle.live.epoch == 0:  # type: ignore[union-attr]
