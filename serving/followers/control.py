@@ -7,7 +7,8 @@ from typing import Final
 import msgspec
 
 from experiments.assignment.policy import Policies
-from experiments.promotion.lifecycle import CandidateState, Lifecycle
+from experiments.promotion.kinds.line_state import LineState
+from experiments.promotion.lifecycle import Lifecycle
 from experiments.statistics.revision import running
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config
@@ -46,7 +47,7 @@ class ControlFollower(Follower[ControlChange]):
             check_weights(policy, schema.labels)
             check_rules(policy, schema.names("item", CATEGORICAL))
         self.keyring = Keyring(complete=False)
-        self.canary: CandidateState | None = None  # the candidate that answers a share of users
+        self.canary: LineState | None = None  # the candidate that answers a share of users
         self.arms: frozenset[str] = frozenset()  # lines that answer arms of experiments
         self.lifecycle = Lifecycle()
         self.live: tuple[str, int | None] = (MAIN, None)  # epoch None: the newest

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from experiments.promotion.lifecycle import CandidateState, is_in_canary
+from experiments.promotion.kinds.line_state import LineState
 from parameter_server.storage import snapshots
 from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
@@ -121,7 +121,7 @@ class CanaryRouter:
 
     def __init__(self, variants: ModelVariants) -> None:
         self.variants = variants
-        self.state: CandidateState | None = None
+        self.state: LineState | None = None
         self.answered = Counter[str]()  # by line
 
     @property
@@ -129,7 +129,7 @@ class CanaryRouter:
         """Variant of the canary."""
         return None if self.state is None else self.variants.get(self.state.line)
 
-    def update(self, state: CandidateState | None, arms: Collection[str] = ()) -> None:
+    def update(self, state: LineState | None, arms: Collection[str] = ()) -> None:
         """Sets the candidate that answers now, if any, and the lines of arms. Neither waits nor raises."""
         self.state = state
         self.variants.set_wanted([*arms] if state is None else [*arms, state.line])
@@ -143,7 +143,7 @@ class CanaryRouter:
         variant = self.variants.get(line) if line else self.variant
         if variant is None or not variant.servable:
             return None
-        if not line and not is_in_canary(self.state, user_id):
+        if not line and not (self.state and self.state.serves(user_id)):
             return None
         if counts:
             self.answered[variant.line] += 1

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
-from experiments.promotion.promotion import EngagementRates
+from experiments.promotion.kinds.line_state import ServedLines
 from plugins.answer_explanation.answer_check import AnswerChecker
 from plugins.feature_audit.archive_audit import audit_features
 from plugins.off_policy.logged_lists import chosen
@@ -40,8 +40,8 @@ from serving.retrieval.source_shares import recall_by_source
 from serving.sessions.session_timeout import TimedSessionReader
 from tests.support.serving.replica_harness import made
 from tests.support.serving.service_harness import Broken
-from training.candidates.canary_impressions import ServedImpressions
 from training.candidates.rollback_impact import find_impact
+from training.candidates.served_impressions import ServedImpressions
 
 SHOP = """
 events: {click: positive, purchase: {label: positive, weight: 5}, look: none}
@@ -382,9 +382,9 @@ def test_no_one_takes_such_a_list_for_an_answer(tmp_path: Path) -> None:
         check = AnswerChecker(shop.log, shop.config, shop.features).explain(request_id)
         assert "made of a click" in check.why
         assert not find_impact(shop.log, "main/0", START_MS, []).requests
-        rules, labels = PromotionConfig(settle_s=60), shop.features.schema.labels
-        rates = EngagementRates(labels, rules.alpha, rules.canary_examples)
-        served = ServedImpressions(shop.log, "main/0", "other/0", START_MS, rates, labels, rules)
+        config = replace(shop.config, promotion=PromotionConfig(settle_s=60))
+        lines, labels = ServedLines("main/0", "other/0", START_MS, 0.05), shop.features.schema.labels
+        served = ServedImpressions(shop.log, lines, labels, config)
         served.read()
         assert not served._waiting and shop.examples()
         target = TargetPolicy("t", shop.config.policy, {"click": 1.0})

@@ -84,6 +84,8 @@ class Learned:
 class Learner:
     """Computes lanes with a model whose dense parameters are set from outside."""
 
+    reads: type[TrainingExample] = TrainingExample  # the type that examples are decoded as
+
     def __init__(
         self, model: Model, jagged: Callable[[Jagged], Jagged] | None = None, device: str = "cpu"
     ) -> None:
@@ -95,6 +97,10 @@ class Learner:
         self._jagged = jagged
         # By number of lanes and examples of each; None where bits differ from those of single lanes.
         self._joint_models: dict[tuple[int, int], Model | None] = {}
+
+    def export(self) -> dict[str, NDArray[Any]]:
+        """Arrays for a snapshot of the line, in addition to its rows."""
+        return {}
 
     def prepare(self, examples: Sequence[TrainingExample]) -> Lane:
         """Arrays of a lane's examples. Raises UnknownFeatureSet."""

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.promotion.feature_change import progress
-from experiments.promotion.lifecycle import FEATURES
+from experiments.promotion.kinds.features import FEATURES, progress
 from recsys.app.app_file import APP_FILE, app_of
 from recsys.config.part_configs import WorkersConfig
 from recsys.config.system_config import Config, digest
@@ -97,7 +96,7 @@ class Shop:
     def status(self) -> str:
         control = ControlReader(self.log)
         control.turn()
-        return progress(control.lifecycle)
+        return progress(control.lifecycle.definition, control.lifecycle.candidates.values())
 
 
 def stages(log: MemoryLog) -> list[str]:

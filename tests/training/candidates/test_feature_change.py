@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.archived_log import archive_log
-from experiments.promotion.lifecycle import FEATURES
+from experiments.promotion.kinds.features import FEATURES
 from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from plugins.feature_audit.archive_audit import audit_features
 from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Candidate, Decision, Definition, ModelSize

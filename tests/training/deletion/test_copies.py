@@ -164,7 +164,7 @@ async def test_each_copy_is_gone(tmp_path: Path) -> None:
     run.viewers = EvenViewers()  # the user doesn't come back
     for _ in range(120):
         await run.show(1)
-        if run.eraser.done and run.lifecycle.unlearning is None:
+        if run.eraser.done and run.lifecycle.unlearnings.pending is None:
             break
     await run.show(12)
     assert run.eraser.done == 1 and run.lifecycle.live.epoch == 1  # type: ignore[union-attr]

@@ -156,7 +156,7 @@ async def test_a_promotion_meanwhile_begins_it_anew(tmp_path: Path, monkeypatch:
     run.propose("cand-1", run.trained(1))
     await run.show(4)
     users = await run.ask("u3")
-    while run.lifecycle.unlearning is None or run.request.state != "replaying":
+    while run.lifecycle.unlearnings.pending is None or run.request.state != "replaying":
         await run.show(1)
     run.say(Decision(line="cand-1", verdict="promote", to="all", epoch=2, why="it looks good"))
     await run.show_until_over()
@@ -171,7 +171,7 @@ async def test_requests_are_answered_one_after_the_other(tmp_path: Path) -> None
     users = await run.ask("u3", name="one")
     users |= await run.ask("u5", name="two")
     await run.show_until_over()
-    assert [u.epoch for u in run.lifecycle.unlearnings.values()] == [1, 2]
+    assert [u.epoch for u in run.lifecycle.unlearnings.by_id.values()] == [1, 2]
     await run.show(3)
     assert run.digest() == run.digest_without(users)
     await run.system.stop()

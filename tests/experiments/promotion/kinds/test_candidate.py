@@ -3,22 +3,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.promotion.promotion import (
+from experiments.evidence.verdict import (
     CANARY,
-    SHADOW,
     CanaryEngagement,
     EngagementRates,
     Evidence,
+    GoLive,
     Hold,
     Promote,
     Rollback,
-    judge,
 )
+from experiments.promotion.kinds.candidate import TAKING_OVER, CandidateState
+from experiments.promotion.kinds.line_state import ENDED, LIVE, SHADOW
 from experiments.statistics.comparison import ComparisonResult
-from experiments.statistics.significance import AnytimeEstimate, ClusteredMean
+from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig
+from recsys.events.control_records import Decision, Live
+from tests.support.folded_control import C1, C2, FIRST, IS_LIVE, TO_ALL, TO_CANARY, folded, stage
 
 RULES = PromotionConfig()
+IN_SHADOW, AS_CANARY = (CandidateState(C1, stage) for stage in (SHADOW, CANARY))
 BETTER = ComparisonResult(
     examples=5_000,
     users=400,
@@ -34,7 +38,7 @@ SAME = replace(
 
 
 def test_better_and_no_worse_elsewhere_goes_to_a_canary() -> None:
-    said = judge(Evidence(SHADOW, BETTER), RULES)
+    said = IN_SHADOW.judge(Evidence(BETTER), RULES)
     assert isinstance(said, Promote) and said.to == "canary" and said.evidence.compared is BETTER
 
 
@@ -50,26 +54,26 @@ def test_better_and_no_worse_elsewhere_goes_to_a_canary() -> None:
     ],
 )
 def test_what_is_not_sure_is_held_and_looked_at_again(compared: ComparisonResult, why: str) -> None:
-    said = judge(Evidence(SHADOW, compared), RULES)
+    said = IN_SHADOW.judge(Evidence(compared), RULES)
     assert isinstance(said, Hold) and not said.final
     assert why in said.why
 
 
 def test_a_miscalibrated_candidate_may_replace_a_worse_calibrated_line() -> None:
     compared = replace(BETTER, candidate_calibration=1.3, live_calibration=1.5)
-    assert isinstance(judge(Evidence(SHADOW, compared), RULES), Promote)
+    assert isinstance(IN_SHADOW.judge(Evidence(compared), RULES), Promote)
 
 
 BAD = [
-    (Evidence(SHADOW, failed=("3 of its scores aren't finite",)), "aren't finite"),
-    (Evidence(SHADOW, replace(SAME, loss=AnytimeEstimate(-0.1, -0.2, -0.01))), "log loss is worse"),
-    (Evidence(SHADOW, replace(SAME, auc=AnytimeEstimate(-0.1, -0.2, -0.01))), "AUC is worse"),
+    (Evidence(failed=("3 of its scores aren't finite",)), "aren't finite"),
+    (Evidence(replace(SAME, loss=AnytimeEstimate(-0.1, -0.2, -0.01))), "log loss is worse"),
+    (Evidence(replace(SAME, auc=AnytimeEstimate(-0.1, -0.2, -0.01))), "AUC is worse"),
     (
-        Evidence(SHADOW, replace(BETTER, recall=AnytimeEstimate(-0.1, -0.2, -0.03))),
+        Evidence(replace(BETTER, recall=AnytimeEstimate(-0.1, -0.2, -0.03))),
         "retrieves less of what viewers engage with",
     ),
     (
-        Evidence(SHADOW, replace(BETTER, segments={"new viewers": AnytimeEstimate(-0.1, -0.2, -0.02)})),
+        Evidence(replace(BETTER, segments={"new viewers": AnytimeEstimate(-0.1, -0.2, -0.02)})),
         "worse in new viewers",
     ),
 ]
@@ -77,25 +81,25 @@ BAD = [
 
 @pytest.mark.parametrize("evidence, why", BAD)
 def test_what_is_bad_is_given_up_in_shadow_and_rolled_back_as_canary(evidence: Evidence, why: str) -> None:
-    held = judge(evidence, RULES)
+    held = IN_SHADOW.judge(evidence, RULES)
     assert isinstance(held, Hold) and held.final and why in held.why
-    back = judge(replace(evidence, stage=CANARY), RULES)
+    back = AS_CANARY.judge(evidence, RULES)
     assert isinstance(back, Rollback) and why in back.why
 
 
 def test_one_that_cannot_be_told_apart_is_given_up_in_the_end() -> None:
-    said = judge(Evidence(SHADOW, replace(SAME, examples=RULES.most_examples)), RULES)
+    said = IN_SHADOW.judge(Evidence(replace(SAME, examples=RULES.most_examples)), RULES)
     assert isinstance(said, Hold) and said.final and "no difference after" in said.why
 
 
 def test_a_canary_goes_on_once_it_was_shown_often_enough() -> None:
-    few = Evidence(CANARY, BETTER, served=CanaryEngagement(RULES.canary_examples - 1))
-    assert isinstance(judge(few, RULES), Hold)
+    few = Evidence(BETTER, served=CanaryEngagement(RULES.canary_examples - 1))
+    assert isinstance(AS_CANARY.judge(few, RULES), Hold)
     enough = replace(few, served=CanaryEngagement(RULES.canary_examples))
-    said = judge(enough, RULES)
+    said = AS_CANARY.judge(enough, RULES)
     assert isinstance(said, Promote) and said.to == "all"
     lists = CanaryEngagement(RULES.canary_examples, 900, degraded=0.12, live_degraded=0.1)
-    overloaded = judge(replace(few, served=lists), RULES)  # which live's lists show as well
+    overloaded = AS_CANARY.judge(replace(few, served=lists), RULES)  # which live's lists show as well
     assert isinstance(overloaded, Promote)
 
 
@@ -109,13 +113,13 @@ def test_a_canary_goes_on_once_it_was_shown_often_enough() -> None:
     ],
 )
 def test_a_guardrail_takes_a_canary_back(served: CanaryEngagement, why: str) -> None:
-    said = judge(Evidence(CANARY, BETTER, served=served), RULES)
+    said = AS_CANARY.judge(Evidence(BETTER, served=served), RULES)
     assert isinstance(said, Rollback) and why in said.why
 
 
 def test_first_lists_without_a_ranker_do_not_take_a_canary_back() -> None:
     served = CanaryEngagement(100, 900, degraded=1.0, users=9)
-    assert isinstance(judge(Evidence(CANARY, BETTER, served=served), RULES), Hold)
+    assert isinstance(AS_CANARY.judge(Evidence(BETTER, served=served), RULES), Hold)
 
 
 @pytest.mark.parametrize(
@@ -126,28 +130,6 @@ def test_rules_that_make_no_sense_are_refused(name: str, value: float) -> None:
         replace(RULES, **{name: value})
 
 
-def test_engagement_rates_have_bounds_from_ten_users_on_and_share_alpha() -> None:
-    draw = np.random.default_rng(0)
-    rates, means = EngagementRates(("like", "hide"), 0.08, 500), []
-    for canary in (True, False):
-        labels = (draw.random((400, 2)) < 0.3).astype(np.float64)
-        users, ranked = np.arange(400) % 9, np.arange(400) >= 100
-        group = np.full(400, canary)
-        rates.add(users, group, labels, ranked, np.ones(400))
-        assert rates.result().gained["like"].low == -np.inf
-        rates.add(np.array([9]), group[:1], np.ones((1, 2)), ranked[-1:], np.ones(1))
-        mean = ClusteredMean(0.08 / 8, 500, at_least=10)
-        mean.add(np.append(users, 9), np.append(labels[:, 0], 1.0))
-        means.append(mean.estimate())
-    result, (ours, live) = rates.result(), means
-    assert (result.examples, result.live_examples, result.users, result.live_users) == (401, 401, 10, 10)
-    assert result.degraded == result.live_degraded == pytest.approx(100 / 401)
-    like = result.gained["like"]
-    assert like.mean == pytest.approx(ours.mean - live.mean)
-    assert like.low == pytest.approx(ours.low - live.high) and like.weight == 401
-    assert like.high == pytest.approx(ours.high - live.low)
-
-
 def test_fewer_of_an_unwanted_label_are_no_breach_and_more_are() -> None:
     draw = np.random.default_rng(0)
     for canary_rate, breach in ((0.1, ""), (0.5, "viewers give more refund: gained +0.")):
@@ -156,5 +138,49 @@ def test_fewer_of_an_unwanted_label_are_no_breach_and_more_are() -> None:
             labels = (draw.random((2_000, 1)) < rate).astype(np.float64)
             group = np.full(2_000, canary)
             rates.add(np.arange(2_000), group, labels, np.full(2_000, True), np.ones(2_000))
-        said = judge(Evidence(CANARY, BETTER, served=rates.result()), RULES)
+        said = AS_CANARY.judge(Evidence(BETTER, served=rates.result()), RULES)
         assert isinstance(said, Rollback if breach else Promote) and breach in said.why
+
+
+def test_one_that_takes_over_goes_live_unless_something_is_against_it() -> None:
+    taking_over = replace(AS_CANARY, stage=TAKING_OVER, epoch=1)
+    assert isinstance(taking_over.judge(Evidence(SAME), RULES), GoLive)
+    assert isinstance(taking_over.judge(BAD[0][0], RULES), Rollback)
+
+
+# --- its stages ---
+
+
+def test_a_candidate_goes_through_its_stages() -> None:
+    assert stage(folded(FIRST, C1)) == SHADOW
+    canary = folded(FIRST, C1, TO_CANARY)
+    assert stage(canary) == CANARY and canary.canary is canary.candidates["c1"]
+    taking_over = folded(FIRST, C1, TO_CANARY, TO_ALL)
+    assert stage(taking_over) == TAKING_OVER and taking_over.candidates["c1"].epoch == 1
+    assert taking_over.canary is not None and taking_over.canary.share == 0.3  # it answers until it is live
+    live = folded(FIRST, C1, TO_CANARY, TO_ALL, IS_LIVE)
+    assert stage(live) == LIVE and live.canary is None and live.live is IS_LIVE
+
+
+def test_one_that_was_live_ends_with_the_next() -> None:
+    second = Live(line="main", epoch=2, base_step=9, parent_epoch=1, candidate="c2")
+    lifecycle = folded(FIRST, C1, C2, IS_LIVE, second)
+    assert (stage(lifecycle), stage(lifecycle, "c2")) == (ENDED, LIVE)
+    assert lifecycle.excluded == []  # nobody went back
+
+
+def test_held_for_good_or_rolled_back_it_ends() -> None:
+    assert stage(folded(C1, Decision(line="c1", verdict="hold", final=True, why="no"))) == ENDED
+    open_still = folded(C1, Decision(line="c1", verdict="hold", why="not yet"))
+    assert stage(open_still) == SHADOW and open_still.candidates["c1"].why == "not yet"
+    back = folded(C1, TO_CANARY, Decision(line="c1", verdict="rollback", why="worse"))
+    assert stage(back) == ENDED and back.canary is None and back.excluded == ["c1/0"]
+
+
+def test_a_canary_answers_its_share_of_users_the_same_ones_always() -> None:
+    canary = folded(FIRST, C1, TO_CANARY).canary
+    assert canary is not None
+    users = [f"u{n}" for n in range(4_000)]
+    chosen = [user for user in users if canary.serves(user)]
+    assert abs(len(chosen) / len(users) - 0.3) < 0.03
+    assert chosen == [user for user in users if canary.serves(user)]

@@ -1,5 +1,4 @@
-"""Reads impressions of two lines with their labels: a canary and live, or a new live line and the one
-before."""
+"""Reads impressions of two lines with their labels."""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +7,9 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from experiments.promotion.guard import guard_engagement_rates
-from experiments.promotion.lifecycle import CandidateState
-from experiments.promotion.promotion import EngagementRates
-from recsys.config.promotion_config import PromotionConfig
+from experiments.evidence.verdict import EngagementRates
+from experiments.promotion.kinds.line_state import ServedLines
 from recsys.config.system_config import Config
-from recsys.events.control_records import Live
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import CLICK_LIST, EXAMPLES
 from recsys.log.protocol import Log
@@ -22,7 +18,6 @@ from training.joining.sampling import represented_examples
 from training.lines.offset_lookup import consumer_from
 from training.outcomes.shown_item import closed_ms_of
 
-BEFORE_MS: Final = 1_800_000  # compared time before a line was live: a longer one differs more
 _READ: Final = 500
 _POLLS: Final = 20  # per call: the director has other work
 _MARGIN_MS: Final = 60_000  # examples of one partition are nearly in the order of their times
@@ -53,19 +48,13 @@ class _Row(NamedTuple):
 class ServedImpressions:
     """Counts in ``rates`` the impressions of two lines that closed within ``settle_s`` of being shown: quick
     swipes close first, so the line that began last would otherwise look worse.
-
-    ``own``, ``other``: line/epoch. ``from_first``: impressions of the other
-    line before the own line's first don't count.
     """
 
-    def __init__(
-        self, log: Log, own: str, other: str, since_ms: int, rates: EngagementRates,
-        labels: Sequence[str], rules: PromotionConfig, from_first: bool = False,
-    ) -> None:  # fmt: skip
-        self.rates, self._from_first = rates, from_first
-        self._own, self._other, self._labels = own, other, len(labels)
-        self._since_ms, self._settle_ms = since_ms, int(1000 * rules.settle_s)
-        self._consumer = consumer_from(log, EXAMPLES, since_ms - _MARGIN_MS, closed_ms_of)
+    def __init__(self, log: Log, lines: ServedLines, labels: Sequence[str], config: Config) -> None:
+        rules = config.promotion
+        self.rates = EngagementRates(labels, lines.alpha, rules.canary_examples, config.policy.unwanted)
+        self._lines, self._labels, self._settle_ms = lines, len(labels), int(1000 * rules.settle_s)
+        self._consumer = consumer_from(log, EXAMPLES, lines.since_ms - _MARGIN_MS, closed_ms_of)
         self._waiting: list[_Row] = []
         self._first_ms = math.inf  # when the own line first showed an item
         self._newest_ms = 0
@@ -82,7 +71,7 @@ class ServedImpressions:
         until_ms = self._newest_ms - self._settle_ms
         settled = [row for row in self._waiting if row.shown_ms <= until_ms]
         self._waiting = [row for row in self._waiting if row.shown_ms > until_ms]
-        if self._from_first:
+        if self._lines.from_first:
             settled = [row for row in settled if row.shown_ms >= self._first_ms]
         if settled:
             _, *columns = zip(*settled, strict=True)
@@ -90,14 +79,14 @@ class ServedImpressions:
 
     def _take(self, example: _Example) -> None:
         self._newest_ms = max(self._newest_ms, example.closed_ms)
-        is_own, shown_ms = example.served_by == self._own, example.shown_ms
-        if example.correction or not (is_own or example.served_by == self._other):
+        is_own, shown_ms = example.served_by == self._lines.own, example.shown_ms
+        if example.correction or not (is_own or example.served_by == self._lines.other):
             return
         if example.request_id.startswith(CLICK_LIST):
             return
         is_finite = _is_finite(example.predicted)
         self.not_finite += is_own and not is_finite
-        late = example.closed_ms - shown_ms > self._settle_ms or shown_ms < self._since_ms
+        late = example.closed_ms - shown_ms > self._settle_ms or shown_ms < self._lines.since_ms
         # An item that was sampled out is represented by others until it is engaged with, as by a correction.
         if late or example.sampled_out or len(example.labels) < self._labels:
             return
@@ -108,24 +97,6 @@ class ServedImpressions:
         user = key_of("user", example.user_id)
         weight = represented_examples(example.labels, example.kept, example.sampled_out)
         self._waiting.append(_Row(shown_ms, user, is_own, labels, ranked, weight))
-
-
-def canary_impressions(
-    log: Log, canary: CandidateState, live: str, labels: Sequence[str], config: Config
-) -> ServedImpressions:
-    """Impressions of a canary since it began to answer, beside ``live`` (line/epoch)."""
-    rules = config.promotion
-    rates = EngagementRates(labels, rules.alpha, rules.canary_examples, config.policy.unwanted)
-    own, since_ms = f"{canary.line}/0", canary.since_ms
-    return ServedImpressions(log, own, live, since_ms, rates, labels, rules, from_first=True)
-
-
-def guard_impressions(log: Log, live: Live, labels: Sequence[str], config: Config) -> ServedImpressions:
-    """Impressions of a new live line, beside those of the previous epoch in the half hour before."""
-    own, other = f"{live.line}/{live.epoch}", f"{live.line}/{live.parent_epoch}"
-    rules, since_ms = config.promotion, live.time_ms - BEFORE_MS
-    rates = guard_engagement_rates(labels, rules, config.policy.unwanted)
-    return ServedImpressions(log, own, other, since_ms, rates, labels, rules)
 
 
 def _is_finite(predicted: bytes) -> bool:

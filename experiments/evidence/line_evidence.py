@@ -1,17 +1,16 @@
-"""Accumulates the evidence on one candidate, or guard: folds records of ``scores`` into comparisons."""
+"""Accumulates the evidence on one line: folds records of ``scores`` into comparisons."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.promotion import gates, guard
-from experiments.promotion.guard import GuardEvidence
-from experiments.promotion.promotion import CanaryEngagement, EngagementRates, Evidence, comparison, window
+from experiments.evidence.gates import ScoreMoments, failures
+from experiments.evidence.verdict import CanaryEngagement, EngagementRates, Evidence, window
 from experiments.statistics.comparison import Comparison, ComparisonResult, PairedPredictions
-from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.records import Scores
 
@@ -20,24 +19,29 @@ Users = NDArray[np.int64]
 
 
 @dataclass
-class CandidateEvidence:
-    """Evidence on one candidate: since it was proposed, and recent (since its stage began or a few thousand
-    examples ago), so that a long good past hides nothing. ``calibration``: of live's
-    predictions, for a guard alone."""
+class LineEvidence:
+    """Evidence on one line: since it was proposed, and recent (since its stage began or a few thousand
+    examples ago), so that a long good past hides nothing. ``comparison``, ``new_recent``: None for a line
+    that isn't compared."""
 
-    comparison: Comparison | None
-    recent: Comparison | None
-    scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
-    recent_scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
+    rules: PromotionConfig
+    comparison: Comparison | None = None
+    new_recent: Callable[[], Comparison] | None = None
+    retrieves: bool = False  # its retrieval must be compared
+    recent: Comparison | None = None
+    scores: ScoreMoments = field(default_factory=ScoreMoments)
+    recent_scores: ScoreMoments = field(default_factory=ScoreMoments)
     rates: EngagementRates | None = None  # of impressions, its own or live's
-    calibration: guard.Calibration | None = None
-    not_finite: int = 0  # predictions of live since a guard began
+    not_finite: int = 0  # such predictions in these impressions
     figures: dict[str, float] = field(default_factory=dict)
     refused: str = ""
     step: int = 0
     opinion: str = ""  # the newest verdict that changed nothing
     ended: ComparisonResult | None = None  # the result at its end
     ended_served: CanaryEngagement | None = None
+
+    def __post_init__(self) -> None:
+        self.restart_recent()
 
     @property
     def compared(self) -> ComparisonResult:
@@ -54,7 +58,7 @@ class CandidateEvidence:
         """Engagement with impressions; None before the first."""
         return self.ended_served if self.rates is None else self.rates.result()
 
-    def take(self, scores: Scores, live: tuple[str, int], rules: PromotionConfig) -> None:
+    def take(self, scores: Scores, live: tuple[str, int]) -> None:
         """Folds a record, if it compares with line and epoch ``live`` and is new. Raises ValueError for an
         invalid record, before any of it counts."""
         hits, users = _checked_hits(scores)
@@ -63,64 +67,43 @@ class CandidateEvidence:
         self.refused = scores.refused or self.refused
         if scores.against == live and not 0 <= scores.step <= self.step:
             self.step = max(self.step, scores.step)
-            self._compare(pairs, hits, users, rules)
+            self._compare(pairs, hits, users)
 
-    def _compare(
-        self, pairs: PairedPredictions, hits_E: Hits, users_E: Users, rules: PromotionConfig
-    ) -> None:
+    def _compare(self, pairs: PairedPredictions, hits_E: Hits, users_E: Users) -> None:
         if self.comparison is None or self.recent is None:
             return
         for moments in (self.scores, self.recent_scores):
             moments.add(pairs.live_N, pairs.candidate_N, pairs.labels_N, pairs.loss_weights_N)
-        if self.recent.examples > window(rules):
-            self.restart_recent(rules)
-        pairs = finite(pairs)
+        self.add(finite(pairs))
         for compared in (self.comparison, self.recent):
-            compared.add(pairs)
             compared.add_hits(users_E, (hits_E & 1) > 0, (hits_E & 2) > 0)
-        if self.calibration is not None:
-            self.calibration.add(pairs)
 
-    def restart_recent(self, rules: PromotionConfig) -> None:
+    def add(self, pairs: PairedPredictions) -> None:
+        """Adds predictions that are finite. The recent comparison begins anew after its window."""
+        if self.recent is not None and self.recent.examples > window(self.rules):
+            self.restart_recent()
+        for compared in (self.comparison, self.recent):
+            if compared is not None:
+                compared.add(pairs)
+
+    def restart_recent(self) -> None:
         """Restarts the recent comparison."""
-        is_guard = self.calibration is not None
-        self.recent = guard.recent_comparison(rules) if is_guard else comparison(rules)
-        self.recent_scores = gates.ScoreMoments()
+        self.recent = None if self.new_recent is None else self.new_recent()
+        self.recent_scores = ScoreMoments()
 
     def end(self) -> None:
         """Keeps the results and frees the accumulators."""
         self.ended, self.ended_served = self.compared, self.served
-        self.comparison = self.recent = self.rates = self.calibration = None
+        self.comparison = self.recent = self.rates = None
 
-    def failed(self, rules: PromotionConfig) -> list[str]:
-        """Sanity gates that the candidate failed."""
+    def evidence(self, hours: float) -> Evidence:
+        """The current evidence. ``hours``: since the line's stage began."""
         failed = [self.refused] if self.refused else []
         if not self.ended:
-            failed += gates.failures(self.scores, rules, self.figures)
-            failed += gates.failures(self.recent_scores, rules)
-        return list(dict.fromkeys(failed))
-
-    def guard_evidence(self, stage: str, hours: float) -> GuardEvidence:
-        """Evidence of a guard that began ``hours`` ago, without the distance between its scores and
-        live's."""
-        failed = [self.refused] if self.refused else []
-        if self.scores.not_finite:
-            failed.append(f"{self.scores.not_finite} of its scores aren't finite")
-        of_live, none = self.calibration, AnytimeEstimate()
-        return GuardEvidence(
-            stage, self.compared, tuple(failed), self.served, self.recent_result,
-            over=of_live.over.estimate() if of_live else none,
-            under=of_live.under.estimate() if of_live else none,
-            not_finite=self.not_finite, hours=hours,
-        )  # fmt: skip
-
-
-def new_evidence(rules: PromotionConfig, guards: bool = False) -> CandidateEvidence:
-    """Empty evidence of a candidate, or of a guard."""
-    if guards:
-        recent, calibration = guard.recent_comparison(rules), guard.Calibration(rules)
-        return CandidateEvidence(guard.comparison(rules), recent, calibration=calibration)
-    return CandidateEvidence(comparison(rules), comparison(rules))
+            failed += failures(self.scores, self.rules, self.figures)
+            failed += failures(self.recent_scores, self.rules)
+        failed = list(dict.fromkeys(failed))
+        return Evidence(self.compared, tuple(failed), self.served, self.recent_result, self.retrieves)
 
 
 def _checked_hits(scores: Scores) -> tuple[Hits, Users]:
@@ -178,40 +161,3 @@ def finite(pairs: PairedPredictions) -> PairedPredictions:
         {name: mask[fine] for name, mask in pairs.segments.items()},
         None if pairs.weights_N is None else pairs.weights_N[fine],
     )
-
-
-def evidence_numbers(evidence: Evidence) -> dict[str, float]:
-    """The evidence as stored in a decision; unknown values are left out."""
-    compared, served = evidence.compared, evidence.served
-    values = {
-        "examples": compared.examples,
-        "users": compared.users,
-        "live_loss": compared.live_loss,
-        "live_calibration": compared.live_calibration,
-        "calibration": compared.candidate_calibration,
-    }
-    estimates = {
-        "loss": compared.loss,
-        "auc": compared.auc,
-        "user auc": compared.user_auc,
-        "recall": compared.recall,
-    }
-    estimates |= {f"loss in {name}": e for name, e in compared.segments.items()}
-    if served is not None:
-        values |= {"shown": served.examples, "degraded": served.degraded}
-        estimates |= {f"share of {kind}": e for kind, e in served.gained.items()}
-    if isinstance(evidence, GuardEvidence):
-        values |= {"not_finite": evidence.not_finite, "hours": evidence.hours}
-        if served is not None:
-            values |= {
-                "users shown": served.users,
-                "users shown before": served.live_users,
-                "degraded before": served.live_degraded,
-                "shown before": served.live_examples,
-            }
-    elif served is not None:
-        values["live degraded"] = served.live_degraded
-    for name, estimate in estimates.items():
-        bounds = {"gained": estimate.mean, "at least": estimate.low, "at most": estimate.high}
-        values |= {f"{name} {bound}": value for bound, value in bounds.items()}
-    return {name: float(value) for name, value in values.items() if math.isfinite(value)}

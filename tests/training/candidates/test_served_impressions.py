@@ -1,10 +1,11 @@
 """Engagement rates of two lines' impressions, from examples of which negatives were sampled."""
 
-from experiments.promotion.promotion import EngagementRates
+from experiments.promotion.kinds.line_state import ServedLines
 from recsys.config.promotion_config import PromotionConfig
+from recsys.config.system_config import Config
 from recsys.events.records import EXAMPLES, Example, pack, topics
 from recsys.log.protocol import Append, MemoryLog
-from training.candidates.canary_impressions import ServedImpressions
+from training.candidates.served_impressions import ServedImpressions
 
 LABELS = ("long_view", "like")
 RATE = 0.1
@@ -33,12 +34,11 @@ def test_sampled_negatives_represent_all_that_was_shown() -> None:
         kept = [example(n, line, (0, 0)) for n in range(negatives // 10)]
         rows += [*kept, *(example(n, line, (0, 1), True) for n in range(20))]
     log.append(EXAMPLES, [Append(0, b"k", pack(row)) for row in rows])
-    rules = PromotionConfig(settle_s=0.01)
-    rates = EngagementRates(LABELS, 0.05, 1_000)
-    served = ServedImpressions(log, "cand/0", "main/0", 0, rates, LABELS, rules)
+    config = Config(promotion=PromotionConfig(settle_s=0.01))
+    served = ServedImpressions(log, ServedLines("cand/0", "main/0", 0, 0.05), LABELS, config)
     log.append(EXAMPLES, [Append(0, b"k", pack(example(10_000, "other/0", (0, 0))))])
     served.read()
-    result = rates.result()
+    result = served.rates.result()
     assert round(result.gained["long_view"].mean, 9) == 0.4
     assert round(result.gained["like"].mean, 9) == 0.0
     assert (result.degraded, result.live_degraded) == (0.3, 0.7)  # all that nobody engaged with

@@ -1,8 +1,4 @@
-"""Promotion decisions: Promote, Hold or Rollback, as values with their evidence.
-
-A candidate in ``shadow`` scores the stream unseen; as ``canary`` it answers a share of the users; then it
-answers all. ``judge`` may be called as often as there is new evidence.
-"""
+"""Verdicts on lines beside live, as values with their evidence."""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.promotion.lifecycle import CANARY, SHADOW
-from experiments.statistics.comparison import Comparison, ComparisonResult
+from experiments.statistics.comparison import ComparisonResult
 from experiments.statistics.significance import AnytimeEstimate, ClusteredMean
 from recsys.config.policy_config import UNWANTED
 from recsys.config.promotion_config import PromotionConfig
@@ -24,7 +19,8 @@ Mask = NDArray[np.bool_]
 _RECENT: Final = 2  # times ``least_examples``
 _MAX_KINDS: Final = 8  # labels compared: each takes its share of alpha
 _MAX_USERS: Final = 4_096  # counted in either group
-_LEAST_USERS: Final = 10  # of a group, before there are bounds and its lists without a ranker count
+CANARY, ALL = "canary", "all"  # stages to which a line is promoted
+LEAST_USERS: Final = 10  # of a group, before there are bounds and its lists without a ranker count
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class EngagementRates:
         self.kinds, self._unwanted = tuple(kinds[:_MAX_KINDS]), unwanted
         each = alpha / (4 * max(1, len(self.kinds)))
         self._means = {
-            group: {kind: ClusteredMean(each, tight_at, at_least=_LEAST_USERS) for kind in self.kinds}
+            group: {kind: ClusteredMean(each, tight_at, at_least=LEAST_USERS) for kind in self.kinds}
             for group in (True, False)
         }
         self._examples = {True: 0, False: 0}
@@ -103,12 +99,41 @@ class Evidence:
     the proposal; ``recent``: since the stage began, or a few thousand examples ago. ``retrieves``: retrieval
     must have been compared."""
 
-    stage: str
     compared: ComparisonResult = ComparisonResult()
     failed: tuple[str, ...] = ()
     served: CanaryEngagement | None = None
     recent: ComparisonResult = ComparisonResult()
     retrieves: bool = False
+
+    def numbers(self) -> dict[str, float]:
+        """The evidence as stored in a decision; unknown values are left out."""
+        compared, served = self.compared, self.served
+        values = {
+            "examples": compared.examples,
+            "users": compared.users,
+            "live_loss": compared.live_loss,
+            "live_calibration": compared.live_calibration,
+            "calibration": compared.candidate_calibration,
+        }
+        estimates = {
+            "loss": compared.loss,
+            "auc": compared.auc,
+            "user auc": compared.user_auc,
+            "recall": compared.recall,
+        }
+        estimates |= {f"loss in {name}": e for name, e in compared.segments.items()}
+        if served is not None:
+            values |= {"shown": served.examples, "degraded": served.degraded}
+            estimates |= {f"share of {kind}": e for kind, e in served.gained.items()}
+        values |= self._own_numbers()
+        for name, estimate in estimates.items():
+            bounds = {"gained": estimate.mean, "at least": estimate.low, "at most": estimate.high}
+            values |= {f"{name} {bound}": value for bound, value in bounds.items()}
+        return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+
+    def _own_numbers(self) -> dict[str, float]:
+        """Numbers that evidence of other kinds of lines names otherwise."""
+        return {} if self.served is None else {"live degraded": self.served.live_degraded}
 
 
 @dataclass(frozen=True)
@@ -131,100 +156,34 @@ class Hold:
 
 @dataclass(frozen=True)
 class Rollback:
-    """The candidate stops answering at once."""
+    """The line stops answering at once; of a guard: live goes back."""
 
     why: str
     evidence: Evidence
 
 
-Verdict = Promote | Hold | Rollback
+@dataclass(frozen=True)
+class GoLive:
+    """The line becomes live as soon as the first snapshot of its epoch is written."""
+
+    why: str
+    evidence: Evidence
 
 
-def comparison(rules: PromotionConfig) -> Comparison:
-    """Comparison of a candidate with live. There are two, ``compared`` and ``recent``, each with half of
-    alpha."""
-    return Comparison(rules.alpha / 2, 2.0 * rules.least_examples, rules.block_examples)
+@dataclass(frozen=True)
+class TakeBack:
+    """The live line goes back to what it replaced."""
+
+    why: str
+    evidence: Evidence
+
+
+Verdict = Promote | Hold | Rollback | GoLive | TakeBack
 
 
 def window(rules: PromotionConfig) -> int:
     """Most examples of the recent comparison, after which it begins anew."""
     return _RECENT * rules.least_examples
-
-
-def judge(evidence: Evidence, rules: PromotionConfig) -> Verdict:
-    """Decision about a candidate on the current evidence."""
-    if bad := _objection(evidence, rules):
-        return Hold(True, bad, evidence) if evidence.stage == SHADOW else Rollback(bad, evidence)
-    return (_judge_shadow if evidence.stage == SHADOW else _judge_canary)(evidence, rules)
-
-
-def _objection(evidence: Evidence, rules: PromotionConfig) -> str:
-    """Reason against the candidate; empty if none."""
-    if evidence.failed:
-        return "; ".join(evidence.failed)
-    for when, compared in (("", evidence.compared), ("lately ", evidence.recent)):
-        if reason := _worse(compared, rules):
-            return when + reason
-    served = evidence.served or CanaryEngagement()
-    most = rules.degraded + served.live_degraded
-    # The first lists of a canary that has just started say little about it.
-    enough = served.users >= _LEAST_USERS or served.examples >= rules.canary_examples
-    if enough and served.degraded > most:
-        share = f"{served.degraded:.1%} of its lists went without its ranker"
-        return f"{share}, {served.live_degraded:.1%} of live's, expected at most {most:.1%}"
-    return served.worse(rules.engagement_margin)
-
-
-def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:
-    """First measure in which the candidate is known to be worse; empty if none."""
-    if compared.loss.high < 0:
-        return f"its log loss is worse: gained {compared.loss.text} nats"
-    if compared.auc.high < -rules.auc_margin:
-        return f"its AUC is worse: gained {compared.auc.text}"
-    if compared.user_auc.high < -rules.auc_margin:
-        return f"its AUC within users is worse: gained {compared.user_auc.text}"
-    if compared.recall.high < -rules.recall_margin:
-        return f"it retrieves less of what viewers engage with: gained {compared.recall.text} of it"
-    for name, estimate in compared.segments.items():
-        if estimate.high < -rules.segment_margin:
-            return f"its log loss is worse in {name}: gained {estimate.text} nats"
-    return ""
-
-
-def _judge_shadow(evidence: Evidence, rules: PromotionConfig) -> Verdict:
-    compared = evidence.compared
-    loss, auc = compared.loss, compared.auc
-    if compared.examples < rules.least_examples:
-        why = f"{compared.examples} examples compared, expected {rules.least_examples} or more"
-        return Hold(False, why, evidence)
-    better = loss.low > 0 or auc.low > 0
-    no_worse = auc.low > -rules.auc_margin and loss.low > -rules.loss_margin
-    limit = max(math.log1p(rules.calibration), log_distance(compared.live_calibration))
-    calibrated = log_distance(compared.candidate_calibration) <= limit
-    if evidence.retrieves and not compared.recall.weight:
-        return Hold(False, "its retrieval wasn't compared yet", evidence)
-    if better and no_worse and calibrated:
-        return Promote(CANARY, f"log loss gained {loss.text} nats, AUC {auc.text}", evidence)
-    if compared.examples >= rules.most_examples:
-        why = f"no difference after {compared.examples} examples: log loss gained {loss.text} nats"
-        return Hold(True, why, evidence)
-    if not better:
-        why = f"no significant difference yet: log loss gained {loss.text} nats"
-    elif not no_worse:
-        gains = f"AUC gained {auc.text}, log loss {loss.text} nats"
-        why = f"better in one measure, and not yet known to be no worse in the other: {gains}"
-    else:
-        own, live = compared.candidate_calibration, compared.live_calibration
-        why = f"its calibration is {own:.3f}, live's {live:.3f}"
-    return Hold(False, why, evidence)
-
-
-def _judge_canary(evidence: Evidence, rules: PromotionConfig) -> Verdict:
-    shown = 0 if evidence.served is None else evidence.served.examples
-    count = f"{shown} items shown to the canary's users"
-    if shown < rules.canary_examples:
-        return Hold(False, f"{count}, expected {rules.canary_examples}", evidence)
-    return Promote("all", f"{count}, nothing against it", evidence)
 
 
 def log_distance(calibration: float) -> float:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from experiments.promotion.gates import ScoreMoments, failures, logits_of
+from experiments.evidence.gates import ScoreMoments, failures, logits_of
 from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
