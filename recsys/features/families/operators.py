@@ -7,6 +7,7 @@ event of a kind has a row of its own, whose time is the event's: its key is cros
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -304,7 +305,7 @@ class EventOperators:
         if at is not None and engagement.value is not msgspec.UNSET:
             amounts[at : at + 2] = bounded(engagement.value), 1.0
 
-    @property
+    @cached_property
     def own_rows(self) -> int:
         """Factor on the counter rows of a viewer: one more for each operator that has rows of its own."""
         last = sum(len(keys) for (_, own), keys in self.tracked.items() if own)
