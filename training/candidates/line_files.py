@@ -1,4 +1,4 @@
-"""What a line beside live leaves: its snapshots, the deltas it publishes, and its hold of the log."""
+"""Files of lines beside live: snapshots, with the deltas that lines publish and their holds of the log."""
 
 from collections.abc import Mapping
 from dataclasses import replace
