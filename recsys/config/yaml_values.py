@@ -65,7 +65,7 @@ class YamlValues:
         return names
 
     def one_of(self, values: tuple[str, ...], value: Any, *path: str | int) -> str:
-        """One of some texts."""
+        """A text among some."""
         if value not in values:
             raise self.expected(f"one of {', '.join(values)}", value, *path)
         return str(value)

@@ -70,7 +70,7 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
 
 
 def _either(one: Any, other: Any) -> Any:
-    """What two sets declare of a feature: all values of both, or the first that is on."""
+    """Union of two declarations of a feature: all values of both, or the first that is on."""
     return tuple(dict.fromkeys((*one, *other))) if isinstance(one, tuple) else one or other
 
 
