@@ -31,7 +31,7 @@ from replay.direct_loop import DirectLoop
 from replay.player import Player
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
-from serving import service
+from serving import live_clicks
 from serving.access.caller import ANONYMOUS, SERVER, Caller
 from serving.click_lists import AWAY, BUSY, FAILED, OLD, PLAIN, UNKNOWN, ClickLists
 from serving.pipeline import Pipeline
@@ -283,7 +283,7 @@ def test_a_click_counts_where_a_list_takes_too_long_or_fails(
     why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if why == BUSY:
-        monkeypatch.setattr(service, "_CLICKS_S", 0.0)
+        monkeypatch.setattr(live_clicks, "_CLICKS_S", 0.0)
     else:
         monkeypatch.setattr(Pipeline, "impression_of", None)
 

@@ -59,8 +59,8 @@ async def test_a_list_that_the_viewer_narrowed_says_so_in_its_token(
 async def test_pages_that_are_read_on_and_large_categories_are_not_narrow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], narrowed: bool
 ) -> None:
-    monkeypatch.setattr("serving.service._READ_ON", 2)
-    monkeypatch.setattr("serving.service._PAGE", 5)
+    monkeypatch.setattr("serving.answer_tokens._READ_ON", 2)
+    monkeypatch.setattr("serving.answer_tokens._PAGE", 5)
 
     async with living(World(tmp_path)) as w:
         engagement = await liked(w, {"user_id": "u1", "n": 2} | asked, {})
