@@ -366,7 +366,7 @@ class Joiner:
             impression = self._impression_at(place)
             ended_ms = engagement.time_ms if engagement.kind == "view" else 0
             self._emit(state, index, impression, (self.watermark_ms, ended_ms), out)
-        if self._shows_lists or self._has_choices and is_label:
+        if self._shows_lists or (self._has_choices and is_label):
             # Candidates weren't read by anybody.
             if request_id.startswith(CLICK_LIST):
                 self._confirm(state, taken=self._taken_beside(place))

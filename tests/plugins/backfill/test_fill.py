@@ -69,7 +69,7 @@ def test_a_list_without_profile_is_filled_in_without_its_viewer() -> None:
     done = filled(past, FEATURES).fill(examples(past)[40])
     assert done is not None and done.features is not None and shown.impression.features is not None
     logged, again = (read_block(b, FEATURES) for b in (shown.impression.features, done.features))
-    user, profile, context, hour = FEATURES.user_slots
+    user, profile, context, _hour = FEATURES.user_slots
     assert logged.history_TH.any() and logged.user_U[user.start]
     assert not again.history_TH.any() and not again.user_U[: profile.stop].any()
     assert (again.user_U[context.start :] == logged.user_U[context.start :]).all()

@@ -374,7 +374,6 @@ async def test_no_list_has_what_a_safety_rule_closes(tmp_path: Path) -> None:
 
 async def test_a_category_is_a_categorical_field_of_any_kind_with_any_of_its_values(tmp_path: Path) -> None:
     """Not only a group, nor only the first values of an item, which have columns."""
-
     async with living(World(tmp_path, compat=replace(COMPAT, labels="topic", categories="tags"))) as w:
         many = {"ItemId": "many", "Categories": [f"t{n}" for n in range(40)]}
         await w.client.post("/api/item", json=many, headers=API)

@@ -47,7 +47,7 @@ def yaml_of(app: App) -> str:
             "rates": list(declared.entities),
             "age": declared.item_age,
             "near": declared.near,
-            "list": list(declared.list_context) or (declared.whole_list or app.shown != "list") and [],
+            "list": list(declared.list_context) or ((declared.whole_list or app.shown != "list") and []),
         },
         "sources": app.sources,
     }

@@ -125,7 +125,7 @@ class Feed:
         return sum(
             (not entity.own or who == user)
             and (entity.left != "context" or where == device)
-            and (entity.left != "profile" or bool(USERS[user]) and first(who) == first(user))
+            and (entity.left != "profile" or (bool(USERS[user]) and first(who) == first(user)))
             and shared(entity.right, item, what)
             for who, where, what in self.seen
         )

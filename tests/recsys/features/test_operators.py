@@ -411,7 +411,7 @@ def test_newest_events_and_different_members_do_not_depend_on_the_order_of_viewe
         for n in order:
             counters.touch(np.array([7]), times[n] * 1_000, [1.0, 2.0, 3.0, 4.0][n])
             counters.add_distinct(np.array([8]), 5, np.array([-1]), times[n] * HOUR_MS)
-        index, values, last_ms = counters.arrays
+        _index, values, last_ms = counters.arrays
         return [values[:1, :1], last_ms[:1], counters.read(np.array([8]), 40 * HOUR_MS)]
 
     first, *others = (table(order) for order in ([0, 1, 2, 3], [2, 1, 3, 0], [3, 2, 0, 1]))

@@ -188,7 +188,7 @@ def test_the_old_definition_ends_a_change(shop: Shop) -> None:
     with pytest.raises(TimeoutError):
         shop.apply(WIDER, "folds")
     assert "computed from the log" in shop.status()
-    name, parts = shop.apply(TEXT)
+    name, _parts = shop.apply(TEXT)
     assert name == "" and stages(shop.log)[-1] == ALONE
     assert read_set(shop.records()[-1].logged) == SET  # type: ignore[attr-defined]
 

@@ -113,7 +113,6 @@ async def test_the_refusals_say_what_is_missing_and_nothing_of_a_secret(
 @pytest.mark.parametrize("calls", [2, pytest.param(16, marks=pytest.mark.slow)])
 async def test_forged_events_change_no_list(tmp_path: Path, calls: int) -> None:
     """500 engagements in each of 16 calls, with invented requests and with a token of another list."""
-
     async with living(World(tmp_path, items=200)) as w:
         counters = CounterLoop(w.log, w.service.features, None, lambda: w.now_ms)
         target = "v7"
@@ -367,7 +366,6 @@ def test_the_trail_names_changes_and_refusals(tmp_path: Path) -> None:
 
 async def test_lists_for_all_count_in_the_quota_of_a_users_token(tmp_path: Path) -> None:
     """A key of a server, which asks for all its users, has its own quota."""
-
     async with living(World(tmp_path, access=AccessConfig(mode="keys", user_lists=0.5))) as w:
         key = await w.add_key("read", user_keys=[PEM])
         mine, other = (bearer(user_token(key, user)) for user in ("u1", "u2"))
@@ -385,7 +383,6 @@ async def test_lists_for_all_count_in_the_quota_of_a_users_token(tmp_path: Path)
 
 async def test_an_engagement_is_not_older_than_its_list(tmp_path: Path) -> None:
     """The bounds of new accounts go by these times: one back-dated by a day would make an account old."""
-
     async with living(World(tmp_path)) as w:
         answer = await w.recommend(n=1)
         day_before = {"time_ms": NOW_MS - 25 * 3_600_000, "kind": "like"}

@@ -130,7 +130,6 @@ async def test_a_user_is_forgotten(world: World) -> None:
 
 async def test_an_id_with_a_newline_is_erased_by_a_body_and_no_path_means_another_user(world: World) -> None:
     """Such an id comes from an older log. A path of alice and a newline once meant alice."""
-
     async with living(world) as w:
         for user_id in ("alice", "alice\n", "a\nb"):
             event = Engagement(time_ms=NOW_MS, request_id="r", user_id=user_id, item_id="v1", kind="like")

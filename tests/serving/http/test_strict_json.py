@@ -140,7 +140,6 @@ def test_a_number_that_is_not_finite_is_refused(number: str) -> None:
 
 async def test_a_refused_value_is_shown_in_part(tmp_path: Path) -> None:
     """In the time that it takes to read it: written whole it would take ten times as long."""
-
     async with living(World(tmp_path)) as w:
         nested = b"[" * 7 + b",".join([b"[1]"] * 10_000) + b"]" * 7
         headers = {"content-type": "application/json"}

@@ -152,7 +152,6 @@ def test_batches_that_share_events_are_validated_a_few_times_each(
 
 async def test_a_repeat_takes_nothing_of_the_quota(writer: Writer) -> None:
     """Neither afterwards nor while the event is being committed."""
-
     config = replace(Config(), access=AccessConfig(user_events=0.2))  # two at once
     validator = EventValidator(config, wait_s=Quotas(config).event)
     api = WriteApi(config, writer, MemorySessions(), Freshness(), validator, lambda: NOW_MS)

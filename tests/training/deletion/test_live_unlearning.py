@@ -189,7 +189,6 @@ async def test_a_user_of_whom_nothing_was_learned_costs_no_replay(tmp_path: Path
 
 async def test_it_waits_until_the_joiner_has_passed_the_removal(tmp_path: Path) -> None:
     """An example that comes later would be learned by the epoch that is to be without it."""
-
     run = await started(tmp_path, 20)
     system = run.system
     turn, system.joiner.turn = system.joiner.turn, lambda: 0  # type: ignore[method-assign]

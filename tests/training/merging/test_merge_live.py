@@ -105,7 +105,7 @@ async def test_it_stands_where_live_does_with_weights_between_both(tmp_path: Pat
 
 
 async def test_a_row_is_nearer_to_live_the_more_examples_used_it(tmp_path: Path) -> None:
-    run, ancestor = await family(tmp_path)
+    run, _ancestor = await family(tmp_path)
     live, made = merged_of(run, blends=Blends(Blend(0.0, 1.0, 5.0), 0.5))
     uses = dict(zip(*live._since(live._steps_since(made.provenance.ancestor)).uses["features"], strict=True))
     lived = live._export(live.live).arrays
