@@ -2,7 +2,6 @@
 
 import typer
 
-from benchmarks.studies.drift.study_forgetting import forgetting
 from benchmarks.studies.experiments.study_experiments import experiments
 from benchmarks.studies.league.study_league import league
 from benchmarks.studies.poisoning.study_narrowed import narrowed
@@ -13,7 +12,7 @@ from benchmarks.studies.quality.study_freshness import freshness
 from benchmarks.studies.quality.study_quality import quality
 
 study = typer.Typer(add_completion=False, no_args_is_help=True)
-for command in (freshness, quality, league, promotion, forgetting, student, experiments, poisoning, narrowed):
+for command in (freshness, quality, league, promotion, student, experiments, poisoning, narrowed):
     study.command()(command)
 
 

@@ -28,8 +28,9 @@ from recsys.events.event_types import (
 )
 from recsys.events.hashing import Id
 from recsys.events.records import CLICK_LIST
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
 from recsys.features.item_counters import ItemCounters
+from recsys.features.request_features import RequestFeatures
 from recsys.features.session import Session
 from replay.constant_columns import ConstantColumns
 from serving.choices import is_looked_at

@@ -63,7 +63,7 @@ class Feed:
         """Builds the app; Serve calls this once, after the constructor."""
         from serving.http_app import build_app
 
-        lines = SecretFile(self.service.run_folder / ADMIN_KEY)
+        lines = SecretFile(self.service.callers.folder / ADMIN_KEY)
 
         def admin_key() -> str:
             return "".join(lines())

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 from serving.query import Query
 from serving.replica.replica import Replica
 

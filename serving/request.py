@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.event_types import Impression, Stamp
 from recsys.events.hashing import Id
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -136,9 +136,8 @@ def is_pure(path: str, globs: Iterable[str]) -> bool:
 
 
 def node_of(path: str) -> str:
-    """A folder below a package, or a module that lies directly in a package."""
-    parts = path.removesuffix(".py").split("/")
-    return ".".join(parts[:2]) if len(parts) == 2 else ".".join(parts[:-1])
+    """A folder of a package with all below it, or a module that lies directly in a package."""
+    return ".".join(path.removesuffix(".py").split("/")[:2])
 
 
 def dependencies(trees: Iterable[tuple[str, ast.Module]]) -> dict[str, set[str]]:

@@ -17,10 +17,10 @@ from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Impression, Item, encode
 from recsys.events.hashing import cross, key_of
 from recsys.events.records import ITEM_STATE, ITEMS, STEPS, ItemState, Step, pack
-from recsys.features.columns import CONTEXT
+from recsys.features.columns import CONTEXT, GLOBAL
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
-from recsys.features.item_counters import GLOBAL, crossed_columns
+from recsys.features.item_counters import crossed_columns
 from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
 from recsys.model.model import build_model

@@ -97,7 +97,7 @@ async def in_process(target: VersionedService, requests: int, clients: int = _CL
     watches = [Watch(target.oracle) for _ in range(clients)]
     for shard in target.shards:
         await shard.start()
-        await shard.follower.caught_up(10.0)
+        await shard.thread.caught_up(10.0)
     await target.service.start()
     try:
         while not target.service.ready and not target.service.failure:

@@ -32,8 +32,8 @@ from recsys.events.event_types import FeatureBlock, Stamp
 from recsys.events.hashing import Id, key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import RequestFeatures
 from recsys.features.feature_set_file import feature_set
+from recsys.features.request_features import RequestFeatures
 from recsys.model.model import build_model
 from recsys.model.ranker import watch_seconds
 from recsys.model.retrieval_vectors import content_vectors

@@ -35,9 +35,9 @@ from recsys.events.records import (
     TableRows,
     pack,
 )
+from recsys.features.columns import GLOBAL
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
-from recsys.features.item_counters import GLOBAL
 from recsys.features.session import Session
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.model import build_model

@@ -45,11 +45,10 @@ from replay.replay_run import (
     replay_with,
 )
 from serving.click_lists import ClickLists
-from serving.replica.replica import Replica
-from serving.replica.state_reader import StateReader
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import RedisFoldStore
+from serving.variants.model_variant import ModelVariant
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
@@ -163,12 +162,11 @@ class BrokerPlayer(Player):
         log = loop.log
         self._broker, self._log, self._store = loop, log, store
         self._unsent: list[Event] = []
-        self.replica = Replica(self.features, self.config)
-        self.pipeline = type(self.pipeline)(self.replica)
+        variant = ModelVariant(self.config, log, self.features, self._clock)
+        self.replica, self.pipeline, self._followers = variant.replica, variant.pipeline, variant.followers
         self._click_lists = ClickLists(self.pipeline)
         self._session_loop = SessionLoop(log, store, self.features, self._clock, self.config.sessions.seen)
         self._counter_loop = CounterLoop(log, self.features, None, self._clock)
-        self._reader = StateReader(log, self.replica, self.config, self._clock)
 
     def session(self, user_id: Id) -> Session:
         (blob,) = self._store.load([str(user_id)])
@@ -198,7 +196,7 @@ class BrokerPlayer(Player):
 
     def advance(self, now_ms: int) -> None:
         super().advance(now_ms)
-        if self._log.end(DELTAS, 0) > self._reader.line.offset:
+        if self._log.end(DELTAS, 0) > self._followers.weights.offset:
             self.flush()
             self._read()
 
@@ -211,8 +209,8 @@ class BrokerPlayer(Player):
         self._read()
 
     def _read(self) -> None:
-        while batch := self._reader.read():
-            self._reader.apply(batch)
+        while batch := self._followers.read():
+            self._followers.apply(batch)
             if not batch.full:
                 return
 

@@ -32,7 +32,7 @@ from recsys.model.model import build_model
 from recsys.observability.tracer import open_tracer
 from recsys.process.open_log import create_topics, open_log
 from serving.access.caller import SERVER
-from serving.replica.state_reader import StateReader
+from serving.followers.followers import Followers
 from serving.request import Answer, Request
 from serving.retrieval.retrieval_client import RetrievalClient
 from serving.retrieval.retrieval_service import RetrievalService
@@ -161,9 +161,9 @@ class LocalSystem:
         """The replica reads the log to its end. Afterwards it follows by ``turn`` instead of a thread of its
         own."""
         self.service.writer.start()
-        for reader in self._readers():
-            if not reader.ready:
-                reader.catch_up(lambda: False)
+        for followers in self._all_followers():
+            if not followers.ready:
+                followers.catch_up(lambda: False)
 
     async def restart_replica(self) -> None:
         """Replaces the replica: the new one starts from the newest snapshot and the begin of the counters."""
@@ -186,7 +186,7 @@ class LocalSystem:
     async def _end_replica(self) -> None:
         self.service.write_api.close()
         await asyncio.to_thread(self.service.writer.close)
-        await self.service.sessions.close()
+        await self.service.sessions.store.close()
 
     def publish(self, items: Sequence[Item]) -> None:
         self.log.append(ITEMS, [Append(0, str(i.item_id).encode(), encode(i)) for i in items])
@@ -257,20 +257,20 @@ class LocalSystem:
 
     def follow(self) -> None:
         """The replica and the retrieval shards read and apply what is new on the log."""
-        live = self.service.reader
-        self.service.canary.update(live.canary, live.arms)
-        for side in self.service.variants.all:
-            if not side.reader.ready:
-                side.reader.catch_up(lambda: False)
-        for reader in self._readers():
+        control = self.service.live.control
+        self.service.canary.update(control.canary, control.arms)
+        for variant in self.service.canary.variants.all:
+            if not variant.followers.ready:
+                variant.followers.catch_up(lambda: False)
+        for followers in self._all_followers():
             full = True
             while full:
-                before = reader.line.offset
-                batch = reader.read()
-                reader.apply(batch)
+                before = followers.weights.offset
+                batch = followers.read()
+                followers.apply(batch)
                 # After a snapshot many deltas are known already: a batch of them is empty.
-                full = batch.full or reader.line.offset > before
+                full = batch.full or followers.weights.offset > before
 
-    def _readers(self) -> list[StateReader]:
-        sides = [side.reader for side in self.service.variants.all]
-        return [self.service.reader, *(service.reader for service in self.retrieval), *sides]
+    def _all_followers(self) -> list[Followers]:
+        variants = [variant.followers for variant in self.service.canary.variants.all]
+        return [self.service.live.followers, *(shard.followers for shard in self.retrieval), *variants]

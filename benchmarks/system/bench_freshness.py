@@ -43,11 +43,9 @@ from recsys.log.embedded_broker import EmbeddedBroker
 from recsys.log.protocol import Append
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_snapshot import PartState
-from serving.pipeline import Pipeline
 from serving.query import Query
-from serving.replica.replica import Replica
-from serving.replica.state_reader import StateReader
 from serving.request import Request
+from serving.variants.model_variant import ModelVariant
 from training.joining.joiner_loop import JoinerLoop
 from training.steps.sequencer_loop import SequencerLoop
 
@@ -214,19 +212,19 @@ def follow(task: Task, messages: Messages, stop: Any) -> None:
     """A process with a replica that follows the log as a serving one; notes the step of its newest answer."""
     with reporting_errors(messages, 2):
         features, log = feature_set(task.config), open_log(task.config)
-        replica = Replica(features, task.config)
-        reader = StateReader(log, replica, task.config, machine_ms)
-        reader.catch_up(stop.is_set)
-        pipeline, session, known_step = Pipeline(replica), Session("u0", features), 0
+        live = ModelVariant(task.config, log, features, machine_ms)
+        live.followers.catch_up(stop.is_set)
+        session, known_step = Session("u0", features), 0
 
         def turn() -> Any:
             nonlocal known_step
-            reader.apply(reader.read())
-            if replica.step == known_step:
+            live.followers.apply(live.followers.read())
+            if live.replica.step == known_step:
                 return None
-            known_step = replica.step
-            policy = reader.policies.resolve("u0")
-            answer = pipeline.recommend(Query(Request("u0"), session, policy, machine_ms(), f"r{known_step}"))
+            known_step = live.replica.step
+            policy = live.control.policies.resolve("u0")
+            query = Query(Request("u0"), session, policy, machine_ms(), f"r{known_step}")
+            answer = live.pipeline.recommend(query)
             if answer.degraded or answer.stamp is None:
                 raise RuntimeError(f"an answer is degraded: {answer.degraded}, expected a whole one")
             return answer.stamp.step

@@ -32,6 +32,7 @@ from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.counter_sums import SumLoop
 from training.archive.writer import Archive
 from training.candidates.shadow import Shadow
+from training.continual.learner import Learner
 from training.lines.line import MAIN, whole_spec
 
 _WARM: Final = 0.2  # share of the rounds before the clock starts
@@ -123,8 +124,9 @@ def _turn(system: LocalSystem, spent: _Spent) -> None:
 def _new_candidate(system: LocalSystem) -> Shadow:
     """A line that learns from the first step of the log on."""
     config, features = system.config, system.features
-    shard = Shard(whole_spec(config, "cand"), build_model(features, config.model).read_dense())
-    return Shadow(system.log, config, features, "cand", shard, [Live(line=MAIN, epoch=0)], True)
+    model = build_model(features, config.model)
+    shard = Shard(whole_spec(config, "cand"), model.read_dense())
+    return Shadow(system.log, config, Learner(model), "cand", shard, [Live(line=MAIN, epoch=0)])
 
 
 def _added_up(system: LocalSystem, spent: _Spent) -> float:
@@ -172,7 +174,7 @@ def _figures(system: LocalSystem, spent: _Spent, counts: dict[str, int]) -> dict
         shown += [record.value] if isinstance(event, Impression) else []
     answers = len(sizes[True]) - 1
     tables = [shard.shard.tables for shard in system.shards.durable]
-    replica = system.service.reader.replica.rows
+    replica = system.service.replica.rows
     return {
         **{f"{name}_us": 1e6 * spent.seconds[name] / units for name, units in per.items()},
         "engagements_an_example": (events - lists) / examples,

@@ -20,8 +20,9 @@ PUBLIC = {
         publish.rounding publish.published publish.deltas storage.wal storage.snapshots""",
     "experiments": """assignment.definition assignment.policy assignment.design
         statistics.effect statistics.sample_ratio
-        statistics.readout statistics.revision statistics.comparison promotion.gates
-        promotion.promotion promotion.guard promotion.lifecycle""",
+        statistics.readout statistics.revision statistics.comparison evidence.gates
+        evidence.verdict promotion.lifecycle promotion.kinds.line_state
+        promotion.kinds.candidate promotion.kinds.guard promotion.kinds.arm promotion.kinds.features""",
     "training": """lines.line joining.joiner joining.delay joining.sampling steps.sequencer
         continual.learner offline.examples offline.vocabulary offline.loop merging.merge
         drift.monitors drift.baseline""",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 from replay.datasets.log_files import open_file
 from replay.datasets.table_rows import ROWS, BadRow, Block
 from serving.query import Query

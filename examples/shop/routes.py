@@ -33,7 +33,7 @@ def add_routes(added: AddedRoutes, service: Service, metrics: ServingMetrics) ->
         an impression and has a token, so that clicks in it count; of a new account they don't, since it
         chose the list's items by the product."""
         caller = caller_of(request.scope)
-        service.check_list(caller, user_id)
+        service.callers.check_list(caller, user_id)
         try:
             near, _ = await lists.similar(SHOWN, {}, item_id)
         except KeyError:
@@ -41,7 +41,7 @@ def add_routes(added: AddedRoutes, service: Service, metrics: ServingMetrics) ->
         ids = tuple(item.item_id for item in near)
         asked = values.Request(user_id, SHOWN, SURFACE, candidate_ids=ids, by_score=True)
         answer = await service.recommend(asked, caller=caller)
-        body = {"request_id": answer.request_id, "token": service.token_of(answer, asked, caller)}
+        body = {"request_id": answer.request_id, "token": service.tokens.of(answer, asked, caller)}
         return json_response(body | {"items": answer.items})
 
     added.router.include_router(router)

@@ -13,7 +13,9 @@ from typing import Any, Final
 from rich.console import Console
 
 from examples.short_video.demo_system import NotReady
-from experiments.promotion.lifecycle import CANARY, ENDED, LIVE, SHADOW, TAKING_OVER
+from experiments.evidence.verdict import CANARY
+from experiments.promotion.kinds.candidate import TAKING_OVER
+from experiments.promotion.kinds.line_state import ENDED, LIVE, SHADOW
 from recsys.config.system_config import Config
 from recsys.process.clock_file import clock_of
 from recsys.process.open_log import open_log

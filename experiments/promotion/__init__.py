@@ -1,1 +1,1 @@
-"""Whether a candidate takes over: gates, promotion rules, the guard, and acceptance of int8 rows. Pure."""
+"""Lines beside live: their lifecycle, and the rules by which each kind of line is judged. Pure."""

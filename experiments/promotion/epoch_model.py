@@ -27,6 +27,15 @@ def features_of(features: FeatureSet, size: ModelSize | None) -> FeatureSet:
     return read_set(size.features) if size is not None and size.features else features
 
 
+def sets_in_use(lifecycle: Lifecycle, first: FeatureSet) -> list[FeatureSet]:
+    """Features that lines read: the live one, the one that a rollback brings back, and all active ones.
+    ``first``: of the state folder's file."""
+    sizes: list[ModelSize | None] = [live.size for live in reversed(lifecycle.lives)]
+    sizes = [*sizes, None][:2]  # at first none is on record
+    sizes += [state.candidate.size for state in lifecycle.active]
+    return list(dict.fromkeys(features_of(first, size) for size in sizes))
+
+
 def with_size(config: Config, size: ModelSize | None) -> Config:
     """Configuration with a model of this size; None: unchanged."""
     if size is None:

@@ -7,9 +7,8 @@ rounding error or its withheld change, and never accumulates.
 A step may send ``budget`` bytes of rows, in the order of traffic × change, ties by key and table: examples
 that used the row since it was last sent, times the distance of its rounded value from the replicas' one.
 Other rows go with later steps; a *settling* step sends all. Tombstones are never withheld, and rows whose
-rounded value is unchanged aren't sent. A *held* step (set in its record while little changes) sends no rows;
-each goes once, with the next step that isn't held. Even a settling step sends at most ``MAX_BYTES``, so a
-delta fits into one record of any log.
+rounded value is unchanged aren't sent. Even a settling step sends at most ``MAX_BYTES``, so a delta fits into
+one record of any log.
 """
 
 # N rows that a step touched, M rows that it removed, R withheld rows, D dimension

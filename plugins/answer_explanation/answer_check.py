@@ -35,7 +35,8 @@ from recsys.events.event_types import Impression
 from recsys.events.hashing import Id
 from recsys.events.records import CLICK_LIST, EVENTS
 from recsys.features.catalogue import Catalogue
-from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import UnknownFeatureSet
 from recsys.features.session import Session
 from recsys.log.protocol import Log, Record
 from serving.pipeline import Pipeline

@@ -16,7 +16,7 @@ from experiments.assignment.policy import Policies, Policy
 from recsys.config.policy_config import check_plugins
 from recsys.events.event_types import Event, FeatureBlock, Impression, ServedItem, Stamp, User
 from recsys.events.hashing import Id
-from recsys.features.feature_set import read_block
+from recsys.features.request_features import read_block
 from recsys.features.session import Session
 from serving.admission.deadline import RecordedDeadline
 from serving.pipeline import Pipeline

@@ -28,10 +28,10 @@ from recsys.events.records import CONTROL, DELTAS, ITEM_STATE, ITEMS, ItemState,
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import readable
+from serving.followers.line_reader import LineReader, LoadedSnapshot
 from serving.index import index_files
 from serving.pipeline import Pipeline
 from serving.replica.item_vectors import ModelVersion
-from serving.replica.line_reader import LineReader, LoadedSnapshot
 from serving.replica.replica import Replica, published_model
 
 _SECOND_MS: Final = 1_000  # of event time, after which the most popular items are determined anew

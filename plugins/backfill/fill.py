@@ -12,7 +12,8 @@ from plugins.feature_audit.audit_source import PlacedImpression
 from plugins.feature_audit.recompute import CantRecompute, CountersAsOf, Recomputer
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import Example
-from recsys.features.feature_set import FeatureSet, item_block
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import item_block
 
 KEPT: Final = "had the wanted features"
 FILLED: Final = "backfilled"

@@ -65,10 +65,7 @@ class SequentialPower:
         squared_T = total_T * (np.log(total_T / self._eta) - 2 * math.log(self._alpha))
         radius_T = np.sqrt(squared_T) / information_T
         difference_ST = self._error_ST * math.sqrt(scale) + math.log1p(effect)
-        if effect == 0:
-            difference_ST = np.abs(difference_ST)
-        else:
-            difference_ST = math.copysign(1, effect) * difference_ST
+        difference_ST = np.abs(difference_ST) if effect == 0 else math.copysign(1, effect) * difference_ST
         out: Floats = np.maximum.accumulate(difference_ST > radius_T, axis=1).mean(0)
         return out
 

@@ -18,15 +18,18 @@ from plugins.feature_audit.audit_source import PlacedImpression
 from plugins.feature_audit.recompute import CantRecompute, CountersAsOf, Recomputer
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import uniform
-from recsys.features.columns import NEAR, NEAR_IN_VISIT
+from recsys.features.families.derived import DerivedColumns
+from recsys.features.families.list_comparison import ListComparison
+from recsys.features.families.near import Near
+from recsys.features.families.visit import Visit
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import FeatureSet, RequestFeatures, UnknownFeatureSet, read_block
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures, UnknownFeatureSet, read_block
 from recsys.features.session import Session
 
 TOLERANCE: Final = 1e-4  # of dense columns from counters
 _EXACT: Final = 1e-6  # of other dense columns
-# Depend on co-visits, as columns with a name "entity/..." on counters.
-_COVISITED: Final = (NEAR, f"list.above({NEAR})", f"list.rank({NEAR})", NEAR_IN_VISIT)
+_COVISITED: Final = (Near.name, Visit.name)  # families that depend on co-visits
 _SALT: Final = 77
 Differences = dict[str, NDArray[np.float64]]  # of differing numbers, by feature
 
@@ -130,12 +133,15 @@ class _BlockComparison:
 
     def __init__(self, features: FeatureSet, builder: FeatureBuilder, tolerance: float) -> None:
         self._features = features
-        names = builder.features.dense_names
-        self._dense = np.array(names)
-        self._counted = np.array(["/" in n or n in _COVISITED for n in names], np.bool_)
+        self._dense = np.array(features.dense_names)
+        counted = [bool(one.entity) or one.family in _COVISITED for one in features.dense]
+        self._counted = np.array(counted, np.bool_)
+        compared = [*features.compared, *features.ranked]
+        start = features.span(ListComparison.name).start
+        self._counted[start : start + len(compared)] = self._counted[compared]
         self._within = np.where(self._counted, tolerance, _EXACT)
         self._derivation = builder.derivation
-        self._derived = [names.index(one.name) for one in features.derived]
+        self._derived = features.span(DerivedColumns.name)
         self._within[self._derived] = tolerance
 
     def __call__(self, logged: FeatureBlock, recomputed: FeatureBlock, counters: bool = True) -> Differences:
@@ -168,7 +174,7 @@ class _BlockComparison:
 
     def _numbers(self, old: RequestFeatures, new: RequestFeatures, counters: bool) -> Differences:
         errors = _errors(old.dense_NF, new.dense_NF)
-        if self._derived:
+        if self._derived.stop:
             # Against what follows from the logged columns: the last bits of a counter may change a bucket.
             again = old.dense_NF.copy()
             self._derivation.write(old.dense_NF, again)

@@ -111,7 +111,7 @@ class EventReader:
             at, event = self._next
             self.missing |= at > self.offset and (offset is None or offset > self.offset)
             newest_ms = max(self.newest_ms, event.time_ms if event is not None else 0)
-            if offset is not None and at >= offset or time_ms is not None and newest_ms > time_ms:
+            if (offset is not None and at >= offset) or (time_ms is not None and newest_ms > time_ms):
                 return
             self.offset, self.newest_ms = at + 1, newest_ms
             self._next = next(self._events, None)

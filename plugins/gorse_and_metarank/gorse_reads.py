@@ -22,7 +22,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS
 from recsys.log.protocol import LogUnavailable
 from serving.http.strict_json import json_response
-from serving.ingestion.write_api import Unavailable
+from serving.problem import Unavailable
 
 MAX_PAGE: Final = 100
 MAX_LIST: Final = 1_000  # of a list without pages
@@ -91,7 +91,7 @@ class GorseReads:
         if user is not None and user.gone:
             return None
         if user is None or not user.certain:
-            session = await self._handlers.service.session_of(user_id)
+            session = await self._handlers.service.sessions.of(user_id)
             if session.profile or (user is None and not session.offset):
                 return None
         return (user and user.profile) or User(time_ms=0, user_id=user_id)

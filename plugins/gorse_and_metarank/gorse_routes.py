@@ -29,8 +29,8 @@ from serving.access.scopes import CATALOGUE, EVENTS, PUBLIC, READ, RECOMMEND, US
 from serving.http.added_routes import AddedRoutes
 from serving.http.strict_json import json_response
 from serving.ingestion.event_validation import LOST
-from serving.ingestion.write_api import Unavailable
 from serving.item_lists import Order
+from serving.problem import Unavailable
 from serving.sessions.session_store import StoreUnavailable
 
 MAX_N: Final = 100  # of a list, together with the offset
@@ -233,14 +233,14 @@ class GorseRoutes:
         delay_s = seconds_of(write_back_delay, "write-back-delay")
         kind = write_back_type and gorse.parse_kind(write_back_type, self._config, "write-back-type")
         caller = caller_of(request.scope)
-        self._service.check_list(caller, user_id)
+        self._service.callers.check_list(caller, user_id)
         if kind:
             caller.check_scope(EVENTS, "a write-back")
         if kind and delay_s and self._handlers.write_backs.full():
             raise Unavailable("too many write-backs wait: ask without write-back-delay, or later")
         candidates = None
         if category:
-            candidates = self._candidates(await self._service.session_of(user_id), category)
+            candidates = self._candidates(await self._service.sessions.of(user_id), category)
         wanted = values.Request(user_id, _until(offset, n), candidate_ids=candidates)
         answer = await self._service.recommend(wanted, caller=caller)
         self._handlers.metrics.count_degraded(answer.degraded)
@@ -317,7 +317,7 @@ class GorseRoutes:
     ) -> Response:
         seen: list[Id] = []
         if user_id:
-            indices = self._indices_of(await self._service.session_of(user_id))
+            indices = self._indices_of(await self._service.sessions.of(user_id))
             seen = [self._replica.catalogue.ids[index] for index in indices]
         filters = filters_of(self._replica, category)
         items = self._lists.ordered(order, _until(offset, n), filters, seen)
@@ -345,10 +345,10 @@ class GorseRoutes:
     async def _health(self) -> dict[str, Any]:
         store_error = ""
         try:
-            await self._service.sessions.get("health")
+            await self._service.sessions.store.get("health")
         except StoreUnavailable as error:
             store_error = str(error)
-        log_error = self._service.failure or self._service.follower.away
+        log_error = self._service.failure or self._service.live.thread.away
         return {
             "CacheStoreConnected": not store_error,
             "CacheStoreError": store_error,

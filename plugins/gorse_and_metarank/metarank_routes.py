@@ -135,7 +135,7 @@ def _add_rank(router: APIRouter, handlers: SharedHandlers) -> None:
             candidate_ids=ranking.item_ids, explain=explain, by_score=True,
         )  # fmt: skip
         caller = caller_of(request.scope)
-        handlers.service.check_list(caller, ranking.user_id)
+        handlers.service.callers.check_list(caller, ranking.user_id)
         answer = await handlers.rank(wanted, ranking.request_id, caller)
         handlers.metrics.count_degraded(answer.degraded)
         features = {str(i.item_id): i.predictions or {} for i in answer.items}
@@ -187,7 +187,7 @@ def _add_recommend(router: APIRouter, handlers: SharedHandlers) -> None:
             listed = lists.ordered(popular, count, {})
         else:
             caller = caller_of(request.scope)
-            service.check_list(caller, user_id)
+            service.callers.check_list(caller, user_id)
             asked = values.Request(user_id, count, model)
             answer = await service.recommend(asked, caller=caller)
             handlers.metrics.count_degraded(answer.degraded)

@@ -23,8 +23,8 @@ from serving.http.api_models import ProblemOut
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import DECODE_ERRORS, StrictRoute, decode, json_response
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
-from serving.ingestion.write_api import OverQuota, Unavailable
-from serving.problem import problem
+from serving.ingestion.write_api import OverQuota
+from serving.problem import Unavailable, problem
 from serving.service import Service
 
 _APPLIED_S: Final = 2.0  # wait until this replica answers with a changed item
@@ -143,9 +143,9 @@ class SharedHandlers:
     async def _applied(self, end: int) -> bool:
         """Waits until this replica answers with all items before an offset; returns whether it does."""
         until_s = time.monotonic() + _APPLIED_S
-        while self.service.reader.items_applied < end and time.monotonic() < until_s:
+        while self.service.live.followers.items.applied < end and time.monotonic() < until_s:
             await asyncio.sleep(_POLL_S)
-        return self.service.reader.items_applied >= end
+        return self.service.live.followers.items.applied >= end
 
 
 class WriteBacks:

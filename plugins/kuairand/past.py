@@ -15,10 +15,11 @@ from recsys.arrays import key_index
 from recsys.arrays.compiled import kernel, read_only
 from recsys.events.event_types import Engagement, Event, Impression, ServedItem
 from recsys.features import counter_kernels
+from recsys.features.columns import VIEWER
 from recsys.features.counters import CounterTable, Values, amounts
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
-from recsys.features.session import COUNTER_ROWS, REQUESTS, USER, Entry, Session
+from recsys.features.session import COUNTER_ROWS, REQUESTS, Entry, Session
 from recsys.features.source_credits import ALL
 from recsys.model.model import unique_keys
 from replay.player import Player
@@ -138,7 +139,10 @@ def amounts_by_code(codes: Sequence[Sequence[Values]]) -> Added:
 def folds_columns(features: FeatureSet) -> bool:
     """Whether a past can be folded as columns: without operators, and with all that was shown."""
     return features.schema.shown_by == "impression" and not (
-        features.lefts or features.tracked or features.distinct or features.declared.history_of
+        features.lefts
+        or features.operators.tracked
+        or features.operators.distinct
+        or features.declared.history_of
     )
 
 
@@ -153,7 +157,7 @@ class PastFold:
         self._kinds, self._context = past.kinds, features.context_keys(NAME, {})[0]
         self._entries = [features.history_entry(keys_I) for keys_I in keys_UI]
         self._item_keys = [entry[0] for entry in self._entries]
-        own = tuple(dict.fromkeys((USER, self._context)))
+        own = tuple(dict.fromkeys((VIEWER, self._context)))
         self._own = Groups.of([(*own, *features.counted_keys(keys_I)) for keys_I in keys_UI])
         labels = features.schema.labels
         self._outcomes = [[float(label in kinds) for label in labels] for kinds in past.kinds]
@@ -203,7 +207,7 @@ class PastFold:
             return
         items, codes, times_ms = self._items_N, self._codes_N, self._times_ms_N
         own = self._own.of_each(items[start:stop])
-        limit = 2 * COUNTER_ROWS * self._features.own_rows
+        limit = 2 * COUNTER_ROWS * self._features.operators.own_rows
         if session.plain or len(unique_keys(own.keys)[0]) > limit:
             self._fold_events(session, slice(start, stop))
             return

@@ -16,8 +16,9 @@ from parameter_server.table.table import initial_rows
 from plugins.plugin_contracts.determinism import Contract, require
 from recsys.config.system_config import ModelConfig, tables_of
 from recsys.events.records import TrainingExample
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.features.request_features import RequestFeatures
 from recsys.model.model import Model, build_model
 from recsys.model.ranker import RankerModule
 from serving.replica.row_store import RowStore

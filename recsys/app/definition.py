@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.app.feature_checks import faults
 from recsys.config.policy_config import WATCH, PolicyConfig
 from recsys.config.system_config import Config
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups
 from recsys.events.hashing import digest_of
-from recsys.features.feature_set import Declared, FeatureSet
+from recsys.features.families.declared import Declared, faults
+from recsys.features.feature_set import FeatureSet
 
 BY_VIEW: Final = "view"  # the client reports with a `view` what was on screen
 BY_LIST: Final = "list"  # all items of a list, once the viewer's side confirms it

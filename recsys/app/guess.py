@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from recsys.app.data_files import Entities, Interactions, list_of, moment_of
-from recsys.app.feature_checks import RESERVED
+from recsys.features.columns import RESERVED
 
 _USER: Final = (
     "user|visitor|customer|viewer|member|account|reviewer|profile|player|reader|listener|guest"

@@ -47,7 +47,7 @@ class PromotionConfig(Section):
     # Whether a live line goes back by itself where its lists are behind simple ones, or it learns no positive
     # example (experiments/promotion/line_guard.py).
     line_guard: bool = True
-    # Sanity gates (experiments/promotion/gates.py), relative to live.
+    # Sanity gates (experiments/evidence/gates.py), relative to live.
     score_shift: float = bounded(1.0, 0)  # difference of mean logits of the items that live served
     score_spread: float = bounded(3.0, 1)  # ratio of the spreads of logits, or its inverse
     latency: float = bounded(1.5, 1)  # ratio of ranking times

@@ -84,9 +84,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, tag="definition"):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
-    """Decision about a candidate (experiments/promotion/promotion.py), or of a guard
-    (experiments/promotion/guard.py), whose ``rollback`` concerns the live line. Appended by the director
-    only.
+    """Decision about a line beside live (experiments/promotion/kinds/). A ``rollback`` of a guard concerns
+    the live line. Appended by the director only.
 
     ``verdict``: promote, hold or rollback. ``to``: the stage after promotion, canary or all; ``epoch``: of
     the live line that starts with it. ``share``: of users whom it answers from now on, as canary. ``final``:
@@ -183,9 +182,10 @@ class Unlearning(msgspec.Struct, frozen=True, kw_only=True, tag="unlearning"):
     ``rewind_ms``: if set, the line returns to that time instead and learns again what came after it, but for
     the examples that the ``Withdrawal`` at each user's offset names, and those in ``left_out``; without
     either, all of it.
-    ``state``: experiments/promotion/lifecycle.py. ``epoch``: of the line without them; it repeats the history
-    of ``parent_epoch`` from a snapshot of step ``base_step`` on, with a model of ``size``. ``first``: the
-    first step that is learned again; 0: none is. ``step``: the least step to reach, then that reached.
+    ``state``: experiments/promotion/unlearning_requests.py. ``epoch``: of the line without them; it repeats
+    the history of ``parent_epoch`` from a snapshot of step ``base_step`` on, with a model of ``size``.
+    ``first``: the first step that is learned again; 0: none is. ``step``: the least step to reach, then that
+    reached.
     """
 
     id: str
@@ -234,10 +234,6 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
     detector: str
 
 
-class Reaction(msgspec.Struct, frozen=True, tag="reaction"):
-    """A record that earlier versions wrote after an alarm. It is readable and has no effect."""
-
-
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
     """An API key. The newest record of an ``id`` wins.
 
@@ -269,5 +265,5 @@ class LogClock(msgspec.Struct, frozen=True, kw_only=True, tag="clock"):
 
 Control = (
     Live | Experiments | ExperimentRequest | Erasure | Unlearning | Candidate | Definition | Decision
-    | OperatorRequest | LineHold | Alarm | Reaction | ApiKey | LogClock
+    | OperatorRequest | LineHold | Alarm | ApiKey | LogClock
 )  # fmt: skip

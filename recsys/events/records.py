@@ -132,7 +132,6 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     lanes: int
     time_ms: int  # event time: the newest closed_ms in it
     config: str  # digest of the settings that learning depends on
-    lookahead: int = 0  # k: rows are those after step - 1 - k
     without: list[str] = []  # line/epoch that were rolled back: examples they served are left out
     rate: float = 1.0  # factor on the usual learning rates, of rows and dense parameters
     filled: int = 0  # the first lanes, which its examples are cut into; others are empty; 0: all

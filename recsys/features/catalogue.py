@@ -19,7 +19,8 @@ from recsys.arrays.key_index import place_of
 from recsys.events.event_types import MAX_TIME_MS, Item
 from recsys.events.field_schema import NUMERIC
 from recsys.events.hashing import Id, key_of
-from recsys.features.feature_set import FeatureSet, log_scale, number_of
+from recsys.features.families.item_fields import log_scale, number_of
+from recsys.features.feature_set import FeatureSet
 
 _LONGEST: Final = 100.0  # length of a vector; embeddings are shorter
 _COLUMNS: Final = ("_keys", "_numbers", "_exact", "_alive", "_published_ms")

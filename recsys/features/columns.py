@@ -1,19 +1,16 @@
-"""Entities with counters, and the dense columns of a feature set, which each feature gives in their order.
+"""Entities with counters, and the dense columns of a feature set, which families of features give.
 
 An entity is anything that counters are kept for: an item, a group of items, the viewer, the context, or a
 pair of these. Names are for people, and part of a feature set's digest. Two sets that name half-lives or
 entities differently have columns of one measure.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
-from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
-
-if TYPE_CHECKING:
-    from recsys.features.feature_set import FeatureSet
+from recsys.events.field_schema import CATEGORICAL, Schema
+from recsys.events.hashing import key_of
 
 ALL: Final = "all"
 USER: Final = "user"
@@ -22,6 +19,9 @@ PROFILE: Final = "profile"  # the first field of the viewer's profile
 ITEM: Final = "item"
 DURATION: Final = "duration"
 TIMES: Final = "×"
+RESERVED: Final = (ALL, USER, CONTEXT, PROFILE, ITEM, DURATION)
+GLOBAL: Final = key_of("entity", "global")  # counter row of everybody
+VIEWER: Final = key_of("entity", "user")  # counter row of the viewer as a whole
 Names = tuple[str, ...]
 
 
@@ -30,17 +30,17 @@ class Entity:
     """Subject of a row of counters: an item slot, a field of the request or the user, or their cross.
     ``own``: over the viewer's own events, else everybody's. ``left``: "", context or profile of the request,
     or one or two named fields: ``context.device``, ``user.region``. ``right``: "", or an item slot. ``name``:
-    in column names."""
+    in column names. ``left_names``: the names in ``left``."""
 
     name: str
     own: bool
     left: str
     right: str
+    left_names: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 def default_entities(schema: Schema) -> tuple[Entity, ...]:
     """Entities of a feature set that declares none. Their names are older than declared entities."""
-    groups = [f"item.{name}" for name in schema.groups]
     return (
         Entity("all", False, "", ""),
         Entity("context", False, CONTEXT, ""),
@@ -52,8 +52,8 @@ def default_entities(schema: Schema) -> tuple[Entity, ...]:
         Entity("user×item", True, "", ITEM),
         Entity("user×duration", True, "", DURATION),
         *(
-            Entity(f"{kind}.{group.removeprefix('item.')}", own, "", group)
-            for group in groups
+            Entity(f"{kind}.{group}", own, "", f"item.{group}")
+            for group in schema.groups
             for kind, own in (("group", False), ("user×group", True))
         ),
     )
@@ -71,16 +71,17 @@ def entity_of(name: str, schema: Schema) -> Entity:
     slots = [slot for _, slot in halves if slot]
     refused = len(parts) > 2 or parts.count(USER) > 1 or len(lefts) + len(slots) < len(halves)
     refused |= len(slots) > 1 or len(set(lefts)) < len(lefts)
-    refused |= len(lefts) > 1 and not all("." in left for left in lefts)
+    refused |= len(lefts) > 1 and not {CONTEXT, PROFILE}.isdisjoint(lefts)
     # A viewer has one profile.
-    refused |= own and any(left == PROFILE or left.startswith("user.") for left in lefts)
+    profile = {PROFILE, *(f"user.{name}" for name in schema.names("user", CATEGORICAL))}
+    refused |= own and not profile.isdisjoint(lefts)
     if refused:
         raise ValueError(
             f"entity {name!r} isn't one, or a pair, of user, context or profile, and item, duration or a "
             f"group field ({', '.join(schema.groups) or 'none declared'}), or other categorical fields, "
             "joined by '×'"
         )
-    return Entity(TIMES.join(parts), own, TIMES.join(lefts), "".join(slots))
+    return Entity(TIMES.join(parts), own, TIMES.join(lefts), "".join(slots), tuple(lefts))
 
 
 def _half(part: str, schema: Schema) -> tuple[str, str]:
@@ -89,37 +90,20 @@ def _half(part: str, schema: Schema) -> tuple[str, str]:
     if part in (CONTEXT, PROFILE) or part in rights:
         return (part, "") if part not in rights else ("", rights[part])
     fields = [
-        f"{owner}.{name}"
+        (f"{owner}.{name}", owner)
         for owner in ("item", "user", "context")
         for name in schema.names(owner, CATEGORICAL)
         if part in (name, f"{owner}.{name}")
     ]
     if len(fields) > 1:
-        raise ValueError(f"{part!r} names several fields: write one of {', '.join(fields)}")
-    field = fields[0] if fields else ""
-    return ("", field) if field.startswith("item.") else (field, "")
-
-
-def speed_names(half_lives_h: tuple[float, ...]) -> Names:
-    """The name of each half-life in column names."""
-    return tuple(f"{hours:g}h" for hours in half_lives_h)
-
-
-def numbers(main_labels: Names, speeds: Names, watches: int) -> Names:
-    """Numbers of each entity: counts and rates at each speed, watch time at the ``watches`` slowest."""
-    shown = (f"shown.{speed}" for speed in speeds)
-    rates = (f"{label}.{speed}" for speed in speeds for label in main_labels)
-    return (*shown, *rates, *(f"watch.{speed}" for speed in speeds[-watches:]))
+        raise ValueError(
+            f"{part!r} names several fields: write one of {', '.join(full for full, _ in fields)}"
+        )
+    full, owner = fields[0] if fields else ("", "")
+    return ("", full) if owner == "item" else (full, "")
 
 
 Measure = tuple[Any, ...]
-# Columns of the moment of a request.
-MOMENT: Final = ("hour.sin", "hour.cos", "since_last_event", "events")
-AGE: Final = "item.age"
-NEAR: Final = "item.near"
-NEAR_IN_VISIT: Final = "item.near.visit"
-POSITION: Final = "list.position"
-LENGTH: Final = "list.length"
 
 
 class Hours(float):
@@ -129,13 +113,16 @@ class Hours(float):
 class Column(NamedTuple):
     """A dense column. ``family``: the feature that it belongs to. ``measure``: the same for equal numbers of
     different sets. ``differs``: whether the candidates of a request may differ in it. ``own``: whether the
-    viewer's past has a part in it."""
+    viewer's past has a part in it. ``entity``: name of the one that it counts. ``ranked``: whether a list
+    that compares that entity, or any if it has none, ranks by it."""
 
     family: str
     name: str
     measure: Measure
     differs: bool = False
     own: bool = False
+    entity: str = ""
+    ranked: bool = False
 
 
 def entity_measure(entity: Entity) -> Measure:
@@ -153,87 +140,3 @@ def with_hours(measure: Measure, hours: Mapping[float, float]) -> Measure:
         else one
         for one in measure
     )
-
-
-def _rates(features: "FeatureSet") -> Iterator[Column]:
-    declared, labels = features.declared, features.main_labels
-    hours = [*map(Hours, declared.half_lives_h)]
-    of = [("shown", h) for h in hours] + [(label, h) for h in hours for label in labels]
-    of += [("watch", h) for h in hours[-declared.watches :]]
-    for entity in features.entities:
-        for number, label_and_hours in zip(features.numbers, of, strict=True):
-            measure = "rates", entity_measure(entity), *label_and_hours
-            yield Column("rates", f"{entity.name}/{number}", measure, bool(entity.right), entity.own)
-
-
-def _numbers(features: "FeatureSet") -> Iterator[Column]:
-    for name in features.schema.names("item", NUMERIC):
-        yield Column("numbers", f"item.{name}", ("numbers", name), True)
-
-
-def _vectors(features: "FeatureSet") -> Iterator[Column]:
-    for name, length in features.schema.vectors:
-        for n in range(length):
-            yield Column("vectors", f"item.{name}[{n}]", ("vectors", name, n))
-
-
-def _moment(features: "FeatureSet") -> Iterator[Column]:
-    for name in MOMENT:
-        yield Column("moment", name, ("moment", name), own=True)
-
-
-def _age(features: "FeatureSet") -> Iterator[Column]:
-    if features.declared.item_age:
-        yield Column("age", AGE, ("age", features.declared.age_field), True)
-
-
-def _near(features: "FeatureSet") -> Iterator[Column]:
-    if features.declared.near:
-        yield Column("near", NEAR, ("near",), True, True)
-
-
-def _visit(features: "FeatureSet") -> Iterator[Column]:
-    if pause_s := features.declared.visit_s:
-        yield Column("visit", NEAR_IN_VISIT, ("visit", pause_s), True, True)
-
-
-def _trend(features: "FeatureSet") -> Iterator[Column]:
-    """Change of an entity's count from each half-life to the next longer one."""
-    steps = [*zip(features.speeds, pairwise(features.declared.half_lives_h), strict=False)]
-    for entity in features.entities if features.declared.trend else ():
-        for speed, (short, long) in steps:
-            measure = "trend", entity_measure(entity), Hours(short), Hours(long)
-            name = f"{entity.name}/trend.{speed}"
-            yield Column("trend", name, measure, bool(entity.right), entity.own)
-
-
-def _position(features: "FeatureSet") -> Iterator[Column]:
-    if features.declared.position:
-        yield Column("position", POSITION, ("position",), own=True)
-
-
-def _fields(features: "FeatureSet") -> Iterator[Column]:
-    for name in features.declared.numbers:
-        yield Column("fields", name, ("fields", name), own=True)
-
-
-def _operators(features: "FeatureSet") -> Iterator[Column]:
-    for cell in features.cells:
-        entity = features.entities[cell.entity]
-        yield Column("operators", cell.name, cell.measure, bool(entity.right), entity.own)
-
-
-BEFORE_DERIVED: Final[Sequence[Callable[["FeatureSet"], Iterator[Column]]]] = (
-    _rates, _numbers, _vectors, _moment, _age, _near, _visit, _trend, _position, _fields, _operators,
-)  # fmt: skip
-
-
-def item_columns(features: "FeatureSet") -> list[Column]:
-    """The columns that don't compare the items of a list."""
-    columns = [column for family in BEFORE_DERIVED for column in family(features)]
-    measures = {column.name: column.measure for column in columns}
-    for one in features.derived:
-        of = tuple(measures.get(name, (name,)) for name in one.columns)
-        measures[one.name] = "derived", one.operator, of, one.edges, one.call
-        columns.append(Column("derived", one.name, measures[one.name], True, True))
-    return columns

@@ -17,19 +17,18 @@ from recsys.config.system_config import CovisitConfig
 from recsys.events.event_types import Engagement, Event, Impression, User, Verdict, Withdrawal
 from recsys.events.hashing import Id, key_of
 from recsys.events.withdrawal import counted, withdraws_event
-from recsys.features.columns import CONTEXT, PROFILE
+from recsys.features.columns import CONTEXT, GLOBAL, PROFILE
 from recsys.features.counters import amounts
 from recsys.features.covisits import Visits
+from recsys.features.families.operators import value_kinds
 from recsys.features.feature_kernels import crossed
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences, ReadLists
 from recsys.features.operator_state import VIEWERS, OperatorState
-from recsys.features.operators import value_kinds
 from recsys.features.session import PLAIN_LIST
 from recsys.features.source_credits import SourceCredits
 
 KeysOf = Callable[[Id], Keys]
-GLOBAL: Final = key_of("entity", "global")
 REQUESTS: Final = 200_000
 LIST_BYTES: Final = 100_000_000  # of keys of the newest lists that may be confirmed, or taken back
 _CROSSES: Final = 20_000  # pairs whose crosses are kept: of a profile and an item most come once
@@ -59,7 +58,7 @@ class ItemCounters:
         self._viewers = VIEWERS // tables
         self._has_lists = features.schema.shown_by == "impression"
         self.operators = OperatorState(features, tables=tables)
-        self._tracks = bool(features.tracked or features.distinct)
+        self._tracks = bool(features.operators.tracked or features.operators.distinct)
         self._profile_slot = features.slot("profile")
         lefts = (CONTEXT, PROFILE, *features.lefts)
         self._crossed_columns = {left: crossed_columns(features, left) for left in lefts}

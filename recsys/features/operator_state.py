@@ -13,9 +13,9 @@ from recsys.events.event_types import Engagement, Impression, User
 from recsys.events.hashing import Id, key_of
 from recsys.features import counter_kernels as kernels
 from recsys.features.counters import CounterTable
+from recsys.features.families.operators import bounded
 from recsys.features.feature_kernels import crossed
 from recsys.features.feature_set import FeatureSet, Keys
-from recsys.features.operators import bounded
 
 REQUESTS: Final = 200_000  # newest requests whose halves are remembered
 VIEWERS: Final = 500_000  # viewers whose named fields are remembered
@@ -86,7 +86,7 @@ class OperatorState:
         """Replaces newest events, and counts new contacts; returns the changed keys. ``lefts``: with that of
         all under ""."""
         changed, now_ms = list[int](), event.time_ms
-        for tracked in self.features.tracked.get((event.kind, False), ()):
+        for tracked in self.features.operators.tracked.get((event.kind, False), ()):
             keys = tracked.of(keys_I, lefts)
             counters.touch(keys, now_ms, bounded(event.value))
             changed += keys.tolist()
@@ -98,7 +98,7 @@ class OperatorState:
     ) -> list[int]:
         """Counts new contacts. Arguments and result as ``engagement``."""
         changed, now_ms = list[int](), event.time_ms
-        for column, entity in self.features.distinct.get((event.kind, False), ()):
+        for column, entity in self.features.operators.distinct.get((event.kind, False), ()):
             keys, user = entity.of(keys_I, lefts), key_of("user", event.user_id)
             counters.add_distinct(keys, column, self._touch(user, column, keys, now_ms), now_ms)
             changed += keys.tolist()
@@ -110,7 +110,7 @@ class OperatorState:
         """Takes an event back where it is the newest one: until the next there is none, since those before it
         aren't known any more. Arguments and result as ``engagement``."""
         changed = list[int]()
-        for tracked in self.features.tracked.get((event.kind, False), ()):
+        for tracked in self.features.operators.tracked.get((event.kind, False), ()):
             keys, values, last_ms = counters.export(tracked.of(keys_I, lefts).tolist())
             own = last_ms == event.time_ms
             counters.set(keys[own], np.zeros_like(values[own]), np.full(own.sum(), -1, np.int64))

@@ -18,12 +18,12 @@ import numpy as np
 from recsys.events.event_types import SEEN, USER_PROVEN, Engagement, Impression, Preference, User
 from recsys.events.field_schema import spellings_of
 from recsys.events.hashing import Id, digest_of, key_of
-from recsys.features.columns import CONTEXT
+from recsys.features.columns import CONTEXT, USER, VIEWER
 from recsys.features.counters import CounterTable
+from recsys.features.families.operators import bounded
+from recsys.features.families.request_numbers import own_numbers
 from recsys.features.feature_set import FeatureSet, Floats, Keys
-from recsys.features.operators import bounded
 
-USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
 COUNTER_ROWS: Final = 400
 REQUESTS: Final = 24  # requests whose context is remembered for their engagements
 READ: Final = 6  # newest lists that may still be confirmed as shown
@@ -33,7 +33,7 @@ HIDDEN: Final = 500  # more where more seen items are remembered
 NOBODY: Final = ""  # user id of a session without a profile: it has no row of its own
 PLAIN: Final = -1  # in place of a context: the list was made without a profile
 PLAIN_LIST: Final = "plain-"  # beginning of the id of such a list, by request or profile
-_USER: Final = np.array([USER], np.int64)
+_VIEWER: Final = np.array([VIEWER], np.int64)
 _RECENCY_MS: Final = 3_600_000.0
 
 
@@ -119,7 +119,7 @@ class Session:
     def fold_user(self, user: User) -> None:
         self.profile = self.features.profile_keys(user.fields, most=None)
         self.fields = self.features.user_field_keys(user.fields)
-        self.numbers = self.features.own_numbers("user", user.fields)
+        self.numbers = own_numbers(self.features, USER, user.fields)
         self.plain = user.fields.get("profiling") is False
 
     def fold_preference(self, preference: Preference) -> None:
@@ -312,7 +312,7 @@ class Session:
     def _halves(self, request_id: str, context: int, is_lone: bool = False) -> dict[str, int]:
         """Other halves of the viewer's entities in a request, by name; that of all under "". ``is_lone``: of
         an engagement without one."""
-        halves = {"": USER, CONTEXT: context}
+        halves = {"": VIEWER, CONTEXT: context}
         if is_lone and self.features.lefts:
             lefts: Iterable[int] = self.features.left_keys(self.fields, {})
             halves |= dict(zip(self.features.lefts, lefts, strict=False))
@@ -330,18 +330,18 @@ class Session:
 
     def _count(self, keys_I: Keys, own_keys: tuple[int, ...], added: Floats, now_ms: int) -> None:
         self.counters.add((*own_keys, *self.features.counted_keys(keys_I)), added, now_ms)
-        limit = COUNTER_ROWS * self.features.own_rows
+        limit = COUNTER_ROWS * self.features.operators.own_rows
         if len(self.counters) > 2 * limit:
             self.evicted += len(self.counters.keep_newest(limit))
 
     def _track(self, event: Engagement, keys_I: Keys, halves: Mapping[str, int]) -> None:
         """Replaces the newest events of the viewer's entities, and counts new values of item fields."""
         now_ms = event.time_ms
-        for keys in self.features.tracked.get((event.kind, True), ()):
+        for keys in self.features.operators.tracked.get((event.kind, True), ()):
             self.counters.touch(keys.of(keys_I, halves), now_ms, bounded(event.value))
-        for column, members in self.features.distinct.get((event.kind, True), ()):
+        for column, members in self.features.operators.distinct.get((event.kind, True), ()):
             for before in self.counters.touch(members.of(keys_I, halves), now_ms):
-                self.counters.add_distinct(_USER, column, np.array([before]), now_ms)
+                self.counters.add_distinct(_VIEWER, column, np.array([before]), now_ms)
 
     def _enter(self, request_id: str, keys_I: Keys, now_ms: int, kind: str) -> Entry | None:
         """The history entry of an item in a request, a new one if need be; None if neither one exists nor the
@@ -360,18 +360,6 @@ class Session:
         entry = Entry(request_id, self.features.history_entry(keys_I), [0.0] * labels, 0, now_ms)
         self.history.append(entry)
         return entry
-
-
-def newest_visit(history: Iterable[Entry], pause_s: float, now_ms: int) -> list[Entry]:
-    """The newest entries that no pause separates from each other or from now, oldest first."""
-    visit: list[Entry] = []
-    after_ms = now_ms
-    for entry in reversed(list(history)):
-        if after_ms - entry.time_ms > 1000 * pause_s:
-            break
-        visit.append(entry)
-        after_ms = entry.time_ms
-    return visit[::-1]
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -128,7 +128,7 @@ class KafkaTail:
 
     def _poll(self, timeout_ms: int) -> None:
         if not self._assigned:
-            return
+            return None
         recent = time.monotonic() - self._received_at < RECENT_S
         self._consumer._fetcher.config["fetch_max_wait_ms"] = BUSY_MS if recent else OPEN_MS
         # A poll that returns records of an earlier fetch has sent the next one. Left to the next poll, its

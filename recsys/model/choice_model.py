@@ -31,7 +31,8 @@ from numba import types
 from numpy.typing import NDArray
 
 from recsys.arrays.compiled import kernel, read_only
-from recsys.features.feature_set import EVENTS_UNIT, FeatureSet
+from recsys.features.families.moment import EVENTS_UNIT
+from recsys.features.feature_set import FeatureSet
 
 Floats = NDArray[np.float32]
 UNIT: Final = 2.0**-10  # of all sums, so that those of a step fit the bound on gradients

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recsys.features.feature_set import RequestFeatures, Slot
+from recsys.events.field_keys import Slot
+from recsys.features.request_features import RequestFeatures
 from recsys.model.linear_layer import linear
 from recsys.model.model import Model, unique_keys
 from recsys.model.ranker import DIRECT, LINE, Ranker, RankerShape, dense_start

@@ -7,16 +7,18 @@ their names differ between sets that declare different half-lives.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Final
 
 import numpy as np
 
 from recsys.events.event_types import FeatureBlock
 from recsys.events.field_schema import CATEGORICAL, NUMERIC
-from recsys.features.columns import TIMES, USER, Entity, Measure, entity_measure, with_hours
-from recsys.features.feature_set import Declared, FeatureSet, Keys, RequestFeatures, UnknownFeatureSet
-from recsys.features.operators import FUNCTION, Derived
+from recsys.features.columns import TIMES, USER, Entity, entity_measure, with_hours
+from recsys.features.families.declared import Declared
+from recsys.features.families.derived import FUNCTION, Derived
+from recsys.features.feature_set import FeatureSet, Keys
+from recsys.features.request_features import RequestFeatures, UnknownFeatureSet
 
 _MOST_SPEEDS: Final = 6  # half-lives of one counter
 
@@ -39,13 +41,9 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
     entities |= {entity_measure(e): e.name for f in named for e in f.entities}
     names = [{e.name: entities[entity_measure(e)] for e in f.entities} for f in (logged, new)]
     both = [_renamed(one, own) for one, own in zip((old, declared), names, strict=True)]
-    merged: dict[str, Any] = {
-        name: tuple(dict.fromkeys(value for one in both for value in getattr(one, name)))
-        for name in ("list_context", "numbers", "counts", "against", "last", "distinct")
-    }
-    for name in ("item_age", "age_field", "near", "visit_s", "trend", "position", "whole_list"):
-        merged[name] = getattr(old, name) or getattr(declared, name)
+    merged = {field.name: _either(*(getattr(one, field.name) for one in both)) for field in fields(Declared)}
     watched = {one.half_lives_h[-one.watches :] for one in (old, declared)}
+    merged |= {"half_lives_h": hours, "entities": tuple(entities.values())}
     merged["watches"] = 1 if watched == {hours[-1:]} else len(hours)
     numbers = dict.fromkeys(n for f in (logged, new) for n in f.schema.names("item", NUMERIC))
     others = tuple(pair for pair in logged.schema.item if pair[1] != NUMERIC)
@@ -60,7 +58,7 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
             times=tuple(dict.fromkeys((*logged.schema.times, *new.schema.times))),
         ),
         history=max(logged.history, new.history),
-        declared=replace(old, half_lives_h=hours, entities=tuple(entities.values()), derived=(), **merged),
+        declared=Declared(**merged),
     )
     bare = [replace(f, declared=replace(f.declared, derived=())) for f in (logged, new)]
     if not all(covers(wide, features) for features in bare):
@@ -69,6 +67,11 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
             "them anew once the change is live"
         )
     return replace(wide, declared=replace(wide.declared, derived=_derived(wide, logged, new)))
+
+
+def _either(one: Any, other: Any) -> Any:
+    """Union of two declarations of a feature: all values of both, or the first that is on."""
+    return tuple(dict.fromkeys((*one, *other))) if isinstance(one, tuple) else one or other
 
 
 def _derived(wide: FeatureSet, *sets: FeatureSet) -> tuple[Derived, ...]:
@@ -91,7 +94,7 @@ def _derived(wide: FeatureSet, *sets: FeatureSet) -> tuple[Derived, ...]:
 
 def covers(wide: FeatureSet, narrow: FeatureSet) -> bool:
     """Whether a model of ``narrow`` can read what ``wide`` has logged."""
-    columns = _measures(wide) >= _measures(narrow)
+    columns = wide.places.keys() >= narrow.places.keys()
     return columns and wide.history_length >= narrow.history_length
 
 
@@ -101,13 +104,8 @@ def columns_from(before: FeatureSet, after: FeatureSet) -> list[int]:
     old, new = before.declared.half_lives_h, after.declared.half_lives_h
     came, went = sorted({*new} - {*old}), sorted({*old} - {*new})
     hours = dict(zip(came, went, strict=True)) if len(came) == len(went) else {}
-    places = {column.measure: place for place, column in enumerate(before.dense)}
-    measures = [column.measure for column in after.dense]
+    places, measures = before.places, [column.measure for column in after.dense]
     return [places.get(one, places.get(with_hours(one, hours), -1)) for one in measures]
-
-
-def _measures(features: FeatureSet) -> set[Measure]:
-    return {column.measure for column in features.dense}
 
 
 class Narrowing:
@@ -117,7 +115,7 @@ class Narrowing:
         """Raises UnknownFeatureSet if ``wide`` lacks something."""
         _check_alike(wide, narrow)
         self.narrow = narrow
-        places = {column.measure: place for place, column in enumerate(wide.dense)}
+        places = wide.places
         missing = [column.name for column in narrow.dense if column.measure not in places]
         if missing or wide.history_length < narrow.history_length:
             lacks = ", ".join(missing) or f"a history of {narrow.history_length}"

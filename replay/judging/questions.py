@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from typing import Final
 
-from recsys.features.feature_set import Declared
+from recsys.features.families.declared import Declared
 
 NEXT: Final = "next"
 FIRST: Final = "first"

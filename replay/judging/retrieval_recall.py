@@ -16,7 +16,7 @@ from experiments.assignment.policy import Policies
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.event_types import Engagement, Event, Impression, Item, User
 from recsys.events.hashing import Id
-from recsys.features.feature_set import Declared
+from recsys.features.families.declared import Declared
 from replay.datasets.app_dataset import OfApp
 from replay.datasets.dataset import Dataset
 from replay.judging.answers import Answers, QuestionedAnswers, rank_of

@@ -61,7 +61,7 @@ class HttpSystem:
         self._note(receipt)
         refused = set(receipt.rejected)  # which no session will have
         for n, event in enumerate(events):
-            if n in refused or self._kinds and event.kind not in self._kinds:
+            if n in refused or (self._kinds and event.kind not in self._kinds):
                 continue
             newest = time.monotonic(), event.time_ms, str(event.item_id)
             self._sent[str(event.user_id)] = newest

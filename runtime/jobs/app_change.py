@@ -6,15 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from experiments.promotion.epoch_model import config_at, features_at
-from experiments.promotion.feature_change import candidate_for, sets_in_use
-from experiments.promotion.lifecycle import FEATURES
+from experiments.promotion.epoch_model import config_at, features_at, sets_in_use
+from experiments.promotion.kinds.features import newest_change, proposal
 from recsys.app.app_file import APP_FILE, read_app, text_of
 from recsys.app.change import read_change
 from recsys.app.set_loops import SetsInUse
 from recsys.config.part_configs import ONE_WORKER, WorkersConfig
 from recsys.config.system_config import Config, ModelConfig
-from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Candidate, Definition, ModelSize
+from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Definition
 from recsys.events.records import EVENTS
 from recsys.features.feature_set import FeatureSet, set_text
 from recsys.features.feature_set_file import feature_set
@@ -134,12 +133,10 @@ class AppChange:
         reads, model = self._live()
         if reads == self.features:
             return ""
-        lifecycle, text = self._control.lifecycle, set_text(self.features)
-        state = candidate_for(lifecycle, text)
+        lines = self._control.lifecycle.candidates
+        state = newest_change(lines.values(), set_text(self.features))
         if state is not None and state.active:
             return state.line
-        size = ModelSize(model.dim, model.hidden, text)
-        name = f"{FEATURES}-{self.features.digest[:8]}-{len(lifecycle.candidates)}"  # used once
-        candidate = Candidate(line=name, registry="", kind=FEATURES, time_ms=self._clock(), size=size)
+        candidate = proposal(self.features, model, len(lines), self._clock())
         append_control(self._log, candidate)
-        return name
+        return candidate.line

@@ -9,7 +9,8 @@ import msgspec
 
 from experiments.assignment.definition import Experiment, read_experiment
 from experiments.promotion.epoch_model import with_size
-from experiments.promotion.lifecycle import Lifecycle, is_guard_name
+from experiments.promotion.lifecycle import Lifecycle
+from experiments.promotion.line_kinds import reserved
 from experiments.statistics.revision import apply_request, parse_each
 from recsys.app.logged_sets import defined
 from recsys.app.set_loops import SetsInUse
@@ -58,10 +59,8 @@ def await_answer(find: Callable[[], Any]) -> Any:
 
 def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = False) -> None:
     """Proposes a registry's candidate for evaluation. Raises Refused where it doesn't fit the system."""
-    if is_guard_name(name):
-        raise Refused(f"{name} is a name of a guard: add the candidate under another one")
-    if "." in name:
-        raise Refused(f"{name} has a dot, as arms' lines have: add the candidate under another name")
+    if reason := reserved(name):
+        raise Refused(reason)
     registry, first = Registry(folder.resolve()), feature_set(config)
     provenance = registry.provenance(name)
     size = model_size_of(provenance, config.model)
@@ -95,7 +94,7 @@ def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = Fa
 def approve(log: Log, name: str) -> None:
     """Approves a candidate, where ``promotion.manual`` requires it. Raises Refused for any other name."""
     candidate = lifecycle_of(log).candidates.get(name)
-    if candidate is None or not candidate.active or candidate.guards or candidate.candidate.arm:
+    if candidate is None or not candidate.active or not candidate.is_candidate:
         stage = candidate.stage if candidate else "not known"
         raise Refused(f"{name} is {stage}: nothing to approve")
     append_control(log, OperatorRequest(what="approve", line=name, time_ms=machine_ms()))

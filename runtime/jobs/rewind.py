@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from experiments.promotion.lifecycle import REFUSED, Lifecycle
+from experiments.promotion.lifecycle import Lifecycle
+from experiments.promotion.unlearning_requests import REFUSED
 from recsys.config.system_config import Config
 from recsys.events.control_records import Unlearning
 from recsys.events.records import EVENTS, record_of
@@ -147,7 +148,7 @@ def _check_lifecycle(lifecycle: Lifecycle) -> None:
             f"candidate {name} answers a share of the users, and may become live meanwhile: wait until it is "
             f"decided, or end it with `recsys rollback {name}`"
         )
-    if (pending := lifecycle.unlearning) is not None:
+    if (pending := lifecycle.unlearnings.pending) is not None:
         what = "a rewind" if pending.rewind_ms else "unlearning users"
         raise Refused(
             f"{what} is {pending.state}, and one runs at a time: wait for its end "
@@ -159,7 +160,7 @@ def _check_start(
     log: Log, config: Config, features: FeatureSet, lifecycle: Lifecycle, rewind_ms: int
 ) -> None:
     """Raises Refused where the line can't return to that time."""
-    view = LogWithout(log, lifecycle.unlearned_requests())
+    view = LogWithout(log, lifecycle.unlearnings.done)
     request = Unlearning(id="", rewind_ms=rewind_ms)
     try:
         find_start(view, config, features, lifecycle, request)

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from experiments.promotion.lifecycle import DONE, REFUSED
+from experiments.promotion.unlearning_requests import DONE, REFUSED
 from recsys.client import Client
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Erasure, Unlearning
@@ -100,7 +100,7 @@ def await_request(log: Log, name: str, config: Config) -> Unlearning | None:
     control = ControlReader(log)
     while True:
         control.turn()
-        request, lives = control.lifecycle.unlearnings[name], control.lifecycle.lives
+        request, lives = control.lifecycle.unlearnings.by_id[name], control.lifecycle.lives
         is_live = request.epoch and request.epoch in {live.epoch for live in lives}
         if is_live or request.state in (DONE, REFUSED):
             return request

@@ -6,13 +6,12 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.promotion.lifecycle import CandidateState
+from experiments.promotion.kinds.line_state import LineState
 from recsys.config.system_config import Config
 from recsys.events.control_records import Decision
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
 from runtime.reports.tables import plain_table
-from training.candidates.candidate_evidence import evidence_numbers
 from training.candidates.promoter import Promoter
 from training.lines.control import ControlReader
 
@@ -37,13 +36,13 @@ class CandidateView:
         self.promoter.read()
         return [self._row(state) for state in self.promoter.lifecycle.candidates.values()]
 
-    def _row(self, state: CandidateState) -> dict[str, Any]:
+    def _row(self, state: LineState) -> dict[str, Any]:
         evidence = self.promoter.evidence(state)
         return {
             "line": state.line, "kind": state.candidate.kind, "stage": state.stage, "share": state.share,
             "step": self.promoter.collected[state.line].step, "failed": list(evidence.failed),
             "why": self.promoter.opinion(state) if state.active else state.why,
-            **evidence_numbers(evidence), **({} if state.active else self._decided.get(state.line, {})),
+            **evidence.numbers(), **({} if state.active else self._decided.get(state.line, {})),
         }  # fmt: skip
 
     def table(self, rows: list[dict[str, Any]]) -> Table:

@@ -62,7 +62,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     sentinel: bool = False  # whether a rule holds users who manipulate items
     only: list[str] = []  # these parts and their dependencies; empty: all
     # Of the configuration before addresses were filled in.
-    config_digest: str = msgspec.field(default="", name="asked")
+    config_digest: str = ""
     own_nodes: bool = False  # whether `recsys node` started the nodes of a running cluster
     ray_address: str = ""  # of a running cluster's GCS
     plain_serve: bool = False  # Ray Serve with its default proxy: the baseline of a benchmark

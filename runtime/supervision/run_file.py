@@ -38,7 +38,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
     supervisor: Identity
     # Digest of the configuration before addresses were filled in.
-    config_digest: str = msgspec.field(name="asked")
+    config_digest: str
     started_ms: int
     time_ms: int
     stopping: bool = False

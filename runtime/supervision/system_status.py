@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import psutil
 
-from experiments.promotion.feature_change import progress
+from experiments.promotion.kinds.features import progress
 from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import LineHold
@@ -114,7 +114,8 @@ def gather(state: Path, with_change: bool = True) -> Status:
             return status
         with suppress(LogUnavailable, KeyError):
             lifecycle = lifecycle_of(log)
-            return msgspec.structs.replace(status, change=progress(lifecycle), hold=lifecycle.hold)
+            change = progress(lifecycle.definition, lifecycle.candidates.values())
+            return msgspec.structs.replace(status, change=change, hold=lifecycle.hold)
         return status
 
 

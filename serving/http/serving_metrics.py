@@ -54,7 +54,7 @@ class ServingMetrics:
         for labelled, labels in all_labels:
             for label in labels:
                 labelled.labels(label)
-        self._now_ms = service.timer_ms
+        self._now_ms = service.live.timer_ms
         # Of the newest requests: ms of answered lists, and 1 for a failed or degraded one.
         self._answers, self._failed, self._degraded = (RecentDelays() for _ in range(3))
         self._answered = 0
@@ -84,7 +84,7 @@ class ServingMetrics:
             registry=registry,
         )
         for why in LEFT_OUT:
-            unlisted.labels(why).set_function(partial(service.click_lists.left_out.__getitem__, why))
+            unlisted.labels(why).set_function(partial(service.clicks.lists.left_out.__getitem__, why))
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()
@@ -138,8 +138,8 @@ class ServingMetrics:
 
 def _gauges(service: Service) -> dict[str, ReadGauge]:
     """Gauges by name, without prefix: description and reader."""
-    writer, reader, replica = service.writer, service.reader, service.replica
-    fresh, traces = reader.freshness, service.traces
+    writer, followers, replica = service.writer, service.live.followers, service.replica
+    fresh, traces = service.live.progress.freshness, service.traces
     return {
         "ready": ("1 once the replica has caught up with the log", lambda: float(service.ready)),
         "epoch": ("Epoch of the weights that answer", lambda: replica.epoch),
@@ -147,10 +147,10 @@ def _gauges(service: Service) -> dict[str, ReadGauge]:
         "items": ("Items that may be recommended", lambda: replica.catalogue.living.count),
         "catalogue_offset": ("Next offset to read of items", lambda: replica.catalogue_offset),
         "item_state_offset": ("Next offset to read of item_state", lambda: replica.item_state_offset),
-        "delta_gaps": ("Gaps in the deltas, since the start", lambda: reader.line.gaps),
-        "unreadable": ("Unreadable records, since the start", lambda: reader.unreadable),
+        "delta_gaps": ("Gaps in the deltas, since the start", lambda: followers.weights.line.gaps),
+        "unreadable": ("Unreadable records, since the start", lambda: followers.unreadable),
         "catalogue_damaged": ("Damaged snapshots of the catalogue, not used, since the start",
-                              lambda: reader.catalogue.damaged if reader.catalogue else 0),
+                              lambda: followers.catalogue.damaged if followers.catalogue else 0),
         "log_failures": ("Failed appends, since the start", lambda: writer.failures),
         "impressions_kept_bytes": ("Bytes of impressions that wait for the log, in memory",
                                    lambda: writer.kept_bytes),
@@ -159,22 +159,22 @@ def _gauges(service: Service) -> dict[str, ReadGauge]:
         "retrieval_misses": ("Searches that a retrieval shard didn't answer, since the start",
                              lambda: service.shards.failures if service.shards else 0),
         "session_misses": ("Requests without their session, since the start",
-                           lambda: service.session_misses),
+                           lambda: service.sessions.misses),
         "function_errors": ("Failed calls of an app's functions, each of which gave 0, since the start",
-                            lambda: service.pipeline.builder.derivation.errors.total()),
+                            lambda: service.live.pipeline.builder.derivation.errors.total()),
         "spans_sent": ("Trace spans sent, since the start",
                        lambda: traces.tracer.sent if traces else 0),
         "spans_dropped": ("Trace spans dropped for lack of room or a receiver, since the start",
                           lambda: traces.tracer.dropped if traces else 0),
         "click_to_session_p95_ms": ("From an acknowledged view to the session that contains it",
-                                    lambda: fresh.to_session.percentile(0.95, service.timer_ms())),
+                                    lambda: fresh.to_session.percentile(0.95, service.live.timer_ms())),
         "click_to_served_p95_ms": ("From an acknowledged view to the model that learned from it",
-                                   lambda: fresh.to_served.percentile(0.95, service.timer_ms())),
+                                   lambda: fresh.to_served.percentile(0.95, service.live.timer_ms())),
         "view_to_acknowledged_p95_ms": (
             "From a view's own time to its acknowledgement: how long its client held it",
-            lambda: fresh.view_to_acknowledged.percentile(0.95, service.timer_ms())),
+            lambda: fresh.view_to_acknowledged.percentile(0.95, service.live.timer_ms())),
         "view_to_served_p95_ms": ("From a view's own time to the model that learned from it",
-                                  lambda: fresh.view_to_served.percentile(0.95, service.timer_ms())),
+                                  lambda: fresh.view_to_served.percentile(0.95, service.live.timer_ms())),
     }  # fmt: skip
 
 

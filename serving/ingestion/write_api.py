@@ -22,6 +22,7 @@ from serving.access.quotas import BURST_S
 from serving.ingestion import event_validation
 from serving.ingestion.event_validation import EventValidator, FieldError, Result, ValidatedBatch
 from serving.ingestion.log_writer import LogWriter, Overloaded
+from serving.problem import Unavailable
 from serving.sessions.session_store import SessionReader, StoreUnavailable
 from serving.sessions.session_view import offset_of
 from serving.tracing.freshness import Freshness
@@ -34,16 +35,6 @@ WithLists = Callable[[Sequence[Engagement], bool], Awaitable[Sequence[Event]]]
 _NO_FIELDS: Final = Schema()
 _NO_SPACE_RETRY_S: Final = 30
 _ROUNDS: Final = 4  # validations of a batch: others with its events may fail to be committed
-
-
-class Unavailable(RuntimeError):
-    """Temporary refusal with an HTTP status: try again after ``retry_after_s``."""
-
-    status = 503
-
-    def __init__(self, reason: str, retry_after_s: int = 1) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
 
 
 class NoSpace(Unavailable):
@@ -78,9 +69,9 @@ class WriteApi:
         with_lists: WithLists | None = None,
     ) -> None:  # fmt: skip
         """``is_full``: whether the disk has no space for events. ``schema``: of declared fields.
-        ``with_lists``: as Service.with_lists."""
+        ``with_lists``: as LiveClicks.with_lists."""
         self._schema, self._with_lists = schema, with_lists
-        self._partitions, self._writer, self._sessions = config.log.partitions, writer, sessions
+        self._partitions, self.writer, self._sessions = config.log.partitions, writer, sessions
         self._traces, self._is_full = traces, is_full
         self._freshness, self._now_ms, self._timer_ms = freshness, now_ms, timer_of(now_ms)
         self._validator = validator
@@ -241,7 +232,7 @@ class WriteApi:
         if not records:
             return []
         try:
-            done = asyncio.wrap_future(self._writer.commit(topic, records))
+            done = asyncio.wrap_future(self.writer.commit(topic, records))
             return await asyncio.wait_for(done, COMMIT_WAIT_S)
         except (LogUnavailable, Overloaded) as error:
             raise Unavailable(str(error)) from error

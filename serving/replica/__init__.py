@@ -1,1 +1,1 @@
-"""The state that one replica answers from, and the log readers that keep it current."""
+"""The state that one replica answers from, its parts, and its snapshots."""

@@ -38,8 +38,10 @@ class CatalogueSnapshot:
     """The snapshot of one feature set on one log, for a replica that doesn't answer yet. ``damaged``: how
     many were not used."""
 
-    def __init__(self, state: str | Path, log_id: str, replica: Replica) -> None:
-        self._state, self._replica, self.damaged = state, replica, 0
+    def __init__(self, state: str | Path, log_id: str, replica: Replica, writes: bool = True) -> None:
+        """``writes``: False for the replica of another line, which only reads the items: the index is of the
+        live line's vectors."""
+        self._state, self._replica, self._writes, self.damaged = state, replica, writes, 0
         self._folder = Path(state) / "catalogue"
         self._lock_file: IO[str] | None = None  # locked while this replica may write
         self._restored = set[str]()  # names of snapshots that were read, or couldn't be
@@ -49,9 +51,14 @@ class CatalogueSnapshot:
         self._lock_path = self._folder / f".lock-{self._definition}"
         self._arrays: dict[str, NDArray[Any]] = {}
 
+    @property
+    def offset(self) -> int:
+        """The next to read of ``items``, after those that are applied."""
+        return self._replica.catalogue_offset
+
     def lacks(self, end: int) -> bool:
         """Whether a snapshot of what is applied would lack many records up to ``end``."""
-        return end - self._replica.catalogue_offset > max(_LEAST, end // _OLD)
+        return end - self.offset > max(_LEAST, end // _OLD)
 
     def restore(self) -> None:
         """Replaces the items by those of the snapshot, unless it has fewer. Its files are mapped: what the
@@ -81,7 +88,7 @@ class CatalogueSnapshot:
 
     def restore_index(self) -> None:
         """Replaces the index by the snapshot's, once all items are there."""
-        if "lists" in self._arrays and self._replica.indexed:
+        if "lists" in self._arrays and self._writes and self._replica.indexed:
             index = IvfIndex.restored(self._arrays)
             index.update(self._replica.index.vectors, self._replica.catalogue.alive)
             self._replica.swap(index)
@@ -90,7 +97,7 @@ class CatalogueSnapshot:
     def acquire(self, now_ms: int, may_wait: Callable[[], bool]) -> None:
         """Takes the right to write the next snapshot, until ``release``, if it can: while another replica of
         the machine has it, this one waits for it as long as it may. Does nothing while disk space is low."""
-        if SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
+        if not self._writes or SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
             return
         locked = False
         until_s = time.monotonic() + _PATIENCE_S
@@ -119,6 +126,8 @@ class CatalogueSnapshot:
 
     def prune(self) -> None:
         """Removes snapshots of other definitions and unfinished ones, unless a replica writes one."""
+        if not self._writes:
+            return
         with suppress(OSError), ExitStack() as opened:
             paths = {*self._folder.iterdir()}
             locks = {self._lock_path, *(path for path in paths if path.name.startswith(".lock"))}

@@ -17,7 +17,6 @@ from parameter_server.publish.deltas import StepDelta
 from parameter_server.storage.mapped_rows import MappedRows
 from recsys.config.system_config import Config, ModelConfig, TableConfig
 from recsys.events.event_types import Item
-from recsys.events.records import ItemState
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet
 from recsys.model.model import Model
@@ -84,13 +83,13 @@ class ItemVectors(ABC):
         """Whether the index is in this process."""
         return not isinstance(self.index, NoIndex)
 
-    def make_room(
-        self, items: Sequence[Item], states: Sequence[ItemState], steps: Sequence[StepDelta]
-    ) -> None:
+    def make_room_for_items(self, count: int) -> None:
         """Makes room for records about to be applied, in a thread beside the one that answers: arrays that
-        grow are copied here, and rows that change are read from their files, so that no request waits.
-        Nothing may be applied meanwhile."""
-        self.catalogue.reserve(len(items))
+        grow are copied here, so that no request waits. Nothing may be applied meanwhile."""
+        self.catalogue.reserve(count)
+
+    def make_room_for_steps(self, steps: Sequence[StepDelta]) -> None:
+        """As ``make_room_for_items``; also reads the rows that change from their files."""
         for name, store in self.rows.items():
             changes = [step.tables[name] for step in steps if name in step.tables]
             store.reserve(sum(len(change.keys) + len(change.removed) for change in changes))
@@ -105,10 +104,6 @@ class ItemVectors(ABC):
     def apply_step(self, delta: StepDelta) -> bool:
         """Applies one whole step of the served line. Steps never go back within an epoch. Returns False where
         the rows then differ from the delta's digest: start from a snapshot."""
-
-    @abstractmethod
-    def apply_item_state(self, state: ItemState, offset: int) -> None:
-        """Sets item counters. ``offset`` is the next to read of ``item_state``."""
 
     def prepare(
         self, tables: Mapping[str, MappedRows | tuple[Keys, Rows]], dense: Rows | None,

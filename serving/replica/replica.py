@@ -20,7 +20,8 @@ from recsys.events.field_schema import CATEGORICAL, values_of
 from recsys.events.hashing import key_of
 from recsys.events.records import ItemState
 from recsys.features.covisits import COLUMNS, Covisits
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from recsys.model.model import Model, build_model
 from recsys.model.wider_set import Narrowing
 from serving.replica.group_index import GroupIndex
@@ -68,12 +69,13 @@ class Replica(ItemVectors):
         self._last_columns = [start + width - 1 for start, width in slots if width > 1]
         self._group_slots = [features.slot(f"item.{name}") for name in features.schema.groups]
 
-    def make_room(
-        self, items: Sequence[Item], states: Sequence[ItemState], steps: Sequence[StepDelta]
-    ) -> None:
-        super().make_room(items, states, steps)
-        self.popularity.reserve(len(items))
-        self.counters.reserve(sum(len(state.keys) // 8 for state in states))
+    def make_room_for_items(self, count: int) -> None:
+        super().make_room_for_items(count)
+        self.popularity.reserve(count)
+
+    def make_room_for_counters(self, count: int) -> None:
+        """As ``make_room_for_items``, for the counters of so many keys."""
+        self.counters.reserve(count)
 
     def apply_records(self, records: Sequence[tuple[Item, int]]) -> None:
         self.apply_items([item for item, _ in records], records[-1][1])
@@ -105,6 +107,7 @@ class Replica(ItemVectors):
         return index
 
     def apply_item_state(self, state: ItemState, offset: int) -> None:
+        """Sets item counters. ``offset`` is the next to read of ``item_state``."""
         keys = np.frombuffer(state.keys, np.int64)
         values = np.frombuffer(state.values, np.float32).reshape(-1, self.counters.columns)
         last_ms = np.frombuffer(state.last_ms, np.int64)

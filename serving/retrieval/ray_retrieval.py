@@ -42,7 +42,7 @@ class RetrievalDeployment:
         shards = decoded.serve.retrieval_shards
         self.service = RetrievalService(decoded, open_log(decoded), shard, shards, clock_of(decoded))
         await self.service.start()
-        await self.service.follower.caught_up(CATCH_UP_S)
+        await self.service.thread.caught_up(CATCH_UP_S)
         await asyncio.to_thread(tune_for_latency)
 
     async def search(self, request: bytes) -> bytes:
@@ -50,8 +50,8 @@ class RetrievalDeployment:
 
     async def check_health(self) -> None:
         """Raises once the shard has stopped following the log: only a restart helps."""
-        if self.service.follower.failure:
-            raise RuntimeError(self.service.follower.failure)
+        if self.service.thread.failure:
+            raise RuntimeError(self.service.thread.failure)
 
 
 def name_of(shard: int) -> str:

@@ -22,7 +22,6 @@ from recsys.arrays.growable import grown
 from recsys.config.system_config import Config, tables_of
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
-from recsys.events.records import ItemState
 from recsys.features.feature_set import FeatureSet
 from serving.index.nearest import Overlay, nearest
 from serving.query import VectorVersion
@@ -150,9 +149,6 @@ class RetrievalShard(ItemVectors):
         self.step, self.step_time_ms = delta.step, delta.time_ms
         return True
 
-    def apply_item_state(self, state: ItemState, offset: int) -> None:
-        """Does nothing: popularity is no part of nearness."""
-
     def _remember(self, replaced: _ReplacedRows) -> None:
         self._replaced_rows.append(replaced)
         self._rows_kept += len(replaced.keys)
@@ -171,11 +167,9 @@ class RetrievalShard(ItemVectors):
         own = shard_of(keys, self.shards) == self.shard
         return keys[own], rows[own]
 
-    def make_room(
-        self, items: Sequence[Item], states: Sequence[ItemState], steps: Sequence[StepDelta]
-    ) -> None:
-        super().make_room(items, states, steps)
-        self._item_keys = grown(self._item_keys, len(self.catalogue) + len(items))
+    def make_room_for_items(self, count: int) -> None:
+        super().make_room_for_items(count)
+        self._item_keys = grown(self._item_keys, len(self.catalogue) + count)
 
     # --- searching ---
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 from recsys.model.list_ranker import is_compiled, list_logits, lists_of
 from recsys.model.model import Model, with_missing_row
 from recsys.model.retrieval_vectors import content_vectors

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 from recsys.observability.log_lines import LogThrottle
 from serving.admission.deadline import UNRANKED
 from serving.query import Query

@@ -3,8 +3,8 @@
 import numpy as np
 
 from recsys.arrays.bitmap import Bitmap
-from recsys.features.feature_set import RequestFeatures
-from recsys.features.session import newest_visit
+from recsys.features.families.visit import newest_visit
+from recsys.features.request_features import RequestFeatures
 from serving.query import Query
 from serving.replica.replica import Replica
 from serving.sources.source import Indices, Source

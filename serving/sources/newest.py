@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 
 from recsys.arrays.bitmap import Bitmap
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 from serving.query import Query
 from serving.replica.replica import Replica
 from serving.sources.source import Indices, Source, salt_of, sample, too_few

@@ -6,8 +6,8 @@ import numpy as np
 
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.hashing import cross
-from recsys.features.feature_set import RequestFeatures
 from recsys.features.item_counters import segment_of
+from recsys.features.request_features import RequestFeatures
 from serving.query import Query
 from serving.replica.replica import Replica
 from serving.sources.source import Indices, Source, too_few

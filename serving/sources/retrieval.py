@@ -20,7 +20,7 @@ from typing import Final
 
 from recsys import plugins
 from recsys.arrays.bitmap import Bitmap
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 from recsys.features.session import Session
 from recsys.observability.log_lines import LogThrottle
 from serving.query import Query

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.hashed_random import draws
 from recsys.features.covisits import NEWER
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 from recsys.features.session import Session
 from serving.query import Query
 from serving.replica.replica import Replica

@@ -37,10 +37,11 @@ class SwipeTraces:
             if self.tracer.is_sampled(event.request_id):
                 self.tracer.record(_engagement_span(event, record, offset, began_ns, ended_ns))
 
-    def applied(self, step: Step, began_ns: int, own: Iterable[tuple[str, SampledView]]) -> None:
+    def applied(
+        self, step: Step, began_ns: int, ended_ns: int, own: Iterable[tuple[str, SampledView]]
+    ) -> None:
         """Records that answers use a step from now on. ``own``: views in it that this replica acknowledged,
         with their requests."""
-        ended_ns = self.now_ns()
         version = (step.line, step.epoch, step.step)
         context = step_span(*version, spans.APPLY, self._instance)
         attributes: SpanAttributes = {"line": step.line, "epoch": step.epoch, "step": step.step}

@@ -1,7 +1,7 @@
-"""Model variants of a replica: model lines beside the live one, each for some of the users, and the choice
-of the one that answers a user.
+"""Model variants beside the live one, each for some of the users, and the choice of the one that answers a
+user.
 
-A variant is a second replica with a reader and a thread of its own. It is created when its line is wanted and
+A variant has a replica, followers and a thread of its own. It is created when its line is wanted and
 has a snapshot, and dropped when it isn't wanted any more. Until it has caught up, live answers. Exactly one
 variant answers a request, and the stamp names its line.
 """
@@ -12,54 +12,31 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from experiments.promotion.lifecycle import CandidateState, is_in_canary
+from experiments.promotion.kinds.line_state import LineState
 from parameter_server.storage import snapshots
-from recsys.clock import timer_of
-from recsys.config.system_config import Config
 from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from serving.pipeline import Pipeline
-from serving.replica.log_follower import LogFollower
-from serving.replica.replica import Replica
-from serving.replica.state_reader import StateReader
+from serving.variants.model_variant import ModelVariant
 
 _RETRY_S: Final = 5.0  # after a variant couldn't be created or failed
 _SNAPSHOT_POLL_S: Final = 1.0  # for a line's first snapshot
-
-
-@dataclass(frozen=True)
-class ModelVariant:
-    """Replica of one model line."""
-
-    line: str
-    pipeline: Pipeline
-    reader: StateReader
-    follower: LogFollower
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has caught up and has weights."""
-        healthy = self.reader.ready and not self.follower.failure
-        return healthy and self.pipeline.replica.step > 0
 
 
 class ModelVariants:
     """Creates and drops variants, in the event loop that answers: before each request, ``set_wanted``."""
 
     def __init__(
-        self, config: Config, log: Log, features: FeatureSet, now_ms: Callable[[], int],
-        first: FeatureSet | None = None,
-    ) -> None:  # fmt: skip
-        """``features``: as logged. ``first``: the set of the state folder's file, if that is another."""
-        self._config, self._log, self._features, self._now_ms = config, log, features, now_ms
-        self._first = first or features
-        self._snapshots = Path(config.state) / "snapshots"
+        self, log: Log, live: ModelVariant, now_ms: Callable[[], int], first: FeatureSet | None = None
+    ) -> None:
+        """``first``: the set of the state folder's file, if the live replica's is another."""
+        self._log, self._live, self._now_ms, self._first = log, live, now_ms, first
+        self._snapshots = Path(live.replica.config.state) / "snapshots"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._variants: dict[str, ModelVariant] = {}  # changed by ``set_wanted`` alone
         self._created: deque[ModelVariant] = deque()  # by threads, not yet in ``_variants``
@@ -77,9 +54,9 @@ class ModelVariants:
         creating = frozenset(self._creating)  # before collecting, so that none is created twice
         self._collect_created()
         for line, variant in list(self._variants.items()):
-            if variant.follower.failure:
+            if variant.thread.failure:
                 self._retry_at_s[line] = time.monotonic() + _RETRY_S
-            if line not in self._wanted or variant.follower.failure:
+            if line not in self._wanted or variant.thread.failure:
                 self._drop(self._variants.pop(line))
         for line in self._wanted - self._variants.keys() - creating:
             if self._loop is None:
@@ -99,10 +76,6 @@ class ModelVariants:
         """Variant of a line, whether or not it has caught up; None if there is none yet."""
         return self._variants.get(line)
 
-    def is_servable(self, variant: ModelVariant) -> bool:
-        """Whether a variant may answer now: it is ready, and its line doesn't lag behind."""
-        return variant.ready and not variant.reader.stale(timer_of(self._now_ms)())
-
     @property
     def all(self) -> list[ModelVariant]:
         return list(self._variants.values())
@@ -113,7 +86,7 @@ class ModelVariants:
         self._collect_created()
         variants, self._variants = list(self._variants.values()), {}
         for variant in variants:
-            await asyncio.to_thread(variant.follower.stop)
+            await asyncio.to_thread(variant.thread.stop)
 
     def _create(self, line: str) -> None:
         """Creates a variant, in a thread: builds a model and asks the log for its end. A failure, or a
@@ -122,11 +95,13 @@ class ModelVariants:
             if not snapshots.complete_steps(self._snapshots, line, 0):
                 self._retry_at_s[line] = time.monotonic() + _SNAPSHOT_POLL_S
                 return
-            replica = Replica(self._features, self._config)
-            reader = StateReader(self._log, replica, self._config, self._now_ms, (line, 0), first=self._first)
-            variant = ModelVariant(line, Pipeline(replica), reader, LogFollower(self._log, reader))
+            live = self._live
+            variant = ModelVariant(
+                live.replica.config, self._log, live.replica.features, self._now_ms, self._first,
+                line=line, control=live.control,
+            )  # fmt: skip
             if self._loop is not None:
-                variant.follower.start(self._loop)
+                variant.thread.start(self._loop)
             self._created.append(variant)
         except Exception:
             logging.getLogger(__name__).exception("the variant %s can't be created", line)
@@ -137,7 +112,7 @@ class ModelVariants:
     def _drop(self, variant: ModelVariant) -> None:
         """Stops a variant that answers no more, without waiting for its thread."""
         if self._loop is not None:
-            stop = variant.follower.stop
+            stop = variant.thread.stop
             threading.Thread(target=stop, name="variant-stop", daemon=True).start()
 
 
@@ -146,7 +121,7 @@ class CanaryRouter:
 
     def __init__(self, variants: ModelVariants) -> None:
         self.variants = variants
-        self.state: CandidateState | None = None
+        self.state: LineState | None = None
         self.answered = Counter[str]()  # by line
 
     @property
@@ -154,7 +129,7 @@ class CanaryRouter:
         """Variant of the canary."""
         return None if self.state is None else self.variants.get(self.state.line)
 
-    def update(self, state: CandidateState | None, arms: Collection[str] = ()) -> None:
+    def update(self, state: LineState | None, arms: Collection[str] = ()) -> None:
         """Sets the candidate that answers now, if any, and the lines of arms. Neither waits nor raises."""
         self.state = state
         self.variants.set_wanted([*arms] if state is None else [*arms, state.line])
@@ -166,9 +141,9 @@ class CanaryRouter:
         ``counts``: whether to count the list.
         """
         variant = self.variants.get(line) if line else self.variant
-        if variant is None or not self.variants.is_servable(variant):
+        if variant is None or not variant.servable:
             return None
-        if not line and not is_in_canary(self.state, user_id):
+        if not line and not (self.state and self.state.serves(user_id)):
             return None
         if counts:
             self.answered[variant.line] += 1

@@ -313,7 +313,7 @@ def test_the_async_client_has_every_method_of_the_other() -> None:
         assert call.__doc__ == methods[name].__doc__
 
 
-def test_async_calls_run_at_the_same_time_and_retry() -> None:
+async def test_async_calls_run_at_the_same_time_and_retry() -> None:
     server = Server(httpx.Response(503))
     together = threading.Barrier(3)
 
@@ -322,14 +322,11 @@ def test_async_calls_run_at_the_same_time_and_retry() -> None:
             together.wait(10)  # none ends before all have begun
         return server.answer(request)
 
-    async def scenario() -> None:
-        options = server.options() | {"transport": httpx.MockTransport(answer)}
-        async with AsyncClient(Client("http://feed.test", **options), calls=3) as client:
-            assert (await client.send_events([like()])).accepted == 1 and server.waits == [0.1]
-            lists = await asyncio.gather(*(client.recommend(f"u{n}", n=2) for n in range(3)))
-            assert [each.request_id for each in lists] == ["r9"] * 3
-            server.failures = [httpx.Response(422)]
-            with pytest.raises(ApiError, match="status 422"):
-                await client.session("u1")
-
-    asyncio.run(scenario())
+    options = server.options() | {"transport": httpx.MockTransport(answer)}
+    async with AsyncClient(Client("http://feed.test", **options), calls=3) as client:
+        assert (await client.send_events([like()])).accepted == 1 and server.waits == [0.1]
+        lists = await asyncio.gather(*(client.recommend(f"u{n}", n=2) for n in range(3)))
+        assert [each.request_id for each in lists] == ["r9"] * 3
+        server.failures = [httpx.Response(422)]
+        with pytest.raises(ApiError, match="status 422"):
+            await client.session("u1")

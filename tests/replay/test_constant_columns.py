@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from recsys.features.feature_set import Declared, FeatureSet
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import FeatureSet
 from replay.constant_columns import ConstantColumns
 from tests.support.training.small_feed import FEATURES
 

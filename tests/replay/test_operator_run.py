@@ -16,13 +16,14 @@ from benchmarks.harness.local_system import LocalSystem, small_config
 from parameter_server.publish.deltas import StepDelta
 from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from plugins.feature_audit.archive_audit import audit_features
-from recsys.app.feature_checks import faults
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Impression, User
 from recsys.events.field_schema import NUMERIC
-from recsys.features.feature_set import Declared, FeatureSet, Floats, read_block
+from recsys.features.families.declared import Declared, faults
+from recsys.features.families.derived import Derived
+from recsys.features.feature_set import FeatureSet, Floats
 from recsys.features.feature_set_file import FEED_SCHEMA, feature_set, write_feature_set
-from recsys.features.operators import Derived
+from recsys.features.request_features import read_block
 from recsys.process.open_log import open_log
 from replay.datasets.open_dataset import open_dataset
 from replay.player import Player

@@ -13,9 +13,10 @@ from benchmarks.harness.local_system import LocalSystem, small_config
 from examples.plugin_package import recsys_example_plugins as example
 from plugins.answer_explanation.answer_check import EQUAL, AnswerCheck, AnswerChecker
 from recsys.events.event_types import Impression
-from recsys.features.feature_set import Declared, FeatureSet
+from recsys.features.families.declared import Declared
+from recsys.features.families.derived import Derived
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA, write_feature_set
-from recsys.features.operators import Derived
 from serving.request import Candidates
 
 PACKAGE = "examples.plugin_package.recsys_example_plugins"

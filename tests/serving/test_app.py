@@ -82,7 +82,7 @@ def test_a_view_reaches_the_session_and_the_next_answer(world: World) -> None:
 
 @pytest.mark.parametrize("store", [Slow, Broken])
 def test_without_sessions_the_answer_is_degraded(world: World, store: type[MemorySessions]) -> None:
-    world.service.sessions.sessions = store()
+    world.service.sessions.store.sessions = store()
 
     async def scenario(w: World) -> None:
         for _ in range(5):
@@ -98,7 +98,7 @@ def test_without_sessions_the_answer_is_degraded(world: World, store: type[Memor
 
 def test_too_many_at_a_time_are_turned_away(tmp_path: Path) -> None:
     world = World(tmp_path, serve=ServeConfig(max_ongoing=2))
-    world.service.sessions.sessions = Slow()
+    world.service.sessions.store.sessions = Slow()
 
     async def scenario(w: World) -> None:
         asked = [w.client.post("/v1/recommend", json={"user_id": f"u{i}"}) for i in range(6)]

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
-from experiments.promotion.promotion import EngagementRates
+from experiments.promotion.kinds.line_state import ServedLines
 from plugins.answer_explanation.answer_check import AnswerChecker
 from plugins.feature_audit.archive_audit import audit_features
 from plugins.off_policy.logged_lists import chosen
@@ -31,7 +31,7 @@ from replay.direct_loop import DirectLoop
 from replay.player import Player
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
-from serving import service
+from serving import live_clicks
 from serving.access.caller import ANONYMOUS, SERVER, Caller
 from serving.click_lists import AWAY, BUSY, FAILED, OLD, PLAIN, UNKNOWN, ClickLists
 from serving.pipeline import Pipeline
@@ -40,8 +40,8 @@ from serving.retrieval.source_shares import recall_by_source
 from serving.sessions.session_timeout import TimedSessionReader
 from tests.support.serving.replica_harness import made
 from tests.support.serving.service_harness import Broken
-from training.candidates.canary_impressions import ServedImpressions
 from training.candidates.rollback_impact import find_impact
+from training.candidates.served_impressions import ServedImpressions
 
 SHOP = """
 events: {click: positive, purchase: {label: positive, weight: 5}, look: none}
@@ -126,12 +126,12 @@ def run(folder: Path, scenario: Callable[[Shop], Awaitable[None]], text: str = S
 def test_a_click_comes_after_the_list_that_replay_makes_of_it(tmp_path: Path) -> None:
     async def scenario(shop: Shop) -> None:
         await shop.visit(30)
-        session = await shop.service.session_of("u1")
+        session = await shop.service.sessions.of("u1")
         shop.now_ms += 700
         sent = click(shop.now_ms, "v7")
-        fresh = ClickLists(shop.service.pipeline)
+        fresh = ClickLists(shop.service.live.pipeline)
         again = fresh.list_of(Engagement(request_id="", **{k: sent[k] for k in sent if k != "type"}), session)
-        replica, builder = shop.service.replica, shop.service.pipeline.builder
+        replica, builder = shop.service.replica, shop.service.live.pipeline.builder
         indices = np.array([replica.catalogue.index_of(i.item_id) for i in again.items])
         served = builder.build(
             session, "feed", {}, indices, replica.catalogue, replica.counters, shop.now_ms,
@@ -252,7 +252,7 @@ def test_other_events_have_no_list(event: dict[str, Any], tmp_path: Path) -> Non
         assert not shop.lists()
         if why == PLAIN:  # its id keeps it out of histories and co-visits, once the viewer has them again
             assert [e.request_id for e in shop.logged() if isinstance(e, Engagement)] == [PLAIN_LIST]
-        assert +shop.service.click_lists.left_out == ({why: 1} if why else {})
+        assert +shop.service.clicks.lists.left_out == ({why: 1} if why else {})
 
     run(tmp_path, scenario)
 
@@ -270,9 +270,9 @@ def test_a_caller_whose_events_do_not_count_makes_no_list(tmp_path: Path) -> Non
 
 def test_a_click_counts_without_the_session_store(tmp_path: Path) -> None:
     async def scenario(shop: Shop) -> None:
-        shop.service.sessions = TimedSessionReader(Broken())
+        shop.service.sessions.store = TimedSessionReader(Broken())
         await shop.send(click(START_MS, "v1"))
-        assert not shop.lists() and shop.service.click_lists.left_out[AWAY] == 1
+        assert not shop.lists() and shop.service.clicks.lists.left_out[AWAY] == 1
         assert [e.item_id for e in shop.logged() if isinstance(e, Engagement)] == ["v1"]
 
     run(tmp_path, scenario)
@@ -283,16 +283,16 @@ def test_a_click_counts_where_a_list_takes_too_long_or_fails(
     why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if why == BUSY:
-        monkeypatch.setattr(service, "_CLICKS_S", 0.0)
+        monkeypatch.setattr(live_clicks, "_CLICKS_S", 0.0)
     else:
         monkeypatch.setattr(Pipeline, "impression_of", None)
 
     async def scenario(shop: Shop) -> None:
         if why == BUSY:
-            shop.service.sessions = TimedSessionReader(Broken())  # is not asked any more
+            shop.service.sessions.store = TimedSessionReader(Broken())  # is not asked any more
         await shop.send(click(START_MS, "v1"))
-        assert shop.service.session_misses == 0
-        assert +shop.service.click_lists.left_out == {why: 1}
+        assert shop.service.sessions.misses == 0
+        assert +shop.service.clicks.lists.left_out == {why: 1}
         assert [type(event) for event in shop.logged()] == [Engagement]
 
     run(tmp_path, scenario)
@@ -338,7 +338,7 @@ def test_lists_that_nobody_engages_with_change_nothing(text: str, tmp_path: Path
         other = await shop.ask(Request("other", n=5))
         proven = {
             "request_id": other.request_id,
-            "token": shop.service.token_of(other, Request("other", n=5)),
+            "token": shop.service.tokens.of(other, Request("other", n=5)),
         }
         await shop.send(click(shop.now_ms, str(other.items[0].item_id), "other", "look") | proven)
         shop.turn()
@@ -346,7 +346,7 @@ def test_lists_that_nobody_engages_with_change_nothing(text: str, tmp_path: Path
         assert not examples and len(shop.lists()) == 41
         shown = shop.service.replica.popularity.shown
         assert shown.sum() == (5.0 if "shown: list" in text else 0.0)  # of the one that was confirmed
-        session = await shop.service.session_of("u1")
+        session = await shop.service.sessions.of("u1")
         assert not session.seen and not session.history
 
     run(tmp_path, scenario, text)
@@ -382,9 +382,9 @@ def test_no_one_takes_such_a_list_for_an_answer(tmp_path: Path) -> None:
         check = AnswerChecker(shop.log, shop.config, shop.features).explain(request_id)
         assert "made of a click" in check.why
         assert not find_impact(shop.log, "main/0", START_MS, []).requests
-        rules, labels = PromotionConfig(settle_s=60), shop.features.schema.labels
-        rates = EngagementRates(labels, rules.alpha, rules.canary_examples)
-        served = ServedImpressions(shop.log, "main/0", "other/0", START_MS, rates, labels, rules)
+        config = replace(shop.config, promotion=PromotionConfig(settle_s=60))
+        lines, labels = ServedLines("main/0", "other/0", START_MS, 0.05), shop.features.schema.labels
+        served = ServedImpressions(shop.log, lines, labels, config)
         served.read()
         assert not served._waiting and shop.examples()
         target = TargetPolicy("t", shop.config.policy, {"click": 1.0})

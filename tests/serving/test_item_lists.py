@@ -15,7 +15,7 @@ from recsys.config.safety_config import AccessConfig, SafetyConfig, SafetyRule
 from recsys.events.event_types import Engagement, Item
 from recsys.events.records import ItemState
 from recsys.events.rejection import Rejected
-from recsys.features.feature_set import Declared
+from recsys.features.families.declared import Declared
 from recsys.features.feature_set_file import write_feature_set
 from recsys.features.item_counters import ItemCounters
 from serving.item_lists import ItemLists, Order, latest, popular, trending

@@ -8,7 +8,7 @@ import pytest
 from experiments.assignment.policy import Policy
 from recsys.events.event_types import Item, encode
 from recsys.events.hashing import digest_of, key_of
-from recsys.features.feature_set import read_block
+from recsys.features.request_features import read_block
 from recsys.features.session import Session
 from serving import pipeline as module
 from serving.admission.deadline import NO_DEADLINE, POPULAR, SHORT, Deadline, RecordedDeadline

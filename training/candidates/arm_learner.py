@@ -25,7 +25,7 @@ from training.continual.row_usage import rows_in_examples
 from training.steps.step_reader import ServedExample
 
 Keys = NDArray[np.int64]
-_PREFIX: Final = "arm/"
+PREFIX: Final = "arm/"  # of its arrays in a snapshot
 _SEEDS: Final = 2**31 - 1
 
 
@@ -40,6 +40,8 @@ class ArmLane(Lane):
 
 class ArmLearner(Learner):
     """Learns for one arm. ``weights``: its state between steps; see ``export``."""
+
+    reads = ServedExample
 
     def __init__(self, model: Model, arm: ArmLine) -> None:
         super().__init__(model)
@@ -77,12 +79,11 @@ class ArmLearner(Learner):
         return self.weights.repeats(self._arm.trains, *columns).astype(np.float32)
 
     def export(self) -> dict[str, NDArray[Any]]:
-        """Arrays for a snapshot of the line, in addition to its rows."""
-        return {f"{_PREFIX}{name}": array for name, array in self.weights.export().items()}
+        return {f"{PREFIX}{name}": array for name, array in self.weights.export().items()}
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Restores a snapshot of an arm's line; another snapshot starts a new line."""
-        weights = {k.removeprefix(_PREFIX): v for k, v in arrays.items() if k.startswith(_PREFIX)}
+        weights = {k.removeprefix(PREFIX): v for k, v in arrays.items() if k.startswith(PREFIX)}
         if weights:
             self.weights.load(weights)
 

@@ -1,29 +1,29 @@
-"""Starts a line beside live: a candidate from the registry, a guard or an arm's line from a snapshot of live,
-and each that ran before from its own. It is scored only on examples after those it was trained on."""
+"""Starts a line beside live: from a snapshot of live or from the registry, as its kind says, and one that ran
+before from its own. It is scored only on examples after those it was trained on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from experiments.promotion.epoch_model import features_at, features_of, with_size
-from experiments.promotion.lifecycle import ARM, FEATURES, CandidateState, Lifecycle
+from experiments.promotion.kinds.line_state import LineState
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.storage.changes import Changes
 from parameter_server.storage.mmap_shard import open_mmap_shard
-from parameter_server.storage.part_files import Update
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import Live
 from recsys.events.records import EXAMPLES, STEPS, Step
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost
-from recsys.model.model import build_model
+from recsys.model.model import Model, build_model
 from recsys.model.widening import widened
 from recsys.process.log_consumer import readable
+from training.candidates.arm_learner import PREFIX, ArmLearner
+from training.candidates.line_files import write_line
 from training.candidates.registry import Refused, Registry
 from training.candidates.shadow import Shadow
+from training.continual.learner import Learner
 from training.lines.line import MAIN, whole_spec
 from training.steps.lineage import Lineage
 
@@ -35,18 +35,19 @@ class LineStart:
         self._log, self._config, self._features, self._clock = log, config, features, clock
         self._folder = Path(config.state) / "snapshots"
 
-    def begin(self, state: CandidateState, lifecycle: Lifecycle, epoch: int) -> Shadow:
-        """Starts from the line's own newest snapshot; the first time from the registry, or for a guard from
-        the newest snapshot of its epoch. ``epoch``: the live one. Raises Refused, LogLost, NoSnapshot."""
-        line, candidate = state.line, state.candidate
+    def begin(self, state: LineState, lifecycle: Lifecycle, epoch: int) -> Shadow:
+        """Starts from the line's own newest snapshot; the first time from the registry, or from the newest
+        snapshot of an epoch of live. ``epoch``: the live one. Raises Refused, LogLost, NoSnapshot."""
+        line, candidate, source_epoch = state.line, state.candidate, state.source(epoch)
         config = with_size(self._config, candidate.size)
         spec, features = whole_spec(config, line), features_of(self._features, candidate.size)
-        dense = build_model(features, config.model).read_dense()
+        model = build_model(features, config.model)
+        dense = model.read_dense()
         own = snapshots.latest(self._folder, line, 0).snapshot
-        if own is None and _is_of_live(state):
+        if own is None and source_epoch is not None:
             # Live may have several shards: mapped, and copied on write, is a snapshot of one.
-            source = self._from_live(state, lifecycle, epoch)
-            before = features_at(self._features, lifecycle, MAIN, source[0].epoch)
+            source = self._from_live(lifecycle, source_epoch)
+            before = features_at(self._features, lifecycle, MAIN, source_epoch)
             first = build_model(before, config.model).read_dense()
             arrays, meta = open_mmap_shard(spec, first, *source).export()
             write_line(self._folder, line, widened(arrays, before, features, config.model), meta)
@@ -57,13 +58,11 @@ class LineStart:
             source = self._from_registry(state, lifecycle, epoch, config.model, features)
             shard = open_mmap_shard(spec, dense, *source)
         shadow = Shadow(
-            self._log, config, features, line, shard, lifecycle.lives, candidate.learns, candidate.arm
-        )
+            self._log, config, _learner(state, model, own), line, shard, lifecycle.lives,
+            candidate.learns, state.is_scored,
+        )  # fmt: skip
         shadow.changes = Changes(shard, own)
-        if shadow.arm is not None:
-            assert own is not None, "written above"
-            shadow.arm.load(own.read(0, lambda name: name.startswith(ARM)))
-        if not _is_of_live(state):
+        if source_epoch is None:
             with suppress(Refused):  # an unavailable registry doesn't stop a running line
                 provenance = Registry(candidate.registry).provenance(line)
                 if provenance.log_id:
@@ -72,7 +71,7 @@ class LineStart:
         return shadow
 
     def _from_registry(
-        self, state: CandidateState, lifecycle: Lifecycle, epoch: int, model: ModelConfig,
+        self, state: LineState, lifecycle: Lifecycle, epoch: int, model: ModelConfig,
         features: FeatureSet,
     ) -> tuple[snapshots.Snapshot, int]:  # fmt: skip
         """The candidate's snapshot, and the step it continues after. Raises Refused, LogLost."""
@@ -88,13 +87,10 @@ class LineStart:
         self._check_available(step + 1, lifecycle.lives)
         return snapshot, step
 
-    def _from_live(
-        self, state: CandidateState, lifecycle: Lifecycle, epoch: int
-    ) -> tuple[snapshots.Snapshot, int]:
-        """The newest snapshot of the previous epoch, for a guard, else of the live one. It
-        repeats the steps since, then goes on. Raises NoSnapshot, LogLost."""
-        of = lifecycle.guarded_live(state).parent_epoch if state.guards else epoch
-        snapshot = snapshots.require(self._folder, MAIN, of)
+    def _from_live(self, lifecycle: Lifecycle, epoch: int) -> tuple[snapshots.Snapshot, int]:
+        """The newest snapshot of an epoch. The line repeats the steps since, then goes on. Raises NoSnapshot,
+        LogLost."""
+        snapshot = snapshots.require(self._folder, MAIN, epoch)
         self._check_available(snapshot.step + 1, lifecycle.lives)
         return snapshot, snapshot.step
 
@@ -127,13 +123,11 @@ class LineStart:
         return [step for step in readable(self._log, STEPS, Step) if step.line == MAIN]
 
 
-def write_line(
-    folder: Path, line: str, arrays: Mapping[str, NDArray[Any]] | Update, meta: Mapping[str, Any]
-) -> Path:
-    """Writes the snapshot of a line that has one shard; returns the folder of its part."""
-    return snapshots.write_part(folder, line, 0, meta["step"], 0, 1, arrays, meta)
-
-
-def _is_of_live(state: CandidateState) -> bool:
-    """Whether it starts from a snapshot of the live line, and is in no registry."""
-    return bool(state.guards) or state.stage == ARM or state.candidate.kind == FEATURES
+def _learner(state: LineState, model: Model, own: snapshots.Snapshot | None) -> Learner:
+    """Learner of a line. ``own``: the snapshot that it continues from."""
+    if state.arm is None:
+        return Learner(model)
+    learner = ArmLearner(model, state.arm)
+    if own is not None:
+        learner.load(own.read(0, lambda name: name.startswith(PREFIX)))
+    return learner

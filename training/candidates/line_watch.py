@@ -14,8 +14,7 @@ from typing import Final
 
 import msgspec
 
-from experiments.promotion.guard import GuardEvidence
-from experiments.promotion.lifecycle import SHADOW, TAKING_BACK, CandidateState
+from experiments.promotion.kinds.line_state import LineState
 from experiments.promotion.line_guard import LineFault, LineGuard
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, LineHold, Live, Unlearning
@@ -129,8 +128,7 @@ class LineWatch:
 
     def _may_hold(self, promoter: Promoter) -> bool:
         lifecycle = promoter.lifecycle
-        is_moving = any(state.stage == TAKING_BACK for state in lifecycle.active)
-        if is_moving or lifecycle.canary is not None or lifecycle.unlearning is not None:
+        if any(state.moves_live for state in lifecycle.active) or lifecycle.unlearnings.pending is not None:
             return False
         hold = lifecycle.hold
         return hold is None or self._clock() - hold.time_ms >= PAUSE_MS
@@ -169,11 +167,7 @@ def _quarantined(state: str, log: Log) -> set[str]:
         return set()
 
 
-def _guard_of(live: Live, promoter: Promoter) -> CandidateState | None:
-    """The line that the live one replaced, if it still learns and can take over."""
-    for state in promoter.lifecycle.active:
-        if state.guards == live.epoch and state.stage == SHADOW:
-            evidence = promoter.evidence(state)
-            if isinstance(evidence, GuardEvidence) and not evidence.failed:
-                return state
-    return None
+def _guard_of(live: Live, promoter: Promoter) -> LineState | None:
+    """The line that can take live back to what it replaced, if there is one."""
+    states = promoter.lifecycle.active
+    return next((s for s in states if s.can_take_back(live, promoter.evidence(s))), None)

@@ -26,7 +26,8 @@ from recsys.events.event_types import Event, Item
 from recsys.events.hashing import key_of
 from recsys.events.records import ITEMS
 from recsys.features.catalogue import Catalogue
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from recsys.log.protocol import Log
 from recsys.model.batch import Batch
 from recsys.model.list_ranker import Lists, list_logits, lists_of
@@ -39,6 +40,7 @@ from training.lines.line import MAIN
 from training.steps.step_reader import ServedExample
 
 _RANKED: Final = 300  # candidates of the list whose ranking is timed
+_COMPARE_EVERY: Final = 8  # steps between two checks for a snapshot of live
 _REPEATS: Final = 20  # on busy cores the best of five was three times too slow
 _TABLES: Final = ("items", "users")
 BEST: Final = 300
@@ -47,6 +49,7 @@ _MOST_ITEMS: Final = 100_000  # searched; of a larger catalogue those with the l
 _TOGETHER: Final = 64  # viewers
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
+_Model = tuple[FeatureSet, ModelConfig]
 
 
 class RetrievalResult(NamedTuple):
@@ -262,3 +265,41 @@ def _content(features: FeatureSet, catalogue: Catalogue, indices: Keys, dim: int
         own = catalogue.numbers[indices][:, -features.vector_columns :]
         content = content + field_vectors(own, features.vector_fields, dim)
     return content
+
+
+class RetrievalComparisons:
+    """Comparisons of several lines with live, now and then."""
+
+    def __init__(self, log: Log, config: Config, features: FeatureSet) -> None:
+        self._log, self._config, self._features = log, config, features
+        self._items: CatalogueFollower | None = None
+        self._comparisons: dict[str, RetrievalComparison] = {}
+        self._speeds: dict[tuple[_Model, _Model], dict[str, float]] = {}  # by both models
+
+    def compare(self, shadow: Shadow, live: Callable[[], _Model]) -> RetrievalResult | None:
+        """Takes a line's newest step; a result once a comparison is complete. ``live``: live's model."""
+        comparison = self._comparisons.get(shadow.line)
+        if comparison is None:
+            if self._items is None:
+                self._items = CatalogueFollower(self._log, self._features)
+            comparison = RetrievalComparison(shadow.features, self._config, self._items)
+            self._comparisons[shadow.line] = comparison
+        comparison.take(shadow.shown)
+        result = comparison.end()
+        if shadow.step % _COMPARE_EVERY == 0:
+            comparison.begin(shadow, *live())
+        if result is None:
+            return None
+        return result._replace(figures=result.figures | self._speed(live(), (shadow.features, shadow.model)))
+
+    def drop(self, line: str) -> None:
+        """Ends the comparison of a line."""
+        self._comparisons.pop(line, None)
+
+    def _speed(self, live: _Model, candidate: _Model) -> dict[str, float]:
+        """Microseconds to rank a list, of live and the candidate; measured once for each pair of models."""
+        if (live, candidate) not in self._speeds:
+            models = [build_model(*one) for one in dict.fromkeys((live, candidate))]
+            times_us = rank_times_us(models)
+            self._speeds[live, candidate] = {"live_rank_us": times_us[0], "rank_us": times_us[-1]}
+        return self._speeds[live, candidate]

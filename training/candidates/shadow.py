@@ -18,14 +18,12 @@ from parameter_server.shard.shard import Shard
 from parameter_server.storage.changes import Changes
 from parameter_server.storage.part_files import Update
 from recsys.config.system_config import Config, ModelConfig
-from recsys.events.control_records import ArmLine, Live
+from recsys.events.control_records import Live
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import key_of, uniform
 from recsys.events.records import Delta, Scores, Step, TrainingExample
-from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.model.model import build_model, with_missing_row
-from training.candidates.arm_learner import ArmLearner
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.joining.sampling import represented_examples
@@ -44,22 +42,19 @@ class Shadow:
     """One candidate line. ``turn`` takes the next step of the live line's epoch."""
 
     def __init__(
-        self, log: Log, config: Config, features: FeatureSet, line: str, shard: Shard,
-        lives: Sequence[Live], learns: bool = True, arm: ArmLine | None = None,
+        self, log: Log, config: Config, learner: Learner, line: str, shard: Shard,
+        lives: Sequence[Live], learns: bool = True, is_scored: bool = True,
     ) -> None:  # fmt: skip
-        """``config``, ``features``: of the candidate's own model. ``shard``: the whole candidate, after step
-        ``shard.applied``. ``lives``: all live records of the live line. ``arm``: of an arm's line, which
-        isn't scored."""
+        """``config``, ``learner``: of the line's own model. ``shard``: the whole line, after step
+        ``shard.applied``. ``lives``: all live records of the live line."""
         self.line, self.shard, self.learns = line, shard, learns
-        self._log, self._config, self.features = log, config, features
+        self._log, self._config, self.features = log, config, learner.features
         self.publish: Callable[[Delta], None] = lambda delta: None
         self._client = LocalClient([shard], lambda delta: self.publish(delta))
-        model = build_model(features, config.model)
         self.changes = Changes(shard)
-        self.arm = None if arm is None else ArmLearner(model, arm)
-        self._learner = self.arm or Learner(model)
-        self._scoring = build_model(features, config.model)
-        self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, ServedExample, log)
+        self.learner, self.is_scored = learner, is_scored
+        self._scoring = build_model(self.features, config.model)
+        self._check = ExampleCheck(self.features, self._scoring.ranker.shape.dense, ServedExample, log)
         self.step = shard.applied  # the newest step scored, and learned if it learns
         self.shown: list[ServedExample] = []  # scored examples of the newest step
         self.scored = 0  # examples
@@ -76,8 +71,8 @@ class Shadow:
         self.epoch = lives[-1].epoch if lives else 0
         self._reader = Lineage(self._log, MAIN, lives)
         self._worker = Worker(
-            0, 1, self._log, self._client, self._learner, self._config,
-            reader=self._reader, reports=False, kind=None if self.arm is None else ServedExample,
+            0, 1, self._log, self._client, self.learner, self._config,
+            reader=self._reader, reports=False,
         )  # fmt: skip
 
     def turn(self, scores: bool = True) -> tuple[Step, Scores | None] | None:
@@ -87,7 +82,7 @@ class Shadow:
         if step is None:
             return None
         self.shown = []
-        is_scored = scores and self.arm is None and step.step >= self.unseen_from
+        is_scored = scores and self.is_scored and step.step >= self.unseen_from
         result = self.score(step) if is_scored else None
         while self.learns and self.shard.applied < step.step:
             self._worker.turn()
@@ -127,12 +122,11 @@ class Shadow:
     def export(self) -> tuple[Update, dict[str, Any]]:
         """Arrays and metadata of a snapshot, after the last step it learned."""
         update, meta = self.changes.export()
-        own = {} if self.arm is None else self.arm.export()
-        return update._replace(arrays={**update.arrays, **own}), meta
+        return update._replace(arrays={**update.arrays, **self.learner.export()}), meta
 
     def probabilities(self, examples: Sequence[TrainingExample]) -> NDArray[np.float32]:
         """Predictions (B, L) as it would serve them: with the dense parameters that replicas get."""
-        lane = self._learner.prepare(examples)
+        lane = self.learner.prepare(examples)
         dense = self.shard.dense
         assert dense is not None, "a candidate is one shard, with the dense parameters"
         self._scoring.write_dense(dense.averaged)

@@ -1,9 +1,8 @@
-"""The shadow part: candidates, guards (the predecessors of a new live line) and the lines of experiments'
-arms follow the live line's steps in this process.
+"""The shadow part: lines beside live follow the live line's steps in this process.
 
-It also replays history without users that are unlearned (training/deletion/live_replay.py).
-A canary, or an arm's line, publishes its deltas; a candidate that takes over is written as the first snapshot
-of the live line's next epoch. The part holds the log at its slowest line, and resumes from snapshots. Of
+It also replays history without users that are unlearned (training/deletion/live_replay.py). A line that
+answers users publishes its deltas; one that takes over is written as the first snapshot of the live line's
+next epoch. The part holds the log at its slowest line, and resumes from snapshots. Of
 several workers, each has the lines whose hash falls on one of its partitions; the first replays.
 """
 
@@ -11,49 +10,41 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from experiments.promotion.epoch_model import config_at, features_at
-from experiments.promotion.lifecycle import ARM, CANARY, FEATURES, TAKING_OVER, CandidateState, Lifecycle
-from parameter_server.shard.shard import Shard
+from experiments.promotion.kinds.line_state import LineState
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.table.kernels import warm
 from parameter_server.table.overlay_table import OverlayTable
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.hashing import partition_of
-from recsys.events.records import CONTROL, DELTAS, EXAMPLES, SCORES, STEPS, Delta, Scores, pack
+from recsys.events.records import CONTROL, EXAMPLES, SCORES, STEPS, Scores, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogUnavailable
-from recsys.model.model import build_model
 from recsys.process.clock_file import clock_of
 from recsys.process.fold import PartFold, follow
-from recsys.process.log_consumer import hold_available, readable
+from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.worker_share import WHOLE, Share, leased
-from training.candidates.line_start import LineStart, write_line
-from training.candidates.retrieval_comparison import (
-    CatalogueFollower,
-    RetrievalComparison,
-    RetrievalResult,
-    rank_times_us,
-)
+from training.candidates.line_files import LineFiles
+from training.candidates.line_start import LineStart
+from training.candidates.retrieval_comparison import RetrievalComparisons
 from training.candidates.shadow import Shadow
 from training.deletion.live_replay import LiveReplay
 from training.forgetting.panel_watch import PanelThread
 from training.lines.control import ControlReader
-from training.lines.line import MAIN, spec_of
-from training.steps.lineage import CAUGHT_UP, Lineage, newest_step, starts_after
+from training.lines.line import MAIN
+from training.steps.lineage import CAUGHT_UP, newest_step
 
 PART: Final = "shadow"
-_COMPARE_EVERY: Final = 8  # steps between two checks for a snapshot of live
 _STEPS: Final = 16  # of one candidate in a turn
-_KEPT: Final = 2  # snapshots of a candidate
 _HOUR_MS: Final = 3_600_000
 _LOG: Final = logging.getLogger(__name__)
 
@@ -81,7 +72,6 @@ class ShadowLoop(PartFold):
         self.shadows: dict[str, Shadow] = {}  # active ones, by line
         self.counts = {"steps": 0, "scored": 0, "refused": 0, "waits": 0}
         self._reported = dict(self.counts)
-        self._speeds: dict[object, dict[str, float]] = {}  # by both models
         self.cpu_s = 0.0
         self.behind = 0  # steps that the slowest has still to take
         self._restore()
@@ -114,7 +104,6 @@ class ShadowLoop(PartFold):
         """The live epoch."""
         return self._control.live_epoch(MAIN)
 
-    @property
     def _live_model(self) -> tuple[FeatureSet, ModelConfig]:
         """Features and configuration of live's model."""
         features = features_at(self._features, self._lifecycle, MAIN, self._epoch)
@@ -124,12 +113,9 @@ class ShadowLoop(PartFold):
         self._control = ControlReader(self._log)
         self.shadows.clear()
         self.replay = LiveReplay(self._log, self._config, self._features, self._clock)
-        self._comparisons: dict[str, RetrievalComparison] = {}
-        self._items: CatalogueFollower | None = None
-        self._written: set[tuple[str, int]] = set()
-        self._publishing: set[str] = set()
+        self._retrieval = RetrievalComparisons(self._log, self._config, self._features)
+        self._files = LineFiles(self._log, self._config, PART)
         self._over: set[str] = set()  # ended lines
-        self._removed: set[str] = set()  # ended lines without files
         self._control.turn()
         self._clean()
         scores = readable(self._log, SCORES, _ScoredStep)
@@ -167,24 +153,23 @@ class ShadowLoop(PartFold):
             self._drop(line)
         self._over = set(over)
         before_ms = self._clock() - self._config.log.retention_hours * _HOUR_MS
-        for line in sorted(over.keys() - self._removed):
-            if over[line].guards or over[line].since_ms < before_ms:  # a guard answered no request
-                snapshots.remove(self._folder, line)
-                self._removed.add(line)
+        for line, state in sorted(over.items()):
+            if not state.answers or state.since_ms < before_ms:
+                self._files.remove(line)
 
     def _has(self, line: str) -> bool:
         return self._share.has(partition_of(line, self._partitions))
 
-    def _work(self, state: CandidateState, newest: int) -> int:
+    def _work(self, state: LineState, newest: int) -> int:
         shadow = self.shadows.get(state.line)
         try:
             if shadow is None:
                 if self._sent.get(state.line, 0) < 0 or self._waits(state):  # refused, or too early
                     return 0
                 shadow = self._starts.begin(state, self._lifecycle, self._epoch)
-                self._save(shadow)
+                self._files.save(shadow, self._lifecycle)
                 self.shadows[state.line] = shadow
-            self._publish_stage(state, shadow)
+            self._files.follow(state, shadow, self._lifecycle)
             return self._step(shadow, newest)
         except LogUnavailable:
             raise
@@ -196,9 +181,9 @@ class ShadowLoop(PartFold):
             self._refuse(state.line, f"{type(error).__name__}: {error}", error)
             return 1
 
-    def _waits(self, state: CandidateState) -> bool:
+    def _waits(self, state: LineState) -> bool:
         """Whether a line that branches off live has no snapshot of it to start from yet."""
-        branches = state.stage == ARM or state.candidate.kind == FEATURES
+        branches = state.source(self._epoch) == self._epoch
         if not branches or snapshots.complete_steps(self._folder, state.line, 0):
             return False
         waits = not snapshots.complete_steps(self._folder, MAIN, self._epoch)
@@ -214,7 +199,7 @@ class ShadowLoop(PartFold):
                 break
             moved += 1
             step, scores = taken
-            result = None if shadow.arm else self._compare(shadow)
+            result = self._retrieval.compare(shadow, self._live_model) if shadow.is_scored else None
             if result is not None:
                 scores = scores or Scores(
                     line=shadow.line, against=(MAIN, shadow.epoch), step=step.step, time_ms=step.time_ms
@@ -223,7 +208,7 @@ class ShadowLoop(PartFold):
                     scores,
                     hits=result.hits_E.tobytes(),
                     hit_users=result.users_E.tobytes(),
-                    figures=result.figures | self._speed(shadow),
+                    figures=result.figures,
                 )
             if scores is not None and step.step > self._sent.get(shadow.line, 0):
                 appends.append(Append(0, shadow.line.encode(), pack(scores)))
@@ -234,93 +219,15 @@ class ShadowLoop(PartFold):
         if appends:
             self._log.append(SCORES, appends)
         if moved and shadow.shard.settled:
-            self._save(shadow)
+            self._files.save(shadow, self._lifecycle)
         self.counts["steps"] += moved
         return moved
 
-    def _compare(self, shadow: Shadow) -> RetrievalResult | None:
-        """Compares retrieval, now and then."""
-        comparison = self._comparisons.get(shadow.line)
-        if comparison is None:
-            if self._items is None:
-                self._items = CatalogueFollower(self._log, self._features)
-            comparison = RetrievalComparison(shadow.features, self._config, self._items)
-            self._comparisons[shadow.line] = comparison
-        comparison.take(shadow.shown)
-        result = comparison.end()
-        if shadow.step % _COMPARE_EVERY == 0:
-            comparison.begin(shadow, *self._live_model)
-        return result
-
-    def _speed(self, shadow: Shadow) -> dict[str, float]:
-        """Microseconds to rank a list, of live and the candidate; measured once for each pair of models."""
-        live, candidate = self._live_model, (shadow.features, shadow.model)
-        if (live, candidate) not in self._speeds:
-            models = [build_model(*one) for one in dict.fromkeys((live, candidate))]
-            times_us = rank_times_us(models)
-            self._speeds[live, candidate] = {"live_rank_us": times_us[0], "rank_us": times_us[-1]}
-        return self._speeds[live, candidate]
-
-    # --- output to other parts ---
-
-    def _publish_stage(self, state: CandidateState, shadow: Shadow) -> None:
-        """Publishes deltas of a canary; writes the next epoch's first snapshot of one that takes over."""
-        line = state.line
-        if state.stage in (CANARY, TAKING_OVER, ARM) and line not in self._publishing:
-            self._save(shadow)
-            shadow.publish = self._publish
-            self._publishing.add(line)
-        if state.stage == TAKING_OVER and (line, state.epoch) not in self._written:
-            self._write_first_snapshot(shadow, state.epoch)
-            self._written.add((line, state.epoch))
-
-    def _publish(self, delta: Delta) -> None:
-        self._log.append(DELTAS, [Append(0, delta.line.encode(), pack(delta))])
-
-    def _write_first_snapshot(self, shadow: Shadow, epoch: int) -> None:
-        """Writes the candidate as a snapshot of the live line, in that line's number of parts, after the last
-        step it learned, so that the epoch learns the steps after it."""
-        if snapshots.complete_steps(self._folder, MAIN, epoch):
-            return
-        (arrays, meta), step = shadow.shard.export(), shadow.shard.applied
-        first = spec_of(replace(self._config, model=shadow.model), MAIN, epoch)
-        dense = build_model(shadow.features, shadow.model).read_dense()
-        for part in range(first.parts):
-            shard = Shard(replace(first, part=part), dense if part == 0 else None)
-            shard.load([arrays], meta)
-            own, about = shard.export()
-            snapshots.write_part(self._folder, MAIN, epoch, step, part, first.parts, own, about)
-
-    def _save(self, shadow: Shadow) -> None:
-        """Saves a snapshot after the last step it learned; once, if it doesn't learn."""
-        step = shadow.shard.applied
-        if step not in snapshots.complete_steps(self._folder, shadow.line, 0):
-            update, meta = shadow.export()
-            shadow.changes.written(write_line(self._folder, shadow.line, update, meta), meta)
-            snapshots.prune(self._folder, shadow.line, _KEPT)
-        self._hold(shadow)
-
-    def _hold(self, shadow: Shadow) -> None:
-        """Holds the log at what the candidate, or the epoch that begins with it, would learn again."""
-        name = f"{PART}/{shadow.line}"
-        steps = snapshots.complete_steps(self._folder, shadow.line, 0)
-        oldest = min(steps, default=shadow.shard.applied)
-        state = self._lifecycle.candidates[shadow.line]
-        if state.guards:  # and what the live line learns again after a rollback
-            before = self._lifecycle.guarded_live(state).parent_epoch
-            oldest = min([oldest, *snapshots.complete_steps(self._folder, MAIN, before)[-1:]])
-        lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
-        starts = starts_after(lineage, oldest)
-        partitions = range(self._log.partitions(EXAMPLES))
-        held = {p: self._log.holds(EXAMPLES, p).get(name, 0) for p in partitions}
-        hold_available(self._log, name, EXAMPLES, held | starts)
-
     def _drop(self, line: str) -> None:
-        """Stops a line and releases its hold of the log."""
+        """Stops a line."""
         self.shadows.pop(line, None)
-        self._comparisons.pop(line, None)
-        self._publishing.discard(line)
-        self._log.release(f"{PART}/{line}", EXAMPLES)
+        self._retrieval.drop(line)
+        self._files.drop(line)
 
     def _refuse(self, line: str, reason: str, error: Exception | None = None) -> None:
         _LOG.error("candidate %s: %s", line, reason, exc_info=error)

@@ -16,7 +16,7 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
         control = ControlReader(log)
         control.turn()
         lines = control.lifecycle
-        while not (log.end(STEPS, 0) or lines.candidates or lines.unlearnings):
+        while not (log.end(STEPS, 0) or lines.candidates or lines.unlearnings.by_id):
             if stop.is_set():
                 return
             log.wait(STEPS, 0.5)

@@ -1,26 +1,31 @@
-"""Keeps the director's share of the disk budget: step records, snapshots and, while space is low, deltas."""
+"""Keeps the live line's snapshots and the log after them; trims step records and, if space is low, deltas."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from parameter_server.storage import snapshots
 from recsys.clock import is_due, timer_of
+from recsys.config.system_config import Config
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, Step, unpack
-from recsys.log.protocol import Log, LogLost, read_range
+from recsys.log.protocol import Log, LogLost, newest_first, read_range
 from recsys.process.disk_budget import SNAPSHOTS, Level
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import UNREADABLE, decoded
 from recsys.process.log_holders import end_dead_backup, holders
 from recsys.process.space_file import SpaceReader
 from training.archive.files import files_of
+from training.lines.control import live_epochs
 from training.lines.offset_lookup import first_at
 from training.steps.delta_reader import DeltaVersion
+from training.steps.lineage import starts_after
+from training.steps.step_reader import StepReader
 
 _TRIM_EVERY_MS: Final = 600_000
 _MOST: Final = 200_000  # step records trimmed at a time: more than are cut meanwhile
 _FEW: Final = 2  # snapshots
+_AHEAD: Final = 256  # steps per read when searching for the end of a partition
 _STEPS_PER_EPOCH: Final = 1 << 40  # an upper bound
 _LOG: Final = logging.getLogger(__name__)
 
@@ -62,6 +67,51 @@ class SpaceKeeper:
         self._named = names
 
 
+class SnapshotKeeper:
+    """Keeps the newest snapshots of the live line, and holds the log from the oldest one on. ``clock``:
+    milliseconds."""
+
+    def __init__(self, log: Log, config: Config, clock: Callable[[], int]) -> None:
+        state = Path(config.state)
+        self._log, self._folder, self._kept = log, state / "snapshots", config.step.snapshots_kept
+        self._space = SpaceKeeper(log, state, clock)
+        self._searched = 0  # offset of steps before which ends are held already
+        self.removed = 0  # snapshots
+        self.oldest: int | None = None  # step of the oldest kept snapshot
+
+    def turn(self, line: str, epoch: int) -> None:
+        """Removes old snapshots, then holds the log from the oldest one left."""
+        most = self._space.snapshots_kept(self._kept)
+        self.removed += len(snapshots.prune(self._folder, line, most, epoch))
+        steps = snapshots.complete_steps(self._folder, line, epoch)
+        self._space.turn(line, epoch, steps)
+        if not steps or steps[0] == self.oldest:
+            return
+        reader = StepReader(self._log, line, epoch)
+        partitions = range(self._log.partitions(EXAMPLES))
+        place = reader.place(steps[0] + 1)
+        stop = self._log.end(STEPS, 0) if place is None else place
+        starts = starts_after(reader, steps[0])
+        quiet = {p for p in partitions if p not in starts and self._log.end(EXAMPLES, p) > 0}
+        if quiet:
+            lived = {e for e in live_epochs(self._log, line) if e < epoch} | {epoch}
+            among = range(self._searched, stop)
+            starts |= ends_before(self._log, line, lived, steps[0], among, quiet)
+        for partition in partitions:
+            self._hold(f"snapshots/{line}", partition, starts.get(partition))
+        self.oldest, self._searched = steps[0], stop
+
+    def _hold(self, name: str, partition: int, offset: int | None) -> None:
+        if offset is None:
+            if name in self._log.holds(EXAMPLES, partition):
+                return
+            offset = self._log.begin(EXAMPLES, partition)
+        try:
+            self._log.hold(name, EXAMPLES, partition, offset)
+        except LogLost as error:  # too late: the line can't go back to that snapshot
+            _LOG.error("%s: %s", name, error)
+
+
 def trim_steps(log: Log, state: Path) -> None:
     """Drops step records before the oldest snapshot of any line whose examples are neither on the log nor in
     the archive. The record of that snapshot's step stays: unlearning sees that learning went on before it."""
@@ -96,3 +146,21 @@ def trim_deltas(log: Log, line: str, epoch: int, step: int) -> None:
         return delta.epoch * _STEPS_PER_EPOCH + delta.step if delta.line == line else None
 
     log.trim(DELTAS, 0, first_at(log, DELTAS, 0, epoch * _STEPS_PER_EPOCH + step - 1, number))
+
+
+def ends_before(
+    log: Log, line: str, epochs: Set[int], step: int, among: range, partitions: Set[int]
+) -> dict[int, int]:
+    """End offsets in ``partitions`` of ``examples`` of the steps up to ``step``, among the step records at
+    the offsets ``among``, read backwards. ``epochs``: with those it descends from. A partition that they
+    don't touch keeps its previous hold: too much is kept, never too little."""
+    ends = dict[int, int]()
+    records = newest_first(log, STEPS, 0, among.start, among.stop, _AHEAD)
+    for _, other in decoded(records, Step):
+        if len(ends) >= len(partitions):
+            break
+        if other.line == line and other.epoch in epochs and other.step <= step:
+            for part in other.ranges:
+                if part.partition in partitions:
+                    ends.setdefault(part.partition, part.stop)
+    return ends

@@ -68,9 +68,8 @@ def run(config: Config, stop: Stop) -> None:
         if fit.is_ended():
             raise RuntimeError(f"run {name} ended: {fit.reason or 'another driver has taken over'}")
         moved = run_turn(lambda: progress.turn(clock()), stop, _LOG)
-        if moved:
-            if throttle.due("step", time.monotonic()):
-                _LOG.info("learned", extra={**progress.place, **progress.losses()})
+        if moved and throttle.due("step", time.monotonic()):
+            _LOG.info("learned", extra={**progress.place, **progress.losses()})
         progress.report(beat)
         beat.gauge("group_starts", starts := run_files.read().starts)
         if starts and not is_ready:

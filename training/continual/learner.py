@@ -17,8 +17,11 @@ from recsys.config.system_config import tables_of
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import uniforms
 from recsys.events.records import TrainingExample
+from recsys.features.columns import ITEM, Entity, entity_measure
+from recsys.features.families.rates import Rates
 from recsys.features.feature_kernels import LOG_COUNT
-from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
 from recsys.model.choice_model import choice_rows, choice_size, choice_sums, log_odds, reads_ranker
 from recsys.model.model import Lookup, Model, joined, lookup_of, with_missing_row
@@ -81,6 +84,8 @@ class Learned:
 class Learner:
     """Computes lanes with a model whose dense parameters are set from outside."""
 
+    reads: type[TrainingExample] = TrainingExample  # the type that examples are decoded as
+
     def __init__(
         self, model: Model, jagged: Callable[[Jagged], Jagged] | None = None, device: str = "cpu"
     ) -> None:
@@ -92,6 +97,10 @@ class Learner:
         self._jagged = jagged
         # By number of lanes and examples of each; None where bits differ from those of single lanes.
         self._joint_models: dict[tuple[int, int], Model | None] = {}
+
+    def export(self) -> dict[str, NDArray[Any]]:
+        """Arrays for a snapshot of the line, in addition to its rows."""
+        return {}
 
     def prepare(self, examples: Sequence[TrainingExample]) -> Lane:
         """Arrays of a lane's examples. Raises UnknownFeatureSet."""
@@ -279,10 +288,10 @@ class Learner:
 
     def _log_frequencies(self, batch: Batch) -> torch.Tensor:
         """Logarithms of how often each item is shown (B,), as counted when it was; zeros without a count."""
-        column = f"item/shown.{self.features.speeds[-1]}"
-        if column not in self.features.dense_names:
+        slowest_h, item = self.features.declared.half_lives_h[-1], Entity(ITEM, False, "", ITEM)
+        place = self.features.places.get((Rates.name, entity_measure(item), "shown", slowest_h))
+        if place is None:
             return torch.zeros(len(batch))
-        place = self.features.dense_names.index(column)
         return torch.from_numpy(float(LOG_COUNT) * batch.dense_BF[:, place])
 
     def _eval_losses(

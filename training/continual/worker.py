@@ -20,7 +20,7 @@ from parameter_server.shard.shard import StepMismatch
 from parameter_server.table.routing import unique
 from recsys.config.system_config import Config
 from recsys.events.hashing import Id, key_of
-from recsys.events.records import EXAMPLES, STEPS, Step, TrainingExample
+from recsys.events.records import EXAMPLES, STEPS, Step
 from recsys.log.protocol import Log
 from recsys.process.latency_tuning import gc_paused
 from recsys.process.log_consumer import DeadLetters
@@ -66,10 +66,9 @@ class Worker:
         *,
         reader: StepReader | Lineage | None = None,
         reports: bool = True,
-        kind: type[TrainingExample] | None = None,
     ) -> None:
         """``reader`` of step records, if not of one epoch alone. ``reports``: whether examples left out
-        become dead letters, as a line's own workers do. ``kind``: the type that examples are decoded as."""
+        become dead letters, as a line's own workers do."""
         torch.set_num_threads(1)  # the order of a sum must not depend on the number of cores
         self._log, self._client, self._learner = log, client, learner
         self._aligns = rank == 0
@@ -77,7 +76,7 @@ class Worker:
         self._lanes = config.step.lanes
         self._digest = learning_digest(config, learner.features)
         dense_width = learner.model.ranker.shape.dense
-        self._check = ExampleCheck(learner.features, dense_width, kind or TrainingExample, log)
+        self._check = ExampleCheck(learner.features, dense_width, learner.reads, log)
         self._reader = reader or StepReader(log, line, epoch)
         self._letters, self._reports = DeadLetters(log, (EXAMPLES,)), reports
         self._step: int | None = None  # the newest learned; None: ask the shards

@@ -138,7 +138,7 @@ class Eraser(Fold):
         due = is_due(self._timer_ms(), self._due_ms, EVERY_MS)
         if due and (self._waiting or self._follows):
             self._due_ms = self._timer_ms() + EVERY_MS
-            unlearning = self._lifecycle.unlearning_users()
+            unlearning = self._lifecycle.unlearnings.pending_users
             left = [r for r in self._waiting if not r.erased and str(r.user_id) not in unlearning]
             for partition in self._begins:
                 requests = [r for r in left if self._partition(r) == partition]

@@ -9,7 +9,8 @@ import msgspec
 from safetensors import SafetensorError
 
 from experiments.promotion.epoch_model import features_of, with_size
-from experiments.promotion.lifecycle import ASSIGNED, REFUSED, REPLAYED, REPLAYING, Lifecycle
+from experiments.promotion.lifecycle import Lifecycle
+from experiments.promotion.unlearning_requests import ASSIGNED, REFUSED, REPLAYED, REPLAYING
 from parameter_server.storage import snapshots
 from recsys.clock import timer_of
 from recsys.config.system_config import Config
@@ -45,7 +46,7 @@ class LiveReplay:
 
     def turn(self, lifecycle: Lifecycle) -> int:
         """Advances the pending request, if any; returns the number of steps and records."""
-        request, live = lifecycle.unlearning, lifecycle.live
+        request, live = lifecycle.unlearnings.pending, lifecycle.live
         if request is None or request.state not in (ASSIGNED, REPLAYING):
             self._end()
             return 0
@@ -73,7 +74,7 @@ class LiveReplay:
             self._due_ms = timer_of(self._clock)() + _LOOK_EVERY_MS
             if not are_cut(self._log, request.users, lifecycle, request.parent_epoch):
                 return 0
-        view = LogWithout(self._log, [*lifecycle.unlearned_requests(), request])
+        view = LogWithout(self._log, [*lifecycle.unlearnings.done, request])
         if request.state == ASSIGNED:
             begins = dict.fromkeys(range(self._log.partitions(EXAMPLES)), 0)
             self._holds = True

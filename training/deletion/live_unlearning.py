@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.promotion.lifecycle import ASKED, ASSIGNED, DONE, REPLAYED, Lifecycle
+from experiments.promotion.lifecycle import Lifecycle
+from experiments.promotion.unlearning_requests import ASKED, ASSIGNED, DONE, REPLAYED
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
 from recsys.events.control_records import Live, Unlearning
@@ -37,7 +38,7 @@ class UnlearningDirector:
 
     def turn(self, lifecycle: Lifecycle, next_epoch: Callable[[], int]) -> int:
         """Advances the pending request, if any; returns the number of records appended."""
-        request, live = lifecycle.unlearning, lifecycle.live
+        request, live = lifecycle.unlearnings.pending, lifecycle.live
         if request is None or live is None:
             return 0
         if request.epoch in {record.epoch for record in lifecycle.lives} - {0}:

@@ -86,9 +86,8 @@ def end_marks(log: Log, users: Users) -> Iterator[tuple[int, Record, Forget | Wi
         end = log.end(EXAMPLES, partition)
         for record in records_of_keys(log, EXAMPLES, partition, keys, end):
             message = non_example(record.value)
-            if isinstance(message, Forget | Withdrawn):
-                if message.offset == users[record.key.decode()]:
-                    yield partition, record, message
+            if isinstance(message, Forget | Withdrawn) and message.offset == users[record.key.decode()]:
+                yield partition, record, message
 
 
 def keys_by_partition(log: Log, users: Users) -> dict[int, list[bytes]]:

@@ -4,7 +4,7 @@ live one, and at last the examples."""
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.promotion.lifecycle import DONE, Lifecycle
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from recsys.events.control_records import Unlearning
 from recsys.events.records import EXAMPLES
@@ -21,8 +21,8 @@ def remove_replaced(state: Path, lifecycle: Lifecycle, replaced: Sequence[tuple[
     become. ``replaced``: (epoch, first step) beside those of requests that are done."""
     used = {0, *(live.epoch for live in lifecycle.lives)}
     used |= {standing.epoch for standing in lifecycle.active}
-    used |= {request.epoch for request in lifecycle.unlearnings.values()}
-    over = [u for u in lifecycle.unlearnings.values() if u.state == DONE and u.first]
+    used |= lifecycle.unlearnings.epochs
+    over = [request for request in lifecycle.unlearnings.done if request.first]
     bounds = [*replaced, *((u.epoch, u.first) for u in over)]
     if not bounds:
         return

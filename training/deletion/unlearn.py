@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from experiments.promotion.epoch_model import features_of, with_size
-from experiments.promotion.lifecycle import DONE, Lifecycle
+from experiments.promotion.lifecycle import Lifecycle
+from experiments.promotion.unlearning_requests import DONE
 from parameter_server.rpc.parameter_client import LocalClient, fresh_shards
 from parameter_server.shard.shard import Shard, digest_of_shards
 from parameter_server.storage import snapshots
@@ -61,7 +62,7 @@ def unlearn(
     control.turn()
     lifecycle, state = control.lifecycle, Path(config.state)
     request = Unlearning(id="", users=dict(users), rewind_ms=rewind_ms, time_ms=time_ms)
-    view = LogWithout(log, [*lifecycle.unlearned_requests(), request])
+    view = LogWithout(log, [*lifecycle.unlearnings.done, request])
     start = find_start(view, config, features, lifecycle, request)
     if start is None:
         return None

@@ -60,7 +60,7 @@ class _Saved(msgspec.Struct, kw_only=True):
     step: int
     panels: bytes
     scanned: dict[int, int]
-    retention: dict[str, Retention] = msgspec.field(name="told")  # by age name
+    retention: dict[str, Retention]  # by age name
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ from recsys.events.event_types import (
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import CLICK_LIST, Example, Forget, Withdrawn, served_by
 from recsys.events.withdrawal import NO_REQUEST, withdraws_item
-from recsys.features.feature_set import item_block, item_predictions
 from recsys.features.influence import Influence, kind_bit
+from recsys.features.request_features import item_block, item_predictions
 from training.joining.choices import candidates_of, chosen_before
 from training.joining.delay import DelayState, LabelDelays
 from training.joining.impression_state import (
@@ -366,7 +366,7 @@ class Joiner:
             impression = self._impression_at(place)
             ended_ms = engagement.time_ms if engagement.kind == "view" else 0
             self._emit(state, index, impression, (self.watermark_ms, ended_ms), out)
-        if self._shows_lists or self._has_choices and is_label:
+        if self._shows_lists or (self._has_choices and is_label):
             # Candidates weren't read by anybody.
             if request_id.startswith(CLICK_LIST):
                 self._confirm(state, taken=self._taken_beside(place))

@@ -172,11 +172,9 @@ class OfflineLoop:
             self._trainer.load(part)
 
     def _score_last_day(self) -> tuple[Floats, Floats, Floats]:
-        parts, size = [], 4 * self._plan.step_examples
-        for number in range(self._plan.last, len(self._blocks)):
-            for part in self._blocks.read(number).cut(size):
-                parts.append(_scored(part, self._trainer.predict(part)))
-        return _concatenated(parts)
+        days, size = range(self._plan.last, len(self._blocks)), 4 * self._plan.step_examples
+        parts = (part for number in days for part in self._blocks.read(number).cut(size))
+        return _concatenated([_scored(part, self._trainer.predict(part)) for part in parts])
 
     def _turn(self, stage: str, epoch: int) -> None:
         self.state.turns += 1

@@ -1,14 +1,12 @@
-"""Decides the next revision of the experiments, and the control records of their arms' lines."""
+"""Decides the next revision of the experiments."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
-from experiments.assignment.arm_line import arm_line_name
 from experiments.assignment.definition import Experiment, read_experiments
-from experiments.promotion.lifecycle import Lifecycle
 from experiments.statistics.readout import BROKEN, HARM, Readout
 from experiments.statistics.revision import (
     RUNNING,
@@ -23,10 +21,7 @@ from recsys.clock import is_due
 from recsys.config.system_config import Config
 from recsys.events.control_records import (
     TOO_LATE,
-    ArmLine,
-    Candidate,
     Control,
-    Decision,
     ExperimentRequest,
     Experiments,
     ExperimentState,
@@ -36,7 +31,6 @@ from recsys.log.protocol import Log
 from training.outcomes.experiment_fold import ExperimentFold
 
 READOUT_EVERY_MS: Final = 10_000
-_ARM: Final = "arm"  # kind of the candidate records of arms' lines
 _MOST_USERS: Final = 100_000
 _POLLS: Final = 4  # per turn: the director has other work
 _LOG: Final = logging.getLogger(__name__)
@@ -178,37 +172,3 @@ class ExperimentController:
     def _revision(self, state: Experiments, now_ms: int, answers: int = -1, refused: str = "") -> Experiments:
         number = self.newest.revision + 1
         return replace(state, revision=number, time_ms=now_ms, answers=answers, refused=refused)
-
-
-def arm_line_records(
-    running: Iterable[Experiment], lifecycle: Lifecycle, refused: Mapping[str, str], now_ms: int
-) -> list[Control]:
-    """Records to append so that exactly the arms that train have a line. ``refused``: reasons by line."""
-    wanted = {
-        arm_line_name(experiment.name, arm.name): ArmLine(
-            experiment=experiment.name, arm=arm.name, trains=arm.trains
-        )
-        for experiment in running
-        for arm in experiment.arms
-        if arm.trains
-    }
-    size = None if lifecycle.live is None else lifecycle.live.size
-    records: list[Control] = [
-        Candidate(line=line, registry="", kind=_ARM, time_ms=now_ms, arm=arm, size=size)
-        for line, arm in wanted.items()
-        if line not in lifecycle.candidates
-    ]
-    for line in lifecycle.arms:
-        why = refused.get(line) or ("" if line in wanted else "its experiment is over")
-        if why:
-            records.append(Decision(line=line, verdict="hold", final=True, why=why, time_ms=now_ms))
-    return records
-
-
-def experiments_without_line(lifecycle: Lifecycle) -> dict[str, str]:
-    """Reasons by experiments that can't go on because the line of one of their arms ended."""
-    return {
-        state.candidate.arm.experiment: f"the line {state.line} ended: {state.why}"
-        for state in lifecycle.candidates.values()
-        if state.candidate.arm is not None and not state.active
-    }

@@ -72,7 +72,7 @@ def ancestors(lives: Sequence[Live], epoch: int) -> set[int]:
 
 def starts_after(reader: StepReader | Lineage, step: int) -> dict[int, int]:
     """The offsets in ``examples`` at which the steps after ``step`` begin, for the partitions they touch (for
-    others: ``training.candidates.director.ends_before``)."""
+    others: ``training.candidates.space_keeper.ends_before``)."""
     starts: dict[int, int] = {}
     for number in range(step + 1, step + 1 + _AHEAD):
         record = reader.record(number)

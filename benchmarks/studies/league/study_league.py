@@ -27,7 +27,9 @@ from benchmarks.studies.quality.study_quality import LoopBeside, PlayerBeside
 from recsys.app.app_file import read_app
 from recsys.config.loader import load
 from recsys.events.event_types import Engagement, FeatureBlock, Impression
-from recsys.features.feature_set import Declared, FeatureSet, RequestFeatures
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from recsys.model.prediction_metrics import auc_by_group, days
 from replay.datasets.app_dataset import feature_set_of
 from replay.datasets.dataset import Dataset

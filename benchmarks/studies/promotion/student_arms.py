@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from parameter_server.publish.rounding import round_dense, round_rows
 from recsys.config.system_config import ModelConfig, tables_of
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from recsys.model.model import Model, build_model
 from serving.replica.row_store import RowStore
 from serving.scorers.probabilities import probabilities

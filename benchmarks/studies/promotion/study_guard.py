@@ -11,12 +11,11 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.studies.promotion.simulated_pairs import STEP, Pair, RunEnd, Stream, noise_for
-from experiments.promotion import guard
-from experiments.promotion.guard import GuardEvidence, judge_guard
-from experiments.promotion.lifecycle import SHADOW
-from experiments.promotion.promotion import EngagementRates, Hold, Rollback, window
+from experiments.evidence.verdict import EngagementRates, Hold, Rollback
+from experiments.promotion.kinds.guard import GuardState, engagement_alpha
 from experiments.statistics.comparison import PairedPredictions
 from recsys.config.promotion_config import PromotionConfig
+from recsys.events.control_records import Candidate, Live
 
 BEFORE: Final = 8_000  # examples that are shown before the switch
 _NEW: Final = 0.1  # of users are new viewers: a segment of its own
@@ -36,8 +35,10 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
     """One new live line, guarded until it is rolled back or the guard ends."""
     # The seed gives users the same noise before and after.
     before, after = (Stream(pair, seed, chosen=chosen) for pair in (course.pair, course.then))
-    whole, recent = guard.comparison(rules), guard.recent_comparison(rules)
-    missed, served = guard.Calibration(rules), guard.guard_engagement_rates(["long_view"], rules)
+    guard = GuardState(Candidate(line="guard", registry=""), live=Live(line="main", epoch=1))
+    collected = guard.new_evidence(rules, retrieves=False)
+    served = EngagementRates(["long_view"], engagement_alpha(rules), rules.canary_examples)
+    collected.rates = served
     old = Stream(replace(course.pair, live=course.pair.candidate), seed + 1_000_000, chosen=chosen)
     for _ in range(BEFORE // STEP):
         shown = old.step()
@@ -46,16 +47,9 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
     while True:
         pairs = _in_segments((before if seen < course.at else after).step())
         seen += STEP
-        if recent.examples > window(rules):
-            recent = guard.recent_comparison(rules)
-        for evidence_part in (whole, recent, missed):
-            evidence_part.add(pairs)
+        collected.add(pairs)
         _show(served, pairs, True)
-        evidence = GuardEvidence(
-            SHADOW, whole.result(), served=served.result(), recent=recent.result(),
-            over=missed.over.estimate(), under=missed.under.estimate(),
-        )  # fmt: skip
-        decision = judge_guard(evidence, rules)
+        decision = guard.judge(collected.evidence(hours=0.0), rules)
         if isinstance(decision, Rollback):
             return RunEnd("back", seen)
         if isinstance(decision, Hold) and decision.final:

@@ -13,19 +13,21 @@ import typer
 
 from benchmarks.harness.commands import study_command
 from benchmarks.studies.promotion.simulated_pairs import _LARGE, LIST, STEP, Pair, RunEnd, Stream, noise_for
-from experiments.promotion.lifecycle import SHADOW
-from experiments.promotion.promotion import Evidence, Hold, Promote, comparison, judge
+from experiments.evidence.verdict import Evidence, Hold, Promote
+from experiments.promotion.kinds.candidate import CandidateState, comparison
 from experiments.statistics.comparison import log_losses
 from recsys.config.promotion_config import PromotionConfig
+from recsys.events.control_records import Candidate
 
 
 def run_once(pair: Pair, seed: int, rules: PromotionConfig, most: int, chosen: bool = False) -> RunEnd:
     """One candidate in shadow, judged at every step, for ``most`` examples."""
     stream, compared, seen = Stream(pair, seed, chosen=chosen), comparison(rules), 0
+    candidate = CandidateState(Candidate(line="candidate", registry="r"))
     while seen < most:
         compared.add(stream.step())
         seen += STEP
-        decision = judge(Evidence(SHADOW, compared.result()), rules)
+        decision = candidate.judge(Evidence(compared.result()), rules)
         if isinstance(decision, Promote):
             return RunEnd("promoted", seen)
         if isinstance(decision, Hold) and decision.final:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from parameter_server.publish.deltas import StepDelta
 from parameter_server.publish.rounding import round_dense, round_rows
 from recsys.config.system_config import Config, tables_of
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from replay.player import Player, ScoredImpression
 from serving.replica.replica import published_model
 from serving.replica.row_store import RowStore

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.events.event_types import FeatureBlock
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 
 _LETTERS: Final = "abcdefgijklmnoqrstuvwxyz"  # of namespaces; h and p are the hour's and the profile's
 _BITS: Final = (1 << 62) - 1

@@ -18,7 +18,8 @@ from benchmarks.studies.quality.study_linear import Linear, linear_learners
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression
 from recsys.events.records import Example
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from recsys.model.prediction_metrics import auc
 from replay.datasets.dataset import Dataset
 from replay.datasets.open_dataset import open_dataset

@@ -23,8 +23,8 @@ from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.events.event_types import Stamp
 from recsys.process.open_log import create_topics
 from serving import pipeline as pipelines
+from serving.followers.follower_thread import FollowerThread
 from serving.pipeline import Pipeline
-from serving.replica.log_follower import LogFollower
 from serving.replica.replica import Replica
 from serving.request import Request
 from serving.retrieval import retrieval_client
@@ -90,13 +90,13 @@ def test_every_version_shows_in_the_answer(tmp_path: Path, part: dict[str, int])
     canary, sessions = VersionPublisher(config, log, {}), MemorySessions()
     canary.publish_all()
     service = Service(config, log, sessions, lambda: NOW_MS)
-    service.reader.catch_up(lambda: False)
+    service.live.followers.catch_up(lambda: False)
     revisions = {}
     for revision in (1, 2):
-        policy = service.reader.policies.resolve("u0")
+        policy = service.live.control.policies.resolve("u0")
         revisions[revision] = {"policy": policy.digest, "arms": policy.arms}
         canary.publish_policy()
-        service.reader.apply(service.reader.read())
+        service.live.followers.apply(service.live.followers.read())
     oracle, fields = Oracle(config), {k: v for k, v in part.items() if k != "policy"}
     one = oracle.of(stamp(**revisions[1]), "u0")
     other = oracle.of(stamp(**(fields | revisions[part.get("policy", 1)])), "u0")
@@ -147,8 +147,8 @@ def applied_during_a_request(patch: pytest.MonkeyPatch) -> None:
             waiting.pop(0)()
         return scored(*arguments)
 
-    start = LogFollower.start
-    patch.setattr(LogFollower, "start", lambda self, _: start(self, Loop()))  # type: ignore[arg-type]
+    start = FollowerThread.start
+    patch.setattr(FollowerThread, "start", lambda self, _: start(self, Loop()))  # type: ignore[arg-type]
     patch.setattr(pipelines, "probabilities", probabilities)
 
 
@@ -199,8 +199,10 @@ def test_a_planted_bug_is_met(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_step_that_goes_back_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers are of one version each, but one is of before."""
     bird = VersionedService.in_folder(tmp_path, every=EVERY)
-    older = Service(bird.service.config, bird.service.log, bird.service.sessions.sessions, lambda: NOW_MS)
-    older.reader.catch_up(lambda: False)
+    older = Service(
+        bird.service.config, bird.service.log, bird.service.sessions.store.sessions, lambda: NOW_MS
+    )
+    older.live.followers.catch_up(lambda: False)
     asked = bird.service.recommend
 
     async def recommend(request: Request) -> Any:

@@ -9,8 +9,9 @@ import torch
 
 from examples.sequence_model.recsys_sequence_model import SequenceRanker
 from recsys.config.system_config import ModelConfig
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.features.request_features import RequestFeatures
 from recsys.model.list_ranker import list_logits, lists_of
 from recsys.model.model import Model, build_model, lookup_of, with_missing_row
 from recsys.model.ranker import Ranker, RankerShape

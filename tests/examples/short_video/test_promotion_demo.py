@@ -11,7 +11,9 @@ from examples.short_video import promotion_demo
 from examples.short_video.demo_run import SETTINGS
 from examples.short_video.demo_start import ProgressLines
 from examples.short_video.demo_system import NotReady
-from experiments.promotion.lifecycle import CANARY, ENDED, LIVE, SHADOW, TAKING_OVER
+from experiments.evidence.verdict import CANARY
+from experiments.promotion.kinds.candidate import TAKING_OVER
+from experiments.promotion.kinds.line_state import ENDED, LIVE, SHADOW
 from recsys.config.loader import load
 from recsys.config.policy_config import check_rules
 from recsys.config.system_config import Config, override

@@ -6,20 +6,13 @@ import msgspec
 import pytest
 
 from experiments.promotion.epoch_model import config_at, size_difference, with_size
-from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config, ModelConfig, RowsConfig, TablesConfig
 from recsys.events.control_records import Candidate, Control, Decision, Live, ModelSize
 from recsys.events.records import pack, unpack
+from tests.support.folded_control import folded
 
 SMALL, OTHER = ModelSize(8, (64, 32)), ModelSize(4, ())
 CONFIG = Config()
-
-
-def folded(*said: Control) -> Lifecycle:
-    lifecycle = Lifecycle()
-    for record in said:
-        lifecycle.fold(record)
-    return lifecycle
 
 
 HISTORY = folded(

@@ -45,7 +45,7 @@ def test_a_better_candidate_is_told_from_a_worse_one() -> None:
 
 
 def test_equal_models_gain_nothing_at_all() -> None:
-    result, seen = compared(Pair(0.7, 0.7), 20)
+    _result, seen = compared(Pair(0.7, 0.7), 20)
     same = Comparison()
     for p in seen:
         same.add(PairedPredictions(p.users_N, p.live_N, p.live_N, p.labels_N))

@@ -26,6 +26,7 @@ from tests.support.training.promotion_run import never_back
 from training.candidates.registry import Provenance, Registry, plain_config
 from training.candidates.rollback_impact import impact_file
 from training.candidates.shadow import Shadow
+from training.continual.learner import Learner
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, whole_spec
 from training.steps.lineage import Lineage
@@ -126,7 +127,8 @@ def register(system: LiveSystem, log: Log, name: str, size: ModelSize | None) ->
     if size is None:
         load_shard(shard, snapshot)
     else:
-        student = Shadow(log, config, features, name, shard, lives)
+        learner = Learner(build_model(features, config.model))
+        student = Shadow(log, config, learner, name, shard, lives)
         while student.turn(scores=False) is not None:
             pass
     offsets, lineage = dict[int, int](), Lineage(log, MAIN, lives)

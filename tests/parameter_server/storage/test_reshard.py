@@ -126,7 +126,7 @@ def test_a_shard_that_is_a_step_ahead_waits_for_the_others(tmp_path: Path) -> No
     line.durable[0].learn = caught  # type: ignore[method-assign]
     with pytest.raises(InterruptedError):
         work(line, ALL, 16)
-    step, time_ms, own = lanes[0]
+    step, time_ms, _own = lanes[0]
     ahead.learn(step, time_ms, [LaneGradients(lane) for lane in ALL])  # its own of the step
     assert (line.durable[0].applied, ahead.applied) == (15, 16)
     line.close()

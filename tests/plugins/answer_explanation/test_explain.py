@@ -28,7 +28,7 @@ from recsys.process.open_log import open_log
 from runtime.cli.main import app
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts
-from serving.replica.state_reader import Batch
+from serving.followers.followers import Batch
 from serving.request import Request
 from training.archive.writer import Archive
 
@@ -213,15 +213,15 @@ def test_an_answer_of_shards_is_made_again_whatever_they_had_gone_on_to(tmp_path
         await system.start()
         asked = await live(system, 12)
         for n in range(12, 24):
-            reader = system.service.reader
-            reader.read, read = lambda: Batch(), reader.read  # type: ignore[method-assign]
+            followers = system.service.live.followers
+            followers.read, read = lambda: Batch(), followers.read  # type: ignore[method-assign]
             system.turn()  # the shards read on, and the replica doesn't
             system.now_ms += 1_000
             changed = msgspec.structs.replace(item(n, author="b"), time_ms=system.now_ms)
             system.publish([item(160 + n), changed])
             system.follow()
             asked += await live(system, 1, first=n, turns=False)
-            reader.read = read  # type: ignore[method-assign]
+            followers.read = read  # type: ignore[method-assign]
             system.follow()
         assert system.service.shards is not None
         system.service.shards._shards[1] = gone

@@ -7,7 +7,9 @@ import pytest
 from plugins.answer_explanation.answer_check import logged_set
 from recsys.events.control_records import ALONE, FOLDED, Definition
 from recsys.events.records import CONTROL, pack, topics
-from recsys.features.feature_set import Declared, UnknownFeatureSet, set_text
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import set_text
+from recsys.features.request_features import UnknownFeatureSet
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.wider_set import united
 from tests.support.training.small_feed import FEATURES

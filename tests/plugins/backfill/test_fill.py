@@ -11,7 +11,8 @@ from plugins.feature_audit.recompute import Recomputer, split_by_counter_offsets
 from recsys.events.event_types import Engagement, Item, RequestInputs
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.records import Example
-from recsys.features.feature_set import FeatureSet, item_block, read_block
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import item_block, read_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.training.small_feed import FEATURES, SCHEMA, START_MS, example
 
@@ -68,7 +69,7 @@ def test_a_list_without_profile_is_filled_in_without_its_viewer() -> None:
     done = filled(past, FEATURES).fill(examples(past)[40])
     assert done is not None and done.features is not None and shown.impression.features is not None
     logged, again = (read_block(b, FEATURES) for b in (shown.impression.features, done.features))
-    user, profile, context, hour = FEATURES.user_slots
+    user, profile, context, _hour = FEATURES.user_slots
     assert logged.history_TH.any() and logged.user_U[user.start]
     assert not again.history_TH.any() and not again.user_U[: profile.stop].any()
     assert (again.user_U[context.start :] == logged.user_U[context.start :]).all()

@@ -18,8 +18,8 @@ from plugins.answer_explanation.reconstructed_session import find_impression
 from plugins.feature_audit.archive_audit import audit_features
 from recsys.events.event_types import encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
-from recsys.features.feature_set import read_block
 from recsys.features.feature_set_file import feature_set
+from recsys.features.request_features import read_block
 from recsys.log.protocol import Record
 from recsys.process.open_log import open_log
 from runtime.cli.main import app

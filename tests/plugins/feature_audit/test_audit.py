@@ -10,7 +10,8 @@ from plugins.feature_audit.audit import Audit, AuditReport, is_sampled
 from plugins.feature_audit.audit_source import PlacedImpression
 from plugins.feature_audit.recompute import ItemHistory, Recomputer, split_by_counter_offsets
 from recsys.events.event_types import FeatureBlock, Item
-from recsys.features.feature_set import Declared, RequestFeatures, read_block
+from recsys.features.families.declared import Declared
+from recsys.features.request_features import RequestFeatures, read_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.training.small_feed import DENSE, FEATURES
 

@@ -15,9 +15,10 @@ from plugins.feature_audit.recompute import CountersAsOf, Recomputer, split_by_c
 from recsys.events.event_types import Engagement, Event, Impression, User, Verdict, encode
 from recsys.events.hashing import key_of, partition_of
 from recsys.events.records import EVENTS, ITEM_STATE, ITEMS, ItemState, topics, unpack
+from recsys.features.families.declared import Declared
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import Declared, read_block
 from recsys.features.item_counters import ItemCounters
+from recsys.features.request_features import read_block
 from recsys.features.session import Session
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.part_snapshot import PartState

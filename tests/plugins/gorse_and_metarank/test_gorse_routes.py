@@ -14,7 +14,7 @@ from recsys.events.records import CONTROL
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
 from tests.support.serving.gorse_cases import API, EXAMPLES, FEEDBACK, ITEM, ROWS, SCORES, USER, fits
 from tests.support.serving.replica_harness import popular
-from tests.support.serving.service_harness import COMPAT, NOW_MS, World, run
+from tests.support.serving.service_harness import COMPAT, NOW_MS, World, living, run
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path, compat=COMPAT)
 
 
-def test_each_documented_request_is_answered_in_its_shape(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_each_documented_request_is_answered_in_its_shape(world: World) -> None:
+    async with living(world) as w:
         popular(w.service.replica, {3: 5, 11: 2, 6: 9})
         for method, path, body, shape in EXAMPLES:
             answer = await w.client.request(method, path, json=body, headers=API)
@@ -34,8 +34,6 @@ def test_each_documented_request_is_answered_in_its_shape(world: World) -> None:
         assert [one["Id"] for one in ordered] == ["v3", "v11"]
         assert ordered[0]["Score"] > ordered[1]["Score"]
 
-    run(world, scenario)
-
 
 def test_a_wrong_shape_is_found() -> None:
     assert fits([{"Id": "a", "Score": 1.0}], SCORES) and not fits(["a"], SCORES)
@@ -43,8 +41,8 @@ def test_a_wrong_shape_is_found() -> None:
         assert not fits([wrong], SCORES)
 
 
-def test_an_item_comes_back_as_it_was_sent_and_is_recommended(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_an_item_comes_back_as_it_was_sent_and_is_recommended(world: World) -> None:
+    async with living(world) as w:
         assert (await w.client.post("/api/item", json=ITEM, headers=API)).json() == {"RowAffected": 1}
         assert (await w.client.get("/api/item/new")).json() == ITEM
         assert w.service.replica.catalogue.fields[-1]["tags"] == ["bear", "rabbit"]
@@ -66,11 +64,9 @@ def test_an_item_comes_back_as_it_was_sent_and_is_recommended(world: World) -> N
             assert gone.status_code == 404 and "'new'" in gone.json()["error"]
         assert (await w.client.delete("/api/item/new", headers=API)).json() == {"RowAffected": 0}
 
-    run(world, scenario)
 
-
-def test_pages_of_items_are_all_of_them_once(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_pages_of_items_are_all_of_them_once(world: World) -> None:
+    async with living(world) as w:
         await w.client.delete("/api/item/v7", headers=API)
         seen, cursor = list[str](), ""
         for _ in range(10):
@@ -81,11 +77,9 @@ def test_pages_of_items_are_all_of_them_once(world: World) -> None:
         assert seen == [f"v{n}" for n in range(60) if n != 7]
         assert (await w.client.get("/api/items?cursor=x")).status_code == 400
 
-    run(world, scenario)
 
-
-def test_feedback_stands_on_the_log_by_the_configured_words_and_once(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_feedback_stands_on_the_log_by_the_configured_words_and_once(world: World) -> None:
+    async with living(world) as w:
         batch = [FEEDBACK, FEEDBACK | {"FeedbackType": "read", "Timestamp": None}]
         assert (await w.client.post("/api/feedback", json=batch, headers=API)).json() == {"RowAffected": 2}
         assert (await w.client.post("/api/feedback", json=batch[:1], headers=API)).json() == {
@@ -102,8 +96,6 @@ def test_feedback_stands_on_the_log_by_the_configured_words_and_once(world: Worl
         assert 'recsys_events_total{status="accepted"} 2.0' in text
         assert 'recsys_events_total{status="duplicate"} 1.0' in text
 
-    run(world, scenario)
-
 
 @pytest.mark.parametrize(
     ("change", "field"),
@@ -117,10 +109,10 @@ def test_feedback_stands_on_the_log_by_the_configured_words_and_once(world: Worl
         ({"Timestamp": "2999-01-01"}, "[1].Timestamp"),
     ],
 )
-def test_bad_feedback_is_refused_whole_and_says_where(
+async def test_bad_feedback_is_refused_whole_and_says_where(
     world: World, change: dict[str, Any], field: str
 ) -> None:
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         answer = await w.client.post("/api/feedback", json=[FEEDBACK, FEEDBACK | change])
         assert answer.status_code == 400, answer.text
         [detail] = answer.json()["details"]
@@ -128,11 +120,10 @@ def test_bad_feedback_is_refused_whole_and_says_where(
         assert w.events() == []
         assert 'recsys_events_total{status="rejected"} 2.0' in (await w.client.get("/metrics")).text
 
-    run(world, scenario)
 
+async def test_a_profile_and_what_was_done_come_back_as_they_were_sent(world: World) -> None:
+    async with living(world) as w:
 
-def test_a_profile_and_what_was_done_come_back_as_they_were_sent(world: World) -> None:
-    async def scenario(w: World) -> None:
         async def get(path: str) -> Any:
             answer = await w.client.get(path, headers=API)
             return answer.json() if answer.status_code == 200 else answer.status_code
@@ -175,11 +166,10 @@ def test_a_profile_and_what_was_done_come_back_as_they_were_sent(world: World) -
         left = await get("/api/feedback?n=100")
         assert left["Feedback"] == [o for o in back if o["UserId"] != "u1"] and not left["Cursor"]
 
-    run(world, scenario)
 
+async def test_pages_of_users_are_all_of_them_once_and_who_is_forgotten_is_gone_at_once(world: World) -> None:
+    async with living(world) as w:
 
-def test_pages_of_users_are_all_of_them_once_and_who_is_forgotten_is_gone_at_once(world: World) -> None:
-    async def scenario(w: World) -> None:
         async def all_users(n: int) -> list[Any]:
             told, cursor = list[Any](), ""
             while True:
@@ -203,13 +193,11 @@ def test_pages_of_users_are_all_of_them_once_and_who_is_forgotten_is_gone_at_onc
         assert bob | {"UserId": "u3"} in await all_users(3), "came back, without a profile"
         assert (await w.client.get("/api/users")).status_code == 401
 
-    run(world, scenario)
 
-
-def test_a_user_whose_profile_isnt_found_any_more_isnt_told_without_it(
+async def test_a_user_whose_profile_isnt_found_any_more_isnt_told_without_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         await w.client.post("/api/user", json={"UserId": "bob", "Labels": {"country": "NZ"}}, headers=API)
         await w.client.post("/api/feedback", json=[FEEDBACK])
         w.fold.turn()
@@ -219,8 +207,6 @@ def test_a_user_whose_profile_isnt_found_any_more_isnt_told_without_it(
         assert (await w.client.get("/api/user/bob", headers=API)).status_code == 200
         monkeypatch.setattr("plugins.gorse_and_metarank.newest_events.MOST_RECORDS", 1)
         assert (await w.client.get("/api/user/bob", headers=API)).status_code == 404
-
-    run(world, scenario)
 
 
 REFUSED: list[tuple[str, str, Any, int]] = [
@@ -264,8 +250,8 @@ REFUSED: list[tuple[str, str, Any, int]] = [
 ]
 
 
-def test_what_cant_be_done_is_said_clearly_and_counted(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_what_cant_be_done_is_said_clearly_and_counted(world: World) -> None:
+    async with living(world) as w:
         for method, path, body, status in REFUSED:
             answer = await w.client.request(method, path, json=body, headers=API)
             assert answer.status_code == status, (path, answer.text)
@@ -278,21 +264,19 @@ def test_what_cant_be_done_is_said_clearly_and_counted(world: World) -> None:
         events = next(body for _, path, body, _ in REFUSED if path == "/api/feedback")
         assert f'recsys_events_total{{status="rejected"}} {len(events)}.0' in text, "of all, those"
 
-    run(world, scenario)
 
-
-def test_as_many_as_may_be_are_taken(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_as_many_as_may_be_are_taken(world: World) -> None:
+    async with living(world) as w:
         many = [FEEDBACK | {"UserId": f"u{n}"} for n in range(500)]
         sent = await w.client.post("/api/feedback", json=many)
         assert sent.json() == {"RowAffected": 500} and len(w.events()) == 500
 
-    run(world, scenario)
-
 
 @pytest.mark.parametrize("keyless", [False, True])
-def test_only_with_the_key_are_items_and_users_written_and_deeds_read(tmp_path: Path, keyless: bool) -> None:
-    async def scenario(w: World) -> None:
+async def test_only_with_the_key_are_items_and_users_written_and_deeds_read(
+    tmp_path: Path, keyless: bool
+) -> None:
+    async with living(World(tmp_path, compat=replace(COMPAT, keyless=keyless))) as w:
         for method, path, body, shape in EXAMPLES:
             writes = (shape == ROWS) != ("feedback" in path) or f"{method} {path}".startswith("GET /api/user")
             none = await w.client.request(method, path, json=body)
@@ -302,23 +286,19 @@ def test_only_with_the_key_are_items_and_users_written_and_deeds_read(tmp_path: 
             ), path
         assert w.log.end("items", 0) == 60 and w.log.end(CONTROL, 0) == 0
 
-    run(World(tmp_path, compat=replace(COMPAT, keyless=keyless)), scenario)
-
 
 @pytest.mark.parametrize("its", [{}, {"gorse": True}, {"metarank": True}])
-def test_only_the_routes_that_are_wanted_are_there(tmp_path: Path, its: dict[str, bool]) -> None:
-    async def scenario(w: World) -> None:
+async def test_only_the_routes_that_are_wanted_are_there(tmp_path: Path, its: dict[str, bool]) -> None:
+    async with living(World(tmp_path, compat=CompatConfig(**its))) as w:
         listed = await w.client.get("/api/recommend/bob", headers=API)
         assert listed.status_code == (200 if "gorse" in its else 404)
         rank = {"id": "r", "items": [{"id": "v1"}]}
         ranked = await w.client.post("/rank/x", json=rank, headers=API)
         assert ranked.status_code == (200 if "metarank" in its else 404)
 
-    run(World(tmp_path, compat=CompatConfig(**its)), scenario)
 
-
-def test_a_list_is_an_impression_and_what_is_written_back_belongs_to_it(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_list_is_an_impression_and_what_is_written_back_belongs_to_it(world: World) -> None:
+    async with living(world) as w:
         path = "/api/recommend/bob?n=3&offset=2&write-back-type=read"
         ids = (await w.client.get(path, headers=API)).json()
         await w.written()
@@ -335,18 +315,14 @@ def test_a_list_is_an_impression_and_what_is_written_back_belongs_to_it(world: W
         scored = (await w.client.get("/api/recommend/bob?n=4", headers=headers)).json()
         assert fits(scored, SCORES) and len(scored) == 4
 
-    run(world, scenario)
 
-
-def test_the_longest_ids_are_written_back(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_the_longest_ids_are_written_back(world: World) -> None:
+    async with living(world) as w:
         longest = ITEM | {"ItemId": "x" * 256}
         await w.client.post("/api/item", json=longest, headers=API)
         path = f"/api/recommend/{'u' * 256}/films?write-back-type=read"
         assert (await w.client.get(path)).json() == [longest["ItemId"]]
         assert [e.item_id for e in w.events() if isinstance(e, Engagement)] == [longest["ItemId"]]
-
-    run(world, scenario)
 
 
 def test_a_delayed_write_back_comes_at_its_time_or_at_the_end(world: World) -> None:
@@ -366,8 +342,8 @@ def test_a_delayed_write_back_comes_at_its_time_or_at_the_end(world: World) -> N
     assert len([e for e in world.events() if isinstance(e, Engagement)]) == 4
 
 
-def test_the_lists_of_nobody_are_ordered_and_leave_out_what_was_seen(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_the_lists_of_nobody_are_ordered_and_leave_out_what_was_seen(world: World) -> None:
+    async with living(world) as w:
         for n, day in enumerate(("2020-01-03", "2020-01-09", "2020-01-06")):
             item = ITEM | {"ItemId": f"dated{n}", "Timestamp": day}
             await w.client.post("/api/item", json=item, headers=API)
@@ -383,67 +359,56 @@ def test_the_lists_of_nobody_are_ordered_and_leave_out_what_was_seen(world: Worl
         assert "v5" not in {one["Id"] for one in near} and len(near) == 62
         assert scores == sorted(scores, reverse=True)
 
-    run(world, scenario)
 
-
-def test_no_list_has_what_a_safety_rule_closes(tmp_path: Path) -> None:
+async def test_no_list_has_what_a_safety_rule_closes(tmp_path: Path) -> None:
     rules = SafetyConfig(rules=(SafetyRule(field="author", value="a3", unless={"age": "adult"}),))
     closed = {"v3", "v10", "v17"}
 
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path, compat=COMPAT, safety=rules)) as w:
         popular(w.service.replica, {3: 9, 10: 8, 4: 7})
         for path in ("/api/popular", "/api/latest", "/api/item/v4/neighbors"):
             listed = {one["Id"] for one in (await w.client.get(f"{path}?n=100")).json()}
             assert "v4" in listed or "v5" in listed, path
             assert not listed & closed, path
 
-    run(World(tmp_path, compat=COMPAT, safety=rules), scenario)
 
-
-def test_a_category_is_a_categorical_field_of_any_kind_with_any_of_its_values(tmp_path: Path) -> None:
+async def test_a_category_is_a_categorical_field_of_any_kind_with_any_of_its_values(tmp_path: Path) -> None:
     """Not only a group, nor only the first values of an item, which have columns."""
-
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path, compat=replace(COMPAT, labels="topic", categories="tags"))) as w:
         many = {"ItemId": "many", "Categories": [f"t{n}" for n in range(40)]}
         await w.client.post("/api/item", json=many, headers=API)
         listed = (await w.client.get("/api/latest/t39")).json()
         assert [one["Id"] for one in listed] == ["many"]
         assert (await w.client.get("/api/recommend/u/t39")).json() == ["many"]
 
-    run(World(tmp_path, compat=replace(COMPAT, labels="topic", categories="tags")), scenario)
 
-
-def test_a_session_of_feedback_changes_its_list_and_is_logged_nowhere(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_session_of_feedback_changes_its_list_and_is_logged_nowhere(world: World) -> None:
+    async with living(world) as w:
         seen = [FEEDBACK | {"FeedbackType": "read", "ItemId": f"v{n}"} for n in range(0, 60, 2)]
         found = (await w.client.post("/api/session/recommend?n=10", json=seen)).json()
         assert {int(one["Id"][1:]) % 2 for one in found} == {1} and len(found) == 10
         await w.written()
         assert w.events() == []
 
-    run(world, scenario)
 
-
-def test_a_list_of_categories_that_are_no_feature_names_the_setting(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_list_of_categories_that_are_no_feature_names_the_setting(tmp_path: Path) -> None:
+    async with living(World(tmp_path, compat=replace(COMPAT, categories="nothing"))) as w:
         answer = await w.client.get("/api/popular/films", headers=API)
         assert answer.status_code == 501 and "set compat.categories" in answer.json()["error"]
 
-    run(World(tmp_path, compat=replace(COMPAT, categories="nothing")), scenario)
 
-
-def test_users_that_the_write_api_refuses_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_users_that_the_write_api_refuses_are_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused = Result(1, REJECTED, FieldError("fields", "…", "fewer bytes"))
 
     async def put_users(_: Any) -> list[Result]:
         return [Result(0, ACCEPTED), refused]
 
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         monkeypatch.setattr(w.service.write_api, "put_users", put_users)
         users = [USER, USER | {"UserId": "other"}]
         answer = await w.client.post("/api/users", json=users, headers=API)
         assert answer.status_code == 400
         assert answer.json()["error"] == "1 of 2 are refused, the others are taken"
         assert answer.json()["details"][0]["field"] == "[1].fields"
-
-    run(world, scenario)

@@ -12,10 +12,10 @@ from recsys.config.policy_config import PolicyConfig, Rule
 from recsys.config.safety_config import SafetyConfig, SafetyRule
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression
-from serving.ingestion.write_api import Unavailable
+from serving.problem import Unavailable
 from tests.support.serving.gorse_cases import fits
 from tests.support.serving.replica_harness import popular
-from tests.support.serving.service_harness import ADMIN, COMPAT, KEY, NOW_MS, World, run
+from tests.support.serving.service_harness import ADMIN, COMPAT, KEY, NOW_MS, World, living
 from training.joining.joiner import Joiner
 
 API = {"X-API-Key": KEY}
@@ -62,8 +62,8 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path, compat=COMPAT)
 
 
-def test_each_documented_request_is_answered_in_its_shape(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_each_documented_request_is_answered_in_its_shape(world: World) -> None:
+    async with living(world) as w:
         popular(w.service.replica, {3: 5, 11: 2, 6: 9})
         for path, body, shape in EXAMPLES:
             answer = await w.client.post(path, json=body, headers=API | FORM)
@@ -74,12 +74,10 @@ def test_each_documented_request_is_answered_in_its_shape(world: World) -> None:
         assert [one["item"] for one in trending["items"]] == ["v6", "v3"]
         assert (await w.client.get("/health")).status_code == 200
 
-    run(world, scenario)
-
 
 @pytest.mark.parametrize("between", ["\n", ""], ids=["lines", "as curl -d @file sends lines"])
-def test_events_that_follow_one_another_are_a_batch(world: World, between: str) -> None:
-    async def scenario(w: World) -> None:
+async def test_events_that_follow_one_another_are_a_batch(world: World, between: str) -> None:
+    async with living(world) as w:
         click = CLICK | {"ranking": None}
         batch = [ITEM, click, click | {"id": "id4", "item": "v8"}]
         body = between.join(map(json.dumps, batch)).encode()
@@ -93,13 +91,11 @@ def test_events_that_follow_one_another_are_a_batch(world: World, between: str) 
         refused = await w.client.post("/feedback", content=wrong.encode(), headers=API | FORM)
         assert refused.json()["details"][0]["field"] == "[1].type" and len(w.events()) == 2
 
-    run(world, scenario)
 
-
-def test_a_ranking_has_all_that_was_given_but_what_was_removed_and_is_in_the_order_of_its_scores(
+async def test_a_ranking_has_all_that_was_given_but_what_was_removed_and_is_in_the_order_of_its_scores(
     world: World,
 ) -> None:
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         assert (await w.client.delete("/v1/items/v2", headers=ADMIN)).status_code == 202
         for _ in range(2):  # the second time the replica has surely read it
             await w.client.post("/feedback", json=ITEM, headers=API)
@@ -111,11 +107,9 @@ def test_a_ranking_has_all_that_was_given_but_what_was_removed_and_is_in_the_ord
         scores = [i["score"] for i in items]
         assert scores == sorted(scores, reverse=True)
 
-    run(world, scenario)
 
-
-def test_more_than_a_logged_list_is_ranked_and_the_first_are_logged(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_more_than_a_logged_list_is_ranked_and_the_first_are_logged(tmp_path: Path) -> None:
+    async with living(World(tmp_path, items=130, compat=COMPAT)) as w:
         ranking = {"id": "r", "user": "u", "items": [{"id": f"v{n}"} for n in range(130)]}
         items = (await w.client.post("/rank/search", json=ranking)).json()["items"]
         assert len({i["item"] for i in items}) == 130
@@ -127,15 +121,13 @@ def test_more_than_a_logged_list_is_ranked_and_the_first_are_logged(tmp_path: Pa
             1 / k for k in range(1, 131)
         }  # of equals one is drawn
 
-    run(World(tmp_path, items=130, compat=COMPAT), scenario)
 
-
-def test_what_a_rule_takes_out_comes_behind_the_others(tmp_path: Path) -> None:
+async def test_what_a_rule_takes_out_comes_behind_the_others(tmp_path: Path) -> None:
     world, rule = (World(tmp_path, compat=COMPAT), Rule("author", "a3", "limit", 0.0))  # of v3, v10, v17, ...
     world.config = replace(world.config, policy=PolicyConfig(rules=(rule,)))
     world.restart()
 
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         ranked = (await w.client.post("/rank/feed", json=RANKING)).json()["items"]
         assert [one["item"] for one in ranked][-2:] in (["v3", "v10"], ["v10", "v3"])
         assert len(ranked) == 12
@@ -143,13 +135,11 @@ def test_what_a_rule_takes_out_comes_behind_the_others(tmp_path: Path) -> None:
         [shown] = w.events()
         assert {served.item_id for served in shown.items}.isdisjoint({"v3", "v10"})
 
-    run(world, scenario)
 
-
-def test_what_a_safety_rule_closes_is_in_no_list(tmp_path: Path) -> None:
+async def test_what_a_safety_rule_closes_is_in_no_list(tmp_path: Path) -> None:
     rules = SafetyConfig(rules=(SafetyRule(field="author", value="a3"),))
 
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path, compat=COMPAT, safety=rules)) as w:
         popular(w.service.replica, {3: 9, 10: 8, 4: 7})
         ranked = (await w.client.post("/rank/feed", json=RANKING)).json()["items"]
         assert {one["item"] for one in ranked} == {f"v{n}" for n in range(12)} - {"v3", "v10"}
@@ -157,11 +147,9 @@ def test_what_a_safety_rule_closes_is_in_no_list(tmp_path: Path) -> None:
             found = (await w.client.post("/recommend/feed", json=body)).json()["items"]
             assert found and {one["item"] for one in found}.isdisjoint({"v3", "v10", "v17"})
 
-    run(World(tmp_path, compat=COMPAT, safety=rules), scenario)
 
-
-def test_a_click_is_joined_with_its_ranking_and_what_was_displayed_is_shown(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_click_is_joined_with_its_ranking_and_what_was_displayed_is_shown(world: World) -> None:
+    async with living(world) as w:
         ranked = (await w.client.post("/rank/feed", json=RANKING)).json()["items"]
         await w.written()
         top = RANKING | {"items": [{"id": one["item"]} for one in ranked[:4]]}
@@ -177,11 +165,9 @@ def test_a_click_is_joined_with_its_ranking_and_what_was_displayed_is_shown(worl
         assert final == {one["item"]: float(n == 2) for n, one in enumerate(ranked[:4])}
         assert joiner.counts["unmatched"] == 0
 
-    run(world, scenario)
 
-
-def test_an_interaction_outside_of_a_ranking_is_attributed(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_an_interaction_outside_of_a_ranking_is_attributed(world: World) -> None:
+    async with living(world) as w:
         await w.client.post("/rank/feed", json=RANKING)
         await w.written()
         like = CLICK | {"ranking": "", "type": "like", "timestamp": str(NOW_MS)}
@@ -196,11 +182,9 @@ def test_an_interaction_outside_of_a_ranking_is_attributed(world: World) -> None
         assert one.item_id == "v7" and one.request_id == request_id_of("alice", "id1")
         assert joiner.counts["attributed"] == 3
 
-    run(world, scenario)
 
-
-def test_a_ranking_asked_for_again_is_a_request_of_its_own(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_ranking_asked_for_again_is_a_request_of_its_own(world: World) -> None:
+    async with living(world) as w:
         for n in (4, 6, 8):  # of other items each time, or the same
             asked = RANKING | {"items": RANKING["items"][:n]}
             assert len((await w.client.post("/rank/feed", json=asked)).json()["items"]) == n
@@ -212,11 +196,9 @@ def test_a_ranking_asked_for_again_is_a_request_of_its_own(world: World) -> None
         assert len(ids) == 4 and ids[request_id_of("alice", "id1")] == 4
         assert "recsys_rankings_repeated_total 2.0" in (await w.client.get("/metrics")).text
 
-    run(world, scenario)
 
-
-def test_a_ranking_that_wasnt_answered_keeps_its_id(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_ranking_that_wasnt_answered_keeps_its_id(world: World) -> None:
+    async with living(world) as w:
         recommend = w.service.recommend
 
         async def away(*_: Any, **__: Any) -> Any:
@@ -229,20 +211,16 @@ def test_a_ranking_that_wasnt_answered_keeps_its_id(world: World) -> None:
         await w.written()
         assert [e.request_id for e in w.events()] == [request_id_of("alice", "id1")]
 
-    run(world, scenario)
 
-
-def test_the_longest_ids_are_displayed(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_the_longest_ids_are_displayed(world: World) -> None:
+    async with living(world) as w:
         longest = RANKING | {"id": "r" * 256, "items": [{"id": "x" * 256}, {"id": "y" * 256}]}
         sent = await w.client.post("/feedback", json=longest)
         assert sent.json()["accepted"] == 1 and len({e.event_id for e in w.events()}) == 2
 
-    run(world, scenario)
 
-
-def test_who_is_nobody_has_a_session_of_their_own(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_who_is_nobody_has_a_session_of_their_own(world: World) -> None:
+    async with living(world) as w:
         for name in ("a", "b"):
             await w.client.post("/rank/feed", json={"id": name, "items": [{"id": "v1"}]})
             await w.client.post(
@@ -254,27 +232,21 @@ def test_who_is_nobody_has_a_session_of_their_own(world: World) -> None:
         clicked = {e.request_id: e.user_id for e in w.events() if isinstance(e, Engagement)}
         assert len(shown) == 2 == len(set(shown.values())) and shown == clicked
 
-    run(world, scenario)
 
-
-def test_an_item_event_says_some_fields_and_leaves_the_others(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_an_item_event_says_some_fields_and_leaves_the_others(world: World) -> None:
+    async with living(world) as w:
         told = [ITEM | {"item": "v1", "fields": [{"name": "price", "value": n}]} for n in (1, 2)]
         told.append(ITEM | {"item": "v1", "fields": [{"name": "topic", "value": "music"}]})
         assert (await w.client.post("/feedback", json=told, headers=API)).json()["accepted"] == 3
         its = w.service.replica.catalogue.fields[1]
         assert (its["price"], its["topic"], its["author"]) == (2, "music", "a1")
 
-    run(world, scenario)
 
-
-def test_items_and_users_come_without_a_key_where_the_configuration_says_so(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_items_and_users_come_without_a_key_where_the_configuration_says_so(tmp_path: Path) -> None:
+    async with living(World(tmp_path, compat=replace(COMPAT, keyless=True))) as w:
         assert (await w.client.post("/feedback", json=[ITEM, USER])).status_code == 200
         strange = {"sec-fetch-site": "same-site"}
         assert (await w.client.post("/feedback", json=ITEM, headers=strange)).status_code == 403
-
-    run(World(tmp_path, compat=replace(COMPAT, keyless=True)), scenario)
 
 
 REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [
@@ -309,8 +281,8 @@ REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [
 ]
 
 
-def test_what_cant_be_done_is_said_clearly_and_nothing_of_it_is_done(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_what_cant_be_done_is_said_clearly_and_nothing_of_it_is_done(world: World) -> None:
+    async with living(world) as w:
         for path, body, headers, status, field in REFUSED:
             answer = await w.client.post(path, json=body, headers=headers)
             assert answer.status_code == status, (path, body, answer.text)
@@ -320,8 +292,6 @@ def test_what_cant_be_done_is_said_clearly_and_nothing_of_it_is_done(world: Worl
         broken = await w.client.post("/feedback", content=b"{", headers=API)
         assert broken.status_code == 400
         assert w.events() == [] and w.log.end("items", 0) == 60
-
-    run(world, scenario)
 
 
 HUGE = {"fields": [{"name": "text", "value": "x" * 70_000}]}
@@ -338,8 +308,8 @@ FALSE_WATCH = {"fields": [{"name": "watch_ms", "value": -1}]}
         (ITEM | {"item": "v1"} | HALF, "[3].event"),  # with what it has: too much
     ],
 )
-def test_a_body_is_taken_whole_or_not_at_all(world: World, fault: dict[str, Any], field: str) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_body_is_taken_whole_or_not_at_all(world: World, fault: dict[str, Any], field: str) -> None:
+    async with living(world) as w:
         more = {"fields": [{"name": "more", "value": "x" * 40_000}]}
         had = await w.client.post("/feedback", json=ITEM | {"item": "v1"} | more, headers=API)
         assert had.status_code == 200
@@ -349,15 +319,11 @@ def test_a_body_is_taken_whole_or_not_at_all(world: World, fault: dict[str, Any]
         text = (await w.client.get("/metrics")).text
         assert 'recsys_events_total{status="rejected"} 4.0' in text
 
-    run(world, scenario)
 
-
-def test_nothing_known_and_nothing_given_is_an_empty_list(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_nothing_known_and_nothing_given_is_an_empty_list(world: World) -> None:
+    async with living(world) as w:
         unknown = {"id": "r", "user": "u", "items": [{"id": "nowhere"}]}
         found = (await w.client.post("/rank/feed", json=unknown)).json()["items"]
         assert found == [{"item": "nowhere", "score": 0.0}]
         near = (await w.client.post("/recommend/similar", json={"items": ["nowhere"]})).json()
         assert near["items"] == []
-
-    run(world, scenario)

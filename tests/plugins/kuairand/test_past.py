@@ -11,7 +11,8 @@ from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem, User
 from recsys.events.field_schema import Schema
 from recsys.features.counters import CounterTable
-from recsys.features.feature_set import Declared, FeatureSet
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import FeatureSet
 from recsys.features.session import COUNTER_ROWS
 from replay.player import Player
 

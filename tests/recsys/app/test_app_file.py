@@ -15,7 +15,8 @@ from recsys.app.definition import CLICK_RATES, App, EventKind, Field
 from recsys.config.policy_config import SOURCES, WATCH, PolicyConfig
 from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError
-from recsys.features.feature_set import Declared, FeatureSet
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -46,7 +47,7 @@ def yaml_of(app: App) -> str:
             "rates": list(declared.entities),
             "age": declared.item_age,
             "near": declared.near,
-            "list": list(declared.list_context) or (declared.whole_list or app.shown != "list") and [],
+            "list": list(declared.list_context) or ((declared.whole_list or app.shown != "list") and []),
         },
         "sources": app.sources,
     }

@@ -10,7 +10,8 @@ from recsys.app.set_loops import SetLoops, SetsInUse
 from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Definition, Live
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import CONTROL, pack, topics
-from recsys.features.feature_set import Declared, FeatureSet, set_text
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import FeatureSet, set_text
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.wider_set import Narrowing, united
 from tests.support.training.small_feed import FEATURES

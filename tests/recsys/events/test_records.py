@@ -24,8 +24,6 @@ from recsys.events.records import (
     unpack_all,
 )
 from recsys.process.latency_tuning import gc_paused
-from runtime.supervision.launch_plan import Plan
-from runtime.supervision.run_file import Running
 from serving.retrieval.retrieval_shard import ShardRequest
 from training.candidates.rollback_impact import AffectedStep
 
@@ -109,7 +107,7 @@ def test_nothing_is_collected_in_a_pause_even_where_it_fails() -> None:
 def test_records_keep_the_names_that_their_fields_have_on_the_log() -> None:
     kinds = [
         *(kind for module in (control_records, event_types, records) for kind in vars(module).values()),
-        AffectedStep, Running, Plan, ShardRequest, lanes._SumRecord,
+        AffectedStep, ShardRequest, lanes._SumRecord,
     ]  # fmt: skip
     structs = {k for k in kinds if isinstance(k, type) and issubclass(k, msgspec.Struct)}
     assert {
@@ -123,21 +121,9 @@ def test_records_keep_the_names_that_their_fields_have_on_the_log() -> None:
         "ExperimentState.by_request": "given", "Experiments.states": "stands",
         "Impression.inputs": "asked", "TrainingExample.sampling_rate": "kept",
         "Example.sampling_rate": "kept",
-        "AffectedStep.excluded": "quarantined", "Running.config_digest": "asked",
-        "Plan.config_digest": "asked", "ShardRequest.keys": "without",
+        "AffectedStep.excluded": "quarantined", "ShardRequest.keys": "without",
         "ShardRequest.keys_are_allowed": "only", "ShardRequest.user_vectors": "sides",
     }  # fmt: skip
-
-
-def test_what_earlier_versions_wrote_of_drift_is_readable_and_has_no_effect() -> None:
-    step = Step(line="main", epoch=0, step=3, ranges=[Range(0, 1, 5)], examples=4, lanes=2, time_ms=9,
-                config="", rate=3.0)  # fmt: skip
-    of_drift = {"held": True, "rehearsed": [msgspec.to_builtins(Range(0, 0, 1))], "rehearsed_weight": 0.5}
-    assert unpack(msgspec.msgpack.encode(msgspec.to_builtins(step) | of_drift), Step) == step
-    reaction = {"type": "reaction", "rate": 3.0, "publish_every": 4, "offline": True, "because": ["x"]}
-    assert isinstance(
-        unpack(msgspec.msgpack.encode(reaction), control_records.Control), control_records.Reaction
-    )
 
 
 def test_fields_that_old_records_lack_are_empty_but_for_these() -> None:

@@ -3,7 +3,8 @@ import pytest
 
 from recsys.config.system_config import CovisitConfig
 from recsys.features.covisits import NEIGHBOURS, PREVIOUS, Covisits, Visits
-from recsys.features.session import Entry, newest_visit
+from recsys.features.families.visit import newest_visit
+from recsys.features.session import Entry
 
 DAY_MS = 86_400_000
 NOW_MS = 1_790_000_000_000

@@ -14,12 +14,19 @@ from recsys.events.event_types import Engagement, Impression, Item, ServedItem, 
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
-from recsys.features.columns import AGE, LENGTH, MOMENT, NEAR, NEAR_IN_VISIT, POSITION, Entity, entity_of
+from recsys.features.columns import Entity, entity_of
 from recsys.features.covisits import PREVIOUS, Covisits
+from recsys.features.families.age import AGE
+from recsys.features.families.declared import Declared
+from recsys.features.families.derived import Derived
+from recsys.features.families.list_comparison import LENGTH
+from recsys.features.families.moment import MOMENT
+from recsys.features.families.near import NEAR
+from recsys.features.families.position import POSITION
+from recsys.features.families.visit import NEAR_IN_VISIT
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import Declared, FeatureSet, Floats
+from recsys.features.feature_set import FeatureSet, Floats
 from recsys.features.item_counters import ItemCounters
-from recsys.features.operators import Derived
 from recsys.features.session import Session
 
 HOUR_MS = 3_600_000
@@ -118,7 +125,7 @@ class Feed:
         return sum(
             (not entity.own or who == user)
             and (entity.left != "context" or where == device)
-            and (entity.left != "profile" or bool(USERS[user]) and first(who) == first(user))
+            and (entity.left != "profile" or (bool(USERS[user]) and first(who) == first(user)))
             and shared(entity.right, item, what)
             for who, where, what in self.seen
         )

@@ -7,13 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.events.event_types import Item, User
+from recsys.events.field_keys import PROFILE_WIDTH
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.counters import HALF_LIVES_MS
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import PROFILE_WIDTH, FeatureSet, RequestFeatures, read_block
+from recsys.features.feature_set import FeatureSet
 from recsys.features.item_counters import ItemCounters
+from recsys.features.request_features import RequestFeatures, read_block
 from recsys.features.session import Session
 from tests.support.serving.request_batches import batch_of
 from tests.support.serving.session_events import NOW_MS, did, shown

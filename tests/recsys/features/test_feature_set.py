@@ -7,22 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.events.event_types import FeatureBlock
+from recsys.events.field_keys import CONTENT_WIDTH, CONTEXT_WIDTH, GROUP_WIDTH, PROFILE_WIDTH
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import key_of
-from recsys.features import columns
+from recsys.features.families import moment
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import (
-    CONTENT_WIDTH,
-    CONTEXT_WIDTH,
-    GROUP_WIDTH,
-    PROFILE_WIDTH,
-    FeatureSet,
-    RequestFeatures,
-    UnknownFeatureSet,
-    item_block,
-    read_block,
-)
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.features.request_features import RequestFeatures, UnknownFeatureSet, item_block, read_block
 from tests.support.field_values import WIDE, anything, names
 from tests.support.training.small_feed import FEATURES, SCHEMA, block
 
@@ -67,7 +59,7 @@ def test_every_column_has_a_name(kind: str) -> None:
 
 def test_the_digest_changes_with_a_dense_column(monkeypatch: pytest.MonkeyPatch) -> None:
     before, without = FEATURES.digest, FeatureSet(SCHEMA, "ids+history", 4).digest
-    monkeypatch.setattr(columns, "MOMENT", ("hour.cos", *columns.MOMENT[1:]))
+    monkeypatch.setattr(moment, "MOMENT", ("hour.cos", *moment.MOMENT[1:]))
     assert FeatureSet(SCHEMA, "all", 4).digest != before
     assert FeatureSet(SCHEMA, "ids+history", 4).digest == without  # it reads none
 

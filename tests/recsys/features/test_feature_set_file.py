@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from recsys.config.system_config import Config, ModelConfig
-from recsys.features import columns
+from recsys.features.families import moment
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA, FILE, feature_set, labels_of, write_feature_set
 from tests.support.training.small_feed import FEATURES
@@ -44,12 +44,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_folder_from_before_columns_changed_is_refused(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, moment = Config(state=str(tmp_path)), columns.MOMENT
+    config, names = Config(state=str(tmp_path)), moment.MOMENT
     write_feature_set(config, FEATURES)
     if change == "a column more":
-        monkeypatch.setattr(columns, "MOMENT", (*moment, "weekday"))
+        monkeypatch.setattr(moment, "MOMENT", (*names, "weekday"))
     elif change == "another order":
-        monkeypatch.setattr(columns, "MOMENT", moment[::-1])
+        monkeypatch.setattr(moment, "MOMENT", names[::-1])
     else:
         (tmp_path / FILE).write_bytes(msgspec.json.encode(FEATURES))
     with pytest.raises(ValueError, match="expected [0-9a-f]{32}: .*Begin a new state folder"):

@@ -9,10 +9,12 @@ from recsys.events.event_types import SEEN, Engagement, Event, Impression, Item,
 from recsys.events.hashing import Id, cross, key_of
 from recsys.features import influence, item_counters
 from recsys.features.catalogue import Catalogue
+from recsys.features.columns import GLOBAL
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import FeatureSet, Keys, read_block
+from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influence, ReadLists
-from recsys.features.item_counters import GLOBAL, ItemCounters, segment_of
+from recsys.features.item_counters import ItemCounters, segment_of
+from recsys.features.request_features import read_block
 from recsys.features.session import Session
 from tests.support.serving.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
 from tests.support.training.small_feed import FEATURES, block

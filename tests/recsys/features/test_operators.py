@@ -25,12 +25,14 @@ from recsys.events.event_types import (
 )
 from recsys.events.hashing import digest_of
 from recsys.features.columns import entity_of
+from recsys.features.families.declared import Declared
+from recsys.features.families.derived import Derivation, Derived
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import Declared, FeatureSet, Floats, read_block
+from recsys.features.feature_set import FeatureSet, Floats
 from recsys.features.feature_set_file import FEED_SCHEMA, encode_feature_set
 from recsys.features.item_counters import ItemCounters
 from recsys.features.operator_state import OperatorState
-from recsys.features.operators import Derivation, Derived
+from recsys.features.request_features import read_block
 from recsys.features.session import Session
 from tests.support.operator_app import APP, FEATURES, START_MS, events
 
@@ -225,7 +227,7 @@ def test_operators_agree_with_a_recount_by_brute_force() -> None:
                 message = f"{name} of {impression.request_id}"
                 assert row[NAMES.index(name)] == pytest.approx(expected, abs=2e-4), message
                 compared.add(name)
-    assert {cell.name for cell in FEATURES.cells} <= compared
+    assert {column.name for column in FEATURES.dense[FEATURES.span("operators")]} <= compared
     first, stop = NAMES.index("user.age") + 2, NAMES.index("gap")
     assert {*NAMES[first:stop]} <= compared
 
@@ -351,7 +353,7 @@ def test_contacts_are_bounded_and_a_forgotten_viewer_leaves_none() -> None:
 
 def test_a_newest_event_of_a_quarantined_viewer_is_none_until_the_next() -> None:
     state, counters = OperatorState(FEATURES), FEATURES.counter_table()
-    (kind, _), _ = next(one for one in FEATURES.tracked.items() if not one[0][1])
+    (kind, _), _ = next(one for one in FEATURES.operators.tracked.items() if not one[0][1])
     keys_I, halves = FEATURES.item_keys("v", {"brand": "b"}), {"": 1, "user.region": 5}
 
     def event(after_ms: int, value: float) -> Engagement:
@@ -364,7 +366,7 @@ def test_a_newest_event_of_a_quarantined_viewer_is_none_until_the_next() -> None
 
     state.engagement(event(0, 1.0), keys_I, halves, counters)
     state.engagement(event(10, 2.0), keys_I, halves, counters)
-    rows = [k for one in FEATURES.tracked[kind, False] for k in one.of(keys_I, halves).tolist()]
+    rows = [k for one in FEATURES.operators.tracked[kind, False] for k in one.of(keys_I, halves).tolist()]
     assert state.withdraw(event(9, 2.0), keys_I, halves, counters) == []
     assert newest() == {(10, 2.0)}
     assert sorted(state.withdraw(event(10, 2.0), keys_I, halves, counters)) == sorted(rows)
@@ -409,7 +411,7 @@ def test_newest_events_and_different_members_do_not_depend_on_the_order_of_viewe
         for n in order:
             counters.touch(np.array([7]), times[n] * 1_000, [1.0, 2.0, 3.0, 4.0][n])
             counters.add_distinct(np.array([8]), 5, np.array([-1]), times[n] * HOUR_MS)
-        index, values, last_ms = counters.arrays
+        _index, values, last_ms = counters.arrays
         return [values[:1, :1], last_ms[:1], counters.read(np.array([8]), 40 * HOUR_MS)]
 
     first, *others = (table(order) for order in ([0, 1, 2, 3], [2, 1, 3, 0], [3, 2, 0, 1]))
@@ -444,7 +446,7 @@ def test_entities_of_the_same_field_have_the_same_counts() -> None:
     dense = []
     for entities in (*names, (*names[0], *names[1])):
         features = replace(FEATURES, declared=Declared(entities=entities))
-        server, width = FeatureReplay(features), 3 * len(features.numbers)
+        server, width = FeatureReplay(features), 3 * features.span("rates").stop // len(entities)
         for event in events(40):
             for written in server.play(event):
                 if isinstance(written, Impression) and written.features is not None:
@@ -483,9 +485,9 @@ def test_fields_of_viewers_are_bounded_and_what_goes_is_counted(monkeypatch: pyt
 
 def test_rows_of_a_viewer_are_bounded_and_what_goes_is_counted() -> None:
     session = Session("u", FEATURES)
-    most = 400 * FEATURES.own_rows
+    most = 400 * FEATURES.operators.own_rows
     # Own: three newest events and three different values.
-    assert FEATURES.own_rows == 7
+    assert FEATURES.operators.own_rows == 7
     for n in range(2 * most):
         about = {"request_id": f"r{n}", "user_id": "u", "item_id": f"v{n}"}
         event = Engagement(time_ms=START_MS + n, kind="click", **about)  # type: ignore[arg-type]

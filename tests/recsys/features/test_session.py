@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from recsys.events.event_types import SEEN, UNPROVEN, Engagement, Impression, Preference, RequestInputs, User
 from recsys.events.hashing import key_of
+from recsys.features.columns import VIEWER
 from recsys.features.feature_set import FeatureSet
-from recsys.features.session import COUNTER_ROWS, READ, REQUESTS, USER, Session
+from recsys.features.session import COUNTER_ROWS, READ, REQUESTS, Session
 from tests.support.serving.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
 from tests.support.training.small_feed import FEATURES, SCHEMA
 
@@ -124,7 +125,7 @@ def test_an_engagement_counts_in_the_context_of_its_impression() -> None:
     feed, shop = (FEATURES.context_keys(name, {})[0] for name in ("feed", "shop"))
     assert (count(its, feed, "like"), count(its, shop, "like")) == (0.0, 1.0)
     fold(its, did("r9", 2, "like"))  # its request is unknown: it counts for the user alone
-    assert (count(its, USER, "like"), count(its, shop, "like")) == (2.0, 1.0)
+    assert (count(its, VIEWER, "like"), count(its, shop, "like")) == (2.0, 1.0)
 
 
 def test_a_request_told_again_has_its_newest_context() -> None:
@@ -161,16 +162,16 @@ def test_a_list_that_was_only_read_is_not_seen_until_it_is_confirmed() -> None:
 
 def test_where_the_client_says_what_was_seen_an_impression_shows_nothing() -> None:
     its = fold(session(), shown("r1", 1, 2))
-    assert not its.seen and not its.history and count(its, USER, "shown") == 0
+    assert not its.seen and not its.history and count(its, VIEWER, "shown") == 0
     fold(its, did("r1", 1, "view", watch_ms=100))
-    assert list(its.seen) == [key_of("item", "v1")] and count(its, USER, "shown") == 1.0
+    assert list(its.seen) == [key_of("item", "v1")] and count(its, VIEWER, "shown") == 1.0
 
 
 def test_where_all_that_is_served_is_shown_a_view_shows_nothing_more() -> None:
     its = fold(session(ALL_SHOWN), shown("r1", 1, 2), did("r1", 1, "view", watch_ms=1_000))
     assert list(its.seen) == [key_of("item", f"v{n}") for n in (1, 2)]
-    assert count(its, USER, "shown") == 2.0
-    assert count(its, USER, "watch") == pytest.approx(np.log(2))
+    assert count(its, VIEWER, "shown") == 2.0
+    assert count(its, VIEWER, "watch") == pytest.approx(np.log(2))
 
 
 def test_counters_know_authors_tags_and_durations() -> None:

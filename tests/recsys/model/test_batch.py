@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recsys.features.feature_set import RequestFeatures, read_block
+from recsys.features.request_features import RequestFeatures, read_block
 from recsys.model.batch import Batch
 from tests.support.serving.request_batches import batch_of
 from tests.support.training.small_feed import FEATURES, block

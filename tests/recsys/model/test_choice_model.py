@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from parameter_server.table.dense import Dense
 from parameter_server.table.newton import sums_size
-from recsys.features.feature_set import Declared
+from recsys.features.families.declared import Declared
 from recsys.model.choice_model import (
     UNIT,
     choice_rows,

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from recsys.config.system_config import ModelConfig
-from recsys.features.feature_set import Declared, FeatureSet, RequestFeatures
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.features.request_features import RequestFeatures
 from recsys.model.list_ranker import Lists, list_logits, lists_of, logits_by_torch, logits_compiled
 from recsys.model.model import Model, build_model, lookup_of, with_missing_row
 from recsys.model.ranker import Ranker, RankerModule, RankerShape

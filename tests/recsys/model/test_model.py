@@ -6,7 +6,9 @@ import torch
 
 from recsys.config.system_config import ModelConfig, tables_of
 from recsys.events.hashing import uniforms
-from recsys.features.feature_set import Declared, FeatureSet, read_block
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import read_block
 from recsys.model.batch import Batch, assemble
 from recsys.model.model import Lookup, build_model, lookup_of, unique_keys, with_missing_row
 from recsys.model.ranker import dense_start

@@ -150,7 +150,7 @@ def test_the_interval_finds_a_difference_and_none_where_there_is_none() -> None:
 
 
 def test_the_interval_is_wider_where_users_repeat_themselves() -> None:
-    good, bad, label, user = planted(users=30)
+    good, bad, label, _user = planted(users=30)
     alone = paired_auc_interval(good, bad, label, np.arange(label.size), samples=300)
     copies = [np.tile(x, 8) for x in (good, bad, label)]
     owners = np.tile(np.arange(label.size), 8)

@@ -8,7 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from recsys.config.system_config import ModelConfig, tables_of
-from recsys.features.feature_set import Declared, FeatureSet, RequestFeatures
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from recsys.model.choice_model import choice_size
 from recsys.model.model import Model, build_model
 from recsys.model.widening import widened

@@ -13,10 +13,12 @@ from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.features.catalogue import Catalogue
 from recsys.features.columns import Measure
 from recsys.features.covisits import Covisits
+from recsys.features.families.declared import Declared
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import Declared, FeatureSet, RequestFeatures, UnknownFeatureSet
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.item_counters import ItemCounters
+from recsys.features.request_features import RequestFeatures, UnknownFeatureSet
 from recsys.features.session import Session
 from recsys.model.wider_set import Narrowing, columns_from, covers, united
 from tests.support.serving.session_events import NOW_MS, did, shown

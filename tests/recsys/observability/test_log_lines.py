@@ -172,7 +172,7 @@ def test_a_worker_of_ray_writes_a_file_of_its_own(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", False)  # as in a replica
     log_in_worker("serve", tmp_path, "replica-a", "json", {"replica": "a"})
-    logging.getLogger("serving.replica.log_follower").warning("log is away", extra={"error": "gone"})
+    logging.getLogger("serving.followers.follower_thread").warning("log is away", extra={"error": "gone"})
     logging.getLogger("ray.serve").error("a health check failed")
     logging.getLogger("kafka.cluster").error("Metadata refresh: failed")  # at each attempt
     logging.getLogger("httpx").info("HTTP Request: GET /readyz")

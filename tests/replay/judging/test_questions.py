@@ -2,7 +2,7 @@
 
 import pytest
 
-from recsys.features.feature_set import Declared
+from recsys.features.families.declared import Declared
 from replay.judging.questions import FIRST, NEW, NEXT, Visits, pause_of
 
 MINUTE_MS, DAY_MS = 60_000, 86_400_000

@@ -108,7 +108,7 @@ def test_log_records_come_back_from_their_checksum_and_from_the_archive(state: P
 
 def test_a_record_without_another_copy_is_named_as_lost(state: Path) -> None:
     flip_at(state / "log" / "control.sqlite", b"a control record", 5, 14, 23)
-    status, report, text = checked(state, "--repair")
+    status, _report, text = checked(state, "--repair")
     assert status == 1 and "control/0: offset 0 has no other copy" in text
     assert checked(state)[0] == 0
 
@@ -193,7 +193,7 @@ def test_no_file_ends_the_report_whatever_its_reading_raises(
         "runtime.jobs.state_check.check_digest",
     ):
         monkeypatch.setattr(target, fails)
-    status, report, text = checked(state)
+    status, _report, text = checked(state)
     wanted = (
         "log/catalogue.db", "log/events.sqlite", "log/control.sqlite", "snapshots/main",
         "main-0-0-of-1.wal", "joiner/state.msgpack", *map(str, archive_files(state)),

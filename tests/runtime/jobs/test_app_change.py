@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.promotion.feature_change import progress
-from experiments.promotion.lifecycle import FEATURES
+from experiments.promotion.kinds.features import FEATURES, progress
 from recsys.app.app_file import APP_FILE, app_of
 from recsys.config.part_configs import WorkersConfig
 from recsys.config.system_config import Config, digest
@@ -97,7 +96,7 @@ class Shop:
     def status(self) -> str:
         control = ControlReader(self.log)
         control.turn()
-        return progress(control.lifecycle)
+        return progress(control.lifecycle.definition, control.lifecycle.candidates.values())
 
 
 def stages(log: MemoryLog) -> list[str]:
@@ -189,7 +188,7 @@ def test_the_old_definition_ends_a_change(shop: Shop) -> None:
     with pytest.raises(TimeoutError):
         shop.apply(WIDER, "folds")
     assert "computed from the log" in shop.status()
-    name, parts = shop.apply(TEXT)
+    name, _parts = shop.apply(TEXT)
     assert name == "" and stages(shop.log)[-1] == ALONE
     assert read_set(shop.records()[-1].logged) == SET  # type: ignore[attr-defined]
 

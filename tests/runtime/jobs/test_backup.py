@@ -159,42 +159,39 @@ def files_with(folder: Path, text: bytes) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_a_backup_of_a_running_system_goes_on_elsewhere(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        run = await started(tmp_path / "state")
-        copying = asyncio.create_task(asyncio.to_thread(back_up, tmp_path / "state", tmp_path / "copy"))
-        before = run.system.worker.step
-        while not copying.done():
-            await run.show(1)
-            run.settle()
-        backup = await copying
-        assert run.system.worker.step > before and not backup.damage
-        await run.show(20)
-        assert not any(BACKUP in run.system.log.holds(EVENTS, p) for p in range(4))
-        restore(tmp_path / "copy", tmp_path / "other")
-        with closing(SqliteLog(tmp_path / "other" / "log")) as log:
-            check_log(log, run.system.log, tmp_path / "other")
+async def test_a_backup_of_a_running_system_goes_on_elsewhere(tmp_path: Path) -> None:
+    run = await started(tmp_path / "state")
+    copying = asyncio.create_task(asyncio.to_thread(back_up, tmp_path / "state", tmp_path / "copy"))
+    before = run.system.worker.step
+    while not copying.done():
+        await run.show(1)
+        run.settle()
+    backup = await copying
+    assert run.system.worker.step > before and not backup.damage
+    await run.show(20)
+    assert not any(BACKUP in run.system.log.holds(EVENTS, p) for p in range(4))
+    restore(tmp_path / "copy", tmp_path / "other")
+    with closing(SqliteLog(tmp_path / "other" / "log")) as log:
+        check_log(log, run.system.log, tmp_path / "other")
 
-        other = Run(replace(run.config, state=str(tmp_path / "other")))
-        other.system.now_ms = run.system.now_ms
-        shards = other.system.shards.durable
-        if len({shard.applied for shard in shards}) > 1:  # their files were copied one by one
-            common = min(shard.common_step() for shard in shards)
-            for shard in shards:
-                shard.rewind(common)
-            other.system.restart_trainer()
-        restored_at = min(other.system.shards.applied_steps())
-        assert restored_at > 0 and other.digest() == run.digests[restored_at]
-        other.system._learn()
-        last = other.system.worker.step
-        assert other.digest() == run.digests[last]
-        await other.start()
-        await other.show(40)
-        assert other.system.worker.step > last
-        await other.system.stop()
-        await run.system.stop()
-
-    asyncio.run(scenario())
+    other = Run(replace(run.config, state=str(tmp_path / "other")))
+    other.system.now_ms = run.system.now_ms
+    shards = other.system.shards.durable
+    if len({shard.applied for shard in shards}) > 1:  # their files were copied one by one
+        common = min(shard.common_step() for shard in shards)
+        for shard in shards:
+            shard.rewind(common)
+        other.system.restart_trainer()
+    restored_at = min(other.system.shards.applied_steps())
+    assert restored_at > 0 and other.digest() == run.digests[restored_at]
+    other.system._learn()
+    last = other.system.worker.step
+    assert other.digest() == run.digests[last]
+    await other.start()
+    await other.show(40)
+    assert other.system.worker.step > last
+    await other.system.stop()
+    await run.system.stop()
 
 
 def check_log(log: Log, original: Log, state: Path) -> None:

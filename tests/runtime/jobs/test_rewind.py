@@ -158,7 +158,7 @@ def test_the_log_tells_what_was_left_out_and_a_replay_follows(
     assert expected in result.lines[-1] and live_epoch(log) == 2
     assert len(examples_of(log)) == number
     lifecycle = lifecycle_of(log)
-    requests = lifecycle.unlearned_requests()
+    requests = lifecycle.unlearnings.done
     assert [(r.rewind_ms, [*r.users], r.epoch) for r in requests] == [
         (TIME_MS, ["u3"], 1),
         (TIME_MS + BATCH_MS, ["u5"], 2),

@@ -13,7 +13,7 @@ from recsys.process.ticker import Ticker
 from runtime.supervision.system_status import Version, last_step
 from tests.support.simulation.gappy_log import GappyLog
 from tests.support.training.small_feed import example
-from training.candidates.director import ends_before
+from training.candidates.space_keeper import ends_before
 from training.joining.joiner_loop import sequences_after
 from training.steps.lineage import last_steps, newest_step
 from training.steps.sequencer_loop import last_position

@@ -296,10 +296,8 @@ def test_what_a_part_started_is_known_in_whatever_session_and_ends_with_it():
 
 
 def test_one_holds_the_state_folder(tmp_path):
-    with run_file.lock(tmp_path):
-        with pytest.raises(run_file.AlreadyRuns):
-            with run_file.lock(tmp_path):
-                pass
+    with run_file.lock(tmp_path), pytest.raises(run_file.AlreadyRuns), run_file.lock(tmp_path):
+        pass
     with run_file.lock(tmp_path):
         pass
 

@@ -21,7 +21,16 @@ from serving.access.audit import read_trail
 from serving.access.scopes import PUBLIC, SCOPES, compiled, needed_scope
 from serving.http_app import build_app
 from serving.sessions.counter_loop import CounterLoop
-from tests.support.serving.service_harness import ADMIN, COMPAT, NOW_MS, World, compat_routes, run, view
+from tests.support.serving.service_harness import (
+    ADMIN,
+    COMPAT,
+    NOW_MS,
+    World,
+    compat_routes,
+    living,
+    run,
+    view,
+)
 
 KEYS = AccessConfig(mode="keys", user_lists=0, user_events=0)
 PRIVATE = ed25519.Ed25519PrivateKey.generate()
@@ -46,8 +55,8 @@ def routes_of(w: World) -> list[tuple[str, str, str]]:
     return [(*route, needed_scope(*route, added)) for route in routes]
 
 
-def test_each_route_takes_the_right_key_and_no_other(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_each_route_takes_the_right_key_and_no_other(tmp_path: Path) -> None:
+    async with living(World(tmp_path, compat=COMPAT, access=KEYS)) as w:
         keys = {scope: await w.add_key(scope) for scope in SCOPES}
         others = {scope: await w.add_key(*(other for other in SCOPES if other != scope)) for scope in SCOPES}
         expired = await w.add_key(*SCOPES, days=1 / 86_400_000)
@@ -74,15 +83,13 @@ def test_each_route_takes_the_right_key_and_no_other(tmp_path: Path) -> None:
         for path in ("/", "/healthz", "/readyz", "/health", "/api/health/live"):
             assert (await w.client.get(path)).status_code == 200
 
-    run(World(tmp_path, compat=COMPAT, access=KEYS), scenario)
 
-
-def test_the_refusals_say_what_is_missing_and_nothing_of_a_secret(
+async def test_the_refusals_say_what_is_missing_and_nothing_of_a_secret(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
 
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path, access=KEYS)) as w:
         key, other = await w.add_key("events"), await w.add_key("read", user_keys=[PEM])
         revoke_key(w.log, other.split("_")[1], w.now_ms)
         await asyncio.sleep(0.1)
@@ -97,19 +104,16 @@ def test_the_refusals_say_what_is_missing_and_nothing_of_a_secret(
         await w.client.post("/v1/events", json={"events": [{"token": key}]}, headers=bearer(key))
         missing = await w.client.get("/v1/status")
         assert "recsys keys add" in missing.text and missing.headers["www-authenticate"] == "Bearer"
-        trail = "".join(f.read_text() for f in (w.service.run_folder).glob("audit-*"))
+        trail = "".join(f.read_text() for f in (w.service.callers.folder).glob("audit-*"))
         log = b"".join(r.value for r in w.log.read(CONTROL, 0, 0)).decode("latin-1")
         for secret in (key.split("_", 2)[2], other.split("_", 2)[2], token.split(".")[2], "k" * 43):
             assert secret not in said + trail + log + caplog.text
 
-    run(World(tmp_path, access=KEYS), scenario)
-
 
 @pytest.mark.parametrize("calls", [2, pytest.param(16, marks=pytest.mark.slow)])
-def test_forged_events_change_no_list(tmp_path: Path, calls: int) -> None:
+async def test_forged_events_change_no_list(tmp_path: Path, calls: int) -> None:
     """500 engagements in each of 16 calls, with invented requests and with a token of another list."""
-
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path, items=200)) as w:
         counters = CounterLoop(w.log, w.service.features, None, lambda: w.now_ms)
         target = "v7"
 
@@ -150,15 +154,13 @@ def test_forged_events_change_no_list(tmp_path: Path, calls: int) -> None:
         for why in ("other list", "no token"):
             assert f'recsys_unproven_total{{why="{why}"}} {250 * calls}.0' in text
 
-    run(World(tmp_path, items=200), scenario)
 
-
-def test_a_token_counts_once_for_its_list_until_it_is_old(
+async def test_a_token_counts_once_for_its_list_until_it_is_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.access.key_files._CHECK_S", 0.0)
 
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path)) as w:
         answer = await w.recommend(n=3)
         item, request = answer["items"][0]["item_id"], answer["request_id"]
 
@@ -188,11 +190,9 @@ def test_a_token_counts_once_for_its_list_until_it_is_old(
         kept = [e for e in w.events() if isinstance(e, Engagement)]
         assert all(isinstance(e.source, int) and e.token is UNSET for e in kept)
 
-    run(World(tmp_path), scenario)
 
-
-def test_a_further_view_in_a_list_counts_once_and_may_become_a_long_one(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_further_view_in_a_list_counts_once_and_may_become_a_long_one(tmp_path: Path) -> None:
+    async with living(World(tmp_path)) as w:
         answer = await w.recommend(n=3)
         views = [
             view(answer["request_id"], answer["items"][0]["item_id"], f"e{n}", token=answer["token"],
@@ -207,11 +207,9 @@ def test_a_further_view_in_a_list_counts_once_and_may_become_a_long_one(tmp_path
             ("e2", "view", AGAIN), ("e3", "view", AGAIN),
         ]  # fmt: skip
 
-    run(World(tmp_path), scenario)
 
-
-def test_an_unproven_event_does_not_stand_in_the_way_of_a_proven_one(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_an_unproven_event_does_not_stand_in_the_way_of_a_proven_one(tmp_path: Path) -> None:
+    async with living(World(tmp_path)) as w:
         answer = await w.recommend(n=3)
         event = view(answer["request_id"], answer["items"][0]["item_id"], "e1", kind="long_view")
         for more, expected in (({}, 1), ({}, 0), ({"token": answer["token"]}, 1)):
@@ -219,11 +217,9 @@ def test_an_unproven_event_does_not_stand_in_the_way_of_a_proven_one(tmp_path: P
             assert sent.json()["accepted"] == expected
         assert sorted(e.attributed for e in w.events()[1:]) == [False, True]
 
-    run(World(tmp_path), scenario)
 
-
-def test_a_servers_key_attributes_by_itself(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_servers_key_attributes_by_itself(tmp_path: Path) -> None:
+    async with living(World(tmp_path, access=KEYS)) as w:
         key = bearer(await w.add_key("events", "recommend", "attribute"))
         body = {"user_id": "u1", "n": 2, "candidate_ids": ["v1", "v2"]}
         answer = (await w.client.post("/v1/recommend", json=body, headers=key)).json()
@@ -233,11 +229,9 @@ def test_a_servers_key_attributes_by_itself(tmp_path: Path) -> None:
         assert (sent.json()["accepted"], sent.json()["unproven"]) == (3, 0)
         assert all(e.attributed for e in w.events() if isinstance(e, Engagement))
 
-    run(World(tmp_path, access=KEYS), scenario)
 
-
-def test_a_user_token_reads_and_writes_as_its_user_only(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_user_token_reads_and_writes_as_its_user_only(tmp_path: Path) -> None:
+    async with living(World(tmp_path, compat=COMPAT, access=KEYS)) as w:
         key = await w.add_key("read", user_keys=[PEM])
         mine = bearer(user_token(key, "u1"))
 
@@ -259,13 +253,11 @@ def test_a_user_token_reads_and_writes_as_its_user_only(tmp_path: Path) -> None:
         [event] = [e for e in w.events() if isinstance(e, Engagement)]
         assert event.proof == USER_PROVEN, "the user is proven, the impression isn't"
 
-    run(World(tmp_path, compat=COMPAT, access=KEYS), scenario)
 
-
-def test_a_user_token_cannot_claim_another_age(tmp_path: Path) -> None:
+async def test_a_user_token_cannot_claim_another_age(tmp_path: Path) -> None:
     rule = SafetyRule(value="a3", field="author", unless={"age_band": "adult"})
 
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path, access=KEYS, safety=SafetyConfig((rule,)))) as w:
         server = await w.add_key("recommend", user_keys=[PEM])
         body = {"user_id": "u1", "n": 40, "context": {"age_band": "adult"}}
         shown = {}
@@ -275,8 +267,6 @@ def test_a_user_token_cannot_claim_another_age(tmp_path: Path) -> None:
             shown[name] = {item["fields"]["author"] for item in items}
         assert "a3" in shown["server"] and "a3" not in shown["browser"]
 
-    run(World(tmp_path, access=KEYS, safety=SafetyConfig((rule,))), scenario)
-
 
 @pytest.mark.parametrize(
     ("headers", "status"),
@@ -284,15 +274,15 @@ def test_a_user_token_cannot_claim_another_age(tmp_path: Path) -> None:
      ({"origin": "http://evil.example"}, 403), ({"origin": "http://localhost"}, 200),
      ({"sec-fetch-site": "cross-site"}, 403), ({"sec-fetch-site": "same-site"}, 403)],
 )  # fmt: skip
-def test_a_page_elsewhere_reaches_no_session(tmp_path: Path, headers: dict[str, str], status: int) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_page_elsewhere_reaches_no_session(
+    tmp_path: Path, headers: dict[str, str], status: int
+) -> None:
+    async with living(World(tmp_path)) as w:
         for path in ("/v1/sessions/bob", "/v1/status", "/metrics"):
             assert (await w.client.get(path, headers=headers)).status_code == status
         assert (await w.client.get("/healthz", headers=headers)).status_code == 200
         linked = await w.client.get("/", headers=headers)
         assert linked.status_code == (200 if "sec-fetch-site" in headers else status)
-
-    run(World(tmp_path), scenario)
 
 
 def test_a_page_of_a_listed_origin_may_call(tmp_path: Path) -> None:
@@ -314,8 +304,8 @@ def test_a_page_of_a_listed_origin_may_call(tmp_path: Path) -> None:
     run(World(tmp_path, access=access), scenario)
 
 
-def test_quotas_of_keys_and_users(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_quotas_of_keys_and_users(tmp_path: Path) -> None:
+    async with living(World(tmp_path, access=AccessConfig(mode="keys", user_lists=2, user_events=3))) as w:
         key = bearer(await w.add_key("recommend", "events", rate=1.0, daily=15))
 
         async def asked(**more: Any) -> int:
@@ -343,8 +333,6 @@ def test_quotas_of_keys_and_users(tmp_path: Path) -> None:
         assert sorted(kept) == sorted(f"e{n}" for n in range(40))
         text = (await w.client.get("/metrics", headers=ADMIN)).text
         assert 'recsys_events_total{status="retry"} 10.0' in text
-
-    run(World(tmp_path, access=AccessConfig(mode="keys", user_lists=2, user_events=3)), scenario)
 
 
 def test_the_trail_names_changes_and_refusals(tmp_path: Path) -> None:
@@ -376,10 +364,9 @@ def test_the_trail_names_changes_and_refusals(tmp_path: Path) -> None:
     assert all(f.stat().st_mode & 0o077 == 0 for f in (tmp_path / "run").glob("audit-*"))
 
 
-def test_lists_for_all_count_in_the_quota_of_a_users_token(tmp_path: Path) -> None:
+async def test_lists_for_all_count_in_the_quota_of_a_users_token(tmp_path: Path) -> None:
     """A key of a server, which asks for all its users, has its own quota."""
-
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path, access=AccessConfig(mode="keys", user_lists=0.5))) as w:
         key = await w.add_key("read", user_keys=[PEM])
         mine, other = (bearer(user_token(key, user)) for user in ("u1", "u2"))
         paths = ["popular", "latest", "trending", "items/v1/similar"] * 2
@@ -393,13 +380,10 @@ def test_lists_for_all_count_in_the_quota_of_a_users_token(tmp_path: Path) -> No
         assert await statuses(other) == [200] * 5 + [429] * 3
         assert await statuses(bearer(await w.add_key("recommend"))) == [200] * 8
 
-    run(World(tmp_path, access=AccessConfig(mode="keys", user_lists=0.5)), scenario)
 
-
-def test_an_engagement_is_not_older_than_its_list(tmp_path: Path) -> None:
+async def test_an_engagement_is_not_older_than_its_list(tmp_path: Path) -> None:
     """The bounds of new accounts go by these times: one back-dated by a day would make an account old."""
-
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path)) as w:
         answer = await w.recommend(n=1)
         day_before = {"time_ms": NOW_MS - 25 * 3_600_000, "kind": "like"}
         item, token = answer["items"][0]["item_id"], {"token": answer["token"]}
@@ -411,8 +395,6 @@ def test_an_engagement_is_not_older_than_its_list(tmp_path: Path) -> None:
         assert sent.json()["accepted"] == 2
         times = {e.event_id: e.time_ms for e in w.events() if isinstance(e, Engagement)}
         assert times == {"e0": NOW_MS // 1000 * 1000, "e1": day_before["time_ms"]}
-
-    run(World(tmp_path), scenario)
 
 
 def test_a_whole_64_of_ipv6_is_limited_as_one_client(tmp_path: Path) -> None:

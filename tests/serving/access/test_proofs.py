@@ -13,7 +13,7 @@ from recsys.events.event_types import Engagement
 from serving.access.caller import ANONYMOUS
 from serving.access.impression_token import OLD
 from serving.access.proofs import Proofs
-from tests.support.serving.service_harness import World, run, view
+from tests.support.serving.service_harness import World, living, view
 
 
 async def liked(w: World, asked: dict[str, Any], headers: dict[str, str]) -> Engagement:
@@ -39,14 +39,12 @@ async def liked(w: World, asked: dict[str, Any], headers: dict[str, str]) -> Eng
         ({"n": 50}, True),
     ],
 )
-def test_a_list_that_the_viewer_narrowed_says_so_in_its_token(
+async def test_a_list_that_the_viewer_narrowed_says_so_in_its_token(
     tmp_path: Path, asked: dict[str, Any], narrowed: bool
 ) -> None:
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path)) as w:
         engagement = await liked(w, {"user_id": "u1"} | asked, {})
         assert engagement.narrowed is (True if narrowed else UNSET)
-
-    run(World(tmp_path), scenario)
 
 
 @pytest.mark.parametrize(
@@ -58,17 +56,15 @@ def test_a_list_that_the_viewer_narrowed_says_so_in_its_token(
         ({"filters": {"author": ["a1"]}}, True),
     ],
 )
-def test_pages_that_are_read_on_and_large_categories_are_not_narrow(
+async def test_pages_that_are_read_on_and_large_categories_are_not_narrow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], narrowed: bool
 ) -> None:
-    monkeypatch.setattr("serving.service._READ_ON", 2)
-    monkeypatch.setattr("serving.service._PAGE", 5)
+    monkeypatch.setattr("serving.answer_tokens._READ_ON", 2)
+    monkeypatch.setattr("serving.answer_tokens._PAGE", 5)
 
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path)) as w:
         engagement = await liked(w, {"user_id": "u1", "n": 2} | asked, {})
         assert engagement.narrowed is (True if narrowed else UNSET)
-
-    run(World(tmp_path), scenario)
 
 
 def test_a_token_lives_no_longer_than_the_log_has_its_list() -> None:
@@ -83,10 +79,8 @@ def test_a_token_lives_no_longer_than_the_log_has_its_list() -> None:
         assert proofs.prove(event, ANONYMOUS, now_ms)[1] == fault
 
 
-def test_a_servers_key_narrows_no_list(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_servers_key_narrows_no_list(tmp_path: Path) -> None:
+    async with living(World(tmp_path)) as w:
         key = await w.add_key("recommend")
         asked = {"user_id": "u1", "n": 1, "filters": {"author": "a1"}}
         assert (await liked(w, asked, {"X-API-Key": key})).narrowed is UNSET
-
-    run(World(tmp_path), scenario)

@@ -16,7 +16,7 @@ from recsys.config.system_config import ServeConfig
 from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.load_shedding import ARRIVED_S, LoadShedder
 from serving.admission.whole_body import BodyReceiver, BodyRoom
-from tests.support.serving.service_harness import Slow, World, compat_routes, run, view
+from tests.support.serving.service_harness import Slow, World, compat_routes, living, view
 
 
 class Counts:
@@ -62,79 +62,67 @@ def client_of(gate: LoadShedder) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
-def test_each_kind_has_its_own_limit_and_health_always_passes() -> None:
-    async def scenario() -> None:
-        inner, metrics = Inner(), Counts()
-        limits = Limit(1), Limit(1), Limit(1)
-        client = client_of(gate_of(inner, metrics, *limits))
-        kinds = ["/v1/recommend", "/v1/events", "/v1/sessions/u", "/metrics"]
-        waiting = [asyncio.ensure_future(client.get(path)) for path in kinds]
-        await asyncio.sleep(0.01)
-        for path in kinds[:3]:
-            answer = await client.post(path, content=b"x" * 100_000)
-            assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
-            assert "more than 1" in answer.json()["error"]
-        assert inner.bodies == 0  # none was read to be refused
-        health = asyncio.ensure_future(client.get("/healthz"))
-        inner.go.set()
-        answers = await asyncio.gather(*waiting, health)
-        assert [a.status_code for a in answers] == [200] * 5
-        assert [limit.inside for limit in limits] == [0, 0, 0]
-        assert sum(at is not None for at in inner.arrived) == 3 and ARRIVED_S.get() is None
-        refused = {key: n for key, n in metrics.counts.items() if key[1] == "ongoing"}
-        assert refused == {(name, "ongoing"): 1 for name in ("/v1/recommend", "/v1/events", "other")}
-
-    asyncio.run(scenario())
+async def test_each_kind_has_its_own_limit_and_health_always_passes() -> None:
+    inner, metrics = Inner(), Counts()
+    limits = Limit(1), Limit(1), Limit(1)
+    client = client_of(gate_of(inner, metrics, *limits))
+    kinds = ["/v1/recommend", "/v1/events", "/v1/sessions/u", "/metrics"]
+    waiting = [asyncio.ensure_future(client.get(path)) for path in kinds]
+    await asyncio.sleep(0.01)
+    for path in kinds[:3]:
+        answer = await client.post(path, content=b"x" * 100_000)
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+        assert "more than 1" in answer.json()["error"]
+    assert inner.bodies == 0  # none was read to be refused
+    health = asyncio.ensure_future(client.get("/healthz"))
+    inner.go.set()
+    answers = await asyncio.gather(*waiting, health)
+    assert [a.status_code for a in answers] == [200] * 5
+    assert [limit.inside for limit in limits] == [0, 0, 0]
+    assert sum(at is not None for at in inner.arrived) == 3 and ARRIVED_S.get() is None
+    refused = {key: n for key, n in metrics.counts.items() if key[1] == "ongoing"}
+    assert refused == {(name, "ongoing"): 1 for name in ("/v1/recommend", "/v1/events", "other")}
 
 
 @pytest.mark.parametrize("name", ["rank", "popular", "latest", "trending", "items/a/b/similar"])
-def test_every_route_that_answers_a_list_has_the_limit_of_lists(name: str) -> None:
-    async def scenario() -> None:
-        metrics = Counts()
-        client = client_of(gate_of(Inner(), metrics, Limit(0), Limit(9), Limit(9)))
-        assert (await client.get(f"/v1/{name}")).status_code == 503
-        assert metrics.counts == {("/v1/recommend", "ongoing"): 1}
-
-    asyncio.run(scenario())
+async def test_every_route_that_answers_a_list_has_the_limit_of_lists(name: str) -> None:
+    metrics = Counts()
+    client = client_of(gate_of(Inner(), metrics, Limit(0), Limit(9), Limit(9)))
+    assert (await client.get(f"/v1/{name}")).status_code == 503
+    assert metrics.counts == {("/v1/recommend", "ongoing"): 1}
 
 
-def test_other_recommenders_clients_share_the_limits_and_their_health_passes() -> None:
-    async def scenario() -> None:
-        inner, metrics = Inner(), Counts()
-        inner.go.set()
-        client = client_of(gate_of(inner, metrics, Limit(0), Limit(0), Limit(0)))
-        kinds = {
-            "/v1/recommend": ["/api/recommend/bob", "/api/session/recommend", "/rank/x", "/recommend/x"],
-            "/v1/events": ["/api/feedback", "/feedback"],
-            "other": ["/api/items", "/api/user/bob", "/api/feedback/star", "/train/x", "/flush"],
-        }
-        for paths in kinds.values():
-            for path in paths:
-                assert (await client.get(path)).status_code == 503, path
-        for path in ("/api/health/live", "/api/health/ready", "/health", "/metrics"):
-            assert (await client.get(path)).status_code == 200, path
-        refused = {key: n for key, n in metrics.counts.items() if key[1] == "ongoing"}
-        assert refused == {(name, "ongoing"): len(paths) for name, paths in kinds.items()}
-
-    asyncio.run(scenario())
+async def test_other_recommenders_clients_share_the_limits_and_their_health_passes() -> None:
+    inner, metrics = Inner(), Counts()
+    inner.go.set()
+    client = client_of(gate_of(inner, metrics, Limit(0), Limit(0), Limit(0)))
+    kinds = {
+        "/v1/recommend": ["/api/recommend/bob", "/api/session/recommend", "/rank/x", "/recommend/x"],
+        "/v1/events": ["/api/feedback", "/feedback"],
+        "other": ["/api/items", "/api/user/bob", "/api/feedback/star", "/train/x", "/flush"],
+    }
+    for paths in kinds.values():
+        for path in paths:
+            assert (await client.get(path)).status_code == 503, path
+    for path in ("/api/health/live", "/api/health/ready", "/health", "/metrics"):
+        assert (await client.get(path)).status_code == 200, path
+    refused = {key: n for key, n in metrics.counts.items() if key[1] == "ongoing"}
+    assert refused == {(name, "ongoing"): len(paths) for name, paths in kinds.items()}
 
 
-def test_a_caller_with_more_than_its_share_is_told_429_and_others_pass() -> None:
-    async def scenario() -> None:
-        inner, metrics = Inner(), Counts()
-        inner.go.set()
-        gate = gate_of(inner, metrics, Limit(9), Limit(9), Limit(9), rate=1.0)
-        client = client_of(gate)
+async def test_a_caller_with_more_than_its_share_is_told_429_and_others_pass() -> None:
+    inner, metrics = Inner(), Counts()
+    inner.go.set()
+    gate = gate_of(inner, metrics, Limit(9), Limit(9), Limit(9), rate=1.0)
+    client = client_of(gate)
 
-        async def ask(address: str) -> int:
-            return (await client.get("/v1/events", headers={"x-from": address})).status_code
+    async def ask(address: str) -> int:
+        return (await client.get("/v1/events", headers={"x-from": address})).status_code
 
-        assert [await ask("192.0.2.1"), await ask("192.0.2.1")] == [200, 429]
-        assert await ask("192.0.2.2") == 200
-        assert (await client.get("/healthz")).status_code == 200
-        assert metrics.counts["/v1/events", "client"] == 1
-
-    asyncio.run(scenario())
+    assert [await ask("192.0.2.1"), await ask("192.0.2.1")] == [200, 429]
+    assert await ask("192.0.2.2") == 200
+    assert (await client.get("/healthz")).status_code == 200
+    assert metrics.counts["/v1/events", "client"] == 1
 
 
 class Upload:
@@ -161,25 +149,22 @@ async def turns(count: int = 20) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/recommend", "/v1/events", "/rank/x"])
-def test_slow_uploads_hold_no_place(path: str) -> None:
-    async def scenario() -> None:
-        inner, limits = Inner(), (Limit(2), Limit(2), Limit(2))
-        inner.go.set()
-        gate = gate_of(inner, Counts(), *limits)
-        slow = [Upload(gate, path, "slow") for _ in range(200)]
-        for upload in slow:
-            upload.put(b"{", more=True)
-        await turns()
-        assert [limit.inside for limit in limits] == [0, 0, 0]
-        honest = Upload(gate, path, "honest")
-        honest.put(b"{}", more=False)
-        await honest.task
-        assert honest.statuses == [200]
-        for upload in slow:
-            upload.task.cancel()
-        await asyncio.gather(*(upload.task for upload in slow), return_exceptions=True)
-
-    asyncio.run(scenario())
+async def test_slow_uploads_hold_no_place(path: str) -> None:
+    inner, limits = Inner(), (Limit(2), Limit(2), Limit(2))
+    inner.go.set()
+    gate = gate_of(inner, Counts(), *limits)
+    slow = [Upload(gate, path, "slow") for _ in range(200)]
+    for upload in slow:
+        upload.put(b"{", more=True)
+    await turns()
+    assert [limit.inside for limit in limits] == [0, 0, 0]
+    honest = Upload(gate, path, "honest")
+    honest.put(b"{}", more=False)
+    await honest.task
+    assert honest.statuses == [200]
+    for upload in slow:
+        upload.task.cancel()
+    await asyncio.gather(*(upload.task for upload in slow), return_exceptions=True)
 
 
 @given(st.lists(st.integers(0, 5), max_size=30), st.integers(1, 3))
@@ -218,67 +203,55 @@ def test_those_admitted_are_always_complete_bodies(steps: list[int], most: int) 
     asyncio.run(scenario())
 
 
-def test_a_body_that_completes_when_all_places_are_taken_is_refused() -> None:
-    async def scenario() -> None:
-        inner, limit = Inner(), Limit(1)
-        gate = gate_of(inner, Counts(), limit, Limit(1), Limit(1))
-        uploads = [Upload(gate, "/v1/recommend") for _ in range(3)]
-        await turns()
-        for upload in uploads:
-            upload.put(b"{}", more=False)
-        await turns()
-        assert limit.inside == 1 and [u.statuses for u in uploads] == [[], [503], [503]]
-        inner.go.set()
-        await uploads[0].task
-        assert uploads[0].statuses == [200] and limit.inside == 0
-
-    asyncio.run(scenario())
-
-
-def test_the_time_of_a_request_counts_from_its_complete_body() -> None:
-    async def scenario() -> None:
-        inner = Inner()
-        inner.go.set()
-        upload = Upload(gate_of(inner, Counts(), Limit(1), Limit(1), Limit(1)), "/v1/recommend")
-        await asyncio.sleep(0.02)
-        complete_s = time.monotonic()
+async def test_a_body_that_completes_when_all_places_are_taken_is_refused() -> None:
+    inner, limit = Inner(), Limit(1)
+    gate = gate_of(inner, Counts(), limit, Limit(1), Limit(1))
+    uploads = [Upload(gate, "/v1/recommend") for _ in range(3)]
+    await turns()
+    for upload in uploads:
         upload.put(b"{}", more=False)
-        await upload.task
-        assert inner.arrived[0] is not None and inner.arrived[0] >= complete_s
+    await turns()
+    assert limit.inside == 1 and [u.statuses for u in uploads] == [[], [503], [503]]
+    inner.go.set()
+    await uploads[0].task
+    assert uploads[0].statuses == [200] and limit.inside == 0
 
-    asyncio.run(scenario())
+
+async def test_the_time_of_a_request_counts_from_its_complete_body() -> None:
+    inner = Inner()
+    inner.go.set()
+    upload = Upload(gate_of(inner, Counts(), Limit(1), Limit(1), Limit(1)), "/v1/recommend")
+    await asyncio.sleep(0.02)
+    complete_s = time.monotonic()
+    upload.put(b"{}", more=False)
+    await upload.task
+    assert inner.arrived[0] is not None and inner.arrived[0] >= complete_s
 
 
-def test_a_body_that_is_refused_ends_its_connection() -> None:
-    async def scenario() -> None:
-        inner, metrics = Inner(), Counts()
-        client = client_of(gate_of(inner, metrics, Limit(1), Limit(1), Limit(1)))
-        answer = await client.post("/v1/events", content=b"x" * 1_000_001)
-        assert (answer.status_code, answer.headers["connection"]) == (413, "close")
-        assert metrics.counts["/v1/events", "body"] == 1 and not inner.arrived
-
-    asyncio.run(scenario())
+async def test_a_body_that_is_refused_ends_its_connection() -> None:
+    inner, metrics = Inner(), Counts()
+    client = client_of(gate_of(inner, metrics, Limit(1), Limit(1), Limit(1)))
+    answer = await client.post("/v1/events", content=b"x" * 1_000_001)
+    assert (answer.status_code, answer.headers["connection"]) == (413, "close")
+    assert metrics.counts["/v1/events", "body"] == 1 and not inner.arrived
 
 
 @pytest.mark.parametrize("path", ["/v1/users/alice%0A", "/api/user/a%0Ab", "/x%00", "/%7F"])
-def test_a_path_with_a_control_character_reaches_no_route(path: str) -> None:
-    async def scenario() -> None:
-        inner, metrics = Inner(), Counts()
-        inner.go.set()
-        client = client_of(gate_of(inner, metrics, Limit(1), Limit(1), Limit(1)))
-        answer = await client.delete(path)
-        assert answer.status_code == 422 and "POST /v1/users/erase" in answer.json()["error"]
-        assert metrics.counts["other", "path"] == 1 and not inner.arrived
-
-    asyncio.run(scenario())
+async def test_a_path_with_a_control_character_reaches_no_route(path: str) -> None:
+    inner, metrics = Inner(), Counts()
+    inner.go.set()
+    client = client_of(gate_of(inner, metrics, Limit(1), Limit(1), Limit(1)))
+    answer = await client.delete(path)
+    assert answer.status_code == 422 and "POST /v1/users/erase" in answer.json()["error"]
+    assert metrics.counts["other", "path"] == 1 and not inner.arrived
 
 
-def test_refusals_stand_in_the_metrics_by_reason_and_events_are_taken_meanwhile(tmp_path: Path) -> None:
+async def test_refusals_stand_in_the_metrics_by_reason_and_events_are_taken_meanwhile(tmp_path: Path) -> None:
     world = World(tmp_path, serve=ServeConfig(max_ongoing=2))
 
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         first = await w.recommend(n=1)
-        w.service.sessions.sessions = Slow()
+        w.service.sessions.store.sessions = Slow()
         asked = [w.client.post("/v1/recommend", json={"user_id": f"u{i}"}) for i in range(6)]
         lists = asyncio.gather(*asked)
         await asyncio.sleep(0.005)
@@ -289,16 +262,12 @@ def test_refusals_stand_in_the_metrics_by_reason_and_events_are_taken_meanwhile(
         told = (await w.client.get("/metrics")).text
         assert 'recsys_refused_total{reason="ongoing",route="/v1/recommend"} 4.0' in told
 
-    run(world, scenario)
 
-
-def test_a_request_whose_time_is_up_is_answered_with_less(tmp_path: Path) -> None:
+async def test_a_request_whose_time_is_up_is_answered_with_less(tmp_path: Path) -> None:
     hurried = replace(ServeConfig(), deadline_ms=1.0)
     world = World(tmp_path, items=300, serve=hurried)
 
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         answer = await w.recommend(n=5)
         assert len(answer["items"]) == 5
         assert "retrieval:popular" in answer["degraded"]
-
-    run(world, scenario)

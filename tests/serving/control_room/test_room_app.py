@@ -48,26 +48,20 @@ def test_everything_but_the_page_needs_the_key(path: str, header: str | None) ->
     assert not ASKED
 
 
-def test_a_page_with_a_name_of_its_own_is_refused() -> None:
-    async def go() -> None:
-        app = build_room(Hub(lambda: b"{}"), lambda: b"{}", inspect, KEY, lambda host: host == "room:8001")
-        transport = httpx.ASGITransport(app=app)
-        for host, status in (("room:8001", 200), ("evil.example", 421)):
-            async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as its:
-                for path in ("/control", "/healthz"):
-                    assert (await its.get(path)).status_code == status
-
-    asyncio.run(go())
+async def test_a_page_with_a_name_of_its_own_is_refused() -> None:
+    app = build_room(Hub(lambda: b"{}"), lambda: b"{}", inspect, KEY, lambda host: host == "room:8001")
+    transport = httpx.ASGITransport(app=app)
+    for host, status in (("room:8001", 200), ("evil.example", 421)):
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as its:
+            for path in ("/control", "/healthz"):
+                assert (await its.get(path)).status_code == status
 
 
-def test_an_empty_key_opens_nothing() -> None:
-    async def go() -> None:
-        async with client("") as its:
-            for said in ("Bearer ", "", "Bearer"):
-                answer = await its.get("/control/api/items/v1", headers={"authorization": said})
-                assert answer.status_code == 401
-
-    asyncio.run(go())
+async def test_an_empty_key_opens_nothing() -> None:
+    async with client("") as its:
+        for said in ("Bearer ", "", "Bearer"):
+            answer = await its.get("/control/api/items/v1", headers={"authorization": said})
+            assert answer.status_code == 401
 
 
 def test_an_item_or_a_user_is_asked_of_the_api_by_any_id() -> None:
@@ -84,23 +78,20 @@ def test_an_item_or_a_user_is_asked_of_the_api_by_any_id() -> None:
     assert ASKED == [("items", "v1"), ("users", "a/b c")]
 
 
-def test_the_page_comes_whole_and_may_load_nothing_from_elsewhere() -> None:
-    async def go() -> None:
-        async with client() as its:
-            page = await its.get("/control")
-            policy = page.headers["content-security-policy"]
-            assert page.status_code == 200 and "default-src 'none'" in policy and "unsafe" not in policy
-            assert "frame-ancestors 'none'" in policy and page.headers["referrer-policy"] == "no-referrer"
-            for file in WEB.iterdir():
-                answer = await its.get(f"/control/{file.name}")
-                assert answer.status_code == 200 and answer.content == file.read_bytes()
-                assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
-            for path in ("nothing.js", "..%2froom_app.py", "%2e%2e/control_room/hub.py", "index"):
-                assert (await its.get(f"/control/{path}")).status_code == 404
-            assert (await its.get("/")).headers["location"] == "/control"
-            assert (await its.get("/healthz")).json() == {"status": "ok"}
-
-    asyncio.run(go())
+async def test_the_page_comes_whole_and_may_load_nothing_from_elsewhere() -> None:
+    async with client() as its:
+        page = await its.get("/control")
+        policy = page.headers["content-security-policy"]
+        assert page.status_code == 200 and "default-src 'none'" in policy and "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy and page.headers["referrer-policy"] == "no-referrer"
+        for file in WEB.iterdir():
+            answer = await its.get(f"/control/{file.name}")
+            assert answer.status_code == 200 and answer.content == file.read_bytes()
+            assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
+        for path in ("nothing.js", "..%2froom_app.py", "%2e%2e/control_room/hub.py", "index"):
+            assert (await its.get(f"/control/{path}")).status_code == 404
+        assert (await its.get("/")).headers["location"] == "/control"
+        assert (await its.get("/healthz")).json() == {"status": "ok"}
 
 
 def test_the_page_has_no_inline_script_and_no_inline_style() -> None:
@@ -111,34 +102,31 @@ def test_the_page_has_no_inline_script_and_no_inline_style() -> None:
         assert "innerHTML" not in file.read_text() and "eval(" not in file.read_text()
 
 
-def test_curves_that_take_their_time_hold_up_nobody_else() -> None:
-    async def go() -> None:
-        goes_on = threading.Event()
-        app = build_room(Hub(lambda: b"{}", 0.01), lambda: b"{}" if goes_on.wait(60) else b"", inspect, KEY)
-        sent: list[str] = []
+async def test_curves_that_take_their_time_hold_up_nobody_else() -> None:
+    goes_on = threading.Event()
+    app = build_room(Hub(lambda: b"{}", 0.01), lambda: b"{}" if goes_on.wait(60) else b"", inspect, KEY)
+    sent: list[str] = []
 
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message["type"])
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message["type"])
 
-        headers = [(b"authorization", f"Bearer {KEY}".encode())]
-        scope = {
-            "type": "http", "method": "GET", "path": "/control/api/stream", "headers": headers,
-            "query_string": b"", "asgi": {"version": "3.0", "spec_version": "2.4"},
-        }  # fmt: skip
-        left = asyncio.Event()
+    headers = [(b"authorization", f"Bearer {KEY}".encode())]
+    scope = {
+        "type": "http", "method": "GET", "path": "/control/api/stream", "headers": headers,
+        "query_string": b"", "asgi": {"version": "3.0", "spec_version": "2.4"},
+    }  # fmt: skip
+    left = asyncio.Event()
 
-        async def receive() -> dict[str, Any]:
-            await left.wait()
-            return {"type": "http.disconnect"}
+    async def receive() -> dict[str, Any]:
+        await left.wait()
+        return {"type": "http.disconnect"}
 
-        stream = asyncio.create_task(app(scope, receive, send))  # type: ignore[arg-type]
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://room") as its:
-            await asyncio.sleep(0.05)
-            began_s = time.monotonic()
-            assert (await its.get("/healthz")).status_code == 200
-            assert time.monotonic() - began_s < 10 and "http.response.body" not in sent
-        goes_on.set()
-        stream.cancel()
-
-    asyncio.run(go())
+    stream = asyncio.create_task(app(scope, receive, send))  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://room") as its:
+        await asyncio.sleep(0.05)
+        began_s = time.monotonic()
+        assert (await its.get("/healthz")).status_code == 200
+        assert time.monotonic() - began_s < 10 and "http.response.body" not in sent
+    goes_on.set()
+    stream.cancel()

@@ -14,7 +14,8 @@ from recsys.events.event_types import Item
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import key_of
 from recsys.events.rejection import Rejected
-from recsys.features.feature_set import Declared, FeatureSet, read_set, set_text
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import FeatureSet, read_set, set_text
 from serving.filters.conditions import check_filters, filter_mask
 from serving.index.item_index import NoIndex
 from serving.pipeline import OF_GIVEN, Pipeline

@@ -14,7 +14,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS, unpack
 from recsys.log.protocol import Append
 from serving.http_app import build_app
-from tests.support.serving.service_harness import ADMIN, NOW_MS, World, run, view
+from tests.support.serving.service_harness import ADMIN, NOW_MS, World, living, view
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def test_only_the_admin_changes_items_and_users(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_only_the_admin_changes_items_and_users(world: World) -> None:
+    async with living(world) as w:
         new = {"items": [{"item_id": "new", "fields": {"author": "a1", "tags": ["t1"]}}]}
         assert (await w.client.post("/v1/items", json=new)).status_code == 401
         wrong = {"X-Admin-Key": "wrong"}
@@ -42,8 +42,6 @@ def test_only_the_admin_changes_items_and_users(world: World) -> None:
         found = await w.recommend(n=10, candidate_ids=["new", "v3", "v4"])
         assert {i["item_id"] for i in found["items"]} == {"new", "v4"}
 
-    run(world, scenario)
-
 
 async def read_by_replica(w: World) -> None:
     for _ in range(500):
@@ -53,8 +51,8 @@ async def read_by_replica(w: World) -> None:
     raise AssertionError("the replica doesn't read the items")
 
 
-def test_a_declared_field_of_another_type_is_named(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_declared_field_of_another_type_is_named(world: World) -> None:
+    async with living(world) as w:
         good = {"item_id": 7, "fields": {"author": "a1", "duration_ms": None, "more": {"a": 1}}}
         items = [good, {"item_id": "8", "fields": {"duration_ms": "long"}},
                  {"item_id": "9", "fields": {"tags": [{"a": 1}]}}]  # fmt: skip
@@ -75,11 +73,9 @@ def test_a_declared_field_of_another_type_is_named(world: World) -> None:
         assert refused.status_code == 422
         assert refused.json()["details"][0]["field"] == "context.surface"
 
-    run(world, scenario)
 
-
-def test_an_item_or_profile_that_is_sent_again_changes_nothing(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_an_item_or_profile_that_is_sent_again_changes_nothing(world: World) -> None:
+    async with living(world) as w:
         items = {"items": [{"item_id": 7, "fields": {"author": "a1", "tags": list("abcdef")}}]}
         users = {"users": [{"user_id": 5, "fields": {"country": "NZ"}}]}
         states, profiles = [], []
@@ -95,39 +91,32 @@ def test_an_item_or_profile_that_is_sent_again_changes_nothing(world: World) -> 
             index = catalogue.index_of(7)
             assert index is not None
             states.append((state, len(catalogue), int(catalogue.published_ms[index])))
-            profiles.append((await w.service.session_of(5)).profile)
+            profiles.append((await w.service.sessions.of(5)).profile)
         assert states[0] == states[1] == states[2] and states[0][0]["item_id"] == 7
         assert profiles[0] and profiles[0] == profiles[1] == profiles[2]
 
-    run(world, scenario)
 
-
-def test_an_inspected_user_has_the_policy_that_the_feed_answers_by(world: World) -> None:
+async def test_an_inspected_user_has_the_policy_that_the_feed_answers_by(world: World) -> None:
     world.config = replace(world.config, surfaces={"feed": {"explore": 0.5}})
     world.restart()
 
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         state = (await w.client.get("/v1/inspect/users/u1", headers=ADMIN)).json()
         assert state["policy"] == state["answer"]["stamp"]["policy"]
         assert state["policy"] != Policies(w.config.policy).resolve("u1").digest
 
-    run(world, scenario)
+
+async def test_an_empty_admin_key_opens_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    app = build_app(world.service, lambda: "")
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.delete("/v1/users/u1", headers={"X-Admin-Key": ""})
+        assert answer.status_code == 401
 
 
-def test_an_empty_admin_key_opens_nothing(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        world = World(tmp_path)
-        app = build_app(world.service, lambda: "")
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            answer = await client.delete("/v1/users/u1", headers={"X-Admin-Key": ""})
-            assert answer.status_code == 401
-
-    asyncio.run(scenario())
-
-
-def test_a_user_is_forgotten(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_user_is_forgotten(world: World) -> None:
+    async with living(world) as w:
         users = {"users": [{"user_id": "u1", "fields": {"country": "NZ"}}]}
         assert (await w.client.post("/v1/users", json=users, headers=ADMIN)).status_code == 202
         w.fold.turn()
@@ -138,13 +127,10 @@ def test_a_user_is_forgotten(world: World) -> None:
         w.fold.turn()
         assert "u1" not in w.sessions.blobs
 
-    run(world, scenario)
 
-
-def test_an_id_with_a_newline_is_erased_by_a_body_and_no_path_means_another_user(world: World) -> None:
+async def test_an_id_with_a_newline_is_erased_by_a_body_and_no_path_means_another_user(world: World) -> None:
     """Such an id comes from an older log. A path of alice and a newline once meant alice."""
-
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         for user_id in ("alice", "alice\n", "a\nb"):
             event = Engagement(time_ms=NOW_MS, request_id="r", user_id=user_id, item_id="v1", kind="like")
             partition = partition_of(user_id, w.config.log.partitions)
@@ -164,11 +150,9 @@ def test_an_id_with_a_newline_is_erased_by_a_body_and_no_path_means_another_user
         w.fold.turn()
         assert set(w.sessions.blobs) == {"alice"}
 
-    run(world, scenario)
 
-
-def test_no_new_id_has_a_control_character(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_no_new_id_has_a_control_character(world: World) -> None:
+    async with living(world) as w:
         asked = await w.client.post("/v1/recommend", json={"user_id": "alice\n"})
         assert asked.status_code == 422 and "user_id" in asked.json()["details"][0]["field"]
         for route, more in (("recommend", {}), ("rank", {"candidate_ids": ["v1"]})):
@@ -183,8 +167,6 @@ def test_no_new_id_has_a_control_character(world: World) -> None:
             answer = await w.client.post(path, json=body, headers=ADMIN)
             assert answer.json()["rejected"] == 1, answer.text
 
-    run(world, scenario)
-
 
 def test_the_docs_describe_keys_so_that_they_can_be_entered(world: World) -> None:
     schema = build_app(world.service, lambda: "").openapi()
@@ -192,13 +174,11 @@ def test_the_docs_describe_keys_so_that_they_can_be_entered(world: World) -> Non
     assert schema["security"] == [{"bearer": []}, {}]  # on loopback none is needed
 
 
-def test_the_docs_have_the_404_of_an_unknown_item(world: World) -> None:
+async def test_the_docs_have_the_404_of_an_unknown_item(world: World) -> None:
     paths = build_app(world.service, lambda: "").openapi()["paths"]
     inspected = paths["/v1/inspect/items/{item_id}"]["get"]["responses"]
     assert "404" in inspected and "404" not in paths["/v1/recommend"]["post"]["responses"]
 
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         answer = await w.client.get("/v1/inspect/items/none", headers=ADMIN)
         assert answer.status_code == 404
-
-    run(world, scenario)

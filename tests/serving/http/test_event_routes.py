@@ -14,7 +14,7 @@ from recsys.log.protocol import LogUnavailable
 from recsys.process.disk_budget import Level, Space
 from recsys.process.part_process import run_folder
 from recsys.process.space_file import FILE
-from tests.support.serving.service_harness import ADMIN, NOW_MS, World, run, view
+from tests.support.serving.service_harness import ADMIN, NOW_MS, World, living, view
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def test_events_are_judged_one_by_one(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_events_are_judged_one_by_one(world: World) -> None:
+    async with living(world) as w:
         events = [
             view("r", "v1", "e1"),
             view("r", "v1", "e1"),
@@ -43,8 +43,6 @@ def test_events_are_judged_one_by_one(world: World) -> None:
         again = (await w.client.post("/v1/events", json={"events": events[:1]})).json()
         assert again["duplicates"] == 1
 
-    run(world, scenario)
-
 
 @pytest.mark.parametrize(
     ("bad", "field"),
@@ -55,8 +53,8 @@ def test_events_are_judged_one_by_one(world: World) -> None:
         (b'"note": [NaN, ' + b"[" * 6 + b"]" * 6 + b"]", "note[0]"),
     ],
 )
-def test_a_bad_event_in_a_body_costs_itself_alone(world: World, bad: bytes, field: str) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_bad_event_in_a_body_costs_itself_alone(world: World, bad: bytes, field: str) -> None:
+    async with living(world) as w:
         good = [json.dumps(view("r", "w1", f"good-{i}")).encode() for i in range(2)]
         wrong = json.dumps(view("r", "w1", "bad")).encode()[:-1] + b", " + bad + b"}"
         body = b'{"events": [' + b", ".join([good[0], wrong, good[1]]) + b"]}"
@@ -68,17 +66,15 @@ def test_a_bad_event_in_a_body_costs_itself_alone(world: World, bad: bytes, fiel
         assert [r["status"] for r in results] == ["accepted", "rejected", "accepted"]
         assert results[1]["error"]["field"] == field
 
-    run(world, scenario)
-
 
 @pytest.mark.slow
-def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> None:
+async def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> None:
     append = world.log.append
 
     def away(topic: str, records: Any) -> list[int]:
         raise LogUnavailable("disk full")
 
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         world.log.append = away  # type: ignore[method-assign]
         answer = await w.recommend(n=3)
         refused = await w.client.post("/v1/events", json={"events": [view("r", "v1", "e1")]})
@@ -91,15 +87,13 @@ def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> 
         again = await w.client.post("/v1/events", json={"events": [view("r", "v1", "e1")]})
         assert again.json()["accepted"] == 1  # what was never committed isn't a repeat
 
-    run(world, scenario)
 
-
-def test_without_disk_space_events_get_507_and_lists_go_on_without_being_logged(world: World) -> None:
+async def test_without_disk_space_events_get_507_and_lists_go_on_without_being_logged(world: World) -> None:
     space = Space(level=Level.FULL, time_ms=machine_ms())
     folder = run_folder(world.service.config.state)
     (folder / FILE).write_bytes(msgspec.json.encode(space))
 
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         refused = await w.client.post("/v1/events", json={"events": [view("r", "v1", "e1")]})
         assert refused.status_code == 507 and refused.headers["retry-after"] == "30"
         assert "no space" in refused.json()["error"]
@@ -108,8 +102,6 @@ def test_without_disk_space_events_get_507_and_lists_go_on_without_being_logged(
         assert 'reason="space"} 1.0' in (await w.client.get("/metrics")).text
         await w.written()
         assert w.events() == []
-
-    run(world, scenario)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +134,8 @@ def test_without_disk_space_events_get_507_and_lists_go_on_without_being_logged(
         ("/v1/nothing", b"{}", 401),
     ],
 )
-def test_a_wrong_body_is_refused_clearly(world: World, path: str, body: bytes, status: int) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_wrong_body_is_refused_clearly(world: World, path: str, body: bytes, status: int) -> None:
+    async with living(world) as w:
         headers = {"content-type": "application/json"}
         answer = await w.client.post(path, content=body, headers=headers)
         assert answer.status_code == status, answer.text
@@ -151,11 +143,9 @@ def test_a_wrong_body_is_refused_clearly(world: World, path: str, body: bytes, s
         if status == 422:
             assert answer.json()["details"][0]["expected"]
 
-    run(world, scenario)
 
-
-def test_a_mistyped_field_or_route_is_answered_with_the_place_that_lists_them(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_mistyped_field_or_route_is_answered_with_the_place_that_lists_them(world: World) -> None:
+    async with living(world) as w:
         answer = await w.client.post("/v1/recommend", json={"user_id": 1.5, "filter": {}})
         expected = {each["field"]: each["expected"] for each in answer.json()["details"]}
         assert expected.keys() == {"user_id", "filter"} and "/docs" in expected["filter"]
@@ -163,11 +153,9 @@ def test_a_mistyped_field_or_route_is_answered_with_the_place_that_lists_them(wo
         assert nothing.json()["details"][0]["expected"] == "a value: the field is required"
         assert "/docs" in (await w.client.get("/v1/recommendations")).json()["error"]
 
-    run(world, scenario)
 
-
-def test_text_that_is_no_unicode_is_refused(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_text_that_is_no_unicode_is_refused(world: World) -> None:
+    async with living(world) as w:
         headers = {"content-type": "application/json"}
         for path, body in {
             "/v1/recommend": b'{"user_id": "u", "context": {"a": "\\ud800"}}',
@@ -179,24 +167,21 @@ def test_text_that_is_no_unicode_is_refused(world: World) -> None:
             if answer.status_code == 202:
                 assert answer.json()["rejected"] == 1
 
-    run(world, scenario)
 
-
-def test_many_unknown_fields_are_one_error(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_many_unknown_fields_are_one_error(world: World) -> None:
+    async with living(world) as w:
         answer = await w.client.post("/v1/recommend", json={f"x{n}": 0 for n in range(60)})
         assert answer.status_code == 422
         [detail] = answer.json()["details"]
         assert "60 fields, expected at most 50" in detail["expected"]
 
-    run(world, scenario)
-
 
 @pytest.mark.parametrize("by_profile", [False, True])
-def test_an_engagement_with_an_old_list_without_profiling_enters_no_history(
+async def test_an_engagement_with_an_old_list_without_profiling_enters_no_history(
     world: World, by_profile: bool
 ) -> None:
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
+
         async def objects(fields: dict[str, Any]) -> None:
             body = {"users": [{"user_id": "u1", "fields": fields}]}
             assert (await w.client.post("/v1/users", json=body, headers=ADMIN)).json()["accepted"]
@@ -222,5 +207,3 @@ def test_an_engagement_with_an_old_list_without_profiling_enters_no_history(
             sent = await w.client.post("/v1/events", json={"events": [event]})
             assert (sent.json()["accepted"], sent.json()["unproven"]) == (1, 0)
             assert await history() == [item_id][:count]
-
-    run(world, scenario)

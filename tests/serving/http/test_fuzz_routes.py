@@ -68,7 +68,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         app, "http://localhost", raise_server_exceptions=False, client=("127.0.0.1", 50_000)
     ) as client:
         deadline = time.monotonic() + 30
-        while not world.service.reader.ready and time.monotonic() < deadline:
+        while not world.service.live.followers.ready and time.monotonic() < deadline:
             time.sleep(0.01)
         yield client
 

@@ -11,9 +11,9 @@ import pytest
 
 from recsys.config.system_config import ServeConfig
 from recsys.log.protocol import LogUnavailable
+from serving.followers.follower_thread import FollowerThread
 from serving.http_app import build_app
-from serving.replica.log_follower import LogFollower
-from tests.support.serving.service_harness import World, run
+from tests.support.serving.service_harness import World, living
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def test_health_readiness_metrics_page_and_docs(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_health_readiness_metrics_page_and_docs(world: World) -> None:
+    async with living(world) as w:
         await w.recommend()
         assert (await w.client.get("/healthz")).status_code == 200
         assert (await w.client.get("/readyz")).json()["ready"] is True
@@ -45,34 +45,28 @@ def test_health_readiness_metrics_page_and_docs(world: World) -> None:
         for path in needed:  # all from here: a laptop without a network reads them too
             assert path.startswith("/") and (await w.client.get(path)).status_code == 200
 
-    run(world, scenario)
-
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/popular", "/static/main.js"])
-def test_head_answers_as_get_does_and_nothing_is_reused_without_asking(world: World, path: str) -> None:
-    async def scenario(w: World) -> None:
+async def test_head_answers_as_get_does_and_nothing_is_reused_without_asking(world: World, path: str) -> None:
+    async with living(world) as w:
         head, get = await w.client.head(path), await w.client.get(path)
         assert head.status_code == get.status_code == 200
         assert head.headers["content-length"] == get.headers["content-length"]
         # By its Last-Modified a browser would keep a file for days, and mix two versions of the page.
         assert get.headers["cache-control"] == "no-cache"
 
-    run(world, scenario)
 
-
-def test_the_schema_names_each_field_of_a_stamp_and_of_the_status(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_the_schema_names_each_field_of_a_stamp_and_of_the_status(world: World) -> None:
+    async with living(world) as w:
         schemas = (await w.client.get("/openapi.json")).json()["components"]["schemas"]
         stamp = (await w.recommend())["stamp"]
         assert schemas["StampOut"]["properties"].keys() == stamp.keys()
         status = (await w.client.get("/v1/status")).json()
         assert schemas["StatusOut"]["properties"].keys() == status.keys()
 
-    run(world, scenario)
 
-
-def test_the_status_has_the_figures_of_answers_that_the_metrics_have(world: World) -> None:
-    async def scenario(w: World) -> None:
+async def test_the_status_has_the_figures_of_answers_that_the_metrics_have(world: World) -> None:
+    async with living(world) as w:
         before = (await w.client.get("/v1/status")).json()
         assert before["answers"] == 0 and before["answer_p50_ms"] is before["degraded_share"] is None
         for _ in range(3):
@@ -85,12 +79,10 @@ def test_the_status_has_the_figures_of_answers_that_the_metrics_have(world: Worl
             assert float(value) == status[name], name
         assert (status["answers"], status["degraded_share"]) == (4, 0.75)
 
-    run(world, scenario)
-
 
 @pytest.mark.parametrize("path", ["popular", "latest", "trending", "items/v1/similar", "rank"])
-def test_lists_of_every_kind_count_in_the_times_and_shares_of_answers(world: World, path: str) -> None:
-    async def scenario(w: World) -> None:
+async def test_lists_of_every_kind_count_in_the_times_and_shares_of_answers(world: World, path: str) -> None:
+    async with living(world) as w:
         body = {"user_id": "u", "candidate_ids": ["v1"]}
         answer = await (
             w.client.post("/v1/rank", json=body) if path == "rank" else w.client.get(f"/v1/{path}")
@@ -104,13 +96,11 @@ def test_lists_of_every_kind_count_in_the_times_and_shares_of_answers(world: Wor
         name = "items/{item_id:path}/similar" if "/" in path else path
         assert f'recsys_requests_total{{route="/v1/{name}",status="200"}} 1.0' in text
 
-    run(world, scenario)
 
-
-def test_of_several_replicas_each_says_which_one_it_is(tmp_path: Path) -> None:
+async def test_of_several_replicas_each_says_which_one_it_is(tmp_path: Path) -> None:
     several = World(tmp_path, serve=ServeConfig(replicas=2))
 
-    async def scenario(w: World) -> None:
+    async with living(several) as w:
         told = list[str]()
         for _ in range(2):
             text = (await w.client.get("/metrics")).text
@@ -119,25 +109,22 @@ def test_of_several_replicas_each_says_which_one_it_is(tmp_path: Path) -> None:
             assert all(f'replica="{told[0]}"' in line for line in samples)
         assert len(told) == 2 and len(set(told)) == 1
 
-    run(several, scenario)
 
-
-def test_not_ready_is_said_before_the_log_is_read(world: World) -> None:
-    async def scenario(w: World) -> None:
-        w.service.reader.ready = False
+async def test_not_ready_is_said_before_the_log_is_read(world: World) -> None:
+    async with living(world) as w:
+        w.service.live.followers.ready = False
         assert (await w.client.get("/readyz")).status_code == 503
         answer = await w.client.post("/v1/recommend", json={"user_id": "u1"})
         assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
 
-    run(world, scenario)
 
-
-def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_on(
+async def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.01)
+    monkeypatch.setattr("serving.followers.follower_thread._RETRY_S", 0.01)
     now_s = [100.0]
-    world.service.follower = LogFollower(world.log, world.service.reader, lambda: now_s[0])
+    live = world.service.live
+    live.thread = FollowerThread(world.log, live.followers, lambda: now_s[0])
     read = world.log.read
     failed = []
 
@@ -152,7 +139,7 @@ def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_on(
             await asyncio.sleep(0.01)
         raise AssertionError("it didn't come to that")
 
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         w.log.read = away  # type: ignore[method-assign]
         await until(lambda: len(failed) > 2)
         assert (await w.client.get("/readyz")).status_code == 200  # perhaps it comes back at once
@@ -169,18 +156,16 @@ def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_on(
         again = await w.client.get("/readyz")
         assert again.status_code == 200 and again.json()["failure"] == ""
 
-    run(world, scenario)
 
-
-def test_the_app_has_started_once_the_replica_has_caught_up(world: World) -> None:
-    catch_up = world.service.reader.catch_up
+async def test_the_app_has_started_once_the_replica_has_caught_up(world: World) -> None:
+    catch_up = world.service.live.followers.catch_up
     let = threading.Event()
 
     def late(stopped: Callable[[], bool]) -> None:
         let.wait(5)
         catch_up(stopped)
 
-    world.service.reader.catch_up = late  # type: ignore[method-assign]
+    world.service.live.followers.catch_up = late  # type: ignore[method-assign]
 
     told: list[bool] = []
 
@@ -189,11 +174,8 @@ def test_the_app_has_started_once_the_replica_has_caught_up(world: World) -> Non
         async with app.router.lifespan_context(app):
             assert world.service.ready and told == [True]
 
-    async def whole() -> None:
-        starting = asyncio.ensure_future(start(5.0))
-        await asyncio.sleep(0.1)
-        assert not starting.done() and not world.service.ready and not told
-        let.set()
-        await starting
-
-    asyncio.run(whole())
+    starting = asyncio.ensure_future(start(5.0))
+    await asyncio.sleep(0.1)
+    assert not starting.done() and not world.service.ready and not told
+    let.set()
+    await starting

@@ -14,7 +14,7 @@ from recsys.app.app_file import app_of
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Impression
 from recsys.features.feature_set_file import write_feature_set
-from tests.support.serving.service_harness import ADMIN, NOW_MS, World, run, view
+from tests.support.serving.service_harness import ADMIN, NOW_MS, World, living, view
 
 PRIVATE = ed25519.Ed25519PrivateKey.generate()
 PEM = PRIVATE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
@@ -34,8 +34,8 @@ def seen_of(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("shown", ["view", "clicks"])
-def test_only_an_app_whose_lists_are_shown_as_a_whole_takes_seen(tmp_path: Path, shown: str) -> None:
-    async def scenario(w: World) -> None:
+async def test_only_an_app_whose_lists_are_shown_as_a_whole_takes_seen(tmp_path: Path, shown: str) -> None:
+    async with living(world_of(tmp_path, f"shown: {shown}")) as w:
         event = seen_of(await w.recommend(n=3))
         answer = (await w.client.post("/v1/events", json={"events": [event]})).json()
         assert answer["results"][0]["status"] == "rejected"
@@ -43,11 +43,9 @@ def test_only_an_app_whose_lists_are_shown_as_a_whole_takes_seen(tmp_path: Path,
         assert (error["field"], error["value"]) == ("kind", "'seen'")
         assert "click" in error["expected"] and "seen" not in error["expected"]
 
-    run(world_of(tmp_path, f"shown: {shown}"), scenario)
 
-
-def test_seen_counts_with_the_token_of_its_list_and_without_it_for_nothing(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_seen_counts_with_the_token_of_its_list_and_without_it_for_nothing(tmp_path: Path) -> None:
+    async with living(world_of(tmp_path, "shown: list")) as w:
         event = seen_of(await w.recommend(n=3))
         forged = event | {"token": "x", "event_id": "e2"}
         answer = (await w.client.post("/v1/events", json={"events": [event, forged]})).json()
@@ -55,22 +53,20 @@ def test_seen_counts_with_the_token_of_its_list_and_without_it_for_nothing(tmp_p
         stored = [e for e in w.events() if isinstance(e, Engagement)]
         assert [(e.kind, e.attributed) for e in stored] == [("seen", True), ("seen", False)]
 
-    run(world_of(tmp_path, "shown: list"), scenario)
 
-
-def test_a_choice_that_a_client_names_is_left_out(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
+async def test_a_choice_that_a_client_names_is_left_out(tmp_path: Path) -> None:
+    async with living(world_of(tmp_path, "shown: list")) as w:
         event = seen_of(await w.recommend(n=3)) | {"choice": "clicked:1"}
         assert (await w.client.post("/v1/events", json={"events": [event]})).json()["accepted"] == 1
         (stored,) = [e for e in w.events() if isinstance(e, Engagement)]
         assert stored.choice is UNSET
 
-    run(world_of(tmp_path, "shown: list"), scenario)
-
 
 @pytest.mark.parametrize("rendered", [True, False])
-def test_lists_of_a_key_are_shown_at_once_where_the_app_renders_them(tmp_path: Path, rendered: bool) -> None:
-    async def scenario(w: World) -> None:
+async def test_lists_of_a_key_are_shown_at_once_where_the_app_renders_them(
+    tmp_path: Path, rendered: bool
+) -> None:
+    async with living(world_of(tmp_path, f"shown: list\nrendered: {str(rendered).lower()}")) as w:
         key = await w.add_key("recommend", user_keys=[PEM])
         claims = {"sub": "u1", "exp": NOW_MS // 1000 + 600}
         user = jwt.encode(claims, PRIVATE, "EdDSA", headers={"kid": key.split("_")[1]})
@@ -99,5 +95,3 @@ def test_lists_of_a_key_are_shown_at_once_where_the_app_renders_them(tmp_path: P
         has_source = {caller for caller, source in sources.items() if isinstance(source, int)}
         assert has_source == ({"key", "admin"} if rendered else set())
         assert not rendered or sources["key"] != sources["admin"]
-
-    run(world_of(tmp_path, f"shown: list\nrendered: {str(rendered).lower()}"), scenario)

@@ -13,7 +13,7 @@ import pytest
 from serving.http import strict_json
 from serving.http.strict_json import DECODE_ERRORS, MAX_EVENTS, decode, read_events
 from serving.http_app import build_app
-from tests.support.serving.service_harness import World, run
+from tests.support.serving.service_harness import World, living
 
 _MOST = 999_900  # bytes of a body
 
@@ -59,8 +59,8 @@ def test_docs_show_the_bodies_with_their_limits(tmp_path: Path) -> None:
         ({}, 422),
     ],
 )
-def test_the_content_type_matters(tmp_path: Path, headers: dict[str, str], status: int) -> None:
-    async def scenario(w: World) -> None:
+async def test_the_content_type_matters(tmp_path: Path, headers: dict[str, str], status: int) -> None:
+    async with living(World(tmp_path)) as w:
         request = w.client.build_request("POST", "/v1/recommend", content=b'{"user_id": "u"}')
         request.headers.pop("content-type", None)
         request.headers.update(headers)
@@ -68,11 +68,10 @@ def test_the_content_type_matters(tmp_path: Path, headers: dict[str, str], statu
         assert answer.status_code == status, answer.text
         assert status == 200 or "content-type: application/json" in answer.text, "the remedy"
 
-    run(World(tmp_path), scenario)
 
+async def test_a_body_in_pieces_is_read_whole(tmp_path: Path) -> None:
+    async with living(World(tmp_path)) as w:
 
-def test_a_body_in_pieces_is_read_whole(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
         async def pieces() -> Any:
             for piece in (b'{"user_', b'id": ', b'"u", "n": 2}'):
                 yield piece
@@ -81,8 +80,6 @@ def test_a_body_in_pieces_is_read_whole(tmp_path: Path) -> None:
         headers = {"content-type": "application/json"}
         answer = await w.client.post("/v1/recommend", content=pieces(), headers=headers)
         assert answer.status_code == 200 and len(answer.json()["items"]) == 2
-
-    run(World(tmp_path), scenario)
 
 
 @pytest.mark.parametrize(
@@ -141,17 +138,14 @@ def test_a_number_that_is_not_finite_is_refused(number: str) -> None:
         decode(f"[{number}]".encode())
 
 
-def test_a_refused_value_is_shown_in_part(tmp_path: Path) -> None:
+async def test_a_refused_value_is_shown_in_part(tmp_path: Path) -> None:
     """In the time that it takes to read it: written whole it would take ten times as long."""
-
-    async def scenario(w: World) -> None:
+    async with living(World(tmp_path)) as w:
         nested = b"[" * 7 + b",".join([b"[1]"] * 10_000) + b"]" * 7
         headers = {"content-type": "application/json"}
         answer = await w.client.post("/v1/recommend", content=b'{"user_id":%b}' % nested, headers=headers)
         (detail, *_) = answer.json()["details"]
         assert answer.status_code == 422 and detail["value"].startswith("[[[") and len(detail["value"]) < 40
-
-    run(World(tmp_path), scenario)
 
 
 def test_no_more_events_are_read_than_one_body_may_have() -> None:

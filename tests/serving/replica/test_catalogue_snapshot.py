@@ -32,9 +32,9 @@ from recsys.log.protocol import Append, Log, LogUnavailable
 from recsys.process.disk_budget import Level, Space
 from recsys.process.open_log import open_log
 from recsys.process.space_file import FILE
+from serving.followers.followers import Followers
 from serving.replica import catalogue_snapshot
 from serving.replica.catalogue_snapshot import CatalogueSnapshot
-from serving.replica.state_reader import StateReader
 from serving.request import Request
 from serving.service import Service
 
@@ -79,8 +79,8 @@ class World:
         """One that has caught up."""
         service = Service(self.config, self.log, self.sessions, lambda: NOW_MS, shards)
         if folds_all:
-            service.reader.catalogue = None
-        service.reader.catch_up(lambda: False)
+            service.live.followers.catalogue = None
+        service.live.followers.catch_up(lambda: False)
         return service
 
     def publish(self, *items: Item) -> None:
@@ -107,9 +107,9 @@ class World:
         self.learn(range(40, 140))
 
 
-def follow(reader: StateReader) -> None:
-    while (batch := reader.read()).full:
-        reader.apply(batch)
+def follow(followers: Followers) -> None:
+    while (batch := followers.read()).full:
+        followers.apply(batch)
 
 
 def reads_of_items(world: World) -> list[int]:
@@ -169,12 +169,12 @@ def test_answers_are_those_of_a_replica_that_folded_all_records(world: World) ->
     assert all(answers(service) == before for service in services)
     world.change()
     for service in (expected, *services):
-        follow(service.reader)
+        follow(service.live.followers)
     services.append(world.replica())
     after = answers(expected)
     assert after != before and expected.replica.step == STEP + 1
     for service in services:
-        assert service.reader.catalogue is not None and not service.reader.catalogue.damaged
+        assert service.live.followers.catalogue is not None and not service.live.followers.catalogue.damaged
         assert answers(service) == after
         assert list(service.replica.catalogue.fields) == list(expected.replica.catalogue.fields)
         for key in np.unique(expected.replica.catalogue.keys).tolist():
@@ -202,10 +202,10 @@ def test_a_damaged_snapshot_is_counted_and_replaced(world: World, name: str) -> 
     data[128 + (len(data) - 128) // 2] ^= 1
     file.write_bytes(data)
     service = world.replica()
-    assert service.reader.catalogue is not None and service.reader.catalogue.damaged == 1
+    assert service.live.followers.catalogue is not None and service.live.followers.catalogue.damaged == 1
     assert answers(service) == expected
     again = world.replica()
-    assert again.reader.catalogue is not None and again.reader.catalogue.damaged == 0
+    assert again.live.followers.catalogue is not None and again.live.followers.catalogue.damaged == 0
 
 
 def test_a_snapshot_that_lacks_files_is_not_used(world: World) -> None:
@@ -213,7 +213,7 @@ def test_a_snapshot_that_lacks_files_is_not_used(world: World) -> None:
     (folder,) = world.finished()
     (folder / "ids.npy").unlink()
     service = world.replica()
-    assert service.reader.catalogue is not None and service.reader.catalogue.damaged == 1
+    assert service.live.followers.catalogue is not None and service.live.followers.catalogue.damaged == 1
 
 
 def test_a_snapshot_that_lacks_many_records_is_replaced(world: World) -> None:
@@ -235,8 +235,8 @@ def test_the_snapshot_of_another_definition_is_not_used(world: World) -> None:
 
 
 def damaged(service: Service) -> int:
-    assert service.reader.catalogue is not None
-    return service.reader.catalogue.damaged
+    assert service.live.followers.catalogue is not None
+    return service.live.followers.catalogue.damaged
 
 
 @pytest.mark.parametrize("kind", ["empty", "header", "zip", "length"])
@@ -274,8 +274,8 @@ def test_records_read_before_an_error_are_not_applied_over_a_newer_snapshot(
     monkeypatch.setattr(world.log, "read", fail_once)
     service = Service(world.config, world.log, world.sessions, lambda: NOW_MS)
     with pytest.raises(LogUnavailable):
-        service.reader.catch_up(lambda: False)
-    service.reader.catch_up(lambda: False)
+        service.live.followers.catch_up(lambda: False)
+    service.live.followers.catch_up(lambda: False)
     assert is_mapped(service.replica.catalogue.keys) and answers(service) == expected
     assert service.replica.catalogue_offset == _ITEMS
 
@@ -381,7 +381,7 @@ def test_one_replica_writes_and_those_that_start_with_it_use_its_snapshot(
     assert first.replica.catalogue_offset == _ITEMS
     for service in services:
         assert damaged(service) == 0 and is_mapped(service.replica.catalogue.keys)
-        follow(service.reader)
+        follow(service.live.followers)
         assert len(service.replica.catalogue) == len(service.replica.index) == _ITEMS + 5
         assert service.replica.index.name
     assert answers(services[0]) == answers(services[1]) == answers(services[2])
@@ -469,7 +469,7 @@ def test_where_files_cannot_be_locked_a_replica_answers_and_warns(
     locks = SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
     monkeypatch.setattr(catalogue_snapshot, "fcntl", locks)  # the log locks files, too
     service = world.replica()
-    assert service.reader.ready and len(answers(service)) == 40 and not world.finished()
+    assert service.live.followers.ready and len(answers(service)) == 40 and not world.finished()
     assert files and all(file.closed for file in files)
     assert [line for line in caplog.messages if "no locks" in line] == [caplog.messages[-1]]
 
@@ -555,7 +555,7 @@ def test_without_space_a_replica_answers_from_memory(
     monkeypatch.setattr(np, "save", full)
     service = world.replica()
     assert len(saved) == files and world.finished() == before
-    follow(expected.reader)
+    follow(expected.live.followers)
     assert answers(service) == answers(expected)
 
 

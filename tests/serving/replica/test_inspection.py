@@ -91,17 +91,16 @@ def test_a_list_is_drawn_as_the_feed_draws_and_counts_as_none(
 ) -> None:
     async def scenario(w: World) -> None:
         asked, read = list[Request](), list[float]()
-        canary, recommend, its = (w.service.canary, w.service.pipeline.recommend, CanaryRouter.pipeline)
+        canary, recommend, its = (w.service.canary, w.service.live.pipeline.recommend, CanaryRouter.pipeline)
 
         def noted(query: Query) -> Any:
             asked.append(query.request)
             return recommend(query)
 
-        side = SimpleNamespace(line="arm", pipeline=w.service.pipeline)
-        monkeypatch.setattr(canary.variants, "is_servable", lambda side: True)
+        side = SimpleNamespace(line="arm", pipeline=w.service.live.pipeline, servable=True)
         monkeypatch.setattr(canary.variants, "get", lambda line: side)
         monkeypatch.setattr(CanaryRouter, "pipeline", lambda of, user, _, c: its(of, user, "arm", c))
-        monkeypatch.setattr(w.service.pipeline, "recommend", noted)
+        monkeypatch.setattr(w.service.live.pipeline, "recommend", noted)
         monkeypatch.setattr(w.service.admission, "observe_io_wait", lambda s, now_s: read.append(s))
         found = await seen(w, "users/u1")
         assert len(found["answer"]["items"]) == inspection.SHOWN

@@ -259,5 +259,5 @@ def test_files_are_read_before_a_step_is_applied(tmp_path: Path) -> None:
     real = base.lookup
     base.lookup = lambda keys, **more: looked.append(keys.tolist()) or real(keys, **more)  # type: ignore
     changed = Changed(KEYS[:3], np.ones((3, 3), np.float32), KEYS[:0])
-    replica.make_room([], [], [StepDelta(1, 0, {"features": changed}, None, {})])
+    replica.make_room_for_steps([StepDelta(1, 0, {"features": changed}, None, {})])
     assert looked == [KEYS[:3].tolist()]

@@ -257,7 +257,9 @@ def test_nothing_grows_while_a_batch_is_applied_for_which_room_was_made() -> Non
         changed = {"users": Changed(keys, rows, keys[:0]), "items": Changed(keys, rows, keys[:0])}
         step = StepDelta(replica.step + 1, 0, changed, None, {})
         before = columns(replica)
-        replica.make_room(more, [state], [step])
+        replica.make_room_for_items(len(more))
+        replica.make_room_for_counters(len(keys))
+        replica.make_room_for_steps([step])
         if n == 0:
             assert columns(replica) != before
         room = columns(replica)

@@ -211,7 +211,7 @@ def test_a_shard_waits_for_a_version_that_is_to_come(tmp_path: Path) -> None:
     async def scenario() -> None:
         [shard] = shards_over(world.log, world.config, 1)
         await shard.start()
-        await shard.follower.caught_up(10.0)
+        await shard.thread.caught_up(10.0)
 
         async def ask(offset: int, wait_ms: float) -> ShardResponse:
             query = np.ones(shard.shard.index.dim, np.float32).tobytes()
@@ -227,11 +227,11 @@ def test_a_shard_waits_for_a_version_that_is_to_come(tmp_path: Path) -> None:
         world.put(item(20))
         assert (await waiting).counts == [21]
         assert (await ask(20, 0.0)).counts == [20]  # as it was
-        assert len(shard.shard.catalogue) == 21 and not shard.follower.failure
-        shard.follower.failure = "gone"
+        assert len(shard.shard.catalogue) == 21 and not shard.thread.failure
+        shard.thread.failure = "gone"
         told_in_time = asyncio.wait_for(ask(22, 60_000.0), 5.0)  # for what never comes nobody waits
         assert (await told_in_time).refused == "behind"
-        shard.follower.failure = ""
+        shard.thread.failure = ""
         await shard.stop()
 
     asyncio.run(scenario())
@@ -252,7 +252,7 @@ async def liked(w: Sharded) -> None:
     """The shards follow, and the viewer likes something: so there is something to look around."""
     for its in w.retrieval:
         await its.start()
-        await its.follower.caught_up(10.0)
+        await its.thread.caught_up(10.0)
     answer = await w.recommend(n=1)
     liked = answer["items"][0]["item_id"]
     sent = [view(answer["request_id"], liked, "e1", watch_ms=9_000, token=answer["token"])]

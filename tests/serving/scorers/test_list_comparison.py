@@ -8,9 +8,11 @@ import pytest
 
 from recsys.events.event_types import Engagement
 from recsys.events.records import ItemState
+from recsys.features.families.declared import Declared
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import Declared, FeatureSet, read_block
+from recsys.features.feature_set import FeatureSet
 from recsys.features.item_counters import ItemCounters
+from recsys.features.request_features import read_block
 from serving import pipeline as pipeline_module
 from serving.pipeline import Pipeline
 from serving.query import Query

@@ -6,8 +6,9 @@ import torch
 
 from recsys.config.system_config import ModelConfig, laptop
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.features.request_features import RequestFeatures
 from recsys.model.model import lookup_of, with_missing_row
 from recsys.model.tile_kernels import LANES
 from serving.replica.replica import Replica

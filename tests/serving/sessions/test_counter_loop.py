@@ -99,7 +99,7 @@ def content(counters: CounterTable) -> dict[int, tuple[list[float], int]]:
 
 def same(one: CounterTable, other: CounterTable) -> None:
     """Equal but for the last bits, since partitions are read in another order after a restart."""
-    keys, values, last_ms = one.export()
+    keys, _values, last_ms = one.export()
     assert set(keys.tolist()) == set(other.export()[0].tolist())
     now_ms = int(last_ms.max())
     np.testing.assert_allclose(one.read(keys, now_ms), other.read(keys, now_ms), rtol=1e-5)

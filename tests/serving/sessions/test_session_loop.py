@@ -25,7 +25,8 @@ from recsys.events.event_types import (
 )
 from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS, pack, topics
-from recsys.features.feature_set import Declared, FeatureSet, set_text
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import FeatureSet, set_text
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.log.protocol import Append, LogLost, MemoryLog

@@ -483,15 +483,12 @@ def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     against(answer, scenario)
 
 
-def test_an_unreachable_store_fails_each_read_and_shows_no_password() -> None:
-    async def run() -> None:
-        sessions = RedisSessions("redis://me:secret@127.0.0.1:1/0")
-        errors = await asyncio.gather(*(sessions.get("u") for _ in range(3)), return_exceptions=True)
-        assert [type(error) for error in errors] == [StoreUnavailable] * 3
-        assert "secret" not in "".join(map(str, errors)) + repr(vars(sessions))
-        await sessions.close()
-
-    asyncio.run(run())
+async def test_an_unreachable_store_fails_each_read_and_shows_no_password() -> None:
+    sessions = RedisSessions("redis://me:secret@127.0.0.1:1/0")
+    errors = await asyncio.gather(*(sessions.get("u") for _ in range(3)), return_exceptions=True)
+    assert [type(error) for error in errors] == [StoreUnavailable] * 3
+    assert "secret" not in "".join(map(str, errors)) + repr(vars(sessions))
+    await sessions.close()
 
 
 @pytest.mark.parametrize("url", ["rediss://me:p%40ss@h:7/1", "redis://:p%40ss@h:7/1?socket_timeout=3"])

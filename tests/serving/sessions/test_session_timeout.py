@@ -35,75 +35,57 @@ async def fails(reader: TimedSessionReader) -> float:
     return time.monotonic() - began
 
 
-def test_an_answer_is_passed_on() -> None:
-    async def scenario() -> None:
-        reader = TimedSessionReader(Store())
-        assert await reader.get("u") == b"session"
-        assert await reader.get("nobody") is None
-
-    asyncio.run(scenario())
+async def test_an_answer_is_passed_on() -> None:
+    reader = TimedSessionReader(Store())
+    assert await reader.get("u") == b"session"
+    assert await reader.get("nobody") is None
 
 
-def test_a_hanging_store_costs_a_slice_and_is_then_left_alone() -> None:
-    async def scenario() -> None:
-        store = Store()
-        store.delay_s = 60.0
-        reader = TimedSessionReader(store)
-        for _ in range(3):
-            assert await fails(reader) < 0.3
-        assert await fails(reader) < 0.01 and store.asked == 3
-        store.delay_s = 0.0
-        await asyncio.sleep(BREAKER_OPEN_S)
-        assert await reader.get("u") == b"session"
-
-    asyncio.run(scenario())
+async def test_a_hanging_store_costs_a_slice_and_is_then_left_alone() -> None:
+    store = Store()
+    store.delay_s = 60.0
+    reader = TimedSessionReader(store)
+    for _ in range(3):
+        assert await fails(reader) < 0.3
+    assert await fails(reader) < 0.01 and store.asked == 3
+    store.delay_s = 0.0
+    await asyncio.sleep(BREAKER_OPEN_S)
+    assert await reader.get("u") == b"session"
 
 
-def test_a_broken_store_is_told_at_once() -> None:
-    async def scenario() -> None:
-        store = Store()
-        store.broken = True
-        assert await fails(TimedSessionReader(store)) < 0.02
-
-    asyncio.run(scenario())
+async def test_a_broken_store_is_told_at_once() -> None:
+    store = Store()
+    store.broken = True
+    assert await fails(TimedSessionReader(store)) < 0.02
 
 
-def test_a_burst_in_a_busy_loop_loses_no_session() -> None:
-    async def scenario() -> None:
-        reader = TimedSessionReader(Store())
+async def test_a_burst_in_a_busy_loop_loses_no_session() -> None:
+    reader = TimedSessionReader(Store())
 
-        async def request() -> bytes | None:
-            blob = await reader.get("u")
-            time.sleep(0.004)  # ranking, which holds the loop
-            return blob
+    async def request() -> bytes | None:
+        blob = await reader.get("u")
+        time.sleep(0.004)  # ranking, which holds the loop
+        return blob
 
-        assert set(await asyncio.gather(*[request() for _ in range(60)])) == {b"session"}
-
-    asyncio.run(scenario())
+    assert set(await asyncio.gather(*[request() for _ in range(60)])) == {b"session"}
 
 
-def test_a_store_that_hangs_in_a_busy_loop_is_still_noticed() -> None:
-    async def scenario() -> None:
-        store = Store()
-        store.delay_s = 60.0
-        reader = TimedSessionReader(store)
+async def test_a_store_that_hangs_in_a_busy_loop_is_still_noticed() -> None:
+    store = Store()
+    store.delay_s = 60.0
+    reader = TimedSessionReader(store)
 
-        async def request() -> None:
-            with pytest.raises(StoreUnavailable):
-                await reader.get("u")
-            time.sleep(0.004)
+    async def request() -> None:
+        with pytest.raises(StoreUnavailable):
+            await reader.get("u")
+        time.sleep(0.004)
 
-        await asyncio.gather(*[request() for _ in range(60)])
-
-    asyncio.run(scenario())
+    await asyncio.gather(*[request() for _ in range(60)])
 
 
-def test_who_has_time_waits_for_a_slow_store_longer_than_a_request_does() -> None:
-    async def scenario() -> None:
-        store = Store()
-        store.delay_s = 0.2
-        reader = TimedSessionReader(store)
-        assert await reader.get("u", 1.0) == b"session"
-        await fails(reader)
-
-    asyncio.run(scenario())
+async def test_who_has_time_waits_for_a_slow_store_longer_than_a_request_does() -> None:
+    store = Store()
+    store.delay_s = 0.2
+    reader = TimedSessionReader(store)
+    assert await reader.get("u", 1.0) == b"session"
+    await fails(reader)

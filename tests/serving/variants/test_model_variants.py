@@ -10,6 +10,7 @@ from benchmarks.harness.local_system import small_config
 from recsys.events.records import topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import MemoryLog
+from serving.variants.model_variant import ModelVariant
 from serving.variants.model_variants import ModelVariants
 
 
@@ -17,7 +18,8 @@ def variants_in(folder: Path) -> ModelVariants:
     config, log = small_config(folder), MemoryLog()
     for topic in topics(config.log.partitions):
         log.create(topic)
-    return ModelVariants(config, log, feature_set(config), lambda: 0)
+    live = ModelVariant(config, log, feature_set(config), lambda: 0)
+    return ModelVariants(log, live, lambda: 0)
 
 
 async def wanted(variants: ModelVariants, for_s: float) -> None:
@@ -39,9 +41,10 @@ def test_a_line_without_a_snapshot_has_no_side(tmp_path: Path) -> None:
 def test_what_fails_is_not_made_anew_at_each_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr("serving.variants.model_variants.snapshots.complete_steps", lambda *_: [1])
-    monkeypatch.setattr("serving.variants.model_variants.Replica", lambda *_: made.append(1) or 1 / 0)
+    variants = variants_in(tmp_path)
+    monkeypatch.setattr("serving.variants.model_variant.Replica", lambda *_: made.append(1) or 1 / 0)
 
-    asyncio.run(wanted(variants_in(tmp_path), 1.0))
+    asyncio.run(wanted(variants, 1.0))
     assert len(made) == 1
 
 
@@ -60,7 +63,8 @@ def test_one_whose_thread_failed_waits_before_it_is_made_again(
         def stop(self) -> None: ...
 
     monkeypatch.setattr("serving.variants.model_variants.snapshots.complete_steps", lambda *_: [1])
-    monkeypatch.setattr("serving.variants.model_variants.LogFollower", Failing)
+    variants = variants_in(tmp_path)
+    monkeypatch.setattr("serving.variants.model_variant.FollowerThread", Failing)
 
-    asyncio.run(wanted(variants_in(tmp_path), 2.0))
+    asyncio.run(wanted(variants, 2.0))
     assert len(made) == 1

@@ -133,11 +133,11 @@ def _variants(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     elif isinstance(node, ast.AugAssign) and type(node.op) in ARITHMETIC:
         yield "arithmetic", _with(node, op=ARITHMETIC[type(node.op)]())
         yield "no statement", ast.Pass()
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call | ast.Await):
-        yield "no statement", ast.Pass()
-    elif isinstance(node, ast.Assign) and not all(isinstance(t, ast.Name) for t in node.targets):
-        yield "no statement", ast.Pass()
-    elif isinstance(node, ast.Raise | ast.Delete):
+    elif (
+        (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call | ast.Await))
+        or (isinstance(node, ast.Assign) and not all(isinstance(t, ast.Name) for t in node.targets))
+        or isinstance(node, ast.Raise | ast.Delete)
+    ):
         yield "no statement", ast.Pass()
     elif isinstance(node, ast.Continue):
         yield "jump", ast.Break()

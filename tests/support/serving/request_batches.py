@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from recsys.model.batch import Batch, assemble
 
 

@@ -86,7 +86,7 @@ class World:
         text = add_key(self.log, "test", scopes, self.now_ms, **options)
         count = len(read_keys(self.log))
         for _ in range(500):
-            if len(self.service.reader.keyring.keys()) == count:
+            if len(self.service.live.control.keyring.keys()) == count:
                 return text
             await asyncio.sleep(0.01)
         raise AssertionError("the replica doesn't read the key")
@@ -137,7 +137,7 @@ async def living(world: World) -> AsyncIterator[World]:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             world.client = client
             for _ in range(500):
-                if world.service.reader.ready:
+                if world.service.live.followers.ready:
                     break
                 await asyncio.sleep(0.01)
             yield world

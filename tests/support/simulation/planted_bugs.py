@@ -26,7 +26,7 @@ from parameter_server.storage.part_files import Update, sha256_of
 from parameter_server.storage.wal import Wal
 from parameter_server.table.table import Table
 from recsys.process.log_consumer import Consumer
-from serving.replica.line_reader import LineReader
+from serving.followers.line_reader import LineReader
 from training.joining import joiner_loop
 from training.joining.joiner import Joiner
 from training.joining.joiner_loop import JoinerLoop

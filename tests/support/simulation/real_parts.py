@@ -24,7 +24,7 @@ from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.storage.wal import Wal
 from recsys.config.log_config import LogConfig
 from recsys.config.system_config import Config
-from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, Example, unpack
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, unpack
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import open_log
 from recsys.process.part_snapshot import PartState
@@ -110,7 +110,7 @@ def worker(job: Job, rank: int, generation: int) -> None:
         for part in range(SHARDS)
     ]
     client = ShardedClient(spec, channels, who)
-    worker = Worker(rank, WORKERS, log, client, CountingLearner(), job.config, kind=Example)  # type: ignore[arg-type]
+    worker = Worker(rank, WORKERS, log, client, CountingLearner(), job.config)  # type: ignore[arg-type]
     while True:
         if not worker.turn():
             log.wait(STEPS, _IDLE_S)

@@ -26,10 +26,10 @@ from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.storage.mapped_rows import MappedRows
 from recsys.config.system_config import TableConfig
 from recsys.events.event_types import Event
-from recsys.events.records import DELTAS, EVENTS, Delta, Example, topics, unpack
+from recsys.events.records import DELTAS, EVENTS, Delta, topics, unpack
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from recsys.process.part_snapshot import PartState
-from serving.replica.line_reader import LineReader, LoadedSnapshot
+from serving.followers.line_reader import LineReader, LoadedSnapshot
 from serving.replica.row_store import RowStore
 from tests.support.clock import Clock
 from tests.support.simulation.simulator_faults import Chance, Crash, Disk, FaultyKafka, FaultyLog, Wire
@@ -343,7 +343,7 @@ class Simulation:
     def _worker(self) -> Worker:
         channels = [InProcess(self, part) for part in range(SHARDS)]
         client = ShardedClient(self.spec, channels, WorkerId())
-        return Worker(0, 1, self.log, client, CountingLearner(), self.config, kind=Example)  # type: ignore[arg-type]
+        return Worker(0, 1, self.log, client, CountingLearner(), self.config)  # type: ignore[arg-type]
 
     def _replica(self) -> Copy:
         self.replicas.append(Copy(self.wire.arrived, self.folder / "snapshots", self.published))

@@ -319,7 +319,7 @@ class Disk:
 
     def _opens(self, path: Path, mode: str, *args: Any, **named: Any) -> Any:
         file = self._open(path, mode, *args, **named)
-        if "r" == mode[0] and "+" not in mode or not self._inside(path):
+        if ("r" == mode[0] and "+" not in mode) or not self._inside(path):
             return file
         if mode[0] == "w":
             self._unsynced[os.fstat(file.fileno()).st_ino] = 0

@@ -32,7 +32,7 @@ def counted(example: Example) -> list[int]:
 class CountingLearner:
     """In the place of the learner: its gradients count, and depend on rows and order where they can."""
 
-    features = FEATURES
+    features, reads = FEATURES, Example
     model = SimpleNamespace(ranker=SimpleNamespace(shape=SimpleNamespace(dense=DENSE_WIDTH)))
 
     def prepare(self, examples: Sequence[Example]) -> SimpleNamespace:

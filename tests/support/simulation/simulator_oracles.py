@@ -178,7 +178,7 @@ def check_visits(run: Simulation) -> None:
 def check_digest(run: Simulation) -> None:
     """The same steps, learned by one worker and three shards that nothing disturbs: the same bits."""
     client = LocalClient.fresh(replace(SPEC, parts=3), DENSE)
-    worker = Worker(0, 1, run.log, client, CountingLearner(), run.config, kind=Example)  # type: ignore[arg-type]
+    worker = Worker(0, 1, run.log, client, CountingLearner(), run.config)  # type: ignore[arg-type]
     while worker.turn():
         pass
     mine = digest_of_shards([shard.shard for shard in run.shards])

@@ -13,7 +13,8 @@ from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import cross, key_of, partition_of, uniforms
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set import FeatureSet
+from recsys.features.request_features import RequestFeatures
 from recsys.log.protocol import Append, Log, MemoryLog
 
 SCHEMA = Schema(

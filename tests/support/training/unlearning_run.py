@@ -56,7 +56,7 @@ class UnlearningRun(PromotionRun):
 
     @property
     def request(self) -> Unlearning:
-        return list(self.lifecycle.unlearnings.values())[-1]
+        return list(self.lifecycle.unlearnings.by_id.values())[-1]
 
     async def show_until_over(self) -> None:
         """Shows lists until the request is over; kills end director and shadow, which start again."""
@@ -68,7 +68,7 @@ class UnlearningRun(PromotionRun):
                 system.director = Director(system.log, self.config, system._clock)
                 system.shadow = ShadowLoop(system.log, self.config, system.features, system._clock)
                 system.turn()
-            if self.lifecycle.unlearning is None:
+            if self.lifecycle.unlearnings.pending is None:
                 return
         raise AssertionError(f"not over: {self.request}")
 

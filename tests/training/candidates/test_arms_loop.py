@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.promotion.lifecycle import ARM, ENDED
+from experiments.promotion.kinds.arm import ARM
+from experiments.promotion.kinds.line_state import ENDED
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
 from parameter_server.table.overlay_table import OverlayTable
@@ -15,6 +16,7 @@ from recsys.events.records import CONTROL, DELTAS, EXAMPLES, Delta, pack
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
+from serving.service_status import status_of
 from tests.support.training.promotion_run import PromotionRun, config_of
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
@@ -64,7 +66,7 @@ def test_an_arm_is_answered_by_its_own_line(tmp_path: Path) -> None:
         assert len(steps) == 1 and steps.pop() >= run.system.worker.step - 1  # they follow
         digests = {digest_of_shards([its.shard]) for its in shadows.values()}
         assert len(digests | {digest_of_shards(run.system.shards.shards)}) == 3
-        status = run.system.service.status()["arms"]
+        status = status_of(run.system.service)["arms"]
         assert {its["ready"] for its in status.values()} == {True} and status.keys() == lines
         await run.system.stop()
 
@@ -115,9 +117,9 @@ def test_a_killed_part_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> Non
             other = again.shadows[line]
             assert other.step == its.step
             assert digest_of_shards([other.shard]) == digest_of_shards([its.shard])
-            assert its.arm is not None and other.arm is not None
-            for name, array in its.arm.export().items():
-                assert (other.arm.export()[name] == array).all(), name
+            assert its.learner.export().keys() == other.learner.export().keys() > set()
+            for name, array in its.learner.export().items():
+                assert (other.learner.export()[name] == array).all(), name
         await run.system.stop()
 
     asyncio.run(scenario())
@@ -152,7 +154,7 @@ def test_lines_end_with_their_experiment(tmp_path: Path) -> None:
         wish(run, "stop")
         await run.show(3)
         assert {its.stage for its in run.lifecycle.candidates.values()} == {ENDED}
-        assert not run.system.shadow.shadows and not run.system.service.variants.all
+        assert not run.system.shadow.shadows and not run.system.service.canary.variants.all
         assert run.answers[-1].stamp.line == MAIN
         assert not any(
             name.startswith("shadow/")
@@ -227,7 +229,7 @@ def test_a_line_of_an_arm_is_not_taken_back_by_itself(tmp_path: Path) -> None:
         run = await begun(tmp_path)
         run.wish("rollback", TREATMENT_LINE, "why not")
         await run.show(2)
-        assert run.lifecycle.arms.keys() == {CONTROL_LINE, TREATMENT_LINE}
+        assert set(run.lifecycle.arms) == {CONTROL_LINE, TREATMENT_LINE}
         assert not run.system.director.promoter._requests
         await run.system.stop()
 

@@ -12,7 +12,7 @@ from recsys.events.records import CONTROL, EXAMPLES, STEPS, Range, Step, pack
 from recsys.log.protocol import Append, Log, LogLost
 from tests.support.training.learning_loops import Clock, everything, step_of, trained_log
 from tests.support.training.small_feed import PARTITIONS, append_examples, example, toy_config, toy_log
-from training.candidates import director
+from training.candidates import space_keeper
 from training.candidates.director import Director
 from training.steps.step_reader import records_of
 
@@ -49,7 +49,7 @@ def test_old_snapshots_go_and_the_log_keeps_what_follows_the_oldest_left(tmp_pat
         write_part(tmp_path / "snapshots", "main", 0, step, 0, 1, {"a": np.zeros(1)}, {})
     clock.now_ms = 5_000
     its.turn()
-    assert (its.oldest, its.removed) == (10, 2)
+    assert (its.snapshots.oldest, its.snapshots.removed) == (10, 2)
     after: list[Step] = everything(log, STEPS, Step)[0][10:]
     for partition in range(PARTITIONS):
         first = min(r.start for step in after for r in step.ranges if r.partition == partition)
@@ -63,7 +63,7 @@ def test_old_snapshots_go_and_the_log_keeps_what_follows_the_oldest_left(tmp_pat
 def test_a_quiet_partition_is_held_where_it_ended_before_the_oldest_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(director, "_AHEAD", 3)
+    monkeypatch.setattr(space_keeper, "_AHEAD", 3)
     log, clock = toy_log(), Clock()
     append_examples(log, [example(3 * n + p, sequence=n + 1) for n in range(20) for p in (0, 1)])
     touched, ends = {1: (0, 1), 2: (0,), 3: (0, 1), 12: (0,), 14: (0, 1), 20: (0, 1)}, [0, 0]
@@ -76,7 +76,7 @@ def test_a_quiet_partition_is_held_where_it_ended_before_the_oldest_snapshot(
     its = direct(log, tmp_path, clock)
     held = []
     for oldest in (5, 9, 15, 25):
-        monkeypatch.setattr(director.snapshots, "complete_steps", lambda *_, step=oldest: [step])
+        monkeypatch.setattr(space_keeper.snapshots, "complete_steps", lambda *_, step=oldest: [step])
         clock.now_ms += 5_000
         its.turn()
         held.append([log.holds(EXAMPLES, p)["snapshots/main"] for p in range(PARTITIONS)])
@@ -97,7 +97,7 @@ def test_an_epoch_that_never_was_live_says_nothing_of_where_partitions_ended(
         step = replace_struct(step_of("main", number), epoch=epoch, ranges=ranges)
         log.append(STEPS, [Append(0, b"", pack(step))])
     log.append(CONTROL, [Append(0, b"", pack(Live(line="main", epoch=2)))])
-    monkeypatch.setattr(director.snapshots, "complete_steps", lambda *_: [2])
+    monkeypatch.setattr(space_keeper.snapshots, "complete_steps", lambda *_: [2])
     its = direct(log, tmp_path, clock)
     its.turn()
-    assert its.oldest == 2 and log.holds(EXAMPLES, 0) == {"snapshots/main": 3}
+    assert its.snapshots.oldest == 2 and log.holds(EXAMPLES, 0) == {"snapshots/main": 3}

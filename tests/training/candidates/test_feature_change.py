@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.archived_log import archive_log
-from experiments.promotion.lifecycle import FEATURES
+from experiments.promotion.kinds.features import FEATURES
 from plugins.answer_explanation.answer_check import EQUAL, AnswerChecker
 from plugins.feature_audit.archive_audit import audit_features
 from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Candidate, Decision, Definition, ModelSize
 from recsys.events.records import SCORES, Scores
-from recsys.features.feature_set import Declared, set_text
+from recsys.features.families.declared import Declared
+from recsys.features.feature_set import set_text
 from recsys.model.wider_set import united
 from recsys.process.log_consumer import readable
 from runtime.jobs.director_requests import propose
@@ -21,6 +22,7 @@ from runtime.jobs.offline_job import run as train_offline
 from runtime.jobs.offline_options import OfflineOptions
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
+from serving.service_status import status_of
 from tests.support.training.promotion_run import PromotionRun, config_of, never_back, stamps, until
 from training.candidates.registry import Registry, iso
 from training.lines.line import MAIN
@@ -102,7 +104,7 @@ def test_features_are_logged_learned_promoted_and_rolled_back(
         await change.log()
         assert blocks(run) == {change.first.digest, change.logged.digest}
         assert blocks(run, before + 5) == {change.logged.digest}
-        status = run.system.service.status()["features"]
+        status = status_of(run.system.service)["features"]
         assert status == {"logged": change.logged.digest, "read": change.first.digest}
         counts = dict(run.system.worker.counts)
         await run.show(20)  # the live model goes on learning from what it reads of the wider set
@@ -120,14 +122,14 @@ def test_features_are_logged_learned_promoted_and_rolled_back(
         assert await until(run, "wider", "live", "ended") == "live"
         promoted = len(run.answers)
         await run.show(20)
-        status = run.system.service.status()["features"]
+        status = status_of(run.system.service)["features"]
         assert status == {"logged": change.logged.digest, "read": change.new.digest}
         assert stamps(run)[-1][:2] == (MAIN, 1) and never_back(stamps(run))
         assert run.system.worker.counts["left_out"] == 0 and run.system.worker.step > 0
 
         run.wish("rollback", "main/1", "it looks odd")
         await run.show(20)
-        status = run.system.service.status()["features"]
+        status = status_of(run.system.service)["features"]
         assert status == {"logged": change.logged.digest, "read": change.first.digest}
         assert stamps(run)[-1][:2] == (MAIN, 2) and never_back(stamps(run))
         sides = [run.answers[before - 1], run.answers[before + 6], run.answers[-1]]

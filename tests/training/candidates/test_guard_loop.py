@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from experiments.promotion.lifecycle import CandidateState
+from experiments.promotion.kinds.guard import GuardState
+from experiments.promotion.kinds.line_state import LineState
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.storage.mmap_shard import open_mmap_shard
@@ -25,6 +26,7 @@ from training.candidates.line_start import LineStart
 from training.candidates.rollback_impact import RollbackImpact, find_impact, impact_file
 from training.candidates.shadow import Shadow
 from training.candidates.shadow_loop import ShadowLoop
+from training.continual.learner import Learner
 from training.lines.line import MAIN, whole_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.steady]
@@ -42,7 +44,8 @@ async def promoted(
     await run.start()
     await run.show(40)
     run.propose("cand-1", run.trained())
-    run.system.shadow._write_first_snapshot = turned(run, run.system.shadow._write_first_snapshot, changes)  # type: ignore[method-assign]
+    files = run.system.shadow._files
+    files._write_first_snapshot = turned(run, files._write_first_snapshot, changes)  # type: ignore[method-assign]
     await run.show(5)
     run.say(Decision(line="cand-1", verdict="promote", to="all", epoch=1, why="it looks good"))
     while run.lifecycle.live.epoch == 0:  # type: ignore[union-attr]
@@ -67,7 +70,7 @@ def turned(run: PromotionRun, become: Callable[..., None], changes: tuple[Change
     return worse
 
 
-def guard_name(run: PromotionRun) -> CandidateState:
+def guard_of(run: PromotionRun) -> LineState:
     return run.lifecycle.candidates[GUARD]
 
 
@@ -104,14 +107,14 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
             await run.show(1)
         back = run.lifecycle.live
         assert (back.epoch, back.parent_epoch, back.candidate, back.guarded) == (2, 0, "", False)
-        assert back.reason.startswith(f"{GUARD}: live's ") and guard_name(run).stage == "ended"
+        assert back.reason.startswith(f"{GUARD}: live's ") and guard_of(run).stage == "ended"
         bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
         shown = len(bad) * LIST
         assert 0 < shown <= 250, f"{shown} items were shown by it"  # 170; 30 users are needed at least
         # Exactly the requests that it answered are listed, and nothing of them is learned any more.
         await run.show(30)
         assert run.answers[-1].stamp.epoch == 2 and run.lifecycle.live is back
-        assert [its for its in run.lifecycle.active if its.guards] == []
+        assert [its for its in run.lifecycle.active if isinstance(its, GuardState)] == []
         bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
         found = find_impact(run.system.log, "main/1", live.time_ms, run.lifecycle.lives)
         assert sorted(a.request_id for a in found.requests) == sorted(a.request_id for a in bad)
@@ -158,11 +161,11 @@ def test_a_good_one_stays_over_the_guarded_time(tmp_path: Path) -> None:
         held = run.system.log.holds(EXAMPLES, 0)
         assert f"shadow/{GUARD}" in held
         for _ in range(40):
-            if guard_name(run).stage != "shadow":
+            if guard_of(run).stage != "shadow":
                 break
             await run.show(10)
-        assert run.lifecycle.live.epoch == 1 and guard_name(run).stage == "ended"
-        assert "examples compared, nothing against what is live" in guard_name(run).why
+        assert run.lifecycle.live.epoch == 1 and guard_of(run).stage == "ended"
+        assert "examples compared, nothing against what is live" in guard_of(run).why
         await run.show(2)
         assert GUARD not in run.system.shadow.shadows
         assert f"shadow/{GUARD}" not in run.system.log.holds(EXAMPLES, 0)
@@ -187,7 +190,8 @@ def test_a_guard_is_what_the_line_would_have_been(tmp_path: Path) -> None:
             dense = build_model(system.features, run.config.model).read_dense()
             return open_mmap_shard(whole_spec(run.config, GUARD), dense, found, step)
 
-        guard = Shadow(system.log, run.config, system.features, GUARD, at(first), run.lifecycle.lives)
+        learner = Learner(build_model(system.features, run.config.model))
+        guard = Shadow(system.log, run.config, learner, GUARD, at(first), run.lifecycle.lives)
         while guard.step < last:
             assert guard.turn() is not None
         ours, theirs = (in_order(shard) for shard in (guard.shard, at(last)))
@@ -247,8 +251,8 @@ def test_a_guard_that_cannot_be_loaded_ends(
         monkeypatch.setattr(LineStart, "_from_live", fails)
         run = await promoted(tmp_path)
         await run.show(3)
-        assert (run.lifecycle.live.epoch, guard_name(run).stage) == (1, "ended")  # type: ignore[union-attr]
-        assert guard_name(run).why.startswith(f"the former live line can't take over: {what}")
+        assert (run.lifecycle.live.epoch, guard_of(run).stage) == (1, "ended")  # type: ignore[union-attr]
+        assert guard_of(run).why.startswith(f"the former live line can't take over: {what}")
         assert nothing_kept(run, GUARD)
         await run.system.stop()
 
@@ -267,7 +271,7 @@ def test_nothing_is_kept_of_a_guard_that_is_refused_once_it_is_at_work(
         assert not nothing_kept(run, GUARD) and (tmp_path / "snapshots" / GUARD).exists()
         monkeypatch.setattr(Shadow, "turn", fails)
         await run.show(3)
-        assert guard_name(run).why == "the former live line can't take over: LogLost: gone"
+        assert guard_of(run).why == "the former live line can't take over: LogLost: gone"
         assert nothing_kept(run, GUARD) and not (tmp_path / "snapshots" / GUARD).exists()
         await run.system.stop()
 
@@ -307,8 +311,8 @@ def test_a_person_or_another_promotion_ends_the_guard(tmp_path: Path) -> None:
         while run.lifecycle.live.epoch == 1:
             await run.show(1)
         await run.show(3)
-        assert guard_name(run).stage == "ended"
-        assert {its.line for its in run.lifecycle.active if its.guards} == {"guard-2"}
+        assert guard_of(run).stage == "ended"
+        assert {its.line for its in run.lifecycle.active if isinstance(its, GuardState)} == {"guard-2"}
         assert set(run.system.shadow.shadows) == {"guard-2"}
         run.wish("rollback", "main/2", "it looks odd")
         await run.show(5)

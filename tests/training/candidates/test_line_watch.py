@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from experiments.promotion.guard import GuardEvidence
-from experiments.promotion.lifecycle import CandidateState, Lifecycle
+from experiments.promotion.kinds.guard import GuardEvidence
+from experiments.promotion.kinds.line_state import LineState
+from experiments.promotion.lifecycle import Lifecycle
 from experiments.promotion.line_guard import NO_POSITIVE, LineFault
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config
@@ -97,9 +98,9 @@ class Lines:
         self.lifecycle.fold(live)
 
     def evidence(self, state: object) -> GuardEvidence:
-        return GuardEvidence("shadow", failed=self._failed)
+        return GuardEvidence(failed=self._failed)
 
-    def rollback_to_guard(self, state: CandidateState, why: str) -> Decision:
+    def rollback_to_guard(self, state: LineState, why: str) -> Decision:
         return Decision(line=state.line, verdict="rollback", why=why)
 
 
@@ -212,7 +213,7 @@ def test_the_next_hold_waits_six_hours() -> None:
     watched, lines = Watched(FAULT), Lines(Live(line="main", epoch=1))
     watched.append(engagement())
     assert len(watched.turn(lines)) == 2
-    lines.lifecycle.unlearnings.clear()  # the rewind is over
+    lines.lifecycle.unlearnings.by_id.clear()  # the rewind is over
     for later_ms, records in ((PAUSE_MS - 1, 0), (1, 2)):
         watched.now_ms += later_ms
         watched.append(engagement())

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.promotion.simulated_pairs import Pair
+from experiments.evidence.line_evidence import LineEvidence
 from parameter_server.storage import snapshots
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Candidate, Control, Decision, Live, OperatorRequest
 from tests.support.training.promotion_harness import EQUAL, RULES, Town, told
-from training.candidates.candidate_evidence import CandidateEvidence
 from training.candidates.promoter import answers_request
 
 GUARD = "guard-1"
@@ -130,9 +130,9 @@ def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path
     assert town.promoter.collected["other"].compared.examples == 3 * 128
 
 
-def closed(case: CandidateEvidence) -> bool:
+def closed(case: LineEvidence) -> bool:
     """Whether nothing is left of what its numbers were made of."""
-    return not (case.comparison or case.recent or case.calibration or case.rates)
+    return not (case.comparison or case.recent or getattr(case, "calibration", None) or case.rates)
 
 
 def test_a_kill_before_or_after_the_decision_changes_nothing(tmp_path: Path) -> None:

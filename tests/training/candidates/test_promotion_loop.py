@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from recsys.events.control_records import Decision
 from recsys.events.event_types import Impression, decode
@@ -16,9 +17,9 @@ from recsys.events.records import EVENTS, SCORES, STEPS, Scores, Step, TrainingE
 from recsys.process.log_consumer import readable
 from runtime.reports.candidate_table import CandidateView
 from tests.support.training.promotion_run import PromotionRun, config_of, never_back, stamps, until
+from training.candidates.line_files import LineFiles
 from training.candidates.rollback_impact import RollbackImpact, find_impact, impact_file
 from training.candidates.shadow import Shadow
-from training.candidates.shadow_loop import ShadowLoop
 from training.lines.line import MAIN
 
 pytestmark = [pytest.mark.slow, pytest.mark.steady]
@@ -219,17 +220,17 @@ def test_a_snapshot_of_a_candidate_comes_after_the_scores_of_its_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shadow that is killed between them doesn't score these steps again."""
-    save, seen = ShadowLoop._save, list[tuple[int, int]]()
+    save, seen = LineFiles.save, list[tuple[int, int]]()
 
     async def scenario() -> None:
         run = await warmed(tmp_path, least_examples=100_000, most_examples=100_000)
 
-        def noted(loop: ShadowLoop, shadow: Shadow) -> None:
+        def noted(files: LineFiles, shadow: Shadow, lifecycle: Lifecycle) -> None:
             on_log = [scores.step for scores in readable(run.system.log, SCORES, Scores)]
-            seen.append((loop._sent.get(shadow.line, 0), max(on_log, default=0)))
-            save(loop, shadow)
+            seen.append((run.system.shadow._sent.get(shadow.line, 0), max(on_log, default=0)))
+            save(files, shadow, lifecycle)
 
-        monkeypatch.setattr(ShadowLoop, "_save", noted)
+        monkeypatch.setattr(LineFiles, "save", noted)
         run.propose("cand-1", run.trained())
         await run.show(12)
         await run.system.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from experiments.promotion.lifecycle import CandidateState
+from experiments.promotion.kinds.line_state import LineState
 from parameter_server.shard.shard import digest_of_shards
 from recsys.config.system_config import Config
 from recsys.events.control_records import Candidate, Decision, ExperimentRequest
@@ -52,7 +52,7 @@ def test_each_line_has_one_worker_and_the_first_unlearns(
     for index in range(workers):
         loop = shadow(log, tmp_path, Share(index, workers))
 
-        def work(state: CandidateState, newest: int, index: int = index) -> int:
+        def work(state: LineState, newest: int, index: int = index) -> int:
             worked[index].append(state.line)
             log.hold(f"{PART}/{state.line}", EXAMPLES, 0, 0)
             return 1

@@ -7,7 +7,7 @@ from msgspec import structs
 from parameter_server.table.table import initial_rows
 from recsys.config.system_config import tables_of
 from recsys.events.event_types import FeatureBlock
-from recsys.features.feature_set import UnknownFeatureSet
+from recsys.features.request_features import UnknownFeatureSet
 from recsys.model.choice_model import choice_size, choice_sums, log_odds
 from recsys.model.model import build_model
 from tests.support.training.learner_cases import CONFIG, learned, learner, rows_of

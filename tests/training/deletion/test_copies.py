@@ -1,7 +1,6 @@
 """The table of the places that hold a copy of a user's data: each holds one before, and none after the user
 was forgotten and unlearned on a running system."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -144,35 +143,32 @@ COPIES: dict[str, Callable[[CopiesRun], bool]] = {
 }
 
 
-def test_each_copy_is_gone(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        run = CopiesRun(tmp_path)
-        system, log = run.system, run.system.log
-        await run.start()
-        await run.show(40)
-        run.propose(CANDIDATE, run.trained(1))
-        letter = DeadLetter(topic="events", partition=0, offset=0, reason="", raw=USER.encode())
-        log.append(DEAD_LETTERS, [Append(0, USER.encode(), pack(letter))])
-        requests = [AffectedRequest("r1", USER, 5, 1), AffectedRequest("r2", "u1", 6, 1)]
-        write_impact(tmp_path, RollbackImpact("main/9", requests, []))
-        wal = tmp_path / "parts" / "shards" / f"{MAIN}-0-0-of-1.wal"  # as a shard keeps it
-        wal.parent.mkdir(parents=True)
-        wal.write_bytes(np.int64(ROW).tobytes())
-        await run.show(20)
-        before = {name: check(run) for name, check in COPIES.items()}
-        assert all(before.values()), before
+async def test_each_copy_is_gone(tmp_path: Path) -> None:
+    run = CopiesRun(tmp_path)
+    system, log = run.system, run.system.log
+    await run.start()
+    await run.show(40)
+    run.propose(CANDIDATE, run.trained(1))
+    letter = DeadLetter(topic="events", partition=0, offset=0, reason="", raw=USER.encode())
+    log.append(DEAD_LETTERS, [Append(0, USER.encode(), pack(letter))])
+    requests = [AffectedRequest("r1", USER, 5, 1), AffectedRequest("r2", "u1", 6, 1)]
+    write_impact(tmp_path, RollbackImpact("main/9", requests, []))
+    wal = tmp_path / "parts" / "shards" / f"{MAIN}-0-0-of-1.wal"  # as a shard keeps it
+    wal.parent.mkdir(parents=True)
+    wal.write_bytes(np.int64(ROW).tobytes())
+    await run.show(20)
+    before = {name: check(run) for name, check in COPIES.items()}
+    assert all(before.values()), before
 
-        request_deletion(log, [USER], system.now_ms, "first")
-        run.viewers = EvenViewers()  # the user doesn't come back
-        for _ in range(120):
-            await run.show(1)
-            if run.eraser.done and run.lifecycle.unlearning is None:
-                break
-        await run.show(12)
-        assert run.eraser.done == 1 and run.lifecycle.live.epoch == 1  # type: ignore[union-attr]
-        after = {name: check(run) for name, check in COPIES.items()}
-        assert not any(after.values()), after
-        assert files_with_id(tmp_path, "*", "log/*", "parts/*/*", "quarantine/*") == []
-        await system.stop()
-
-    asyncio.run(scenario())
+    request_deletion(log, [USER], system.now_ms, "first")
+    run.viewers = EvenViewers()  # the user doesn't come back
+    for _ in range(120):
+        await run.show(1)
+        if run.eraser.done and run.lifecycle.unlearnings.pending is None:
+            break
+    await run.show(12)
+    assert run.eraser.done == 1 and run.lifecycle.live.epoch == 1  # type: ignore[union-attr]
+    after = {name: check(run) for name, check in COPIES.items()}
+    assert not any(after.values()), after
+    assert files_with_id(tmp_path, "*", "log/*", "parts/*/*", "quarantine/*") == []
+    await system.stop()

@@ -10,8 +10,8 @@ from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import SEEN, Engagement, Impression, ServedItem, Tick, User
 from recsys.events.records import CLICK_LIST, Example, Forget
-from recsys.features.feature_set import read_block
 from recsys.features.influence import Influence
+from recsys.features.request_features import read_block
 from tests.support.simulation.memory_spill import MemorySpill
 from tests.support.training.small_feed import FEATURES, START_MS, engagement, feed, impression
 from training.joining import pending_impressions

@@ -15,8 +15,10 @@ from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, LogUnavailable
+from serving.followers.progress import ProgressChange
+from serving.followers.weights import WeightsChange
 from tests.support.serving.replica_harness import step_delta
-from tests.support.serving.service_harness import Broken, Slow, World, run, view
+from tests.support.serving.service_harness import Broken, Slow, World, living, run, view
 
 REQUESTS = 30
 AT_ONCE = 6
@@ -36,9 +38,9 @@ class Fault:
     def begin(self, world: World) -> None:
         service = world.service
         if self.name == "store hangs":
-            service.sessions.sessions = Slow()
+            service.sessions.store.sessions = Slow()
         elif self.name == "store is gone":
-            service.sessions.sessions = Broken()
+            service.sessions.store.sessions = Broken()
         elif self.name == "index":
             self._patch.setattr(service.replica.index, "search", raises)
         elif self.name == "model":
@@ -79,14 +81,14 @@ async def ask(world: World, answers: list[httpx.Response]) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_feed_answers_whatever_is_gone_and_no_impression_is_lost(
+async def test_a_feed_answers_whatever_is_gone_and_no_impression_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     world = World(tmp_path, serve=NO_DEADLINE)
     world.service.writer._retry_s = 0.02
-    monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.02)
+    monkeypatch.setattr("serving.followers.follower_thread._RETRY_S", 0.02)
 
-    async def scenario(w: World) -> None:
+    async with living(world) as w:
         w.service.replica.apply_step(step_delta(w.service.replica, 1))
         answers: list[httpx.Response] = []
         with monkeypatch.context() as patch:
@@ -102,8 +104,6 @@ def test_a_feed_answers_whatever_is_gone_and_no_impression_is_lost(
         logged = [e.request_id for e in w.events() if isinstance(e, Impression)]
         assert sorted(logged) == sorted(answer.json()["request_id"] for answer in answers)
         await events_are_taken(w, answers[0].json())
-
-    run(world, scenario)
 
 
 async def events_are_refused(w: World) -> None:
@@ -140,28 +140,27 @@ def test_a_replica_that_ends_while_the_log_is_away_loses_no_impression(
     run(world, after)
 
 
-def test_weights_that_stand_still_while_examples_come_are_stale(tmp_path: Path) -> None:
+async def test_weights_that_stand_still_while_examples_come_are_stale(tmp_path: Path) -> None:
     world = World(tmp_path)
 
-    async def scenario(w: World) -> None:
-        reader, replica = w.service.reader, w.service.replica
+    async with living(world) as w:
+        live, replica = w.service.live, w.service.replica
         replica.apply_step(step_delta(replica, 1))
         stale_ms = int(1000 * w.config.serve.stale_s)
         w.now_ms += 10 * stale_ms
         assert (await w.recommend())["degraded"] == []  # nobody did anything: there is no newer
-        reader._unlearned_ms = w.now_ms  # an example came
+        live.progress._unlearned_ms = w.now_ms  # an example came
         w.now_ms += stale_ms
         assert (await w.recommend())["degraded"] == []
         w.now_ms += 1
         answer = await w.recommend()
         assert answer["degraded"] == ["stale"]
-        reader._apply_step(step_delta(replica, 2), w.now_ms)
+        live.followers.weights.apply(WeightsChange(steps=[step_delta(replica, 2)]))
+        live.progress.apply(ProgressChange())
         assert (await w.recommend())["degraded"] == []
         await w.written()
         [impression] = [e for e in w.events() if e.request_id == answer["request_id"]]
         assert impression.degraded == ["stale"]
-
-    run(world, scenario)
 
 
 async def until(holds: Any) -> None:

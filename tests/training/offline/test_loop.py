@@ -55,7 +55,7 @@ def test_all_examples_are_learned_as_often_as_the_best_epoch_says() -> None:
 
 def test_the_epoch_before_is_taken_again_where_the_last_day_gets_worse() -> None:
     """By hand: as many epochs as were best, and no more, give the same rows."""
-    loop, trainer, metrics = run(Plan(last=3, epochs=8, step_examples=8))
+    loop, trainer, _metrics = run(Plan(last=3, epochs=8, step_examples=8))
     best = loop.state.best
     assert best < len(loop.state.judged), "the small feed is learned by heart in a few epochs"
     _, fewer, _ = run(Plan(last=3, epochs=best, step_examples=8))

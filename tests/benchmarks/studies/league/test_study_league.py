@@ -24,7 +24,7 @@ from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.study import study
 from recsys.app.app_file import read_app
 from recsys.events.event_types import Engagement, FeatureBlock
-from recsys.features.feature_set import RequestFeatures
+from recsys.features.request_features import RequestFeatures
 from recsys.model.prediction_metrics import auc
 from replay.datasets.open_dataset import open_dataset
 from replay.judging.answers import AHEAD, BEHIND, OURS

@@ -68,7 +68,8 @@ def test_a_variant_that_isn_t_there_is_named():
 def test_a_linear_learner_learns(name):
     pytest.importorskip("vowpalwabbit" if name.startswith("Vowpal") else "river")
     from recsys.events.event_types import FeatureBlock
-    from recsys.features.feature_set import FeatureSet, RequestFeatures
+    from recsys.features.feature_set import FeatureSet
+    from recsys.features.request_features import RequestFeatures
 
     features = FeatureSet(small().schema)
     (learner,) = [its for its in linear_learners(features) if its.name == name]

@@ -1,1 +1,0 @@
-"""Studies of merging and forgetting where the world changes."""
