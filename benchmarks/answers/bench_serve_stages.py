@@ -43,8 +43,8 @@ WORK: Final = {
         "recsys/arrays/bitmap",
         "recsys/model/retrieval_vectors",
     ),
-    "rank": ("serving/ranking/scoring", "recsys/model/"),
-    "select": ("serving/ranking/", "experiments/"),
+    "rank": ("serving/scorers/", "recsys/model/"),
+    "select": ("serving/selection/", "experiments/"),
     "impression": ("serving/ingestion/log_writer", "recsys/events/"),
 }
 WAY: Final = {

@@ -4,7 +4,7 @@
 share one history. ``logits_compiled`` is an optimisation of the built-in ``Ranker``, which computes once what
 the items of a request share: its first layer is split into shared input columns (the user's rows, summaries
 of the history), multiplied once per request, and an item's own. An item's logits don't depend on the items
-ranked beside it (``serving/ranking/scoring.py``).
+ranked beside it (``serving/scorers/probabilities.py``).
 
 Legend: R requests, N items (whole tiles of ``LANES``), U unique keys, L outputs; as in ``tile_kernels``.
 """

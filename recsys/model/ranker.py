@@ -57,7 +57,7 @@ class RankerModule(nn.Module):
     newest first, zeros without one; ``outcomes_BTO`` its labels, watch time, and recency, 1 / (1 + its age in
     hours), which is 0 without an entry. Both may have one row for all examples. ``dense_BF``: counters and
     other numbers. An example's logits must not depend on its position in the batch
-    (serving/ranking/scoring.py), and a seed must give the same parameters in every process.
+    (serving/scorers/probabilities.py), and a seed must give the same parameters in every process.
 
     A plug-in's ``version`` changes with anything that changes its numbers. Name and version are part of the
     model's configuration, and so of its digest, of each candidate and, where one became live, of the log: no

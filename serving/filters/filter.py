@@ -28,7 +28,7 @@ class Filter(Protocol):
 
     def __call__(self, replica: Replica, query: Query, candidates: Candidates) -> Closed | None:
         """What it closes: a mask of the candidates' ``rows``, or a set of items, as catalogue indices or a
-        bitmap. None where it doesn't apply, and then isn't counted."""
+        bitmap. None where it doesn't apply, and then isn't counted. A plug-in gives a mask."""
         ...
 
 

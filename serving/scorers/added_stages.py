@@ -5,6 +5,7 @@ import logging
 import numpy as np
 
 from recsys import plugins
+from recsys.arrays.bitmap import Bitmap
 from recsys.observability.log_lines import LogThrottle
 from serving.filters.filter import Filter
 from serving.query import Query
@@ -44,10 +45,10 @@ def apply_stage(
     result."""
     after = stage(replica, query, before)
     if not isinstance(after, Candidates):
-        closed_N = None if after is None else before.closed_N(after)
-        if closed_N is None or closed_N.shape != before.open_N.shape:
-            raise ValueError(f"a filter closes {after}, expected a mark for each of {len(before.open_N)}")
-        return before.close(name, closed_N)
+        is_mask = isinstance(after, np.ndarray) and after.dtype == np.bool_
+        if after is None or isinstance(after, Bitmap) or not is_mask or after.shape != before.open_N.shape:
+            raise ValueError(f"a filter closes {after}, expected a mask of {len(before.open_N)} candidates")
+        return before.close(name, after)
     changed = before.having(added=after.added)
     lost_N = np.isfinite(before.final_N) & ~np.isfinite(changed.final_N)
     if changed.final_N.shape != before.scores_N.shape or lost_N.any():
