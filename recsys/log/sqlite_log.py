@@ -88,11 +88,14 @@ class SqliteLog(SqliteFiles):
     def appended_ms(self, topic: str, partition: int, offset: int) -> int | None:
         """Append time of a record, by its writer's clock; None without such a record."""
         query = "SELECT key, value, time_ms, crc FROM records WHERE partition = ? AND offset = ?"
+        # The end before the record, the beginning after it: as in ``read``.
+        end = self.end(topic, partition)
         rows = self._query(self.connection(topic), query, partition, offset)
         for key, value, time_ms, crc in rows:
-            if not is_intact(crc, partition, offset, time_ms, key, value):
-                raise LogDamaged(f"{topic}/{partition}", f"the record at offset {offset}")
-            return int(time_ms)
+            if is_intact(crc, partition, offset, time_ms, key, value):
+                return int(time_ms)
+        if rows or self.begin(topic, partition) <= offset < end:
+            raise LogDamaged(f"{topic}/{partition}", f"the record at offset {offset}")
         return None
 
     def begin(self, topic: str, partition: int) -> int:

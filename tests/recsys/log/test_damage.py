@@ -122,7 +122,10 @@ def test_a_missing_record_is_damage(tmp_path: Path) -> None:
     for start, missing in ((0, 7), (7, 7), (8, 29), (29, 29)):
         with pytest.raises(LogDamaged, match=f"offset {missing} "):
             log.read(TOPIC, 1, start)
+        with pytest.raises(LogDamaged, match=f"offset {missing} "):
+            log.appended_ms(TOPIC, 1, missing)
     assert len(log.read(TOPIC, 1, 8, limit=21)) == 21
+    assert log.appended_ms(TOPIC, 1, 30) is None and log.appended_ms(TOPIC, 0, 2) is None
 
 
 @pytest.mark.parametrize(
