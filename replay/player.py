@@ -33,7 +33,7 @@ from recsys.features.item_counters import ItemCounters
 from recsys.features.request_features import RequestFeatures
 from recsys.features.session import Session
 from replay.constant_columns import ConstantColumns
-from serving.choices import is_looked_at
+from serving.answers.choices import is_looked_at
 from serving.click_lists import ClickLists
 from serving.pipeline import Pipeline
 from serving.query import Query

@@ -39,8 +39,8 @@ from recsys.events.event_types import Choice, Impression
 from recsys.features.session import NOBODY
 from recsys.model.choice_model import choice_size, reads_ranker
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, first_of_each
-from serving.answer_assembly import AnswerAssembly
-from serving.choices import choice_among, is_looked_at
+from serving.answers.answer_assembly import AnswerAssembly
+from serving.answers.choices import choice_among, is_looked_at
 from serving.filters import conditions, excluded, history, policy_rules, safety, wishes
 from serving.filters.filter import BLOCKED, EXCLUDED, FILTERED, HIDDEN, RULES, SAFETY, SEEN, Filters, close_by
 from serving.query import Query, VectorVersion

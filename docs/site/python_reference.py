@@ -26,9 +26,9 @@ PUBLIC = {
     "training": """lines.line joining.joiner joining.delay joining.sampling steps.sequencer
         continual.learner offline.examples offline.vocabulary offline.loop merging.merge
         drift.monitors drift.baseline""",
-    "serving": """request pipeline filters.filter scorers.scorer selection.selector sources.source sources.retrieval
-        scorers.probabilities selection.sampling replica.replica index.item_index ingestion.event_validation
-        sessions.session_fold sessions.session_store service http.added_routes""",
+    "serving": """request pipeline filters.filter scorers.scorer selection.selector sources.source
+        sources.retrieval scorers.probabilities selection.sampling replica.replica index.item_index
+        ingestion.event_validation sessions.session_fold sessions.session_store service http.added_routes""",
     "plugins": "experiment_power.sequential_power",
     "examples": "short_video.world",
 }

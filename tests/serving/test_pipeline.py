@@ -10,7 +10,6 @@ from recsys.events.event_types import Item, encode
 from recsys.events.hashing import digest_of, key_of
 from recsys.features.request_features import read_block
 from recsys.features.session import Session
-from serving import pipeline as module
 from serving.admission.deadline import NO_DEADLINE, POPULAR, SHORT, Deadline, RecordedDeadline
 from serving.index.item_index import NoIndex
 from serving.pipeline import Pipeline
@@ -20,6 +19,7 @@ from serving.request import Answer, Request
 from serving.retrieval.retrieval_plan import RetrievalPlan
 from serving.scorers.probabilities import probabilities
 from serving.selection.sampling import level
+from serving.selection.selector import sampling_input
 from serving.selection.slate_propensities import SlateWalk
 from tests.support.serving.replica_harness import NOW_MS, item, made, policy, popular, viewer
 from tests.support.training.small_feed import FEATURES
@@ -213,7 +213,7 @@ def test_a_relative_temperature_is_of_scores_before_they_are_adjusted() -> None:
     query = Query(Request("u", n=2), viewer(replica), by, NOW_MS, "r")
     scored = answer.candidates.scored(np.linspace(0.1, 1.0, 20))
     raised = scored.add_scores("stage", np.full(20, 4.0))
-    params = [Pipeline(replica).sampling_input(query, each).params for each in (scored, raised)]
+    params = [sampling_input(replica, query, each).params for each in (scored, raised)]
     assert params[0].temperature == params[1].temperature == pytest.approx(0.1 * level(scored.scores_N))
 
 
@@ -231,7 +231,7 @@ def test_nearly_equal_scores_of_a_relative_policy_are_drawn_evenly(scores: list[
     answer = ask(replica, by=by, candidate_ids=tuple(f"v{n}" for n in range(20)))
     assert answer.candidates is not None
     query = Query(Request("u", n=2), viewer(replica), by, NOW_MS, "r")
-    given = Pipeline(replica).sampling_input(query, answer.candidates.scored(np.array(scores)))
+    given = sampling_input(replica, query, answer.candidates.scored(np.array(scores)))
     probabilities_N = SlateWalk(given, 2).step(np.empty(0, np.int64)).total_N
     np.testing.assert_allclose(probabilities_N, 0.05, rtol=0.15)
 
@@ -306,7 +306,7 @@ def broken(*_: Any, **__: Any) -> None:
 def test_a_broken_ranker_leaves_the_popular_order(monkeypatch: pytest.MonkeyPatch) -> None:
     replica = made()
     popular(replica, {7: 30, 9: 20})
-    monkeypatch.setattr(module, "probabilities", broken)
+    monkeypatch.setattr("serving.scorers.ranker.probabilities", broken)
     by = policy(temperature=1e-3, explore=0.0)
     answer = ask(replica, Session("u", FEATURES), by=by, explain=True)
     assert answer.degraded == ("rank",) and ids(answer)[:2] == ["v7", "v9"]
@@ -324,7 +324,7 @@ def test_with_everything_broken_a_list_still_comes(monkeypatch: pytest.MonkeyPat
     replica = made()
     monkeypatch.setattr(replica.index, "search", broken)
     monkeypatch.setattr("serving.sources.newest.sample", broken)
-    monkeypatch.setattr(module, "probabilities", broken)
+    monkeypatch.setattr("serving.scorers.ranker.probabilities", broken)
     answer = ask(replica)
     assert answer.degraded == ("retrieval", "rank") and len(answer.items) == 5
 
@@ -337,7 +337,7 @@ def test_a_prediction_that_is_no_number_is_the_last(monkeypatch: pytest.MonkeyPa
         found[arguments[2][0].items_NI[:, 0] == key_of("item", "v3")] = np.nan
         return found
 
-    monkeypatch.setattr(module, "probabilities", poisoned)
+    monkeypatch.setattr("serving.scorers.ranker.probabilities", poisoned)
     for n in range(10):
         answer = ask(replica, Session("u", FEATURES), f"r{n}", n=8, explain=True)
         last = answer.items[-1]
@@ -349,7 +349,7 @@ def test_where_no_prediction_is_a_number_the_impression_says_so(monkeypatch: pyt
     """So that it can be told from a list that wasn't ranked in time; the list is of what is popular."""
     replica = made()
     popular(replica, {7: 30, 9: 20})
-    monkeypatch.setattr(module, "probabilities", lambda *a: probabilities(*a) * np.nan)
+    monkeypatch.setattr("serving.scorers.ranker.probabilities", lambda *a: probabilities(*a) * np.nan)
     by = policy(temperature=1e-3, explore=0.0)
     answer = ask(replica, Session("u", FEATURES), by=by, explain=True)
     assert answer.degraded == ("rank",) and ids(answer)[:2] == ["v7", "v9"]

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from experiments.assignment.policy import Policy
-from serving import pipeline as pipeline_module
-from serving.choices import is_looked_at
+from serving.answers.choices import is_looked_at
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.replica.replica import Replica
@@ -36,7 +35,7 @@ def choosing(monkeypatch: pytest.MonkeyPatch) -> Replica:
     with torch.no_grad():
         replica.model.choice.weights_W[0] = 1.0
     monkeypatch.setattr(
-        pipeline_module, "utilities", lambda weights, dense, odds, features: 1.0 * np.arange(len(dense))
+        "serving.scorers.choice.utilities", lambda weights, dense, odds, features: 1.0 * np.arange(len(dense))
     )
     return replica
 
@@ -73,7 +72,7 @@ def test_a_policy_s_weights_count_in_what_is_chosen(
 ) -> None:
     """By the chance of being taken times the score of an engagement: with equal chances by this."""
     replica = choosing
-    monkeypatch.setattr(pipeline_module, "utilities", lambda w, dense, odds, f: np.zeros(len(dense)))
+    monkeypatch.setattr("serving.scorers.choice.utilities", lambda w, dense, odds, f: np.zeros(len(dense)))
     likes = policy(explore=0.0, quota=0.0, per_author=0, weights={"like": 1.0})
     answer = ask(replica, by=likes)
     candidates = answer.candidates

@@ -13,7 +13,6 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.item_counters import ItemCounters
 from recsys.features.request_features import read_block
-from serving import pipeline as pipeline_module
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.replica.replica import Replica
@@ -92,7 +91,8 @@ def test_a_list_beyond_the_longest_that_is_logged_is_compared_in_part(
     """Comparing n items takes n² steps, and a client chooses n."""
     replica, sizes = made(features=COMPARED), list[int]()
     shown(replica)
-    monkeypatch.setattr(pipeline_module, "MAX_LIST_LENGTH", 7)
+    for module in ("serving.scorers.list_comparison", "serving.answers.answer_assembly"):
+        monkeypatch.setattr(f"{module}.MAX_LIST_LENGTH", 7)
     compare = FeatureBuilder.compare
 
     def noting(builder: FeatureBuilder, dense: Any) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys.features.counters import CounterTable
-from serving.explanation import explain
+from serving.answers.explanation import explain
 from serving.query import Query
 from serving.request import Request
 from tests.support.serving.replica_harness import NOW_MS, made, policy, viewer

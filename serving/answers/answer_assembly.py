@@ -12,7 +12,7 @@ from recsys.events.event_types import Choice, Impression, RequestInputs, ServedI
 from recsys.events.hashing import Id
 from recsys.features.counters import CounterTable
 from recsys.model.ranker import watch_seconds
-from serving.explanation import explain
+from serving.answers.explanation import explain
 from serving.filters.filter import CLOSED
 from serving.query import Query
 from serving.query_features import QueryFeatures

@@ -1,0 +1,1 @@
+"""The answer to a request: its items with reasons, and the impression that records how it was made."""
