@@ -1,4 +1,4 @@
-"""What a viewer chose from, where the sources didn't make the list: a sample of their candidates."""
+"""Items that a viewer chose from where the sources didn't make the list: a sample of their candidates."""
 
 from typing import Final
 

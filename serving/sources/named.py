@@ -19,8 +19,8 @@ def given_items(filters: Filters, replica: Replica, query: Query, viewer: Candid
     has the first reason."""
     catalogue = replica.catalogue
     distinct = {str(item_id): item_id for item_id in query.request.candidate_ids or ()}
-    found = {text: catalogue.index_of(text) for text in distinct}
-    indices = {text: i for text, i in found.items() if i is not None and catalogue.alive[i]}
+    places = {text: catalogue.index_of(text) for text in distinct}
+    indices = {text: i for text, i in places.items() if i is not None and catalogue.alive[i]}
     indices_N = np.array([*indices.values()], np.int64)
     candidates = viewer.listed(indices_N, np.ones_like(indices_N), GIVEN)
     reasons = dict.fromkeys(distinct.keys() - indices.keys(), UNKNOWN)

@@ -152,8 +152,9 @@ class Promoter:
             lines = state.served_lines(live, self._rules)
             if lines is None:
                 continue
-            known = self._served.get(state.line)
-            impressions = known or ServedImpressions(self._log, lines, self._labels, self._config)
+            impressions = self._served.get(state.line) or ServedImpressions(
+                self._log, lines, self._labels, self._config
+            )
             served[state.line] = impressions
             impressions.read()
             evidence = self.collected[state.line]
