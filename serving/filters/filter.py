@@ -27,7 +27,7 @@ class Filter(Protocol):
     version: str = ""  # of a plug-in: in each impression, with the name
 
     def __call__(self, replica: Replica, query: Query, candidates: Candidates) -> Closed | None:
-        """Returns the items that it closes: a mask of the candidates' ``rows``, or a set of items, as catalogue
+        """The items that it closes: a mask of the candidates' ``rows``, or a set of items, as catalogue
         indices or a bitmap. None where it doesn't apply, and then isn't counted. A plug-in gives a mask."""
         ...
 
