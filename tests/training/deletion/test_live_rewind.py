@@ -10,6 +10,7 @@ from parameter_server.storage import snapshots
 from recsys.events.records import EXAMPLES, STEPS, Example
 from recsys.process.log_consumer import decoded
 from runtime.jobs.rewind import read_events, request_rewind
+from tests.support.seeds import drawn
 from tests.support.training.unlearning_run import Killed, UnlearningRun, started
 from training.deletion import live_replay, live_unlearning, unlearn
 from training.deletion.rewind_scope import LoggedList, Named, RewindScope
@@ -76,7 +77,10 @@ def test_the_line_is_as_if_it_had_not_seen_the_user_since(tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("where", ["find_start", "adopt", "turn", "append_live_record", "erase_examples"])
+PLACES = ("find_start", "adopt", "turn", "append_live_record", "erase_examples")
+
+
+@pytest.mark.parametrize("where", drawn("live rewind", 2, PLACES))
 def test_killed_anywhere_it_goes_on(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owners = {
         "find_start": live_replay, "adopt": snapshots, "turn": unlearn.Replay,
