@@ -16,7 +16,7 @@ from tests.support.training.archived_examples import archived
 
 pytestmark = pytest.mark.steady
 
-FLIPS = 4_000 if LONG else 400
+FLIPS = 4_000 if LONG else 150
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.support.simulation.simulator_oracles import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
-SEEDS = seeds("bits", 3, 60)
+SEEDS = seeds("bits", 1, 60)
 FILES = {
     "rows": "snapshots/*/*/part-*/*.safetensors",
     "joiner": "parts/joiner/state.msgpack",

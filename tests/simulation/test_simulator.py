@@ -15,17 +15,17 @@ from tests.support.simulation.simulator_oracles import check
 pytestmark = pytest.mark.steady
 
 FAST = range(3)  # one of each way of publishing
-STORMS = seeds("storms", 20, 200)
+STORMS = seeds("storms", 6, 200)
 _RUN = """
 import sys
 from pathlib import Path
 from tests.support.simulation.simulator import Simulation
 
-for seed in (3, 74, 150):
+for seed in (3, 74):
     run = Simulation(seed, Path(sys.argv[1]) / str(seed)).run()
     print(seed, run.crashes, run.held_back, run.replica.gaps, run.chance.struck)
 """
-KILLS = seeds("many kills", 6, 40)  # all kill a thousand processes
+KILLS = seeds("many kills", 2, 40)  # all kill a thousand processes
 
 
 def test_a_run_that_nothing_disturbs_holds_every_invariant(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_seeds_give_the_same_runs_in_another_process(tmp_path: Path) -> None:
     """Whatever the order of sets and the names of temporary files are there."""
     first, again = (_struck(str(tmp_path / hash_seed), hash_seed) for hash_seed in ("1", "2"))
     crashes = [int(line.split()[1]) for line in first.splitlines()]
-    assert first == again and len(crashes) == 3 and min(crashes) > 0
+    assert first == again and len(crashes) == 2 and min(crashes) > 0
 
 
 def _struck(folder: str, hash_seed: str) -> str:
@@ -76,11 +76,11 @@ def test_many_kills_with_all_faults_lose_and_double_nothing(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a quarter of a minute where nothing else runs
-@pytest.mark.parametrize("quarter", range(4))
-def test_nothing_is_lost_doubled_or_different_in_storms(quarter: int, tmp_path: Path) -> None:
-    """Runs storms that meet many faults. In quarters, so that processes may share them."""
+@pytest.mark.parametrize("half", range(2))
+def test_nothing_is_lost_doubled_or_different_in_storms(half: int, tmp_path: Path) -> None:
+    """Runs storms that meet many faults. In halves, so that processes may share them."""
     crashes, gaps, rebased, held_back, struck = 0, 0, 0, 0, dict[str, int]()
-    for seed in STORMS[quarter::4]:
+    for seed in STORMS[half::2]:
         run = Simulation(seed, tmp_path / str(seed)).run()
         check(run)
         crashes, held_back = crashes + run.crashes, held_back + run.held_back
@@ -88,12 +88,12 @@ def test_nothing_is_lost_doubled_or_different_in_storms(quarter: int, tmp_path: 
         rebased += sum(replica.rebased for replica in run.replicas)
         for what, times in run.chance.struck.items():
             struck[what] = struck.get(what, 0) + times
-    assert crashes > len(STORMS) // 4
+    assert crashes > len(STORMS) // 2
     if not LONG:
         return
-    assert crashes > 250 and gaps > 20 and rebased > 250 and held_back > 250
+    assert crashes > 500 and gaps > 40 and rebased > 500 and held_back > 500
     everything = {
         "answer", "append", "append failed", "read failed", "write", "disk full", "sync", "rename",
         "link", "power", "dropped", "repeated", "reordered", "cut", "flipped",
     }  # fmt: skip
-    assert {what for what, times in struck.items() if times >= 5} == everything
+    assert {what for what, times in struck.items() if times >= 10} == everything

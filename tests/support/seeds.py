@@ -3,11 +3,13 @@
 import os
 import random
 import subprocess
+from collections.abc import Sequence
 from functools import cache
-from typing import Final
+from typing import Final, TypeVar
 
 from tests.support.paths import ROOT
 
+Case = TypeVar("Case")
 LONG: Final = bool(os.environ.get("RECSYS_TEST_LONG"))
 
 
@@ -25,6 +27,12 @@ def drawn_by() -> str:
 
 def seeds(test: str, few: int, of: int) -> list[int]:
     """Draws ``few`` of the numbers below ``of``; ``make test-long`` gets all of them."""
-    if LONG:
-        return list(range(of))
-    return sorted(random.Random(f"{test} {drawn_by()}").sample(range(of), few))
+    return drawn(test, few, range(of))
+
+
+def drawn(test: str, few: int, of: Sequence[Case]) -> list[Case]:
+    """Draws ``few`` of the cases, in their order; ``make test-long`` gets all of them."""
+    places = range(len(of))
+    if not LONG:
+        places = sorted(random.Random(f"{test} {drawn_by()}").sample(places, few))
+    return [of[place] for place in places]

@@ -22,13 +22,13 @@ from benchmarks.answers.versioned_world import (
 from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.events.event_types import Stamp
 from recsys.process.open_log import create_topics
-from serving import pipeline as pipelines
+from serving.answers.answer_assembly import AnswerAssembly
 from serving.followers.follower_thread import FollowerThread
-from serving.pipeline import Pipeline
 from serving.replica.replica import Replica
 from serving.request import Request
 from serving.retrieval import retrieval_client
 from serving.retrieval.retrieval_shard import RetrievalShard
+from serving.scorers import ranker
 from serving.service import Service
 
 EVERY = {"step": 5, "session": 11, "states": 7, "items": 13, "policy": 17, "epoch": 150}
@@ -136,7 +136,7 @@ def vectors_later(_: Replica, kept: list[Any], indices: Any) -> Any:
 def applied_during_a_request(patch: pytest.MonkeyPatch) -> None:
     """As where a request gives the loop away between retrieval and ranking."""
     waiting: list[Callable[[], None]] = []
-    scored = pipelines.probabilities
+    scored = ranker.probabilities
 
     class Loop:
         def call_soon_threadsafe(self, apply: Callable[[], None]) -> None:
@@ -149,21 +149,21 @@ def applied_during_a_request(patch: pytest.MonkeyPatch) -> None:
 
     start = FollowerThread.start
     patch.setattr(FollowerThread, "start", lambda self, _: start(self, Loop()))  # type: ignore[arg-type]
-    patch.setattr(pipelines, "probabilities", probabilities)
+    patch.setattr(ranker, "probabilities", probabilities)
 
 
 def stamp_of_before(patch: pytest.MonkeyPatch) -> None:
     """As where the stamp is taken when a request comes, and something is applied while it waits."""
     taken: list[Stamp] = []
-    made = Pipeline._stamp
+    made = AnswerAssembly._stamp
 
-    def its(self: Pipeline, *of: Any) -> Stamp:
+    def its(self: AnswerAssembly, *of: Any) -> Stamp:
         now = made(self, *of)
         taken.append(changed(now, policy="", arms={}, session_offset=0))
         old = taken.pop(0) if len(taken) > 1 else taken[0]
         return changed(old, policy=now.policy, arms=now.arms, session_offset=now.session_offset)
 
-    patch.setattr(Pipeline, "_stamp", its)
+    patch.setattr(AnswerAssembly, "_stamp", its)
 
 
 PLANTS: dict[str, Plant] = {

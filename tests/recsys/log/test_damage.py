@@ -20,7 +20,7 @@ from tests.support.simulation.bit_flips import flip_bit, with_flips
 
 TOPIC = "t"
 NAMED = (LogUnavailable, LogLost, ValueError, KeyError)
-FLIPS = 1_000 if LONG else 200
+FLIPS = 1_000 if LONG else 60
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_no_flip_in_the_write_ahead_file_goes_unseen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["catalogue.db", "t.mark"])
 def test_no_flip_beside_the_topic_goes_unseen(tmp_path: Path, name: str) -> None:
     filled(tmp_path / "log").close()
-    assert unseen(tmp_path / "log", tmp_path / "log" / name, 200) == []
+    assert unseen(tmp_path / "log", tmp_path / "log" / name, FLIPS) == []
 
 
 def test_a_flipped_bit_of_a_value_is_named_with_its_place(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Generated requests, valid and invalid, to every route: none is a server error, and each answer is one that
 the route's description names.
 
-``RECSYS_FUZZ_S`` is for how many seconds of processor time to go on (10), so that what else runs takes no
+``RECSYS_FUZZ_S`` is for how many seconds of processor time to go on (4), so that what else runs takes no
 request away; each route is tried once at least.
 """
 
@@ -32,9 +32,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:starlette.testclient"),
 ]
 
-SECONDS = float(os.environ.get("RECSYS_FUZZ_S", "10"))
+SECONDS = float(os.environ.get("RECSYS_FUZZ_S", "4"))
 FIRST = 2 * seeds("fuzz", 1, 100_000)[0]  # even: the first round is valid
-EXAMPLES = 8  # requests of a route in one round
+EXAMPLES = 4  # requests of a route in one round
 FOREIGN = ("/api/", "/feedback", "/rank/", "/recommend/", "/train/", "/flush", "/inference/", "/health")
 HEADERS = st.sampled_from(
     [

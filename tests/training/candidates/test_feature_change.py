@@ -22,7 +22,11 @@ from runtime.jobs.offline_job import run as train_offline
 from runtime.jobs.offline_options import OfflineOptions
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
+<<<<<<< HEAD
 from serving.service_status import status_of
+=======
+from tests.support.seeds import drawn
+>>>>>>> w-ci
 from tests.support.training.promotion_run import PromotionRun, config_of, never_back, stamps, until
 from training.candidates.registry import Registry, iso
 from training.lines.line import MAIN
@@ -93,7 +97,7 @@ LESS = ("all", "context", "item", "context×item", "user", "user×item", "author
 OTHER = Declared(entities=LESS, half_lives_h=(5.0, 336.0))  # a new half-life, and fewer rates
 
 
-@pytest.mark.parametrize(("new", "by_hand"), [(NEW, False), (OTHER, True)])
+@pytest.mark.parametrize(("new", "by_hand"), drawn("features", 1, [(NEW, False), (OTHER, True)]))
 def test_features_are_logged_learned_promoted_and_rolled_back(
     tmp_path: Path, new: Declared, by_hand: bool
 ) -> None:

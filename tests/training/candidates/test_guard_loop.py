@@ -21,6 +21,7 @@ from recsys.log.protocol import LogLost
 from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from runtime.reports.candidate_table import CandidateView
+from tests.support.seeds import drawn
 from tests.support.training.promotion_run import LIST, Change, PromotionRun, config_of
 from training.candidates.line_start import LineStart
 from training.candidates.rollback_impact import RollbackImpact, find_impact, impact_file
@@ -96,7 +97,7 @@ def no_number(arrays: dict[str, Any]) -> None:
         arrays["dense/averaged"][:] = np.nan
 
 
-@pytest.mark.parametrize("change", [noise, forgotten])
+@pytest.mark.parametrize("change", drawn("bad lines", 1, [noise, forgotten]))
 def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
     tmp_path: Path, change: Change
 ) -> None:

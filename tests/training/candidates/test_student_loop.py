@@ -18,6 +18,7 @@ from recsys.events.records import SCORES, STEPS, Scores, Step
 from recsys.model.ranker import Ranker, RankerModule, ranker_of
 from recsys.process.log_consumer import readable
 from serving.retrieval import retrieval_client
+from tests.support.seeds import drawn
 from tests.support.training.promotion_run import PromotionRun, config_of, never_back, stamps, until
 from training.lines.line import MAIN, learning_digest
 
@@ -73,7 +74,7 @@ def degraded(run: PromotionRun) -> list[tuple[Any, list[str]]]:
     return [(a.stamp, a.impression.degraded) for a in answers if a.impression.degraded]
 
 
-@pytest.mark.parametrize(("size", "shards"), [(SIZE, 0), (SIZE, 2), (SEQUENCE, 0)])
+@pytest.mark.parametrize(("size", "shards"), drawn("students", 1, [(SIZE, 0), (SIZE, 2), (SEQUENCE, 0)]))
 def test_a_student_takes_over_learns_on_and_is_taken_back(
     tmp_path: Path, size: ModelSize, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

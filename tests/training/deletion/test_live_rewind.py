@@ -9,6 +9,7 @@ from parameter_server.storage import snapshots
 from recsys.events.records import EXAMPLES, STEPS, Example
 from recsys.process.log_consumer import decoded
 from runtime.jobs.rewind import read_events, request_rewind
+from tests.support.seeds import drawn
 from tests.support.training.unlearning_run import Killed, UnlearningRun, started
 from training.deletion import live_replay, live_unlearning, unlearn
 from training.deletion.rewind_scope import LoggedList, Named, RewindScope
@@ -72,10 +73,18 @@ async def test_the_line_is_as_if_it_had_not_seen_the_user_since(tmp_path: Path) 
     await run.system.stop()
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("where", ["find_start", "adopt", "turn", "append_live_record", "erase_examples"])
 async def test_killed_anywhere_it_goes_on(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+=======
+PLACES = ("find_start", "adopt", "turn", "append_live_record", "erase_examples")
+
+
+@pytest.mark.parametrize("where", drawn("live rewind", 2, PLACES))
+def test_killed_anywhere_it_goes_on(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+>>>>>>> w-ci
     owners = {
         "find_start": live_replay, "adopt": snapshots, "turn": unlearn.Replay,
         "append_live_record": live_unlearning, "erase_examples": live_unlearning,

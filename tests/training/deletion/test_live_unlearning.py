@@ -25,6 +25,7 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Append, Log, MemoryLog
 from recsys.process.log_consumer import decoded, readable
+from tests.support.seeds import drawn
 from tests.support.training.unlearning_run import Killed, started
 from training.deletion import live_replay, live_unlearning, unlearn
 from training.lines.line import MAIN
@@ -134,7 +135,7 @@ for module, states in ((live_unlearning, ("assigned", "done")), (live_replay, ("
             KILLS[f"{when} {state}"] = at(module, "append_progress", call, when == "after")
 
 
-@pytest.mark.parametrize("where", sorted(KILLS))
+@pytest.mark.parametrize("where", drawn("live unlearning", 4, sorted(KILLS)))
 async def test_killed_anywhere_it_goes_on(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

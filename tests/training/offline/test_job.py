@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from runtime.jobs.offline_job import _WORK, _begin, run
 from runtime.jobs.offline_options import OfflineOptions
+from tests.support.seeds import drawn
 from tests.support.training.archived_examples import MINUTE_MS
 from tests.support.training.offline_command import arrays_of, asked, state_with_archive
 from tests.support.training.offline_workers import together
@@ -60,8 +62,10 @@ def same(one: OfflineOptions, name: str, other: OfflineOptions, others: str) -> 
     return equal and metrics[0] == metrics[1]
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-@pytest.mark.parametrize("starts", ["anew", "from another", "as a student"])
+STARTS = ("anew", "from another", "as a student")
+
+
+@pytest.mark.parametrize(("workers", "starts"), drawn("offline workers", 2, [*product((2, 4), STARTS)]))
 def test_any_number_of_workers_makes_the_same_candidate(
     system: Path, tmp_path: Path, workers: int, starts: str
 ) -> None:

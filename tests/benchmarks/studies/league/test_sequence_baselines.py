@@ -73,11 +73,11 @@ def test_it_learns_what_follows_what(recbole: None) -> None:
 
 @pytest.mark.slow
 def test_it_learns_anew_with_the_first_scores_of_a_day_only(recbole: None) -> None:
-    model = SequenceModel("GRU4Rec", epochs=150, more=300)
+    model = SequenceModel("GRU4Rec", epochs=100, more=200)
     circle(model, 1, range(5), 0)
     model.learn("new", 3, 1)
     assert best(model, "new", 2) == 4
-    circle(model, 2, range(5, 40), 3)
+    circle(model, 2, range(5, 25), 3)
     assert best(model, "new", DAY_MS - 1) == 4
     assert best(model, "new", DAY_MS) == 0
 
