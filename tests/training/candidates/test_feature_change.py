@@ -22,11 +22,8 @@ from runtime.jobs.offline_job import run as train_offline
 from runtime.jobs.offline_options import OfflineOptions
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
-<<<<<<< HEAD
 from serving.service_status import status_of
-=======
 from tests.support.seeds import drawn
->>>>>>> w-ci
 from tests.support.training.promotion_run import PromotionRun, config_of, never_back, stamps, until
 from training.candidates.registry import Registry, iso
 from training.lines.line import MAIN

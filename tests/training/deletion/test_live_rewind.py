@@ -73,18 +73,13 @@ async def test_the_line_is_as_if_it_had_not_seen_the_user_since(tmp_path: Path) 
     await run.system.stop()
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("where", ["find_start", "adopt", "turn", "append_live_record", "erase_examples"])
-async def test_killed_anywhere_it_goes_on(
-    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-=======
 PLACES = ("find_start", "adopt", "turn", "append_live_record", "erase_examples")
 
 
 @pytest.mark.parametrize("where", drawn("live rewind", 2, PLACES))
-def test_killed_anywhere_it_goes_on(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
->>>>>>> w-ci
+async def test_killed_anywhere_it_goes_on(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     owners = {
         "find_start": live_replay, "adopt": snapshots, "turn": unlearn.Replay,
         "append_live_record": live_unlearning, "erase_examples": live_unlearning,
