@@ -1,8 +1,6 @@
 """What holds for every run of the tests."""
 
-import asyncio
 import gc
-import inspect
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -31,14 +29,10 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs a test that is a coroutine, in an event loop of its own."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = inspect.signature(pyfuncitem.obj).parameters
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
-    return True
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Tests that are coroutines run in asyncio."""
+    return "asyncio"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
