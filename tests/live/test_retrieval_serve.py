@@ -91,7 +91,6 @@ def test_shards_answer_follow_and_may_be_killed(system: System) -> None:
         if "retrieval" not in answer["degraded"] and "2:flat+none" in seen:
             break
         time.sleep(0.1)
-    # While it was away, the other was asked alone. With other work on the machine both may be late.
-    assert {"2:flat+flat", "2:flat+none"} <= seen <= {"2:flat+flat", "2:flat+none", "2:none+none"}
+    assert seen == {"2:flat+flat", "2:flat+none"}  # while it was away, the other was asked alone
     assert answer["degraded"] == ["model"] and near(answer) == near(whole) | {new}
     assert slowest < 5_000
