@@ -6,7 +6,7 @@ from typing import Final
 from experiments.assignment.policy import LENGTH
 from serving.access.caller import ANONYMOUS, Caller
 from serving.access.proofs import Proofs
-from serving.filters.filter import CHOSEN, EXCLUDED
+from serving.filters.filter import CHOSEN, EXCLUDED, HIDDEN
 from serving.request import Answer, Request
 from serving.variants.model_variant import ModelVariant
 
@@ -34,7 +34,7 @@ class AnswerTokens:
         page that is read on, left few to choose from, or asked for many of them."""
         replica, removed = self._live.replica, answer.removed
         length = self._live.control.policies.lengths.get(request.surface, LENGTH)
-        excluded = removed.get(EXCLUDED, 0) + removed.get("hidden", 0)
+        excluded = removed.get(EXCLUDED, 0) + removed.get(HIDDEN, 0)
         share = replica.config.bounds.free_share
         if request.candidate_ids is not None or (share and excluded > _READ_ON * length):
             return True

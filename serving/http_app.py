@@ -23,7 +23,7 @@ from serving.admission.admission import EVENT_CALLS, Limit, TokenBuckets
 from serving.admission.before_serve import GATES
 from serving.admission.load_shedding import LoadShedder, lists_gate
 from serving.admission.whole_body import BodyReceiver, BodyRoom
-from serving.http.added_routes import load_routes
+from serving.http.added_routes import AddedRoutes, load_routes
 from serving.http.admin_routes import add_admin_routes
 from serving.http.list_routes import add_list_routes, add_ranking_routes
 from serving.http.problems import PROBLEMS, add_errors
@@ -67,28 +67,8 @@ def build_app(
     app.docs_url = "/docs"  # read by Ray's dashboard
     app.router.route_class = StrictRoute
     metrics = app.state.metrics = ServingMetrics(service)
-    added = load_routes(service, metrics)
-    serve, doors = service.config.serve, service.config.doors
-    control = service.callers.control(service.live.control.keyring, admin_key, added.scopes, added.health)
-    app.add_middleware(
-        LoadShedder, metrics=metrics, lists=service.admission, events=Limit(EVENT_CALLS),
-        others=Limit(serve.max_ongoing), clients=TokenBuckets(serve.client_rate),
-        bodies=BodyReceiver(BodyRoom(), doors.body_s),
-        address=lambda scope: network_of(control.address(scope), 32, 64), added=added,
-    )  # fmt: skip
-    # A page of another origin reads a refusal only by the headers of the layer for origins.
-    GATES[:] = [] if service.config.access.origins else [lists_gate(service.admission, metrics)]
-    trail = AuditTrail(service.callers.folder, name)
-    now_ms = service.live.timer_ms
-    app.add_middleware(AccessLayer, control=control, trail=trail, metrics=metrics, now_ms=now_ms)
-    if origins := service.config.access.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "x-api-key"],
-            expose_headers=["date", "retry-after"],
-        )
+    added, trail = load_routes(service, metrics), AuditTrail(service.callers.folder, name)
+    _add_layers(app, service, admin_key, metrics, added, trail)
     add_errors(app)
     add_ranking_routes(app, service, metrics)
     add_viewer_routes(app, service, metrics)
@@ -99,6 +79,33 @@ def build_app(
     _add_pages(app)
     _describe_keys(app)
     return app
+
+
+def _add_layers(
+    app: FastAPI, service: Service, admin_key: Callable[[], str], metrics: ServingMetrics,
+    added: AddedRoutes, trail: AuditTrail,
+) -> None:  # fmt: skip
+    """Adds what a request passes before its route, the innermost first: limits of load, keys, origins."""
+    serve, doors = service.config.serve, service.config.doors
+    control = service.callers.control(service.live.control.keyring, admin_key, added.scopes, added.health)
+    app.add_middleware(
+        LoadShedder, metrics=metrics, lists=service.admission, events=Limit(EVENT_CALLS),
+        others=Limit(serve.max_ongoing), clients=TokenBuckets(serve.client_rate),
+        bodies=BodyReceiver(BodyRoom(), doors.body_s),
+        address=lambda scope: network_of(control.address(scope), 32, 64), added=added,
+    )  # fmt: skip
+    # A page of another origin reads a refusal only by the headers of the layer for origins.
+    GATES[:] = [] if service.config.access.origins else [lists_gate(service.admission, metrics)]
+    now_ms = service.live.timer_ms
+    app.add_middleware(AccessLayer, control=control, trail=trail, metrics=metrics, now_ms=now_ms)
+    if origins := service.config.access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-api-key"],
+            expose_headers=["date", "retry-after"],
+        )
 
 
 async def _call_once_ready(service: Service, on_ready: Callable[[], None]) -> None:

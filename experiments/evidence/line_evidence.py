@@ -36,7 +36,6 @@ class LineEvidence:
     figures: dict[str, float] = field(default_factory=dict)
     refused: str = ""
     step: int = 0
-    opinion: str = ""  # the newest verdict that changed nothing
     ended: ComparisonResult | None = None  # the result at its end
     ended_served: CanaryEngagement | None = None
 

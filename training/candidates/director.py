@@ -116,10 +116,8 @@ class Director(PartFold):
 
     def _publish_experiments(self) -> int:
         """Appends new revisions of the experiments: by files, requests, or readouts."""
-        moved, self.experiments.lost = (
-            0,
-            experiments_without_line(self.promoter.lifecycle.candidates.values()),
-        )
+        moved = 0
+        self.experiments.lost = experiments_without_line(self.promoter.lifecycle.candidates.values())
         while (revision := self.experiments.turn(self._clock(), self._timer_ms())) is not None:
             append_control(self._log, revision)
             _LOG.info("experiments, revision %d: %s", revision.revision, revision.states)

@@ -177,18 +177,16 @@ class Promoter:
 
     def _decide(self, state: LineState) -> list[Control]:
         """Records that follow from the verdict on a line."""
-        collected, verdict = self.collected[state.line], state.judge(self.evidence(state), self._rules)
+        verdict = state.judge(self.evidence(state), self._rules)
         match verdict:
             case TakeBack():
                 return self._take_back(state, verdict)
             case GoLive():
                 live = self.pointer.first_of(state, self._rules.guard_examples > 0)
                 return [] if live is None else [live]
-            case Promote() if waits := self._waits(state, verdict):
-                collected.opinion = waits
+            case Promote() if self._waits(state, verdict):
                 return []
             case Hold(final=False):
-                collected.opinion = verdict.why
                 return []
         return [self._decision(state, verdict)]
 
@@ -241,7 +239,6 @@ class Promoter:
         try:
             return [self.pointer.back(f"{state.line}: {verdict.why}")]
         except OSError as error:  # a full disk, an unavailable folder: it may recover
-            self.collected[state.line].opinion = f"waits: {error}"
             _LOG.warning("%s can't take %s/%d back yet: %s", state.line, MAIN, self._epoch, error)
             return []
         except (RollbackImpossible, snapshots.NoSnapshot) as error:

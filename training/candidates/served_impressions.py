@@ -32,7 +32,7 @@ class _Example(msgspec.Struct):
     served_by: str = ""
     correction: bool = False
     predicted: bytes = b""
-    kept: float = 1.0
+    sampling_rate: float = msgspec.field(default=1.0, name="kept")
     sampled_out: bool = False
 
 
@@ -95,7 +95,7 @@ class ServedImpressions:
         labels = example.labels[: self._labels]
         ranked = is_finite and len(example.predicted) > 0
         user = key_of("user", example.user_id)
-        weight = represented_examples(example.labels, example.kept, example.sampled_out)
+        weight = represented_examples(example.labels, example.sampling_rate, example.sampled_out)
         self._waiting.append(_Row(shown_ms, user, is_own, labels, ranked, weight))
 
 

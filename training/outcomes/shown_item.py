@@ -37,23 +37,24 @@ class ShownItem(msgspec.Struct):
     watch_ms: int = 0
     correction: bool = False
     previous: list[float] = []
-    kept: float = 1.0
+    sampling_rate: float = msgspec.field(default=1.0, name="kept")
     sampled_out: bool = False
     stamp: Stamp | None = None
 
 
 def metric_increments(item: ShownItem, sums: Sequence[str], labels: Sequence[str]) -> list[float]:
-    """The increment of each sum, in the order of ``sums``. An example without engagement represents 1 / kept
-    examples. One that is engaged with later represents itself from then on, kept or not, so sums are
-    unbiased. Watch time is that of the first record, which others represent where it was sampled out."""
+    """The increment of each sum, in the order of ``sums``. An example without engagement represents
+    1 / sampling_rate examples. One that is engaged with later represents itself from then on, sampled or not,
+    so sums are unbiased. Watch time is that of the first record, which others represent where it was sampled
+    out."""
     previous = item.previous or [0.0] * len(item.labels)
     if not item.correction:
-        weight = represented_examples(item.labels, item.kept, item.sampled_out)
+        weight = represented_examples(item.labels, item.sampling_rate, item.sampled_out)
         watched = 0.0 if item.sampled_out else weight * item.watch_ms / 1000
         unlabelled = {SHOWN: weight, WATCH: watched}
     else:
         first = any(item.labels) and not any(previous) and not item.sampled_out
-        unlabelled = {SHOWN: 1 - 1 / item.kept if first else 0.0, WATCH: 0.0}
+        unlabelled = {SHOWN: 1 - 1 / item.sampling_rate if first else 0.0, WATCH: 0.0}
     increments = []
     for name in sums:
         if name in unlabelled:

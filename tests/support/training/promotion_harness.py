@@ -72,6 +72,10 @@ class Town:
             records.append(Append(0, b"", pack(example)))
         self.log.append(EXAMPLES, records)
 
+    def opinion(self, line: str) -> str:
+        """The reason of the current verdict on a line."""
+        return self.promoter.opinion(self.promoter.lifecycle.candidates[line])
+
     def decide(self) -> list[Control]:
         """Turns until nothing more is decided."""
         found: list[Control] = []

@@ -35,7 +35,7 @@ def test_a_better_one_goes_to_a_canary_and_a_worse_one_is_given_up(town: Town) -
     assert isinstance(promoted, Decision) and promoted.share == RULES.canary_share
     assert promoted.evidence["loss at least"] > 0 and promoted.evidence["examples"] == 30 * 128
     assert isinstance(held, Decision) and held.final and "worse" in held.why
-    assert town.promoter.collected["same"].opinion.startswith("no significant difference yet")
+    assert town.opinion("same").startswith("no significant difference yet")
 
 
 def test_one_at_a_time(town: Town) -> None:
@@ -44,9 +44,7 @@ def test_one_at_a_time(town: Town) -> None:
     assert told(town.decide()) == [("first", "promote", "canary")]
     town.scored("second", BETTER, 20)
     assert town.decide() == []
-    assert town.promoter.collected["second"].opinion.startswith(
-        "first is the canary or goes live: one candidate at a time"
-    )
+    assert town.opinion("second").startswith("first is the canary or goes live: one candidate at a time")
     town.say(OperatorRequest(what="rollback", line="first", reason="no"))
     assert told(town.decide()) == [("first", "rollback", ""), ("second", "promote", "canary")]
 
@@ -57,7 +55,7 @@ def test_one_that_is_behind_waits_until_it_has_caught_up(town: Town) -> None:
     for step in range(21, 121):
         town.cut(step)
     assert town.decide() == []
-    assert town.promoter.collected["good"].opinion.startswith("100 steps behind: it catches up")
+    assert town.opinion("good").startswith("100 steps behind: it catches up")
     town.step = 120
     town.scored("good", BETTER, 1)
     assert told(town.decide()) == [("good", "promote", "canary")]
@@ -112,7 +110,7 @@ def test_people_are_asked_where_the_rules_say_so(tmp_path: Path) -> None:
     town = Town(tmp_path, replace(RULES, manual=True))
     town.say(candidate("good"))
     town.scored("good", BETTER, 20)
-    assert town.decide() == [] and town.promoter.collected["good"].opinion.startswith("waits for approval")
+    assert town.decide() == [] and town.opinion("good").startswith("waits for approval")
     town.say(OperatorRequest(what="approve", line="good"))
     assert told(town.decide()) == [("good", "promote", "canary")]
 
