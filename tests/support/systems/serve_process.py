@@ -44,7 +44,14 @@ class System:
         return event
 
     def events_of(self, user_id: str) -> int:
-        return int(self.client.get(f"/v1/sessions/{user_id}").json()["events"])
+        """As soon as the replica answers: after a burst it may still shed."""
+        for _ in range(100):
+            answer = self.client.get(f"/v1/sessions/{user_id}")
+            if answer.status_code != 503:
+                break
+            time.sleep(0.1)
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["events"])
 
     def serves(self, process: psutil.Process) -> bool:
         """Whether a process is this system's replica."""
