@@ -36,7 +36,7 @@ class Feed:
         import torch
 
         from serving.service import Service
-        from serving.sessions.cluster_store import session_reader
+        from serving.sessions.open_store import session_reader
         from serving.tracing.swipe_traces import SwipeTraces
 
         self._config = msgspec.json.decode(config, type=Config)

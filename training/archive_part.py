@@ -3,7 +3,8 @@ deletes users on request."""
 
 import logging
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -96,9 +97,10 @@ class ArchivePart(PartFold):
         time.sleep(_PAUSE_S)
 
 
-def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
-    """Archives, inspects and erases until asked to stop, then writes the buffered records. The first worker
-    has the topics of one partition."""
+@contextmanager
+def opened(config: Config, share: Share = WHOLE) -> Iterator[ArchivePart]:
+    """The part's fold, which writes the buffered records at the end. The first worker has the topics of one
+    partition."""
     with closing(open_log(config)) as log, ExitStack() as locks:
         locks.enter_context(leased(config.state, PART, share.partitions(log.partitions(EVENTS))))
         folder, space = Path(config.state) / "archive", SpaceReader(config.state)
@@ -107,7 +109,13 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
         budgeted = BudgetedArchive(archive, folder, space, share)
         inspector = Inspector(log, PartState(config.state, PART), clock) if share.first else None
         eraser = Eraser(log, folder, PartState(config.state, ERASURES), clock, share)
-        follow(ArchivePart(archive, budgeted, inspector, eraser), stop, _LOG)
+        yield ArchivePart(archive, budgeted, inspector, eraser)
         archive.flush()
         if inspector:
             inspector.save()
+
+
+def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
+    """Archives, inspects and erases until asked to stop."""
+    with opened(config, share) as part:
+        follow(part, stop, _LOG)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from benchmarks.harness.commands import Figures
 from benchmarks.harness.memory_sessions import MemorySessions
 from parameter_server.rpc.parameter_client import LocalClient
-from parameter_server.rpc.shard_actor import home_of
 from parameter_server.shard.shard import digest_of_shards, part_of
 from parameter_server.storage.durable_shard import DurableShard
+from parameter_server.storage.shard_home import home_of
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Event, decode, dedupe_key, event_id_of
 from recsys.events.records import (

@@ -14,22 +14,19 @@ from typing import Any, Final
 import numpy as np
 import ray
 
-from parameter_server.publish.deltas import record_publish_spans
 from parameter_server.rpc.parameter_client import ShardedClient, WorkerId, hello
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.shard_tls import LOOPBACK, open_tls
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer, Tls
 from parameter_server.shard.shard import ShardSpec, part_of
-from parameter_server.storage.durable_shard import DurableShard, Publish, ShardStorage
-from parameter_server.storage.reshard import Resharded, ShardFiles, reshard_line
+from parameter_server.storage.durable_shard import DurableShard
+from parameter_server.storage.reshard import Resharded, reshard_line
+from parameter_server.storage.shard_home import delta_publisher, files_of, home_of
 from parameter_server.table.dense import Vector
 from parameter_server.table.kernels import warm
-from recsys.clock import machine_ns
 from recsys.config.system_config import Config
-from recsys.events.records import DELTAS
-from recsys.log.protocol import Append, Log
 from recsys.observability.log_lines import keep_newest, log_in_worker
-from recsys.observability.tracer import Tracer, open_tracer
+from recsys.observability.tracer import open_tracer
 from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed_memory
 from recsys.process.open_log import open_log
 
@@ -111,20 +108,6 @@ def log_as(spec: ShardSpec, config: Config) -> None:
     fields = {"shard": spec.part, "line": spec.line, "epoch": spec.epoch}
     name = f"shard-{spec.line}-{spec.epoch}-{spec.part}"
     log_in_worker("shards", config.state, name, config.logging.format, fields)
-
-
-def home_of(spec: ShardSpec, config: Config) -> ShardStorage:
-    """Storage of a shard under the state folder."""
-    files, step = files_of(config), config.step
-    snapshots = (files.snapshots, files.wal(spec), step.snapshot_every, step.snapshots_kept)
-    return ShardStorage(*snapshots, files.sync)
-
-
-def files_of(config: Config) -> ShardFiles:
-    """Files of all shards under the state folder."""
-    state = Path(config.state).resolve()
-    power = config.log.durability == "power"
-    return ShardFiles(state / "snapshots", state / "parts" / "shards", power)
 
 
 def stop_and_reshard(spec: ShardSpec, config: Config, dense: Vector | None) -> Resharded | None:
@@ -249,16 +232,3 @@ def _resolver(spec: ShardSpec, part: int, handle: Any) -> Callable[[], Address]:
         return address
 
     return resolve
-
-
-def delta_publisher(log: Log, line: str, tracer: Tracer | None = None) -> Publish:
-    """Function that appends deltas of a line to the log."""
-    key = line.encode()
-
-    def publish(deltas: Sequence[bytes]) -> None:
-        began_ns = machine_ns()
-        log.append(DELTAS, [Append(0, key, delta) for delta in deltas])
-        if tracer:
-            record_publish_spans(tracer, deltas, began_ns, machine_ns())
-
-    return publish

@@ -44,7 +44,9 @@ _VECTOR_RATE: Final = 0.05  # learning rate of item and user vectors
 @dataclass(frozen=True)
 class SessionConfig(Section):
     section = "sessions"
-    url: str = "embedded"  # embedded Valkey, or redis://host:port/db, or rediss://… with TLS
+    # embedded: a Valkey of the system's own; sqlite: a file of the state folder; or redis://host:port/db, or
+    # rediss://… with TLS.
+    url: str = "embedded"
     cluster: bool = False  # url names a node of a Redis Cluster
     history: int = bounded(20, 1, 200)  # newest items of a viewer that the ranker reads
     seen: int = bounded(500, 0)  # items not shown again
@@ -295,12 +297,14 @@ class Config:
             workers = getattr(self.workers, each.name)
             check(workers <= self.log.partitions, f"workers.{each.name}", workers,
                   f"at most log.partitions, which is {self.log.partitions}")  # fmt: skip
-        if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):
+        if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url in ("embedded", "sqlite")):
             raise ValueError(
                 f"nodes is {self.nodes}, but log.url is {self.log.url!r} and sessions.url is "
-                f"{self.sessions.url!r}: a file log and a loopback Valkey reach one node only; "
+                f"{self.sessions.url!r}: files and a loopback Valkey reach one node only; "
                 "give kafka://... and redis://..."
             )
+        check(self.sessions.url != "sqlite" or self.workers.session_fold == 1, "workers.session_fold",
+              self.workers.session_fold, "1, since sessions.url is sqlite")  # fmt: skip
         if self.nodes > 1 and not self.clock.is_machine:
             raise ValueError(
                 f"nodes is {self.nodes}, but clock is start {self.clock.start!r}, speed {self.clock.speed}: "

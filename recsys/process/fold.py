@@ -39,7 +39,9 @@ class Fold:
 
 
 class PartFold(Fold):
-    """The fold of a part."""
+    """The fold of a part. ``tracer``: its counts are reported."""
+
+    tracer: Tracer | None = None
 
     def report(self, beat: Heartbeat, moved: int) -> None:
         """Writes the state after a turn that processed ``moved`` records into a heartbeat."""
@@ -68,9 +70,8 @@ def run_turn(
         return None
 
 
-def follow(fold: PartFold, stop: Stop, logger: logging.Logger, tracer: Tracer | None = None) -> None:
-    """Runs a fold until the part is asked to stop. The part is ready once a turn has succeeded. ``tracer``:
-    its counts are reported."""
+def follow(fold: PartFold, stop: Stop, logger: logging.Logger) -> None:
+    """Runs a fold until the part is asked to stop. The part is ready once a turn has succeeded."""
     starting = True
     while not stop.is_set(starting):
         moved = run_turn(fold.turn, stop, logger, starting, fold.away)
@@ -79,8 +80,8 @@ def follow(fold: PartFold, stop: Stop, logger: logging.Logger, tracer: Tracer | 
             continue
         starting = False
         fold.report(stop.heartbeat, moved)
-        if tracer:
-            tracer.count(stop.heartbeat)
+        if fold.tracer:
+            fold.tracer.count(stop.heartbeat)
         if not moved:
             with suppress(LogUnavailable):  # the next turn reports it
                 fold.wait()

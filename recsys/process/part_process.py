@@ -256,29 +256,46 @@ def run_parts(bodies: Mapping[str, Callable[[Stop], None]], state: str | Path, f
     if len(bodies) == 1:
         [(part, body)] = bodies.items()
         return _run_body(Heartbeat(part, folder / f"{part}.json"), body, asked)
-    statuses: list[int] = []
+    threads = PartThreads(bodies, folder, asked)
+    threads.start()
+    return threads.join()
 
-    def keep_running(part: str, body: Callable[[Stop], None]) -> None:
+
+class PartThreads:
+    """Bodies of parts, each in a thread of this process until ``asked`` is set. One that fails starts again
+    alone, after ``delay_s``, and one whose log is lost ends alone. ``folder``: of their heartbeats."""
+
+    def __init__(
+        self, bodies: Mapping[str, Callable[[Stop], None]], folder: Path, asked: threading.Event
+    ) -> None:
+        self._folder, self._asked, self._statuses = folder, asked, list[int]()
+        run = self._keep_running
+        self._threads = [threading.Thread(target=run, args=each, name=each[0]) for each in bodies.items()]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> int:
+        """Waits for all; returns ``EXIT_LOG_LOST`` where all ended by it, else the least status."""
+        for thread in self._threads:
+            thread.join()
+        return min(self._statuses)
+
+    def _keep_running(self, part: str, body: Callable[[Stop], None]) -> None:
         failures = 0
         for restarts in count():
             started = time.monotonic()
             try:
-                heartbeat = Heartbeat(part, folder / f"{part}.json", restarts=restarts)
-                status = _run_body(heartbeat, body, asked)
+                heartbeat = Heartbeat(part, self._folder / f"{part}.json", restarts=restarts)
+                status = _run_body(heartbeat, body, self._asked)
             except OSError:  # a full disk must not end the thread, which nobody would start again
                 _log.exception("heartbeat not written")
                 status = 1
             failures = 1 if time.monotonic() - started >= HEALTHY_S else failures + 1
-            if status == EXIT_LOG_LOST or asked.wait(delay_s(failures)):
+            if status == EXIT_LOG_LOST or self._asked.wait(delay_s(failures)):
                 break
-        statuses.append(status)
-
-    threads = [threading.Thread(target=keep_running, args=each, name=each[0]) for each in bodies.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return min(statuses)
+        self._statuses.append(status)
 
 
 def delay_s(failures: int) -> float:

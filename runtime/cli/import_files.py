@@ -19,6 +19,7 @@ from typer import Argument, Option
 from recsys.app.app_file import app_of
 from recsys.app.data_files import Interactions, read_data_files
 from recsys.app.guess import guess, repeated_share
+from recsys.app.kept_definition import keep_definition, with_definition
 from recsys.log.protocol import LogLost, LogUnavailable
 from recsys.process.clock_file import clock_of, start_clock
 from recsys.process.open_log import create_topics, open_log
@@ -28,7 +29,6 @@ from replay.datasets.table_rows import BadRow, Block, read_blocks
 from replay.judging.answers import is_behind
 from replay.predictions import write_report
 from runtime.cli.common import ConfigOption, StateOverride, exit_on
-from runtime.cli.up import keep_definition, with_definition
 from runtime.reports.tables import plain_table
 from runtime.supervision import run_file
 from runtime.supervision.run_file import AlreadyRuns, holder, lock

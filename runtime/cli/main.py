@@ -19,6 +19,7 @@ _HELP = {
     "check": "Checks all files of a state folder (--repair repairs them).",
     "backup": "Backs up a state folder while its system runs.",
     "restore": "Restores a backup into a new state folder.",
+    "serve": "Runs the whole system in this process: the API, the feed page, the control room.",
     "up": "Starts and supervises all parts of the system.",
     "down": "Stops the system that `up` started.",
     "restart": "Replaces the serving replicas without downtime.",

@@ -10,12 +10,13 @@ from rich.console import Console
 from typer import Argument, Option
 
 from recsys.app.data_files import read_data_files
+from recsys.app.kept_definition import keep_definition, with_definition
 from recsys.client import ApiError
 from recsys.config.system_config import Config
 from recsys.log.protocol import LogLost, LogUnavailable
 from runtime.cli.common import ConfigOption, StateOverride, check_folders, exit_on
 from runtime.cli.system import end
-from runtime.cli.up import keep_definition, start, with_definition
+from runtime.cli.up import start
 
 _OWN: Final = "rehearsal-"  # beginning of the name of a state folder that is removed at the end
 

@@ -19,17 +19,17 @@ from parameter_server.rpc.shard_tls import LOOPBACK, open_tls
 from recsys import plugins
 from recsys.app.app_file import APP_FILE, read_app
 from recsys.app.definition import App
+from recsys.app.kept_definition import is_kept, keep_definition, with_definition
 from recsys.config.checks import check
-from recsys.config.loader import ConfigError, load
+from recsys.config.loader import ConfigError
 from recsys.config.policy_config import check_plugins, check_rules, check_weights
 from recsys.config.system_config import Config, digest
 from recsys.events.field_schema import CATEGORICAL
-from recsys.features.feature_set_file import FILE as FEATURES_FILE
-from recsys.features.feature_set_file import feature_set, write_feature_set
+from recsys.features.feature_set_file import feature_set
 from recsys.free_ports import PortTaken
 from recsys.observability.log_lines import log_to_file
 from recsys.process.clock_file import start_clock
-from recsys.process.part_process import run_folder, write_atomically
+from recsys.process.part_process import run_folder
 from runtime.cli.common import ConfigOption, StateOverride, exit_on, fail
 from runtime.parts.haproxy_config import check_doors
 from runtime.reports.status_table import exposure_warning, parts_table
@@ -67,40 +67,6 @@ def up(
     raise typer.Exit(status)
 
 
-def with_definition(
-    config: str, state: Path | None, file: Path | None
-) -> tuple[Config, App | None, Path | None]:
-    """A configuration with the definition in ``file``, by default the state folder's, if there is one."""
-    stored = (state or Path(load(config).state)) / APP_FILE
-    file = stored if file is None and stored.exists() else file
-    app = None if file is None else read_app(file)
-    # The file comes before the definition, as in a replay.
-    settings = load(config) if app is None else load(config, app.config)
-    folder = str(Path(settings.state if state is None else state).resolve())
-    return replace(settings, state=folder), app, file
-
-
-def keep_definition(config: Config, app: App | None, file: Path | None) -> None:
-    """Writes the feature set and the definition of a state folder. The definition that is kept there may have
-    another set than the first: the system took it up (``recsys app apply``). Raises ValueError for others."""
-    if app is not None and file is not None and not _is_kept(config, file):
-        features, own_file = app.feature_set(config.model.features), Path(config.state) / APP_FILE
-        first = feature_set(config) if (own_file.parent / FEATURES_FILE).exists() else features
-        if own_file.exists() and read_app(own_file).feature_set(first.kind) != features:
-            raise ValueError(
-                f"{file} has other features than {own_file}: run `recsys app apply {file}` while the "
-                "system runs, or use another state folder (--state)"
-            )
-        if first == features or not own_file.exists():
-            write_feature_set(config, features)
-        write_atomically(own_file, file.read_bytes(), sync=True)
-
-
-def _is_kept(config: Config, file: Path) -> bool:
-    stored, features = Path(config.state) / APP_FILE, Path(config.state) / FEATURES_FILE
-    return stored.exists() and features.exists() and stored.read_bytes() == file.read_bytes()
-
-
 def start(
     config: Config, *, detach: bool = False, viewers: float = 0.0, only: list[str] | None = None,
     control_room: bool = False, app: App | None = None, file: Path | None = None,
@@ -118,7 +84,7 @@ def start(
             left = run_file.end_leftovers(config.state)
             if left:
                 console.print(f"stopped {left} parts that a killed `recsys up` had left running")
-            new = None if file is None or _is_kept(config, file) else app
+            new = None if file is None or is_kept(config, file) else app
             try:
                 resolved, plan = _plan_once_released(config, viewers, only or [], control_room, new)
             except (PortTaken, ValueError) as error:
@@ -237,7 +203,7 @@ def _report_running(config: Config, file: Path | None, console: Console, holder:
         return 1
     resolved, _ = launch_plan.read(config.state)
     console.print(parts_table(running, resolved))
-    if running.config_digest != digest(config) or (file and not _is_kept(config, file)):
+    if running.config_digest != digest(config) or (file and not is_kept(config, file)):
         fail(
             f"{config.state} runs with another configuration: `recsys down --state {config.state}` first; "
             "other features of a definition are taken up while it runs, by `recsys app apply`"

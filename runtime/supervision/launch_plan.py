@@ -67,6 +67,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ray_address: str = ""  # of a running cluster's GCS
     plain_serve: bool = False  # Ray Serve with its default proxy: the baseline of a benchmark
 
+    @staticmethod
+    def of_one_process() -> "Plan":
+        """The plan of a system that starts no other process."""
+        return Plan(ray=RayPorts(*(0 for _ in RayPorts.__struct_fields__)))
+
     @property
     def owns_ray(self) -> bool:
         """Whether this system started the Ray cluster; otherwise other applications may share it."""

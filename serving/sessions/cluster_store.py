@@ -10,13 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from recsys.config.system_config import Config
 from recsys.events.hashing import partition_of
-from recsys.process.worker_share import WHOLE, Share
 from serving.sessions.session_store import (
     FoldPosition,
     RedisFoldStore,
-    RedisSessions,
     check_position,
     decode_position,
     joined_position,
@@ -78,15 +75,3 @@ class ClusterFoldStore(RedisFoldStore):
             self._put(pipe, sessions, lasting)
             pipe.set(key, msgspec.msgpack.encode(place))
             pipe.execute()
-
-
-def fold_store(config: Config, name: str = "", share: Share = WHOLE, partitions: int = 0) -> RedisFoldStore:
-    """The fold's store that the configuration names. ``name``: of the feature set."""
-    kind = ClusterFoldStore if config.sessions.cluster else RedisFoldStore
-    return kind(config.sessions.url, config.sessions.ttl_s, name, share, partitions)
-
-
-def session_reader(config: Config) -> RedisSessions:
-    """The store that the configuration names, for requests."""
-    partitions = config.log.partitions if config.sessions.cluster else 0
-    return RedisSessions(config.sessions.url, partitions=partitions)

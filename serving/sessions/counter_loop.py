@@ -8,8 +8,8 @@ the snapshot of the other: it counts anew from the beginning of log and archive.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 
 import msgspec
@@ -319,18 +319,25 @@ class CounterPart(PartFold):
                 loop.save()
 
 
-def run(
-    config: Config,
-    stop: Stop,
-    whole: Callable[[Log], Log] = lambda log: log,
-    share: Share = WHOLE,
+@contextmanager
+def opened(
+    config: Config, share: Share = WHOLE, whole: Callable[[Log], Log] = lambda log: log,
     kind: type[CounterLoop] = CounterLoop,
-) -> None:
-    """Runs the part until it is asked to stop, then saves. ``whole``: adds to the log what it has lost, for
-    folds that begin anew."""
+) -> Iterator[CounterPart]:  # fmt: skip
+    """The part's fold, which saves at the end. ``whole``: adds to the log what it has lost, for folds that
+    begin anew."""
     with closing(whole(open_log(config))) as log, ExitStack() as locks:
         partitions = share.partitions(log.partitions(EVENTS))
         locks.enter_context(leased(config.state, kind.part, partitions))
         part = CounterPart(log, config, share, kind)
-        follow(part, stop, _LOG)
+        yield part
         part.save()
+
+
+def run(
+    config: Config, stop: Stop, share: Share = WHOLE, whole: Callable[[Log], Log] = lambda log: log,
+    kind: type[CounterLoop] = CounterLoop,
+) -> None:  # fmt: skip
+    """Runs the part until it is asked to stop, then saves."""
+    with opened(config, share, whole, kind) as part:
+        follow(part, stop, _LOG)

@@ -7,8 +7,8 @@ fold's position. After a crash the fold resumes from the stored position.
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from typing import Final
 
 import msgspec
@@ -32,8 +32,8 @@ from recsys.process.log_consumer import Consumer, decoded
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.worker_share import WHOLE, Share
-from serving.sessions.cluster_store import fold_store
 from serving.sessions.event_reader import EventReader, FoldEvent
+from serving.sessions.open_store import fold_store, take_over
 from serving.sessions.session_fold import fold_event
 from serving.sessions.session_store import (
     FoldPosition,
@@ -42,6 +42,7 @@ from serving.sessions.session_store import (
     RedisFoldStore,
     StoreUnavailable,
 )
+from serving.sessions.sqlite_sessions import SqliteFoldStore
 from serving.tracing.swipe_traces import folded
 
 NAME: Final = "session-fold"
@@ -214,16 +215,18 @@ class SessionPart(PartFold):
     away = (StoreUnavailable, LogUnavailable, PositionConflict)
 
     def __init__(self, log: Log, config: Config, share: Share, tracer: Tracer | None) -> None:
-        self._log, self._config, self._share, self._tracer = log, config, share, tracer
+        self._log, self._config, self._share, self.tracer = log, config, share, tracer
         self._clock = clock_of(config)
-        self._stores: dict[str, RedisFoldStore] = {}
+        self._stores: dict[str, RedisFoldStore | SqliteFoldStore] = {}
         self._loops: SetLoops[SessionLoop] | None = None
         self._scrub_s = time.monotonic()
 
     def _make(self, name: str, features: FeatureSet) -> SessionLoop:
         partitions, seen = self._log.partitions(EVENTS), self._config.sessions.seen
         store = self._stores[name] = fold_store(self._config, name, self._share, partitions)
-        return SessionLoop(self._log, store, features, self._clock, seen, self._tracer, name, self._share)
+        if copied := take_over(self._config, store, name, self._share):
+            _LOG.info("sessions taken over from the state folder's file", extra={"sessions": copied})
+        return SessionLoop(self._log, store, features, self._clock, seen, self.tracer, name, self._share)
 
     def _turn(self) -> int:
         if self._loops is None:
@@ -261,15 +264,23 @@ class SessionPart(PartFold):
             store.close()
 
 
-def run(
-    config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: log, share: Share = WHOLE
-) -> None:
-    """Runs the part until it is asked to stop; waits while the store or the log is away. ``whole``: adds to
-    the log what it has lost, for sets that are new."""
+@contextmanager
+def opened(
+    config: Config, share: Share = WHOLE, whole: Callable[[Log], Log] = lambda log: log
+) -> Iterator[SessionPart]:
+    """The part's fold. ``whole``: adds to the log what it has lost, for sets that are new."""
     tracer = open_tracer(config, NAME)
     with (
         closing(whole(open_log(config))) as log,
         closing(SessionPart(log, config, share, tracer)) as part,
         closing(tracer) if tracer else nullcontext(),
     ):
-        follow(part, stop, _LOG, tracer)
+        yield part
+
+
+def run(
+    config: Config, stop: Stop, share: Share = WHOLE, whole: Callable[[Log], Log] = lambda log: log
+) -> None:
+    """Runs the part until it is asked to stop; waits while the store or the log is away."""
+    with opened(config, share, whole) as part:
+        follow(part, stop, _LOG)

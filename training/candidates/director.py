@@ -5,8 +5,8 @@ can go back no further than to its oldest kept snapshot, so the log keeps the ex
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -172,8 +172,14 @@ def experiment_texts(folder: Path = CONFIGS) -> dict[str, str]:
     return {file.name: file.read_text("utf-8") for file in sorted(folder.glob("*.yaml"))}
 
 
+@contextmanager
+def opened(config: Config) -> Iterator[Director]:
+    """The part's fold."""
+    with closing(open_log(config)) as log:
+        yield Director(log, config, clock_of(config), experiment_texts(), lambda: open_log(config))
+
+
 def run(config: Config, stop: Stop) -> None:
     """Runs the part until asked to stop."""
-    with closing(open_log(config)) as log:
-        director = Director(log, config, clock_of(config), experiment_texts(), lambda: open_log(config))
+    with opened(config) as director:
         follow(director, stop, _LOG)

@@ -9,8 +9,8 @@ impression of the snapshot.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Final
@@ -396,8 +396,9 @@ def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
     return sequences
 
 
-def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
-    """Joins until asked to stop, then takes a last snapshot."""
+@contextmanager
+def opened(config: Config, share: Share = WHOLE) -> Iterator[JoinerLoop]:
+    """The part's fold, which takes a last snapshot at the end."""
     with closing(open_log(config)) as log, closing(open_log(config)) as again, ExitStack() as locks:
         partitions = log.partitions(EVENTS)
         locks.enter_context(leased(config.state, PART, share.partitions(partitions)))
@@ -406,11 +407,18 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
         trace = JoinTrace(tracer, machine_ns) if tracer else None
         clock = clock_of(config)
         loop = JoinerLoop(log, config, feature_set(config), clock, state, again, trace, share)
-        follow(loop, stop, _LOG, tracer)
+        loop.tracer = tracer
+        yield loop
         if tracer:
             tracer.close()
         loop.save()
         loop.close()
+
+
+def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
+    """Joins until asked to stop."""
+    with opened(config, share) as loop:
+        follow(loop, stop, _LOG)
 
 
 _engaged: Final = msgspec.msgpack.Decoder(_Engaged)

@@ -8,8 +8,8 @@ other at its pace. This process also writes the ticks of ``events``.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Final, NamedTuple
 
 import msgspec
@@ -259,6 +259,12 @@ class EpochEnd:
         live = self._control.live_epoch(self._line, self._epoch)
         return live if live > self._epoch else None
 
+    def abandoned_for(self) -> int | None:
+        """The epoch that is live now, where it doesn't continue this one: the line was rolled back, and the
+        remaining steps are useless. None otherwise."""
+        epoch, live = self.left_for(), self._control.lifecycle.live
+        return None if live is None or live.parent_epoch == self._epoch else epoch
+
     def following(self, learned: int) -> int | None:
         """The next epoch if ``learned`` is the last step of this one, else None. Call it when idle."""
         live = self.left_for()
@@ -273,8 +279,9 @@ class EpochEnd:
         return live if learned >= self._last else None
 
 
-def run(config: Config, stop: Stop) -> None:
-    """Cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
+@contextmanager
+def opened(config: Config) -> Iterator[SequencerLoop]:
+    """The part's fold, which also ticks idle partitions of ``events``."""
     with closing(open_log(config)) as log:
         tracer = open_tracer(config, PART)
         trace = SequenceTrace(tracer, machine_ns) if tracer else None
@@ -282,6 +289,13 @@ def run(config: Config, stop: Stop) -> None:
         loop = SequencerLoop(
             log, config, feature_set(config), machine_ms, trace=trace, live=True, ticker=ticker
         )
-        follow(loop, stop, _LOG, tracer)
+        loop.tracer = tracer
+        yield loop
         if tracer:
             tracer.close()
+
+
+def run(config: Config, stop: Stop) -> None:
+    """Cuts steps until asked to stop."""
+    with opened(config) as loop:
+        follow(loop, stop, _LOG)

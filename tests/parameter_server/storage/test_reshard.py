@@ -235,10 +235,10 @@ def test_before_shards_start_those_of_a_number_that_no_longer_fits_are_stopped(
 
     old = replace(SPEC, parts=11, tables=tuple(replace(t, admit_after=1) for t in TABLES))
     config, stopped = replace(laptop(), state=str(tmp_path)), []
-    folder = shard_actor.files_of(config).wals
+    folder = shard_home.files_of(config).wals
     folder.mkdir(parents=True)
     for part in range(11):
-        shard_actor.home_of(part_of(old, part), config).wal.touch()
+        shard_home.home_of(part_of(old, part), config).wal.touch()
     monkeypatch.setattr(
         shard_actor,
         "running_shards",

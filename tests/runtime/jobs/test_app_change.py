@@ -7,6 +7,7 @@ import pytest
 
 from experiments.promotion.kinds.features import FEATURES, progress
 from recsys.app.app_file import APP_FILE, app_of
+from recsys.app.kept_definition import keep_definition
 from recsys.config.part_configs import WorkersConfig
 from recsys.config.system_config import Config, digest
 from recsys.events.control_records import (
@@ -27,7 +28,6 @@ from recsys.log.protocol import Append, MemoryLog
 from recsys.model.wider_set import covers
 from recsys.process.open_log import create_topics
 from recsys.process.part_process import Heartbeat, run_folder
-from runtime.cli.up import keep_definition
 from runtime.jobs.app_change import AppChange, Parts
 from runtime.jobs.director_requests import propose
 from tests.support.power_cut import power_cut
