@@ -28,22 +28,28 @@ def chosen_before(state: ImpressionState, index: int, impression: Impression) ->
     if not block.dense:
         return b""
     dense_NF = np.frombuffer(block.dense, np.float32).reshape(items, -1)
-    others_KF, each = dense_NF[:0], 1.0
+    others_KF, each, standing = dense_NF[:0], 1.0, [1.0] * items
     if choice is msgspec.UNSET:
-        standing_N = np.array([float(mark & SHOWN != 0) for mark in state.marks], np.float32)
-        standing_N[index] = 1.0
+        listed = [n for n, mark in enumerate(state.marks) if mark & SHOWN]
     else:
-        standing_N = np.frombuffer(choice.standing, np.float32)
+        standing = np.frombuffer(choice.standing, np.float32).tolist()
         others_KF = np.frombuffer(choice.others, np.float32).reshape(-1, dense_NF.shape[1])
-        each = choice.each
-    if not standing_N[index]:
-        return b""
-    engaged_N = np.array(state.labels, np.int64) & 1 > 0
-    (listed,) = np.nonzero((standing_N > 0) & ~engaged_N & (np.arange(items) != index))
+        listed, each = [n for n, count in enumerate(standing) if count > 0], choice.each
+        if not standing[index]:
+            return b""
+    labels = state.labels
+    listed = [n for n in listed if n != index and not labels[n] & 1]
     stride = max(1, -(-len(listed) // _MOST))
-    listed = listed[(index + state.offset) % stride :: stride]
-    if not len(listed) and not len(others_KF):
+    listed = [index, *listed[(index + state.offset) % stride :: stride]]
+    rows = len(listed) + len(others_KF)
+    if rows == 1:
         return b""
-    standing = np.ones(1), standing_N[listed] * stride, np.full(len(others_KF), each)
-    rows = np.concatenate([dense_NF[index : index + 1], dense_NF[listed], others_KF])
-    return np.column_stack([np.log(np.concatenate(standing)), rows]).astype(np.float32).tobytes()
+    rows_RF = np.empty((rows, 1 + dense_NF.shape[1]), np.float32)
+    rows_RF[: len(listed), 1:] = dense_NF[listed]
+    rows_RF[len(listed) :, 1:] = others_KF
+    stood = [standing[n] for n in listed[1:]]
+    if stride > 1:
+        stood = (np.array(stood, np.float32) * stride).tolist()
+    counts = [1.0, *stood] + [each] * len(others_KF)
+    rows_RF[:, 0] = np.log(counts) if max(counts) != 1 or min(counts) != 1 else 0.0
+    return rows_RF.tobytes()
