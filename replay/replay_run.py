@@ -303,16 +303,23 @@ def _learn_the_rest(player: Player, until_step: int) -> None:
 def with_warm_up(
     player: Player, dataset: Dataset, options: ReplayOptions, progress: Progress = iter
 ) -> Iterator[Event]:
-    """The events to play; on the way, history from before the log is folded but not learned."""
-    events = dataset.events(options.from_ms, options.until_ms)
+    """The events to play. On the way, the items from before them are applied, many together, and history is
+    folded but not learned."""
+    events, items = dataset.events(options.from_ms, options.until_ms), list[Item]()
     for event in events:
-        if not isinstance(event, Item | User):
+        if isinstance(event, Item):
+            items.append(event)
+            continue
+        player.publish(items)
+        items.clear()
+        if not isinstance(event, User):
             if options.warm_up:
                 _fold_past(player, dataset.warmup(), progress)
             return_freed_memory()
             yield from progress(chain([event], events))
             return
         yield event
+    player.publish(items)
 
 
 def _fold_past(player: Player, past: Iterable[Event], progress: Progress) -> None:

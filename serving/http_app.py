@@ -124,7 +124,9 @@ def _add_health_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
     async def readyz() -> Response:
         """Whether the replica has caught up with the log and still reaches it; ``failure`` says why not."""
         unready = service.unready
-        body = {"ready": not unready, "lag": service.live.followers.lag, "failure": unready}
+        live = service.live
+        body = {"ready": not unready, "lag": live.followers.lag, "failure": unready}
+        body |= {"catching_up": live.folds.catching_up}
         return json_response(body, 503 if unready else 200)
 
     @app.get("/metrics", response_class=Response, responses=PROBLEMS)

@@ -17,7 +17,11 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 # What a filter closes: a mask of candidates, or a set of items.
 Closed = NDArray[np.bool_] | Indices | Bitmap
-SESSION, STALE = "session", "stale"  # names in ``degraded`` that the service adds, not the pipeline
+SESSION, STALE, CATCHING_UP = (
+    "session",
+    "stale",
+    "catching_up",
+)  # names in ``degraded`` that the service adds, not the pipeline
 
 
 @dataclass(frozen=True)

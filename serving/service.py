@@ -16,6 +16,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.features.session import PLAIN_LIST, Session
 from recsys.log.protocol import Log
 from recsys.observability.log_lines import LOG_CONTEXT
+from recsys.process.catching_up import said
 from serving.access.caller import ANONYMOUS, Caller
 from serving.access.caller_checks import CallerChecks
 from serving.admission.admission import Admission
@@ -27,7 +28,7 @@ from serving.ingestion.open_write_api import open_write_api
 from serving.item_lists import ItemLists
 from serving.live_clicks import LiveClicks
 from serving.problem import Unavailable
-from serving.request import SESSION, STALE, Answer, Request, with_degraded
+from serving.request import CATCHING_UP, SESSION, STALE, Answer, Request, with_degraded
 from serving.retrieval.retrieval_client import RetrievalClient
 from serving.sessions.session_store import SessionReader
 from serving.sessions.user_sessions import UserSessions
@@ -36,6 +37,7 @@ from serving.tracing.swipe_traces import SwipeTraces
 from serving.variants.model_variant import ModelVariant
 from serving.variants.model_variants import CanaryRouter, ModelVariants
 
+_WATCH_S: Final = 1.0
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
 
@@ -73,6 +75,7 @@ class Service:
         )  # fmt: skip
         self.writer = self.write_api.writer
         self._answer_log = AnswerLog(self.writer, config.log.partitions)
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Starts the threads. The service is ready once it has caught up with the log."""
@@ -80,6 +83,7 @@ class Service:
         self.writer.start()
         self.canary.variants.start(asyncio.get_running_loop())
         self.live.thread.start(asyncio.get_running_loop())
+        self._watching = asyncio.create_task(self._watch_sessions())
 
     async def caught_up(self, wait_s: float) -> None:
         """Waits until the service has caught up with the log, ``wait_s`` at the longest; then calls the
@@ -90,11 +94,20 @@ class Service:
 
     async def stop(self) -> None:
         """Writes pending records and ends the threads."""
+        if self._watching is not None:
+            self._watching.cancel()
         self.write_api.close()
         await asyncio.to_thread(self.live.thread.stop)
         await self.canary.variants.stop()
         await asyncio.to_thread(self.writer.close)
         await self.sessions.store.close()
+
+    async def _watch_sessions(self) -> None:
+        """Tells the replica how far the sessions are folded."""
+        while True:
+            partitions = self.config.log.partitions
+            self.live.folds.sessions_at = await self.sessions.store.folded_to(partitions)
+            await asyncio.sleep(_WATCH_S)
 
     @property
     def ready(self) -> bool:
@@ -105,7 +118,10 @@ class Service:
         """Reason not to send requests here; empty if ready. The replica may answer all the same."""
         if reason := self.failure or self.live.thread.away:
             return reason
-        return "" if self.live.followers.ready else _STARTING
+        if not self.live.followers.ready:
+            return _STARTING
+        folds = self.live.folds
+        return "" if folds.has_caught_up else said(folds.catching_up)
 
     @property
     def stale(self) -> bool:
@@ -143,6 +159,8 @@ class Service:
                 answer = with_degraded(answer, SESSION)
             if self.stale:
                 answer = with_degraded(answer, STALE)
+            if self.live.folds.lacks_events(request.user_id):
+                answer = with_degraded(answer, CATCHING_UP)
             if trace:
                 mark(request_trace.ANSWER)
                 trace.answered(answer)

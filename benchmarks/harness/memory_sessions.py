@@ -30,6 +30,9 @@ class MemorySessions:
     async def get(self, user_id: Id) -> bytes | None:
         return self.load([user_id])[0]
 
+    async def folded_to(self, partitions: int) -> FoldPosition | None:
+        return joined_position(self._position, {p: self.places.get(p) for p in range(partitions)}, partitions)
+
     async def close(self) -> None: ...
 
     def position(self) -> FoldPosition | None:

@@ -112,6 +112,8 @@ class Beat(msgspec.Struct, kw_only=True):
     rates: dict[str, float] = {}  # of the counters, per second, over the last seconds
     gauges: dict[str, float] = {}
     offsets: dict[str, list[int]] = {}  # topic -> the next offset to read, by partition
+    reads: dict[str, float] = {}  # topic -> records read per second, over the last seconds
+    worked_s: float = 0.0  # processor time of the part's thread
     addresses: dict[str, str] = {}
     names: dict[str, list[str]] = {}
     failure: str = ""
@@ -130,7 +132,7 @@ class Heartbeat:
         self._file = SlotFile(path) if path is not None else None
         started_ms = clock()
         self._beat = Beat(part=part, pid=os.getpid(), started_ms=started_ms, restarts=restarts)
-        self._rated_ms, self._rated = started_ms, dict[str, float]()
+        self._rated_ms, self._rated, self._read = started_ms, dict[str, float](), dict[str, float]()
 
     def add(self, name: str, count: float = 1) -> None:
         with self._lock:
@@ -161,6 +163,12 @@ class Heartbeat:
 
     def turned(self) -> None:
         self._beat.turned_ms = self._clock()
+
+    def worked(self, seconds: float) -> None:
+        """Sets the processor time of the part's thread: the supervisor sees by it that a part which isn't
+        ready makes progress."""
+        with self._lock:
+            self._beat.worked_s = round(seconds, 2)
 
     def state(self, state: str, failure: str = "") -> None:
         """Changes the state and writes it at once, or with the next heartbeat if the disk is full. A stopping
@@ -194,12 +202,16 @@ class Heartbeat:
         passed = (now_ms - self._rated_ms) / 1000
         if passed < 0.5:
             return
-        weight = min(1.0, passed / 5.0)
-        for name, value in self._beat.counters.items():
-            rate = (value - self._rated.get(name, 0.0)) / passed
-            before = self._beat.rates.get(name, rate)
-            self._beat.rates[name] = round(before + weight * (rate - before), 3)
-        self._rated_ms, self._rated = now_ms, dict(self._beat.counters)
+        weight, beat = min(1.0, passed / 5.0), self._beat
+        read = {topic: float(sum(o for o in places if o > 0)) for topic, places in beat.offsets.items()}
+        for values, rated, rates in (
+            (beat.counters, self._rated, beat.rates), (read, self._read, beat.reads),
+        ):  # fmt: skip
+            for name, value in values.items():
+                rate = (value - rated.get(name, 0.0 if values is beat.counters else value)) / passed
+                before = rates.get(name, rate)
+                rates[name] = round(before + weight * (rate - before), 3)
+        self._rated_ms, self._rated, self._read = now_ms, dict(beat.counters), read
 
 
 def read_beat(path: Path) -> Beat | None:
@@ -306,7 +318,8 @@ def delay_s(failures: int) -> float:
 def _run_body(heartbeat: Heartbeat, body: Callable[[Stop], None], asked: threading.Event) -> int:
     heartbeat.write()
     done = threading.Event()
-    beating = threading.Thread(target=_beat_until, args=(heartbeat, done), daemon=True)
+    thread = threading.get_native_id()
+    beating = threading.Thread(target=_beat_until, args=(heartbeat, done, thread), daemon=True)
     beating.start()
     logger = logging.getLogger(__name__)
     try:
@@ -326,14 +339,25 @@ def _run_body(heartbeat: Heartbeat, body: Callable[[Stop], None], asked: threadi
     return 0
 
 
-def _beat_until(heartbeat: Heartbeat, done: threading.Event, every_s: float = 1.0) -> None:
-    """Writes the heartbeat, and once a minute returns what a part no longer needs, as after catching up."""
+def _beat_until(heartbeat: Heartbeat, done: threading.Event, thread: int = 0, every_s: float = 1.0) -> None:
+    """Writes the heartbeat, and once a minute returns what a part no longer needs, as after catching up.
+    ``thread``: native id of the part's."""
     for beat in count(1):
         if done.wait(every_s):
             return
         if beat % _TRIM_EVERY == 0:
             return_freed_memory()
+        heartbeat.worked(_processor_s(thread))
         try:
             heartbeat.write()
         except OSError:  # a full disk or a removed folder must not end the part
             logging.getLogger(__name__).exception("heartbeat not written")
+
+
+def _processor_s(thread: int) -> float:
+    """Processor time of a thread of this process; of all its threads where Linux's files are missing."""
+    try:
+        fields = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return time.process_time()

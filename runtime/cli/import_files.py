@@ -109,6 +109,7 @@ def import_(
 ) -> None:
     """Writes files to the log of a state folder, each row once, and trains from the newest rows."""
     from replay.replay_report import with_bar  # imports torch
+    from runtime.jobs.history_folds import HistoryFolds
     from runtime.jobs.import_job import Importer
 
     with ExitStack() as stack:
@@ -144,7 +145,7 @@ def import_(
         keep_definition(settings, definition, app)
         log = stack.enter_context(closing(open_log(settings)))
         create_topics(log, settings)
-        importer = Importer(definition, settings, log, clock, learn, with_bar)
+        importer = Importer(definition, settings, log, clock, learn, with_bar, fold=HistoryFolds)
         result = importer.run(dataset, keep_times)
     if report is not None:
         write_report(report, result)
@@ -180,6 +181,8 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
     if "steps" in result:
         text = f"{result['steps']:,} steps from the newest {result['learned']:,} rows"
         rows += [("trained", text)]
+    if not result.get("folded", True):
+        rows += [("sessions and counters", "not folded: `recsys up` folds them first, see above why")]
     if constant := result.get("constant_columns"):
         rows += [("columns of one value, which teach nothing", ", ".join(constant))]
     if "missing" in result:

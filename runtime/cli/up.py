@@ -28,8 +28,9 @@ from recsys.events.field_schema import CATEGORICAL
 from recsys.features.feature_set_file import feature_set
 from recsys.free_ports import PortTaken
 from recsys.observability.log_lines import log_to_file
+from recsys.process.catching_up import said
 from recsys.process.clock_file import start_clock
-from recsys.process.part_process import run_folder
+from recsys.process.part_process import read_beat, run_folder
 from runtime.cli.common import ConfigOption, StateOverride, exit_on, fail
 from runtime.parts.haproxy_config import check_doors
 from runtime.reports.status_table import exposure_warning, parts_table
@@ -41,8 +42,10 @@ from runtime.supervision.ray_environment import haproxy
 from runtime.supervision.run_file import Running
 from runtime.supervision.supervisor import Change
 from runtime.supervision.supervisor_loop import Runner
+from runtime.supervision.system_status import gather
 
-_READY_S: Final = 240.0  # timeout of --detach for all parts to get ready
+_READY_S: Final = 240.0  # of --detach without any progress of a part that isn't ready
+_SAID_EVERY_S: Final = 10.0
 _RELEASED_S: Final = 5.0  # for the processes of a killed system to be gone
 
 
@@ -221,24 +224,47 @@ def _detach(config: Config, console: Console) -> int:
             [sys.executable, "-m", "runtime.supervision.supervisor_loop", config.state],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
-    deadline = time.monotonic() + _READY_S
+    deadline, said_at, before = time.monotonic() + _READY_S, time.monotonic() + _SAID_EVERY_S, ""
     running: Running | None = None
     while time.monotonic() < deadline and process.poll() is None:
         running = run_file.read(config.state)
         if running is not None and running.supervisor.pid == process.pid:
-            if running.ready:
+            late = _waited_for(running, config)
+            if not late:
                 console.print(parts_table(running, config))
                 typer.echo(f"runs in the background; `recsys down --state {config.state}` stops it")
                 return 0
             if running.lost:
                 break
+            if (progress := str(late)) != before:
+                deadline, before = time.monotonic() + _READY_S, progress
+            if time.monotonic() >= said_at:
+                said_at = time.monotonic() + _SAID_EVERY_S
+                parts = ", ".join(f"{name} ({text})" for name, (text, _) in late.items())
+                console.print(f"not yet: {parts}", highlight=False)
         time.sleep(0.1)
     if running is not None:
         console.print(parts_table(running, config))
-    outcome = f"is not ready after {_READY_S:.0f} s, and keeps trying"
+    outcome = f"is not ready, made no progress in {_READY_S:.0f} s, and keeps trying"
     if process.poll() is not None:
         outcome = "exited"
     elif running is not None and running.lost:
         outcome = "can't get ready, and waits for `recsys down`"
     fail(f"the supervisor {outcome}; see {folder}/up.log and {folder}/up.out")
     return 1
+
+
+def _waited_for(running: Running, config: Config) -> dict[str, tuple[str, int]]:
+    """Parts that aren't ready, or catch up: why, and a number that changes with their progress."""
+    late, folder = dict[str, tuple[str, int]](), run_folder(config.state)
+    for part in running.parts:
+        if part.state not in ("ready", "done"):
+            beat = read_beat(folder / f"{part.name}.json")
+            late[part.name] = part.state, int(beat.worked_s) if beat else 0
+    if late:
+        return late
+    return {
+        part.name: (said(part.catching_up), sum(part.lag.values()))
+        for part in gather(Path(config.state), with_change=False).parts
+        if part.catching_up
+    }

@@ -15,6 +15,7 @@ import msgspec
 
 from recsys.config.system_config import Config
 from recsys.log.protocol import Log
+from recsys.process.catching_up import said
 from recsys.process.open_log import open_log
 from recsys.process.part_process import read_beat
 from runtime.control_room.control_history import ControlHistory, newest_dead_letters
@@ -80,7 +81,8 @@ class SystemWatch:
             "lost": status.lost,
             "logs": str((self._state / "run").resolve()),
             "parts": [
-                {"name": part.name, "state": part.state, "failure": part.failure} for part in status.parts
+                {"name": part.name, "state": part.state, "failure": part.failure or said(part.catching_up)}
+                for part in status.parts
             ],
             "quarantined": [name for part in status.parts for name in part.names.get("quarantined", ())],
             "control": control,

@@ -33,6 +33,7 @@ from replay.direct_loop import DirectLoop, lost_engagements
 from replay.judging.retrieval_recall import probe_for
 from replay.player import Player
 from replay.replay_run import Outputs, Progress, ReplayOptions, on_event_clock, replay_with
+from runtime.jobs.history_folds import HistoryFolds
 from serving.sessions import counter_loop, session_loop
 from training.joining.joiner_loop import skip_events
 from training.lines.control import append_live_record, live_epoch
@@ -144,7 +145,8 @@ def events_after(log: Log, topic: str, offsets: Sequence[int]) -> Iterator[Event
 @dataclass(frozen=True)
 class Importer:
     """Imports into the ``log`` of a system that doesn't run. ``clock``: event time in ms. ``learn``: newest
-    rows to train from. ``on_trained`` gets the player that has trained."""
+    rows to train from. ``on_trained`` gets the player that has trained. ``fold``: starts to fold what is on
+    the log, beside the training; else the live parts do it."""
 
     app: App
     config: Config
@@ -153,6 +155,7 @@ class Importer:
     learn: int
     progress: Progress
     on_trained: Callable[[Player], None] = lambda player: None
+    fold: Callable[[Config], HistoryFolds] | None = None
 
     def run(self, dataset: MappedFiles, keep_times: bool = False) -> dict[str, Any]:
         """Writes and trains; returns the report. Raises ValueError before it writes anything."""
@@ -193,11 +196,14 @@ class Importer:
         rows_now = max(rows_before, old) + report["new_rows"]
         # After a kill from here on, only events of later rows are still to be skipped.
         rows.save(dataset.shift_ms, rows.ends()[EVENTS], rows_now, mapping, True)
+        folds = self.fold(self.config) if self.fold else None
         # A system that has learned goes on from there, and few rows don't replace what all taught.
         is_due = bool(report["new"] or not live or (before and (before.is_due or before.began)))
         if self.learn and is_due and self.log.end(STEPS, 0) == 0:
             is_due = bool(live) and old < rows_before and len(times_ms) < _WARM * self.learn
             report |= {"missing": rows_before - old} if is_due else self._train(dataset)
+        if folds:
+            report["folded"] = folds.finish()
         rows.save(dataset.shift_ms, [], rows_now, mapping, is_due)
         return report
 

@@ -130,7 +130,8 @@ def answers(url: str, state: str) -> bool:
 
     try:
         ready = httpx.get(f"{url}/readyz", timeout=5.0)
-        if ready.status_code == 200:
+        # Where sessions or counters catch up, the part answers, and status says so.
+        if ready.status_code == 200 or ready.json().get("catching_up"):
             headers = launch_plan.admin_headers(state)
             ready = httpx.get(f"{url}/v1/inspect/users/0", headers=headers, timeout=5.0)
     except httpx.HTTPError:  # HAProxy still reads its configuration, or the replica its catalogue

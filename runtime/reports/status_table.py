@@ -12,6 +12,7 @@ from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import LineHold
 from recsys.observability.log_lines import redact
+from recsys.process.catching_up import said
 from recsys.process.disk_budget import GB, LOG, Level, Space
 from recsys.process.part_process import read_beat
 from runtime.parts.serve import SHARDS_AWAY
@@ -88,6 +89,9 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
             more = ", …" * (part.gauges["quarantined"] > len(names))
             text = f"{part.gauges['quarantined']:.0f} users in quarantine: {', '.join(names)}{more}"
             lines.insert(0, Text(text, style="yellow"))
+    for part in status.parts:
+        if text := said(part.catching_up):
+            lines.insert(0, Text(f"{part.name} is {text}", style="yellow"))
     if damaged := sum(part.gauges.get("snapshots_damaged", 0) for part in status.parts):
         text = f"{damaged:.0f} snapshots are damaged; `recsys check {config.state}` names them"
         lines.insert(0, Text(text, style="red"))

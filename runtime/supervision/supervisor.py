@@ -22,7 +22,7 @@ class Part:
     needs: tuple[str, ...] = ()  # starts when these are ready, ends before them
     bound: tuple[str, ...] = ()  # restarts where one of these died
     once: bool = False  # runs to its end: done with exit status 0
-    ready_s: float = 120.0  # killed and retried where it isn't ready by then
+    ready_s: float = 120.0  # killed and retried where it isn't ready and does nothing for so long
     grace_s: float = 10.0  # between TERM and KILL
     in_memory: bool = False  # its data end with it: it isn't restarted, empty
     nice: int = 0  # nice value of its process
@@ -62,6 +62,7 @@ _REPORTED: Final = {
     "starting": State.STARTING, "ready": State.READY, "failed": State.BACKOFF,
     "stopping": State.BACKOFF, "lost": State.LOST,
 }  # fmt: skip
+_WORK_S: Final = 1.0  # of a processor: less is waiting
 # Reason for a lost part that gives none itself.
 _LOST: Final = "its log is lost: stop the system (`recsys down`) and start with a new state folder"
 
@@ -87,6 +88,8 @@ class Watched:
     thread_starts: int = 0  # included: starts again of a thread in its process
     failures: int = 0  # in a row, without ``HEALTHY_S`` of being ready between
     retry_at: float = 0.0
+    worked_s: float = 0.0  # processor time of a start, and when it last grew by ``_WORK_S``
+    worked_at: float = 0.0
     kill_at: float = 0.0
     last_exit: int | None = None
     reason: str = ""
@@ -184,11 +187,13 @@ class Supervisor:
             self._follow(w, process.beat(), now)
         if w.state is State.READY and now - w.since >= HEALTHY_S:
             w.failures = 0
-        elif w.state is State.STARTING and now - w.since >= w.part.ready_s:
-            self._terminate(w, now, f"not ready after {w.part.ready_s:g} s")
+        elif w.state is State.STARTING and now - max(w.since, w.worked_at) >= w.part.ready_s:
+            self._terminate(w, now, f"not ready, and no progress in {w.part.ready_s:g} s")
 
     def _follow(self, w: Watched, beat: Beat | None, now: float) -> None:
         """Takes over what the part says of itself: that it is ready, and where it shares a process, all."""
+        if beat is not None and beat.worked_s - w.worked_s >= _WORK_S:
+            w.worked_s, w.worked_at = beat.worked_s, now
         if beat is None or not (w.part.shares or beat.state == "ready"):
             return
         w.starts += beat.restarts - w.thread_starts
@@ -234,7 +239,7 @@ class Supervisor:
         return due and w.process is None and all(s in (State.READY, State.DONE) for s in needed)
 
     def _start(self, w: Watched, now: float) -> None:
-        w.starts, w.thread_starts = w.starts + 1, 0
+        w.starts, w.thread_starts, w.worked_s = w.starts + 1, 0, 0.0
         try:
             w.process = self.spawn(w.part)
         except Exception as error:

@@ -16,6 +16,7 @@ from recsys.config.system_config import Config
 from recsys.events.control_records import LineHold
 from recsys.events.records import DEAD_LETTERS, STEPS, Step, unpack
 from recsys.log.protocol import Log, LogUnavailable, RangeReader, newest_first
+from recsys.process.catching_up import CatchingUp, catching_up
 from recsys.process.clock_file import clock_of
 from recsys.process.disk_budget import Space
 from recsys.process.log_holders import holders
@@ -30,6 +31,7 @@ from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.run_file import read as read_run_file
 from training.lines.control import lifecycle_of
 
+CATCHING_UP: Final = "catching up"
 _STALLED_MS: Final = 15_000  # without a turn of a part's loop, or a run file by the supervisor
 # Parts whose counters measure throughput; each event and example passes them once.
 _EVENTS_FROM: Final = ("session-fold", "joiner", "counters")
@@ -58,7 +60,7 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Status of one part: supervisor state, heartbeat, and lag by topic (unread records)."""
 
     name: str
-    # A supervisor state; "unchecked": its process cannot be checked; "stalled"; "gone": it has ended, and its
+    # A supervisor state; "catching up": it is ready, and far behind; "unchecked": its process cannot be checked; "stalled"; "gone": it has ended, and its
     # supervisor has not seen it; "orphaned": it runs, and its supervisor is gone.
     state: str
     restarts: int = 0
@@ -67,6 +69,7 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
     rates: dict[str, float] = {}
     gauges: dict[str, float] = {}
     lag: dict[str, int] = {}
+    catching_up: dict[str, CatchingUp] = {}  # topics that it is far behind
     names: dict[str, list[str]] = {}
     failure: str = ""
 
@@ -196,6 +199,10 @@ def _part(part: PartRecord, beat: Beat | None, log: LogOffsets | None, up: bool,
         if up:
             behind = {t: waiting(log, t, offsets) for t, offsets in beat.offsets.items() if log}
             lag = {topic: count for topic, count in behind.items() if count is not None}
+            late = {t: far for t, n in lag.items() if (far := catching_up(n, beat.reads.get(t, 0.0)))}
+            if late and state == "ready":
+                state = CATCHING_UP
+            values |= {"catching_up": late}
             values |= {"rates": beat.rates, "gauges": beat.gauges, "lag": lag, "names": beat.names}
     return PartStatus(name=part.name, state=state, restarts=part.restarts, last_exit=part.last_exit, **values)
 

@@ -327,6 +327,7 @@ class StatusOut(BaseModel):
     click_to_served_ms: float | None
     click_to_served_p95_ms: float | None
     lag: dict[str, int]
+    catching_up: dict[str, dict[str, float | None]]
     gaps: int
     impressions_dropped: int
     answers: int

@@ -17,7 +17,7 @@ from serving.admission.load_shedding import LIST_PATH
 from serving.click_lists import LEFT_OUT
 from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, LOST, REJECTED, RETRY, ValidatedBatch
 from serving.ingestion.log_writer import CLOSED, FORGOTTEN, FULL, REFUSED, SPACE, TORN
-from serving.request import SESSION, STALE
+from serving.request import CATCHING_UP, SESSION, STALE
 from serving.retrieval.source_shares import recall_by_source
 from serving.service import Service
 
@@ -25,7 +25,7 @@ _BUCKETS: Final = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 )  # fmt: skip
 # Series with known labels start at 0: ``rate`` can't see a series that begins at 1.
-STAGES: Final = ("model", STALE, SESSION, "retrieval", "rank", POPULAR, SHORT, UNRANKED)
+STAGES: Final = ("model", STALE, SESSION, CATCHING_UP, "retrieval", "rank", POPULAR, SHORT, UNRANKED)
 STATUSES: Final = (ACCEPTED, DUPLICATE, REJECTED, RETRY, LOST)
 ReadGauge = tuple[str, Callable[[], float | None]]  # description and reader of a gauge
 

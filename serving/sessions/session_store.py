@@ -81,6 +81,11 @@ def session_key(user_id: Id, name: str = "", partitions: int = 0, kind: str = SE
     return f"{{p{partition_of(user_id, partitions)}}}{key}" if partitions else key
 
 
+def place_key(place: str, partition: int, is_cluster: bool) -> str:
+    """Redis key of the place of one partition."""
+    return f"{{p{partition}}}" * is_cluster + f"{place}:{partition}"
+
+
 def shrunk(blob: bytes) -> bytes:
     """A packed session as it is stored: larger ones compressed, to a quarter, after a byte that begins no
     session."""
@@ -103,6 +108,10 @@ class SessionReader(Protocol):
 
     def of_set(self, name: str) -> "SessionReader":
         """The sessions of another feature set, over the same connections."""
+
+    async def folded_to(self, partitions: int) -> FoldPosition | None:
+        """The fold's last committed position, over so many partitions of ``events``; None in a new store.
+        Raises StoreUnavailable."""
 
     async def close(self) -> None: ...
 
@@ -160,6 +169,15 @@ class RedisSessions:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
         return expanded(blob)
 
+    async def folded_to(self, partitions: int) -> FoldPosition | None:
+        place = qualified(_POSITION_KEY, self._name)
+        keys = [place_key(place, p, bool(self._partitions)) for p in range(partitions)]
+        try:
+            whole, *places = [decode_position(await self._client.get(key)) for key in (place, *keys)]
+        except (redis.RedisError, OSError) as error:
+            raise StoreUnavailable(f"the session store can't be read: {error}") from error
+        return joined_position(whole, dict(enumerate(places)), partitions)
+
     def of_set(self, name: str) -> "RedisSessions":
         return RedisSessions("", name, self._client, self._partitions)
 
@@ -180,7 +198,7 @@ class RedisFoldStore:
         self._ttl_s, self._name, self._place = ttl_s, name, qualified(_POSITION_KEY, name)
         self._share, self._count = share, partitions
         own = share.partitions(partitions)
-        self._places = {p: f"{{p{p}}}" * self.is_cluster + f"{self._place}:{p}" for p in own}
+        self._places = {p: place_key(self._place, p, self.is_cluster) for p in own}
         self._client: Any = _connect(url, self.is_cluster)
 
     def position(self) -> FoldPosition | None:

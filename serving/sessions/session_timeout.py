@@ -6,6 +6,7 @@ itself ran late. After some failures in a row nothing is read for a moment: a ci
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Final
 
 from recsys.events.hashing import Id
@@ -42,6 +43,13 @@ class TimedSessionReader:
         if self._failures_in_a_row >= FAILURES:
             self._open_until_s = time.monotonic() + BREAKER_OPEN_S
         raise StoreUnavailable("the session store didn't answer in time")
+
+    async def folded_to(self, partitions: int) -> list[int] | None:
+        """Offsets of ``events`` up to which the sessions are folded; None while the store doesn't answer."""
+        with suppress(StoreUnavailable, TimeoutError):
+            position = await asyncio.wait_for(self.sessions.folded_to(partitions), MAX_WAIT_S)
+            return [0] * partitions if position is None else position.events
+        return None
 
     async def close(self) -> None:
         await self.sessions.close()

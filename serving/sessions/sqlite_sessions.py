@@ -60,6 +60,12 @@ class _Connection:
                 f"{self._file} is damaged ({error}): remove it, then sessions are folded anew from the log"
             ) from error
 
+    def _position(self) -> FoldPosition | None:
+        with self._available("read"):
+            query = "SELECT position FROM positions WHERE feature_set = ?"
+            row = self._db.execute(query, (self._name,)).fetchone()
+        return decode_position(row and row[0])
+
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
         """Packed sessions, or what outlived them, in order; None without either."""
         names, found = [str(user_id) for user_id in user_ids], dict[str, bytes | None]()
@@ -81,6 +87,9 @@ class SqliteSessions(_Connection):
     async def get(self, user_id: Id) -> bytes | None:
         return self.load([user_id])[0]
 
+    async def folded_to(self, partitions: int) -> FoldPosition | None:
+        return self._position()
+
     def of_set(self, name: str) -> "SqliteSessions":
         return SqliteSessions(self._file, self._now_ms, name)
 
@@ -97,10 +106,7 @@ class SqliteFoldStore(_Connection):
         self._ttl_ms, self._commits = 1000 * ttl_s, 0
 
     def position(self) -> FoldPosition | None:
-        with self._available("read"):
-            query = "SELECT position FROM positions WHERE feature_set = ?"
-            row = self._db.execute(query, (self._name,)).fetchone()
-        return decode_position(row and row[0])
+        return self._position()
 
     def commit(
         self, before: FoldPosition | None, after: FoldPosition, sessions: Mapping[str, bytes],

@@ -10,6 +10,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from serving.followers.control import ControlFollower
 from serving.followers.counters import CountersFollower
+from serving.followers.folds import FoldsFollower
 from serving.followers.follower import Follower
 from serving.followers.follower_thread import FollowerThread
 from serving.followers.followers import Followers
@@ -46,8 +47,8 @@ class ModelVariant:
         )  # fmt: skip
         counters = CountersFollower(log, replica, items, SetsInUse(first).name(features))
         self.progress = ProgressFollower(log, replica, weights, live.lifecycle, self.timer_ms, traces)
-        index = IndexFollower(replica)
-        every: list[Follower[Any]] = [live, items, counters, weights, self.progress, index]
+        index, self.folds = IndexFollower(replica), FoldsFollower(log, replica, self.timer_ms)
+        every: list[Follower[Any]] = [live, items, counters, weights, self.progress, self.folds, index]
         self.followers = Followers(
             log, every[1:] if control else every, items, weights, index,
             self.timer_ms, CatalogueSnapshot(config.state, log.id, replica, writes=not line),
