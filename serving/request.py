@@ -17,11 +17,8 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 # What a filter closes: a mask of candidates, or a set of items.
 Closed = NDArray[np.bool_] | Indices | Bitmap
-SESSION, STALE, CATCHING_UP = (
-    "session",
-    "stale",
-    "catching_up",
-)  # names in ``degraded`` that the service adds, not the pipeline
+# Names in ``degraded`` that the service adds, not the pipeline.
+SESSION, STALE, CATCHING_UP = "session", "stale", "catching_up"
 
 
 @dataclass(frozen=True)

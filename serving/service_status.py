@@ -20,7 +20,8 @@ def status_of(service: Service) -> dict[str, Any]:
         "events_per_s": round(progress.events.per_s(), 2),
         "examples_per_s": round(progress.examples.per_s(), 2),
         **progress.freshness.percentiles(live.timer_ms()), "lag": followers.lag,
-        "catching_up": live.folds.catching_up, "gaps": followers.weights.line.gaps, "impressions_dropped": service.writer.dropped,
+        "catching_up": live.folds.catching_up, "gaps": followers.weights.line.gaps,
+        "impressions_dropped": service.writer.dropped,
         "canary": _canary(service), "arms": _arms(service),
     }  # fmt: skip
 

@@ -232,6 +232,7 @@ def test_before_shards_start_those_of_a_number_that_no_longer_fits_are_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from parameter_server.rpc import shard_actor
+    from parameter_server.storage import shard_home
 
     old = replace(SPEC, parts=11, tables=tuple(replace(t, admit_after=1) for t in TABLES))
     config, stopped = replace(laptop(), state=str(tmp_path)), []
