@@ -15,8 +15,8 @@ from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
 from recsys.features.session import PLAIN_LIST, Session
 from recsys.log.protocol import Log
+from recsys.observability.catching_up import said
 from recsys.observability.log_lines import LOG_CONTEXT
-from recsys.process.catching_up import said
 from serving.access.caller import ANONYMOUS, Caller
 from serving.access.caller_checks import CallerChecks
 from serving.admission.admission import Admission

@@ -27,8 +27,8 @@ from recsys.config.system_config import Config, digest
 from recsys.events.field_schema import CATEGORICAL
 from recsys.features.feature_set_file import feature_set
 from recsys.free_ports import PortTaken
+from recsys.observability.catching_up import said
 from recsys.observability.log_lines import log_to_file
-from recsys.process.catching_up import said
 from recsys.process.clock_file import start_clock
 from recsys.process.part_process import read_beat, run_folder
 from runtime.cli.common import ConfigOption, StateOverride, exit_on, fail

@@ -15,7 +15,7 @@ import msgspec
 
 from recsys.config.system_config import Config
 from recsys.log.protocol import Log
-from recsys.process.catching_up import said
+from recsys.observability.catching_up import said
 from recsys.process.open_log import open_log
 from recsys.process.part_process import read_beat
 from runtime.control_room.control_history import ControlHistory, newest_dead_letters

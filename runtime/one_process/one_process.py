@@ -41,6 +41,7 @@ from serving.sessions.open_store import session_reader
 from training import archive_part
 from training.candidates import director
 from training.continual import local_learner
+from training.continual.local_learner import LocalLearner
 from training.joining import joiner_loop
 from training.steps import sequencer_loop
 
@@ -98,6 +99,14 @@ class OneProcess:
             self.run(self._start_service())
             stack.callback(lambda: self.run(self.service.stop()))
             self._closing = stack.pop_all()
+
+    @property
+    def learner(self) -> LocalLearner:
+        """The learner, in turns. Raises LookupError where threads learn."""
+        for fold in self._folds:
+            if isinstance(fold, LocalLearner):
+                return fold
+        raise LookupError("threads learn: their learner belongs to one of them")
 
     def close(self) -> None:
         """Learns what is due, if it isn't learned yet, and ends with last snapshots."""

@@ -131,13 +131,20 @@ def answers(url: str, state: str) -> bool:
     try:
         ready = httpx.get(f"{url}/readyz", timeout=5.0)
         # Where sessions or counters catch up, the part answers, and status says so.
-        if ready.status_code == 200 or ready.json().get("catching_up"):
+        if ready.status_code == 200 or _catches_up(ready):
             headers = launch_plan.admin_headers(state)
             ready = httpx.get(f"{url}/v1/inspect/users/0", headers=headers, timeout=5.0)
     except httpx.HTTPError:  # HAProxy still reads its configuration, or the replica its catalogue
         return False
     # Without sessions, lists are answered as degraded ones, but nobody can be inspected.
     return ready.status_code == 200 or "session store" in ready.text
+
+
+def _catches_up(answer: Any) -> bool:
+    try:
+        return bool(answer.json().get("catching_up"))
+    except (ValueError, AttributeError):  # of a proxy
+        return False
 
 
 def _wait_until_ready(serve: Any, app: str, is_answering: Callable[[], bool], stop: Stop) -> None:

@@ -11,8 +11,8 @@ from rich.text import Text
 from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import LineHold
+from recsys.observability.catching_up import said
 from recsys.observability.log_lines import redact
-from recsys.process.catching_up import said
 from recsys.process.disk_budget import GB, LOG, Level, Space
 from recsys.process.part_process import read_beat
 from runtime.parts.serve import SHARDS_AWAY

@@ -16,7 +16,7 @@ from recsys.config.system_config import Config
 from recsys.events.control_records import LineHold
 from recsys.events.records import DEAD_LETTERS, STEPS, Step, unpack
 from recsys.log.protocol import Log, LogUnavailable, RangeReader, newest_first
-from recsys.process.catching_up import CatchingUp, catching_up
+from recsys.observability.catching_up import CatchingUp, catching_up
 from recsys.process.clock_file import clock_of
 from recsys.process.disk_budget import Space
 from recsys.process.log_holders import holders

@@ -9,7 +9,7 @@ from recsys.clock import is_due
 from recsys.events.hashing import Id, partition_of
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Log
-from recsys.process.catching_up import CatchingUp, catching_up
+from recsys.observability.catching_up import CatchingUp, catching_up
 from serving.followers.follower import Follower
 from serving.replica.replica import Replica
 

@@ -40,7 +40,7 @@ class LocalLearner(PartFold):
         warm()
         self._log, self._config, self.tracer = log, config, tracer
         self._publish = delta_publisher(log, MAIN, tracer)
-        self._features = feature_set(config)
+        self._features, self._left_out = feature_set(config), 0
         self._open(live_epoch(log))
 
     def _open(self, epoch: int) -> None:
@@ -81,7 +81,9 @@ class LocalLearner(PartFold):
     def report(self, beat: Heartbeat, moved: int) -> None:
         beat.add(EXAMPLES, moved)
         beat.gauge("step", self.worker.step)
-        beat.gauge("left_out", self.worker.counts["left_out"])
+        left_out = self.worker.counts["left_out"]
+        beat.add("left_out", max(0, left_out - self._left_out))
+        self._left_out = left_out
         statuses = self.shards.statuses()
         for name in ("bytes", "wal_bytes", "expired", "evicted", "refused_rows", "refused_dense"):
             beat.gauge(name, sum(status[name] for status in statuses))

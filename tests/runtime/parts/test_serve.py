@@ -285,5 +285,9 @@ def test_it_is_ready_once_a_list_is_answered(tmp_path: Path, monkeypatch) -> Non
     assert not answers("", str(tmp_path))
     given["/v1/inspect/users/0"] = (503, '{"error":"the session store doesn\'t answer"}')
     assert answers("", str(tmp_path))
-    given["/readyz"] = (503, "")
+    given["/readyz"] = (503, '{"catching_up":{"sessions":{"behind":90000}}}')
+    assert answers("", str(tmp_path)), "it answers, and says what is behind"
+    given["/readyz"] = (503, '{"catching_up":{}}')
+    assert not answers("", str(tmp_path))
+    given["/readyz"] = (503, "no JSON, from a proxy")
     assert not answers("", str(tmp_path))

@@ -223,7 +223,7 @@ def test_what_has_not_happened_is_told_as_0_once_the_part_speaks() -> None:
 def test_stages_and_statuses_that_are_known_are_told_as_0(tmp_path: Path) -> None:
     text = ServingMetrics(World(tmp_path, items=1).service).text().decode()
     page = (ROOT / "docs" / "how-to" / "operations.md").read_text().split("| stage | left out, and why |")[1]
-    stages = re.findall(r"`([a-z:]+)`", "".join(re.findall(r"^\|([^|]+)\|", page.split("\n\n")[0], re.M)))
+    stages = re.findall(r"`([a-z_:]+)`", "".join(re.findall(r"^\|([^|]+)\|", page.split("\n\n")[0], re.M)))
     assert set(stages) == set(STAGES), "docs/how-to/operations.md says what each stage means"
     for stage in STAGES:
         assert f'recsys_degraded_total{{stage="{stage}"}} 0.0' in text

@@ -107,7 +107,7 @@ def test_the_last_of_several_counters_adds_up(tmp_path: Path, monkeypatch: pytes
     shares: list[Any] = []
 
     def run(config: Config, stop: Stop, *given: Any, kind: Any = None) -> None:
-        shares.append(kind or given[-1])
+        shares.append(kind or given[0])
 
     monkeypatch.setattr(counter_loop, "run", run)
     for workers in (WorkersConfig(), WorkersConfig(counters=2)):

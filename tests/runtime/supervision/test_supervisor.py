@@ -14,7 +14,7 @@ class FakeProcess:
     def __init__(self, part, pid, stubborn=False):
         self.part, self.pid, self.stubborn = part, pid, stubborn
         self.status, self.is_ready, self.asked, self.killed = None, False, 0, False
-        self.said, self.reports, self.restarts = "", "starting", 0
+        self.said, self.reports, self.restarts, self.worked_s = "", "starting", 0, 0.0
 
     def exit_status(self):
         return self.status
@@ -23,6 +23,7 @@ class FakeProcess:
         return Beat(
             part=self.part.name, pid=self.pid, started_ms=0, failure=self.said,
             state="ready" if self.is_ready else self.reports, restarts=self.restarts,
+            worked_s=self.worked_s,
         )  # fmt: skip
 
     def terminate(self):
@@ -211,7 +212,21 @@ def test_a_part_that_never_gets_ready_is_ended_and_tried_again():
     world.tick(0.2)
     assert first.killed
     changes = world.tick()
-    assert [(c.state, c.reason) for c in changes] == [(State.BACKOFF, "not ready after 5 s")]
+    assert [(c.state, c.reason) for c in changes] == [(State.BACKOFF, "not ready, and no progress in 5 s")]
+
+
+def test_a_part_that_works_is_not_ended_however_long_its_start_takes():
+    world = World([Part("fold", "m:fold", ready_s=5)])
+    world.tick()
+    process = world.process("fold")
+    for second in range(0, 60, 4):
+        process.worked_s = float(second)
+        world.tick(4)
+    assert not process.asked and world.state("fold") is State.STARTING
+    process.worked_s += 0.9  # waiting takes a little time, too
+    world.tick(4)
+    world.tick(2)
+    assert process.asked == 1
 
 
 def test_stopping_keeps_what_is_needed_by_way_of_a_part_that_is_done():

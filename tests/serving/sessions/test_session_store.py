@@ -1,4 +1,4 @@
-"""One contract for the session store in memory, on a real Valkey, and on a cluster of them."""
+"""One contract for the session store in memory, in a file, on a real Valkey, and on a cluster of them."""
 
 import asyncio
 import time
@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from benchmarks.harness.memory_sessions import MemorySessions
+from recsys.clock import machine_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import partition_of
@@ -31,6 +32,7 @@ from serving.sessions.session_store import (
     StoreUnavailable,
     session_key,
 )
+from serving.sessions.sqlite_sessions import FILE, SqliteFoldStore, SqliteSessions
 from tests.support.systems.valkey_cluster import MASTERS, ValkeyCluster
 
 pytestmark = pytest.mark.pairs(6)
@@ -45,17 +47,23 @@ class Stores:
     """A fold's and a request's view of one store."""
 
     def __init__(
-        self, fold: FoldStore, url: str = "", memory: MemorySessions | None = None, is_cluster: bool = False
-    ) -> None:
+        self, fold: FoldStore, url: str = "", memory: MemorySessions | None = None, is_cluster: bool = False,
+        file: Path | None = None,
+    ) -> None:  # fmt: skip
         self.fold, self._url, self._memory, self._is_cluster = fold, url, memory, is_cluster
+        self._file = file
+
+    def reader(self) -> SessionReader:
+        """As requests open it."""
+        if self._file is not None:
+            return SqliteSessions(self._file, machine_ms, "")
+        return self._memory or RedisSessions(self._url, partitions=PARTITIONS * self._is_cluster)
 
     def get(self, *user_ids: Any, name: str = "") -> list[bytes | None]:
         """As requests read, one after another. ``name``: of a feature set."""
 
         async def read() -> list[bytes | None]:
-            reader: SessionReader = self._memory or RedisSessions(
-                self._url, partitions=PARTITIONS * self._is_cluster
-            )
+            reader = self.reader()
             try:
                 sessions = reader.of_set(name) if name else reader
                 return [await sessions.get(user_id) for user_id in user_ids]
@@ -74,6 +82,10 @@ class Stores:
         if self._memory:
             for user_id in user_ids:
                 del self._memory.blobs[user_id]
+        elif isinstance(self.fold, SqliteFoldStore):
+            past = [(user_id,) for user_id in user_ids]
+            query = "UPDATE sessions SET until_ms = 0 WHERE user = ? AND feature_set = ''"
+            self.fold._db.executemany(query, past)
         elif isinstance(self.fold, RedisFoldStore):
             for user_id in user_ids:
                 assert self.fold._client.delete(self.fold._key(user_id)) == 1
@@ -83,6 +95,8 @@ class Stores:
         return self._memory or self._fold()
 
     def _fold(self, name: str = "") -> FoldStore:
+        if self._file is not None:
+            return SqliteFoldStore(self._file, machine_ms, 60, name)
         kind = ClusterFoldStore if self._is_cluster else RedisFoldStore
         return kind(self._url, 60, name, partitions=PARTITIONS)
 
@@ -110,7 +124,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]
     started.stop()
 
 
-KINDS = ["memory", *(pytest.param(kind, marks=pytest.mark.services) for kind in ("redis", "cluster"))]
+KINDS = ["memory", "file", *(pytest.param(kind, marks=pytest.mark.services) for kind in ("redis", "cluster"))]
 
 
 @pytest.fixture(params=KINDS)
@@ -119,11 +133,17 @@ def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
         memory = MemorySessions()
         yield Stores(memory, memory=memory)
         return
+    if request.param == "file":
+        file = request.getfixturevalue("tmp_path") / FILE
+        fold: Any = SqliteFoldStore(file, machine_ms, 60)
+        yield Stores(fold, file=file)
+        fold.close()
+        return
     if request.param == "cluster":
         nodes = request.getfixturevalue("cluster")
         for node in nodes.servers[:MASTERS]:
             nodes.client(node).flushall()
-        fold: RedisFoldStore = ClusterFoldStore(nodes.url, 60, partitions=PARTITIONS)
+        fold = ClusterFoldStore(nodes.url, 60, partitions=PARTITIONS)
         yield Stores(fold, nodes.url, is_cluster=True)
         fold.close()
         return
@@ -147,6 +167,19 @@ def test_sessions_and_position_are_written_together(stores: Stores) -> None:
     assert stores.fold.position() == FIRST
     assert stores.fold.load(["7", "nobody", "u1"]) == [b"seven", None, b"\x00\xffone"]
     assert stores.get("u1", 7, "7", "nobody") == [b"\x00\xffone", b"seven", b"seven", None]
+
+
+def test_requests_learn_how_far_the_sessions_are_folded(stores: Stores) -> None:
+    async def asked() -> FoldPosition | None:
+        reader = stores.reader()
+        try:
+            return await reader.folded_to(PARTITIONS)
+        finally:
+            await reader.close()
+
+    assert asyncio.run(asked()) is None
+    stores.fold.commit(None, FIRST, {"u1": b"1"})
+    assert asyncio.run(asked()) == FIRST
 
 
 def test_gone_sessions_are_removed(stores: Stores) -> None:
