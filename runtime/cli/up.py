@@ -42,7 +42,7 @@ from runtime.supervision.ray_environment import haproxy
 from runtime.supervision.run_file import Running
 from runtime.supervision.supervisor import Change
 from runtime.supervision.supervisor_loop import Runner
-from runtime.supervision.system_status import gather
+from runtime.supervision.system_status import CATCHING_UP, gather
 
 _READY_S: Final = 240.0  # of --detach without any progress of a part that isn't ready
 _SAID_EVERY_S: Final = 10.0
@@ -266,5 +266,5 @@ def _waited_for(running: Running, config: Config) -> dict[str, tuple[str, int]]:
     return {
         part.name: (said(part.catching_up), sum(part.lag.values()))
         for part in gather(Path(config.state), with_change=False).parts
-        if part.catching_up
+        if part.state == CATCHING_UP
     }

@@ -32,6 +32,8 @@ from runtime.supervision.run_file import read as read_run_file
 from training.lines.control import lifecycle_of
 
 CATCHING_UP: Final = "catching up"
+# Answers lack what these are behind; others only work later.
+_ANSWERS_NEED: Final = ("session-fold", "counters", "joiner", "sequencer")
 _STALLED_MS: Final = 15_000  # without a turn of a part's loop, or a run file by the supervisor
 # Parts whose counters measure throughput; each event and example passes them once.
 _EVENTS_FROM: Final = ("session-fold", "joiner", "counters")
@@ -60,7 +62,7 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Status of one part: supervisor state, heartbeat, and lag by topic (unread records)."""
 
     name: str
-    # A supervisor state; "catching up": ready, and far behind; "unchecked": its process cannot be checked;
+    # A supervisor state; "catching up": answers lack what it is behind; "unchecked": its process cannot be checked;
     # "stalled"; "gone": it has ended, and its supervisor has not seen it; "orphaned": it runs, and its
     # supervisor is gone.
     state: str
@@ -201,7 +203,7 @@ def _part(part: PartRecord, beat: Beat | None, log: LogOffsets | None, up: bool,
             behind = {t: waiting(log, t, offsets) for t, offsets in beat.offsets.items() if log}
             lag = {topic: count for topic, count in behind.items() if count is not None}
             late = {t: far for t, n in lag.items() if (far := catching_up(n, beat.reads.get(t, 0.0)))}
-            if late and state == "ready":
+            if late and state == "ready" and part_of(part.name) in _ANSWERS_NEED:
                 state = CATCHING_UP
             values |= {"catching_up": late}
             values |= {"rates": beat.rates, "gauges": beat.gauges, "lag": lag, "names": beat.names}
