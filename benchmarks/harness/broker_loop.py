@@ -186,6 +186,10 @@ class BrokerPlayer(Player):
         self._send()
         super().play(event)
 
+    def publish(self, items: Sequence[Item]) -> None:
+        for item in items:
+            self.play(item)
+
     def _user(self, event: User) -> None:
         self.loop.append(event)
         self.fold(event)

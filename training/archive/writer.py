@@ -30,6 +30,7 @@ from training.archive.digest import checked
 from training.archive.files import (
     FLUSH_BYTES,
     FORMAT,
+    ArchiveFile,
     beside,
     files_of,
     hour_of,
@@ -199,28 +200,54 @@ class Archive(Fold):
 def read_archive(folder: Path, topic: str) -> "ds.Dataset":
     """All archived records of a topic, each once, with ``day`` and ``hour``, by partition and offset. Lazy:
     it reads the columns and row groups that are asked for, and compares no digests."""
-    import pyarrow.dataset as ds  # 50 MB that a process which only writes can do without
-
-    paths = [str(file.path) for file in files_of(folder, topic)]
-    schema = pa.schema([*SCHEMA, *_HIVE])
-    if not paths:
-        return ds.dataset(schema.empty_table())
-    partitioning = ds.partitioning(_HIVE, flavor="hive")
-    return ds.dataset(paths, schema=schema, format="parquet", partitioning=partitioning)
+    return _dataset(files_of(folder, topic))
 
 
 def archived_rows(
     folder: Path, topic: str, columns: Sequence[str], where: "ds.Expression | None" = None
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields some columns of the archived records that satisfy ``where``, ordered as ``read_archive``. Raises
+    """Yields some columns of the archived records that satisfy ``where``, ordered as ``read_archive``. Where
+    files are merged meanwhile, it reads on in the merged ones; what is removed is left out. Raises
     DamagedFile."""
-    dataset = read_archive(folder, topic)
+    read: ArchiveFile | None = None
+    while True:
+        try:
+            for file in files_of(folder, topic):
+                if read is None or (file.partition, file.last) > (read.partition, read.last):
+                    yield from _rows_of(file, read, columns, where)
+                    read = file
+            return
+        except FileNotFoundError:  # before any of its rows: an open file stays readable
+            continue
+
+
+def _rows_of(
+    file: ArchiveFile, read: ArchiveFile | None, columns: Sequence[str], where: "ds.Expression | None"
+) -> Iterator[tuple[Any, ...]]:
+    """Rows of a file that follow those of ``read``."""
+    import pyarrow.dataset as ds
+
+    dataset = _dataset([file])
+    if read is not None and read.partition == file.partition and read.last >= file.first:
+        later = ds.field("offset") > read.last
+        where = later if where is None else where & later
     for fragment in dataset.get_fragments(where):
         batches = fragment.to_batches(
             schema=dataset.schema, columns=list(columns), filter=where, batch_size=_ROWS, batch_readahead=1
         )
-        for batch in checked(Path(fragment.path), batches) if hasattr(fragment, "path") else ():
+        for batch in checked(file.path, batches):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _dataset(files: Sequence[ArchiveFile]) -> "ds.Dataset":
+    import pyarrow.dataset as ds  # 50 MB that a process which only writes can do without
+
+    schema = pa.schema([*SCHEMA, *_HIVE])
+    if not files:
+        return ds.dataset(schema.empty_table())
+    partitioning = ds.partitioning(_HIVE, flavor="hive")
+    paths = [str(file.path) for file in files]
+    return ds.dataset(paths, schema=schema, format="parquet", partitioning=partitioning)
 
 
 def _expanded(record: Record) -> Record:

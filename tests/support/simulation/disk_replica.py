@@ -25,6 +25,7 @@ from runtime.jobs.key_requests import add_key
 from serving.access.key_files import TOKEN_KEYS
 from serving.http_app import build_app
 from serving.service import Service
+from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
 
 
@@ -104,5 +105,12 @@ class DiskReplica:
 
 def serve(folder: Path, port: int, origin: str) -> None:
     config = config_of(folder, origin)
-    app = build_app(Service(config, open_log(config), MemorySessions(), machine_ms), lambda: "the admin key")
+    log, sessions, features = open_log(config), MemorySessions(), feature_set(config)
+    # No part folds: what the log holds is folded once, else the replica would wait for its folds.
+    counters = CounterLoop(log, features)
+    for loop in (SessionLoop(log, sessions, features), counters):
+        while loop.turn():
+            pass
+    counters.publish()
+    app = build_app(Service(config, log, sessions, machine_ms), lambda: "the admin key")
     uvicorn.run(app, port=port, log_level="warning")

@@ -212,6 +212,22 @@ def test_what_a_merge_left_over_is_not_read_twice_and_is_removed(tmp_path: Path)
     assert archived(tmp_path, EVENTS) == on_the_log(log, EVENTS)
 
 
+@pytest.mark.parametrize("rows_before", [1, 3, 4])
+def test_files_that_are_merged_while_they_are_read_give_each_row_once(
+    tmp_path: Path, rows_before: int
+) -> None:
+    log = toy_log()
+    its = Archive(log, tmp_path, Clock())
+    for n in range(3):
+        ticks(log, START_MS + 2 * n, START_MS + 2 * n + 1)
+        its.turn()
+        its.flush()
+    rows = archived_rows(tmp_path, EVENTS, ("partition", "offset", "key", "value"))
+    read = [next(rows) for _ in range(rows_before)]
+    archives.merge_files(files_of(tmp_path, EVENTS))
+    assert [*read, *rows] == on_the_log(log, EVENTS)
+
+
 def test_a_log_that_is_away_for_a_while_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
