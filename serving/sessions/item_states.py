@@ -44,7 +44,8 @@ class ItemStates:
 
     def publish(self, offsets: Sequence[int], changed: Sequence[int], visits_VC: Keys) -> None:
         """Appends changed counters, and visits; all at first, after many records, and where (on Kafka) some
-        were dropped. Nothing until as much is counted as readers have. ``offsets``: of ``events``."""
+        were dropped. Where nothing changed, only how far it has counted. Nothing until as much is counted as
+        readers have. ``offsets``: of ``events``."""
         added, place = self._added(offsets, visits_VC), (offsets, self._name)
         if any(own < readers for own, readers in zip(offsets, self._readers, strict=True)):
             return
@@ -53,9 +54,12 @@ class ItemStates:
         self.dropped = self.dropped[:0]
         whole = self._full_offset >= max(0, self._log.begin(ITEM_STATE, 0))
         if whole and self._records < _REPUBLISH_AFTER:
-            self._append([*added, *states_of(self._counters, changed, place)])
+            states = [*added, *states_of(self._counters, changed, place)]
+            news = offsets != self._readers
+            self._append(states or [state_of(place)] * news)
         else:
             self._publish_all(offsets)
+        self._readers = list(offsets)
 
     def end(self) -> None:
         """Lets retention drop what a new reader would need."""
@@ -72,6 +76,7 @@ class ItemStates:
         for start in range(0, len(self.covisits), _ROWS):
             rows = self.covisits.export(start, start + _ROWS)
             states.append(state_of((offsets, self._name), covisits=rows))
+        states = states or [state_of((offsets, self._name))] * any(offsets)
         self._append([replace(s, part=n, parts=len(states)) for n, s in enumerate(states)])
         self._previous_full_offset, self._full_offset = self._full_offset, begin
         self._records = 0

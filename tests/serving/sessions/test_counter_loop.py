@@ -160,6 +160,21 @@ def test_changed_counters_are_published_ten_times_a_second(log: MemoryLog, clock
     )  # 2, the one that was asked for, this one: nothing new, nothing told
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_how_far_it_has_counted_is_published_though_no_counter_changes(
+    log: MemoryLog, clock: Clock, before: int
+) -> None:
+    loop = CounterLoop(log, FEATURES, now_ms=clock)
+    for number in range(before):
+        append(log, *watched(number))
+    turn_all(loop)
+    loop.publish()
+    log.append(EVENTS, [Append(0, b"", b"\xc1rubbish")] * 3)
+    turn_all(loop)
+    loop.publish()
+    assert read_states(log).counted == [log.end(EVENTS, p) for p in range(4)]
+
+
 def test_a_repeated_event_counts_once(log: MemoryLog, clock: Clock) -> None:
     loop = CounterLoop(log, FEATURES, now_ms=clock)
     append(log, *watched(1), *watched(1))

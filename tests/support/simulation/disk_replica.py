@@ -72,7 +72,7 @@ class DiskReplica:
         until = time.monotonic() + timeout_s
         while not self._is_ready():
             assert self._process.is_alive(), "the replica ended"
-            assert time.monotonic() < until, "the replica isn't ready in time"
+            assert time.monotonic() < until, httpx.get(f"{self.url}/readyz").text
             time.sleep(0.05)
 
     def ends(self) -> list[int]:
@@ -108,7 +108,7 @@ def serve(folder: Path, port: int, origin: str) -> None:
     log, sessions, features = open_log(config), MemorySessions(), feature_set(config)
     # No part folds: what the log holds is folded once, else the replica would wait for its folds.
     counters = CounterLoop(log, features)
-    for loop in (SessionLoop(log, sessions, features), counters):
+    for loop in (SessionLoop(log, sessions, features, machine_ms), counters):
         while loop.turn():
             pass
     counters.publish()
