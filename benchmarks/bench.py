@@ -88,6 +88,20 @@ def freshness(
 
 
 @bench_command(bench)
+def one_process(
+    learned: Annotated[int, typer.Option(min=1, help="Lists that are learned before.")] = 300,
+    lists: Annotated[float, typer.Option(min=1.0, help="Lists a second.")] = 100.0,
+    events: Annotated[float, typer.Option(min=1.0, help="Events a second.")] = 500.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Seconds of lists and events.")] = 20.0,
+    seed: Seed = 0,
+) -> Figures:
+    """A Recommender and `recsys serve` beside `recsys up`: first answer, memory, lists and events."""
+    from benchmarks.system.bench_one_process import OneProcessOptions, measure_one_process
+
+    return measure_one_process(OneProcessOptions(learned, lists, events, seconds, seed), log_progress)
+
+
+@bench_command(bench)
 def recovery(
     rows: Annotated[int, typer.Option(min=1, help="Rows in the table.")] = 1_000_000,
     steps: Annotated[int, typer.Option(min=1, help="Steps in the write-ahead file.")] = 400,

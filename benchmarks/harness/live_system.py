@@ -218,13 +218,17 @@ def end(state: Path) -> None:
             kill_session(leader)
 
 
-@contextmanager
-def offered(live: Live, rate: float, seconds: float, seed: int) -> "Iterator[Offered]":
-    """Sends an open loop from a process of its own, for ``seconds`` or until stopped."""
+def lists_load(live: Live, rate: float, seconds: float, seed: int) -> Load:
+    """An open loop of lists for the users."""
     order = np.random.default_rng(seed).permutation(USERS).tolist()
     bodies = [f'{{"user_id":"u{n}","n":10}}'.encode() for n in order]
     requests = [post(HOST, "/v1/recommend", body) for body in bodies]
-    load = Load(HOST, live.config.serve.port, requests, seconds, rate, seed=seed, noted=True)
+    return Load(HOST, live.config.serve.port, requests, seconds, rate, seed=seed, noted=True)
+
+
+@contextmanager
+def offered(load: Load) -> "Iterator[Offered]":
+    """Sends a load from a process of its own, for its time or until stopped."""
     messages, stop, start = process_starter()
     part = start(offer_until, load, messages, stop)
     try:

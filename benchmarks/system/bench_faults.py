@@ -20,7 +20,7 @@ from typing import Final
 import psutil
 
 from benchmarks.harness.commands import Figures, Log, no_log
-from benchmarks.harness.live_system import Live, counted, live, offered
+from benchmarks.harness.live_system import Live, counted, lists_load, live, offered
 from benchmarks.harness.serve_doors import REPLICA
 from recsys.config.log_config import LogConfig
 from recsys.config.system_config import Config
@@ -213,7 +213,7 @@ def judged(rows: dict[str, Figures], faults: Sequence[Fault]) -> Figures:
 def _row(system: Live, fault: Fault, options: FaultOptions, seed: int) -> Figures:
     """One fault under load. The load always has the same length."""
     expected, since = system.expected(), system.ends()
-    with offered(system, options.rate, options.seconds, seed) as load:
+    with offered(lists_load(system, options.rate, options.seconds, seed)) as load:
         time.sleep(_LEAD_S)
         began_s = time.monotonic()
         with _broken(system, fault):
