@@ -73,8 +73,12 @@ def run_turn(
 def follow(fold: PartFold, stop: Stop, logger: logging.Logger) -> None:
     """Runs a fold until the part is asked to stop. The part is ready once a turn has succeeded."""
     starting = True
+
+    def turn() -> int | None:
+        return run_turn(fold.turn, stop, logger, starting, fold.away)
+
     while not stop.is_set(starting):
-        moved = run_turn(fold.turn, stop, logger, starting, fold.away)
+        moved = stop.pace.run(turn) if stop.pace else turn()
         fold.report_delays(stop.heartbeat)
         if moved is None:
             continue

@@ -26,6 +26,7 @@ from recsys.log.protocol import LogLost
 from recsys.observability.log_lines import log_to_files, redact
 from recsys.process.malloc_tuning import return_freed_memory
 from recsys.process.slot_file import SlotFile, read_slots
+from recsys.process.turn_pace import TurnPace
 
 _log = logging.getLogger(__name__)
 FIRST_DELAY_S: Final = 0.2
@@ -226,11 +227,14 @@ class Stop:
     """Stop flag of a part (SIGTERM, SIGINT, or ``set``), with its heartbeat.
 
     ``is_set`` and ``wait`` count as turns: the first one marks the part ready. During set-up pass
-    ``starting=True``.
+    ``starting=True``. ``pace``: of the part's turns, where it shares an interpreter with one that answers.
     """
 
-    def __init__(self, heartbeat: Heartbeat | None = None, event: threading.Event | None = None) -> None:
-        self.heartbeat = heartbeat or Heartbeat("")
+    def __init__(
+        self, heartbeat: Heartbeat | None = None, event: threading.Event | None = None,
+        pace: TurnPace | None = None,
+    ) -> None:  # fmt: skip
+        self.heartbeat, self.pace = heartbeat or Heartbeat(""), pace
         self._event = event or threading.Event()
 
     def set(self) -> None:
@@ -275,12 +279,15 @@ def run_parts(bodies: Mapping[str, Callable[[Stop], None]], state: str | Path, f
 
 class PartThreads:
     """Bodies of parts, each in a thread of this process until ``asked`` is set. One that fails starts again
-    alone, after ``delay_s``, and one whose log is lost ends alone. ``folder``: of their heartbeats."""
+    alone, after ``delay_s``, and one whose log is lost ends alone. ``folder``: of their heartbeats. ``pace``:
+    of their turns."""
 
     def __init__(
-        self, bodies: Mapping[str, Callable[[Stop], None]], folder: Path, asked: threading.Event
-    ) -> None:
-        self._folder, self._asked, self._statuses = folder, asked, list[int]()
+        self, bodies: Mapping[str, Callable[[Stop], None]], folder: Path, asked: threading.Event,
+        pace: TurnPace | None = None,
+    ) -> None:  # fmt: skip
+        self._folder, self._asked, self._pace = folder, asked, pace
+        self._statuses = list[int]()
         run = self._keep_running
         self._threads = [threading.Thread(target=run, args=each, name=each[0]) for each in bodies.items()]
 
@@ -300,7 +307,7 @@ class PartThreads:
             started = time.monotonic()
             try:
                 heartbeat = Heartbeat(part, self._folder / f"{part}.json", restarts=restarts)
-                status = _run_body(heartbeat, body, self._asked)
+                status = _run_body(heartbeat, body, self._asked, self._pace)
             except OSError:  # a full disk must not end the thread, which nobody would start again
                 _log.exception("heartbeat not written")
                 status = 1
@@ -315,7 +322,9 @@ def delay_s(failures: int) -> float:
     return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 30))
 
 
-def _run_body(heartbeat: Heartbeat, body: Callable[[Stop], None], asked: threading.Event) -> int:
+def _run_body(
+    heartbeat: Heartbeat, body: Callable[[Stop], None], asked: threading.Event, pace: TurnPace | None = None
+) -> int:
     heartbeat.write()
     done = threading.Event()
     thread = threading.get_native_id()
@@ -323,7 +332,7 @@ def _run_body(heartbeat: Heartbeat, body: Callable[[Stop], None], asked: threadi
     beating.start()
     logger = logging.getLogger(__name__)
     try:
-        body(Stop(heartbeat, asked))
+        body(Stop(heartbeat, asked, pace))
     except (Exception, SystemExit) as error:  # a thread would end without a word
         logger.exception("part failed")
         failure = redact(f"{type(error).__name__}: {error}")

@@ -28,6 +28,7 @@ from recsys.process.fold import PartFold
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, PartThreads, Stop, read_beat, run_folder
 from recsys.process.slot_file import SlotFile
+from recsys.process.turn_pace import TurnPace
 from runtime.parts.folds import with_archive
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.launch_plan import Plan
@@ -170,8 +171,9 @@ class OneProcess:
 
     def _start_threads(self) -> None:
         threads = PartThreads(
-            _bodies(self.config, self._running is not None), run_folder(self.config.state), self._asked
-        )
+            _bodies(self.config, self._running is not None), run_folder(self.config.state), self._asked,
+            TurnPace(),
+        )  # fmt: skip
         threads.start()
         house = threading.Thread(target=self._keep_house_until_asked, name="house", daemon=True)
         house.start()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from recsys.events.records import EVENTS
-from recsys.log.protocol import Log, Record
+from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import hold_available
 from training.archive.raw_events import ArchiveSource
 
@@ -36,10 +36,13 @@ class _WholeLog:
         hold_available(self._log, name, topic, {partition: offset})
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1_000) -> list[Record]:
-        begin = self._log.begin(topic, partition)
-        archive = self._source(partition, begin) if topic == EVENTS and offset < begin else None
-        if archive is None:
+        try:
             return self._log.read(topic, partition, offset, limit)
+        except LogLost:  # most often retention has dropped it
+            begin = self._log.begin(topic, partition)
+            archive = self._source(partition, begin) if topic == EVENTS and offset < begin else None
+            if archive is None:
+                raise
         at, records = self._next.get(partition, (-1, iter(())))
         if at != offset:
             records = archive.records(topic, partition, offset)
