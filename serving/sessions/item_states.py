@@ -55,7 +55,7 @@ class ItemStates:
         whole = self._full_offset >= max(0, self._log.begin(ITEM_STATE, 0))
         if whole and self._records < _REPUBLISH_AFTER:
             states = [*added, *states_of(self._counters, changed, place)]
-            news = offsets != self._readers
+            news = list(offsets) != self._readers
             self._append(states or [state_of(place)] * news)
         else:
             self._publish_all(offsets)
