@@ -62,9 +62,9 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Status of one part: supervisor state, heartbeat, and lag by topic (unread records)."""
 
     name: str
-    # A supervisor state; "catching up": answers lack what it is behind; "unchecked": its process cannot be checked;
-    # "stalled"; "gone": it has ended, and its supervisor has not seen it; "orphaned": it runs, and its
-    # supervisor is gone.
+    # A supervisor state; "catching up": answers lack what it is behind; "unchecked": its process cannot be
+    # checked; "stalled"; "gone": it has ended, and its supervisor has not seen it; "orphaned": it runs, and
+    # its supervisor is gone.
     state: str
     restarts: int = 0
     last_exit: int | None = None

@@ -30,13 +30,13 @@ from recsys.process.fold import PartFold, follow
 from recsys.process.log_consumer import UNREADABLE, Consumer
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
-from recsys.process.ticker import Ticker
 from training.lines.control import ControlReader, live_epochs
 from training.lines.line import MAIN, learning_digest
 from training.steps.delta_reader import LearnedSteps
 from training.steps.lineage import Lineage, ancestors, last_steps
 from training.steps.sequencer import LANE_EXAMPLES, Sequencer, View
 from training.steps.step_trace import SequenceTrace
+from training.steps.ticker import Ticker
 
 PART: Final = "sequencer"
 _READ: Final = 1000

@@ -9,7 +9,6 @@ from plugins.experiment_power.population import _span
 from recsys.events.event_types import Tick, decode, encode
 from recsys.events.records import CONTROL, EVENTS, EXAMPLES, STEPS, Range, Step, pack
 from recsys.log.protocol import Append, MemoryLog, Topic, newest_first
-from recsys.process.ticker import Ticker
 from runtime.supervision.system_status import Version, last_step
 from tests.support.simulation.gappy_log import GappyLog
 from tests.support.training.small_feed import example
@@ -17,6 +16,7 @@ from training.candidates.space_keeper import ends_before
 from training.joining.joiner_loop import sequences_after
 from training.steps.lineage import last_steps, newest_step
 from training.steps.sequencer_loop import last_position
+from training.steps.ticker import Ticker
 
 STEPS_CUT = 300
 

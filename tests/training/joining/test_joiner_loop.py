@@ -17,7 +17,6 @@ from recsys.events.records import DEAD_LETTERS, EVENTS, EXAMPLES, DeadLetter, Ex
 from recsys.log.compression import plain
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog, Record
 from recsys.process.part_snapshot import PartState
-from recsys.process.ticker import Ticker
 from tests.support.training.learning_loops import Clock, FlakyLog, drain, everything, join
 from tests.support.training.small_feed import (
     FEATURES,
@@ -32,6 +31,7 @@ from tests.support.training.small_feed import (
 )
 from training.deletion.erasure import erase_records
 from training.joining.joiner_loop import JoinerLoop, sequences_after
+from training.steps.ticker import Ticker
 
 # --- the joiner ---
 
