@@ -7,17 +7,19 @@ from typing import Any, Final
 
 from recsys import plugins
 from recsys.app.definition import BY_CLICK, BY_LIST, BY_VIEW, FIELD_KINDS, App, EventKind, Field
+from recsys.app.page import LAYOUTS, SHOWN_FIELDS, Page
 from recsys.config.policy_config import SOURCES
 from recsys.config.yaml_values import YamlValues
 from recsys.features.families.declared import FAMILIES, Declared, faults
 
 APP_FILE: Final = "app.yaml"  # in a state folder: the definition of its system
 _HISTORY: Final = 200
+_NAME_LENGTH: Final = 40
 _LABELS: Final = 56  # the joiner has a bit for each (training/joining/impression_state.py)
 _FEATURES: Final = {key for family in FAMILIES for key in family.keys}
 _KEYS: Final = {
     "app", "events", "fields", "groups", "shown", "window", "features", "history", "repeats", "sources",
-    "files", "rendered",
+    "files", "rendered", "page",
 }  # fmt: skip
 
 
@@ -61,6 +63,7 @@ class _Reader:
             repeats=self._values.flag(top.get("repeats", False), "repeats"),
             sources=self._sources(top.get("sources", {})),
             rendered=self._values.flag(top.get("rendered", False), "rendered"),
+            page=self._page(top.get("page", {}), events),
         )  # fmt: skip
         self._check(app)
         return app
@@ -139,6 +142,19 @@ class _Reader:
                 raise self._values.error(f"sources: {error}", "sources", name) from None
         return {name: self._values.length(n, "sources", name, most=1000) for name, n in numbers.items()}
 
+    def _page(self, raw: Any, events: dict[str, EventKind]) -> Page:
+        section = self._section(raw, {"layout", "names", *SHOWN_FIELDS}, "page")
+        names = self._section(section.get("names"), set(events), "page", "names")
+        for kind, name in names.items():
+            if not isinstance(name, str) or not 0 < len(name) <= _NAME_LENGTH:
+                expected = f"what a button says, 1 to {_NAME_LENGTH} characters"
+                raise self._values.expected(expected, name, "page", "names", kind)
+        fields = {role: section[role] for role in SHOWN_FIELDS if role in section}
+        for role, name in fields.items():
+            self._values.name(name, "page", role)
+        layout = section.get("layout", "")
+        return Page(layout and self._values.one_of(LAYOUTS, layout, "page", "layout"), fields, names)
+
     def _features(self, raw: Any) -> Declared:
         if not isinstance(raw, dict):
             raise self._values.expected(f"a mapping with {', '.join(sorted(_FEATURES))}", raw, "features")
@@ -146,6 +162,6 @@ class _Reader:
         parts = [family.read(raw, self._values) for family in FAMILIES]
         return Declared(**{name: value for part in parts for name, value in part.items()})
 
-    def _section(self, raw: Any, keys: set[str], name: str) -> dict[str, Any]:
-        """The mapping under a key of the file, with these keys only; empty if nothing is there."""
-        return self._values.section(keys, name) if raw else {}
+    def _section(self, raw: Any, keys: set[str], *path: str) -> dict[str, Any]:
+        """The mapping under keys of the file, with these keys only; empty if nothing is there."""
+        return self._values.section(keys, *path) if raw else {}

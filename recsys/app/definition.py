@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from recsys.app.page import LIST, OPENING, SHOWN_FIELDS, SWIPE, WATCHING, Page
 from recsys.config.policy_config import WATCH, PolicyConfig
 from recsys.config.system_config import Config
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups
@@ -64,7 +65,8 @@ class App:
     others. ``groups``: categorical item fields with counters of their own; none: the first two usual ones.
     ``repeats``: whether items that were seen may be shown again. ``shown``: when an item counts as shown.
     ``rendered``: whether lists that are asked for with an API key count at once, with ``shown: list``.
-    ``window_s``: event time after which a shown item without engagement is a negative.
+    ``window_s``: event time after which a shown item without engagement is a negative. ``page``: how the feed
+    page shows it; no part of the digest.
     """
 
     name: str = "app"
@@ -78,6 +80,7 @@ class App:
     repeats: bool = False
     sources: dict[str, int] = field(default_factory=dict)
     rendered: bool = False
+    page: Page = Page()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -152,9 +155,33 @@ class App:
         return replace(base, policy=policy, join=join, sessions=sessions, serve=serve)
 
     @property
+    def shown_as(self) -> dict[str, Any]:
+        """What a page needs of the definition, as ``/v1/app`` answers it (``AppOut``)."""
+        watched = WATCHING if self.shown == BY_VIEW else ()
+        opens = next((kind for kind in OPENING if kind in self.events and kind not in watched), None)
+        kinds = [
+            {
+                "kind": kind, "label": event.label,
+                "name": self.page.names.get(kind) or kind.replace("_", " ").capitalize(),
+                "button": bool(event.label) and kind not in (opens, *watched),
+            }
+            for kind, event in self.events.items()
+        ]  # fmt: skip
+        own, items = self.page.fields, self.fields.get("item", {})
+        return {
+            "app": self.name, "layout": self.page.layout or (SWIPE if self.shown == BY_VIEW else LIST),
+            "shown": self.shown, "opens": opens, "kinds": kinds,
+            "fields": {n: [own[n]] if n in own else list(usual) for n, usual in SHOWN_FIELDS.items()},
+            "categories": [name for name, one in items.items() if one.kind in ("category", "list")],
+            "groups": list(self.schema.groups),
+        }  # fmt: skip
+
+    @property
     def digest(self) -> str:
-        """Digest of all parts; without newer ones that are empty, so that older definitions keep theirs."""
+        """Digest of all parts that answers depend on; without newer ones that are empty, so that older
+        definitions keep theirs."""
         parts = msgspec.to_builtins(self)
+        del parts["page"]
         for event in parts["events"].values():
             if not event["value"]:
                 del event["value"]

@@ -1,12 +1,14 @@
 """The definition that a state folder keeps, and the configuration with it."""
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from recsys.app.app_file import APP_FILE, read_app
-from recsys.app.definition import App
+from recsys.app.definition import App, EventKind, Field
 from recsys.config.loader import load
 from recsys.config.system_config import Config
+from recsys.events.field_schema import NUMERIC
 from recsys.features.feature_set_file import FILE as FEATURES_FILE
 from recsys.features.feature_set_file import feature_set, write_feature_set
 from recsys.process.part_process import write_atomically
@@ -23,6 +25,29 @@ def with_definition(
     settings = load(config) if app is None else load(config, app.config)
     folder = str(Path(settings.state if state is None else state).resolve())
     return replace(settings, state=folder), app, file
+
+
+def kept_app(config: Config) -> App:
+    """The definition that a state folder keeps; without one the kinds and item fields of its feature set, as
+    for the demo's log. Read anew after each change of the file."""
+    file = Path(config.state) / APP_FILE
+    if file.exists():
+        return _read(file, file.stat().st_mtime_ns)
+    schema, weights = feature_set(config).schema, config.policy.weights
+    labels = {kind: "negative" if weights.get(kind, 0) < 0 else "positive" for kind in schema.labels}
+    fields = {name: Field("number" if kind == NUMERIC else "category") for name, kind in schema.item}
+    return App(
+        events={
+            kind: EventKind(labels.get(kind, "")) for kind in dict.fromkeys((*schema.labels, *schema.kinds))
+        },
+        fields={"item": fields},
+        groups=schema.groups,
+    )
+
+
+@lru_cache(maxsize=1)
+def _read(file: Path, changed_ns: int) -> App:
+    return read_app(file)
 
 
 def keep_definition(config: Config, app: App | None, file: Path | None) -> None:

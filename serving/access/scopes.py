@@ -16,8 +16,8 @@ AUDITED: Final = frozenset((CATALOGUE, USERS, CONTROL, ADMIN))
 
 _EXACT: Final = {
     "POST /v1/recommend": RECOMMEND, "POST /v1/rank": RECOMMEND, "POST /v1/events": EVENTS,
-    "POST /v1/preferences": EVENTS, "GET /v1/status": READ, "GET /metrics": READ, "GET /healthz": PUBLIC,
-    "GET /readyz": PUBLIC, "GET /": PUBLIC,
+    "POST /v1/preferences": EVENTS, "GET /v1/status": READ, "GET /v1/app": READ, "GET /metrics": READ,
+    "GET /healthz": PUBLIC, "GET /readyz": PUBLIC, "GET /": PUBLIC,
 }  # fmt: skip
 Rules = list[tuple[re.Pattern[str], str]]  # the first match decides
 
@@ -38,7 +38,7 @@ _RULES: Final = compiled(
     )
 )
 _USER_ROUTES: Final = re.compile(
-    r"/v1/(recommend|rank|popular|latest|trending|items/.+/similar|events|preferences|status|sessions/.*)",
+    r"/v1/(recommend|rank|popular|latest|trending|items/.+/similar|events|preferences|status|app|sessions/.*)",
     re.DOTALL,
 )
 _PAGES: Final = re.compile(r"/$|/static/|/docs|/redoc")

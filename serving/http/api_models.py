@@ -1,6 +1,6 @@
 """Bodies of the API as pydantic models: strict validation, and the schemas and examples of /docs."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -305,6 +305,31 @@ class SessionOut(BaseModel):
     last_ms: int
     topics: list[TopicOut]
     recent: list[RecentOut]
+
+
+class KindOut(BaseModel):
+    """A kind of engagement. ``label``: positive, negative, or "" if it isn't predicted. ``button``: whether a
+    viewer reports it by a button, rather than by opening or watching an item."""
+
+    kind: str
+    label: str
+    name: str
+    button: bool
+
+
+class AppOut(BaseModel):
+    """``opens``: the kind to report of an item that is opened. ``fields``: for each thing that a page shows
+    of an item, the fields that may hold it. ``categories``: the item fields of kind category or list.
+    ``groups``: those whose values a viewer may block."""
+
+    app: str
+    layout: Literal["swipe", "list"]
+    shown: Literal["view", "list", "clicks"]
+    opens: str | None
+    kinds: list[KindOut]
+    fields: dict[str, list[str]]
+    categories: list[str]
+    groups: list[str]
 
 
 class StatusOut(BaseModel):

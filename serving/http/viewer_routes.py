@@ -1,7 +1,10 @@
 """Routes of viewers besides lists: events, wishes, sessions, the status."""
 
+import asyncio
+
 from fastapi import FastAPI, Request, Response
 
+from recsys.app.kept_definition import kept_app
 from serving.access.access_layer import caller_of
 from serving.access.scopes import ATTRIBUTE
 from serving.http import api_models as models
@@ -48,6 +51,11 @@ def add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -
         weights = service.live.control.policies.resolve(user_id).config.weights
         learned = service.live.progress.freshness.learned_views
         return json_response(view_of(session, service.replica.catalogue, weights, learned))
+
+    @app.get("/v1/app", response_model=models.AppOut, responses=PROBLEMS)
+    async def shown() -> Response:
+        """What a page needs of the app's definition: kinds of engagement, and the fields to show of items."""
+        return json_response((await asyncio.to_thread(kept_app, service.config)).shown_as)
 
     @app.get("/v1/status", response_model=models.StatusOut, responses=PROBLEMS)
     async def status() -> Response:

@@ -67,7 +67,7 @@ def test_the_feed_is_for_all(browser: Browser, colours: str) -> None:
         browser.wait(READY)
         browser.wait("return !document.querySelector('.card.here .spinner')")
         check(browser, "feed")
-        browser.press("n")
+        browser.press("h")
         check(browser, "with the undo")
         if browser.run("return document.body.dataset.drawer") == "closed":
             browser.press("d")

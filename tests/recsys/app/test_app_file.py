@@ -145,6 +145,11 @@ FAULTS = [
     ("groups:\n  - author", 2, "groups.0 is 'author', expected an item field of kind category or"),
     ("fields: {item: {a: number}}\ngroups: [a]", 2, "groups.0 is 'a', expected an item field of ki"),
     ("shown: sometimes", 1, "shown is 'sometimes', expected one of view, list, clicks"),
+    ("page: {layout: grid}", 1, "page.layout is 'grid', expected one of swipe, list"),
+    ("page: {colour: red}", 1, "unknown key 'colour'; there are duration, emblem, layout"),
+    ("page: {names: {buy: Buy}}", 1, "unknown key 'buy'; there are click"),
+    ("page: {names: {click: ''}}", 1, "page.names.click is '', expected what a button says, 1 to"),
+    ("page: {title: [a]}", 1, "page.title is ['a'], expected a name"),
     ("rendered: yes please", 1, "rendered is 'yes please', expected true or false"),
     ("rendered: true", 1, "rendered is True, expected false with shown: view"),
     ("shown: clicks\nrendered: true", 2, "rendered is True, expected false with shown: clicks"),
@@ -438,3 +443,32 @@ def test_features_of_older_systems_keep_their_digest() -> None:
         older = replace(older, near=name != "kuairand")
         app = replace(app, features=older)
         assert (app.digest, app.feature_set().digest) == expected
+
+
+SHOP = """
+app: shop
+events: {click: positive, purchase: {label: positive, weight: 5}, not_interested: negative, visit: none}
+fields: {item: {category: category, sizes: list, price: number}}
+shown: clicks
+"""
+
+
+def test_a_page_shows_a_button_for_each_kind_that_neither_opens_nor_watches() -> None:
+    shown = app_of(SHOP).shown_as
+    assert (shown["app"], shown["layout"], shown["opens"]) == ("shop", "list", "click")
+    buttons = {kind["kind"]: kind["name"] for kind in shown["kinds"] if kind["button"]}
+    assert buttons == {"purchase": "Purchase", "not_interested": "Not interested"}
+    assert shown["categories"] == ["category", "sizes"] and shown["groups"] == ["category"]
+    video = app_of("events: {view: none, long_view: positive, skip: negative, like: positive}").shown_as
+    assert (video["layout"], video["opens"]) == ("swipe", None)
+    assert [kind["kind"] for kind in video["kinds"] if kind["button"]] == ["like"]
+    assert app_of("events: {view: positive}\nshown: clicks").shown_as["opens"] == "view"
+
+
+def test_a_page_takes_names_and_fields_from_the_definition_and_changes_no_digest() -> None:
+    app = app_of(SHOP + "page: {layout: swipe, title: label, names: {purchase: Buy}}")
+    assert app.shown_as["layout"] == "swipe"
+    assert app.shown_as["fields"]["title"] == ["label"]
+    assert app.shown_as["fields"]["price"] == ["price"]
+    assert {kind["kind"]: kind["name"] for kind in app.shown_as["kinds"]}["purchase"] == "Buy"
+    assert app.digest == app_of(SHOP).digest

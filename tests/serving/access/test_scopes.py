@@ -74,4 +74,5 @@ def test_user_tokens_open_what_is_of_one_user(routes: list[tuple[str, str]]) -> 
     for_all = {"/v1/popular", "/v1/latest", "/v1/trending", "/v1/items/v/similar"}
     assert opened - {"/v1/preferences"} - for_all == {
         "/v1/recommend", "/v1/rank", "/v1/events", "/v1/status", "/v1/sessions/u",
+            "/v1/app",
     }  # fmt: skip

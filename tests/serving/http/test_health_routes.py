@@ -1,6 +1,7 @@
 """Health, readiness, metrics and pages over ASGI."""
 
 import asyncio
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -179,3 +180,15 @@ async def test_the_app_has_started_once_the_replica_has_caught_up(world: World) 
     assert not starting.done() and not world.service.ready and not told
     let.set()
     await starting
+
+
+async def test_a_page_is_told_the_definition_and_each_change_of_it(world: World) -> None:
+    file = Path(world.config.state) / "app.yaml"
+    async with living(world) as w:
+        shown = (await w.client.get("/v1/app")).json()
+        labels = {kind["kind"]: kind["label"] for kind in shown["kinds"]}
+        assert labels["like"] == "positive" and labels["hide"] == "negative" and shown["layout"] == "swipe"
+        for changed_ns, name in enumerate(("first", "second"), 1):
+            file.write_text(f"app: {name}")
+            os.utime(file, ns=(changed_ns, changed_ns))
+            assert (await w.client.get("/v1/app")).json()["app"] == name

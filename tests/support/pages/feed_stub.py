@@ -13,9 +13,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from recsys.app.app_file import app_of
 from tests.support.paths import ROOT
 
-WEB = ROOT / "examples" / "short_video" / "page"
+WEB = ROOT / "plugins" / "feed_page" / "web"
+SHORT_VIDEO = (ROOT / "examples" / "short_video" / "app.yaml").read_text()
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
 PICTURE = base64.b64decode(  # one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNQaEgAAAHEAQHHmVStAAAAAElFTkSuQmCC"
@@ -28,8 +30,10 @@ TOPICS = ["cats", "street food", "football", "space", "baking", "ocean", "city n
 class FeedStub:
     """A server on a free loopback port. ``requests`` and ``events`` are what came in, in order."""
 
-    def __init__(self, numeric_tags: bool = False, duration_ms: int = 9_000, items: int = 600) -> None:
-        self.numeric_tags, self.duration_ms, self.items = numeric_tags, duration_ms, items
+    def __init__(self, definition: str = SHORT_VIDEO, duration_ms: int = 9_000, items: int = 600) -> None:
+        """``definition``: of the app, as YAML."""
+        self.app = app_of(definition).shown_as
+        self.duration_ms, self.items = duration_ms, items
         self.requests: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []  # every event as often as it came
         self.taken: dict[str, dict[str, Any]] = {}  # by event_id: repeats count once
@@ -63,7 +67,7 @@ class FeedStub:
         with self._lock:
             self.requests.append(request)
             taste = self._taste(request["user_id"])
-            excluded = set(request["exclude_ids"])
+            excluded = set(request.get("exclude_ids", ()))
             blocked = {wish["value"] for wish in self.preferences}
             pool = [i for i in range(self.items) if f"v{i}" not in excluded and f"a{i % 90}" not in blocked]
             weights = [math.exp(min(4.0, taste.get(self._tags(i)[0], 0.0))) for i in pool]
@@ -83,6 +87,10 @@ class FeedStub:
                 "request_id": f"r{len(self.requests)}", "token": "t", "items": items, "took_ms": 6.2,
                 "stamp": stamp, "degraded": self.degraded,
             }  # fmt: skip
+
+    def similar(self) -> list[dict[str, Any]]:
+        """The same eight items for each."""
+        return [self._item(i, i, 1.0, False, {}) for i in range(8)]
 
     def take(self, events: list[dict[str, Any]]) -> dict[str, Any]:
         with self._lock:
@@ -132,8 +140,6 @@ class FeedStub:
         return taste
 
     def _tags(self, item: int) -> list[str]:
-        if self.numeric_tags:
-            return [str(1 + item * 7 % 46), str(1 + item * 11 % 68)]
         return [TOPICS[item * 7 % len(TOPICS)], TOPICS[item * 5 % len(TOPICS)]]
 
     def _item(
@@ -142,8 +148,7 @@ class FeedStub:
         tags = self._tags(i)
         fields: dict[str, Any] = {"author": f"a{i % 90}", "tags": tags}
         fields["duration_ms"] = self.duration_ms
-        if not self.numeric_tags:
-            fields["topic"] = tags[0]
+        fields["topic"] = tags[0]
         if self.title is not None:
             fields["title"] = self.title
         fields |= self.fields
@@ -184,6 +189,10 @@ def _handler(stub: FeedStub) -> type[BaseHTTPRequestHandler]:
                 return self._answer(503, b"{}")
             if path.startswith("/v1/sessions/"):
                 return self._json(stub.session(path.rsplit("/", 1)[1]))
+            if path == "/v1/app":
+                return self._json(stub.app)
+            if path.endswith("/similar"):
+                return self._json({"items": stub.similar()})
             if path == "/v1/status":
                 return self._json(stub.status())
             if path == "/picture.png":

@@ -1,4 +1,4 @@
-// Measures freshness for this viewer: time from a swipe until the session has it, and until a served model has
+// Measures freshness for this viewer: time from an engagement until the session has it, and until a served model has
 // learned the view of its item, by polling.
 
 import * as api from "./api.js";
@@ -9,9 +9,9 @@ const PATIENCE_MS = 20_000; // longer delays aren't measured
 
 export class Learning extends EventTarget {
   /** Emits "session", "status" (the answers) and "track" ({at_ms, session_ms, model_ms}, null: not yet). */
-  constructor(viewer) {
+  constructor({ viewer, views }) {
     super();
-    this.viewer = viewer;
+    Object.assign(this, { viewer, views });
     this.watching = false;
     this.track = null;
     this.session = null;
@@ -34,9 +34,10 @@ export class Learning extends EventTarget {
     this.track = null;
   }
 
-  /** Handles acknowledged events. A swipe is a view that has ended: the model learns from it. */
+  /** Handles acknowledged events. Where views are sent, one that has ended is what the model learns from. */
   accepted(events) {
-    const last = events.findLast((event) => event.kind === "view" && event.user_id === this.viewer.id);
+    const fits = (event) => (this.views ? event.kind === "view" : event.kind !== "seen") && event.user_id === this.viewer.id;
+    const last = events.findLast(fits);
     if (!last || !this.watching) return;
     const count = this.session?.events ?? 0;
     this.track = { at_ms: last.time_ms, item_id: last.item_id, count, session_ms: null, model_ms: null };
@@ -48,7 +49,7 @@ export class Learning extends EventTarget {
 
   get #waiting() {
     const { track } = this;
-    const open = track && (track.session_ms === null || track.model_ms === null);
+    const open = track && (track.session_ms === null || (this.views && track.model_ms === null));
     return Boolean(open) && api.now() - track.at_ms < PATIENCE_MS;
   }
 

@@ -1,33 +1,31 @@
-// The drawer: session topics, freshness of the last swipe, the serving model, and why the item was recommended.
+// The drawer: the session's topics, freshness of the last engagement, the serving model, and why the item is here.
 
 import { now } from "./api.js";
 import { Bars } from "./bars.js";
 import { make, reducedMotion } from "./dom.js";
-import { nameOf } from "./names.js";
-import { topicOfTag } from "./topics.js";
+import { hueOf, initials } from "./looks.js";
 import { why } from "./why.js";
 
 const TOPICS = 7;
 const STRIP = 14;
-const MARKS = { hide: "✕", share: "↗", follow: "+", like: "♥", long: "✓", skip: "»", view: "·" };
+const MARKS = { bad: "×", good: "+", long: "+", skip: "»", view: "·" };
 
 export class Drawer {
-  constructor(element) {
-    this.element = element;
+  constructor(app, element) {
+    Object.assign(this, { app, element });
     this.part = (name) => element.querySelector(`[data-part="${name}"]`);
     this.bars = new Bars(this.part("topics"));
+    this.known = new Map(); // value → looks of an item with it
     this.entry = null;
     this.status = null;
     this.track = null;
+    this.part("way").dataset.learns = String(app.shown === "view"); // elsewhere after minutes: not shown
     setInterval(() => this.#tick(), 100);
   }
 
   viewer(id) {
-    const { first, second, emoji, hue } = nameOf(id);
-    this.part("viewer-name").textContent = `${first} ${second}`;
     this.part("viewer-id").textContent = id;
-    this.part("viewer-face").textContent = emoji;
-    this.part("viewer-face").style.setProperty("--hue", String(hue));
+    this.part("viewer-face").style.setProperty("--hue", String(hueOf(id)));
     this.bars.show([]);
     this.part("strip").replaceChildren();
     this.session({ topics: [], events: 0 });
@@ -41,24 +39,22 @@ export class Drawer {
       .sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight))
       .slice(0, TOPICS)
       .sort((a, b) => b.weight - a.weight)
-      .map(({ tag, weight }) => {
-        const topic = topicOfTag(tag);
-        return { key: String(tag), label: topic.name, emoji: topic.emoji[0], hue: topic.hue, weight };
-      });
+      .map(({ tag, weight }) => ({ key: String(tag), label: String(tag), icon: this.#emblem(tag), hue: this.#hue(tag), weight }));
     this.bars.show(rows);
     this.part("nothing").hidden = rows.length > 0;
     this.part("events").textContent = `${count(events)} ${events === 1 ? "event" : "events"}`;
   }
 
   /** Adds an item that left the screen to the strip, with its outcome. */
-  swiped(entry) {
-    const word = ["hide", "share", "follow", "like"].find((kind) => entry.did.has(kind)) ??
-      (entry.long ? "long" : entry.watch_ms < 2000 ? "skip" : "view");
-    const picture = make("li", "", entry.cover.emoji[0]);
-    picture.style.setProperty("--hue", String(entry.cover.topic.hue));
+  left(entry) {
+    const done = this.app.buttons.filter(({ kind }) => entry.did.has(kind));
+    const word = done.some(({ isNegative }) => isNegative) ? "bad" : done.length ? "good"
+      : entry.long ? "long" : this.app.layout === "swipe" && entry.watch_ms < 2000 ? "skip" : "view";
+    const picture = make("li", "", entry.looks.emblem);
+    picture.style.setProperty("--hue", String(entry.looks.hue));
     picture.dataset.mark = MARKS[word];
     picture.dataset.word = word;
-    picture.title = `${entry.cover.title}: ${word === "long" ? "watched long" : word}`;
+    picture.title = [entry.looks.title, ...done.map(({ name }) => name)].join(": ");
     const strip = this.part("strip");
     strip.prepend(picture);
     while (strip.childElementCount > STRIP) strip.lastElementChild.remove();
@@ -76,7 +72,7 @@ export class Drawer {
     this.part("rate").textContent = rate(status.events_per_s);
     this.part("items").textContent = count(status.items ?? 0);
     const typical = [status.click_to_session_ms, status.click_to_served_ms].map(time);
-    this.part("usual").textContent = `Usually ${typical[0]} to the session, ${typical[1]} to the model.`;
+    this.part("usual").textContent = `Usually ${typical[0]} to the session, ${typical[1]} to the model`;
     this.part("usual").hidden = typical.includes("–");
     this.#tick();
   }
@@ -87,11 +83,20 @@ export class Drawer {
     this.#tick();
   }
 
-  /** Shows why the item on screen was recommended. */
+  /** Shows why an item was recommended. */
   explain(entry) {
     this.entry = entry;
-    this.part("why").replaceChildren(...(entry ? why(entry) : []));
+    for (const { value } of entry?.looks.values ?? []) this.known.set(value, entry.looks);
+    this.part("why").replaceChildren(...(entry ? why(this.app, entry) : []));
     this.#tick();
+  }
+
+  #emblem(tag) {
+    return this.known.get(String(tag))?.emblem ?? initials(tag);
+  }
+
+  #hue(tag) {
+    return this.known.get(String(tag))?.hue ?? hueOf(tag);
   }
 
   #tick() {
@@ -99,7 +104,7 @@ export class Drawer {
     const way = this.part("way");
     const elapsed_ms = track ? now() - track.at_ms : 0;
     const late = elapsed_ms > 20_000;
-    way.dataset.reached = !track ? "none" : track.model_ms !== null ? "model" : track.session_ms !== null ? "session" : "swipe";
+    way.dataset.reached = !track ? "none" : track.model_ms !== null ? "model" : track.session_ms !== null ? "session" : "event";
     this.part("to-session").textContent = reached(track, track?.session_ms, elapsed_ms, late);
     this.part("to-model").textContent = reached(track, track?.model_ms, elapsed_ms, late);
     if (!status) return;

@@ -3,22 +3,27 @@
 const KEYS = {
   ArrowDown: "next", j: "next", PageDown: "next",
   ArrowUp: "previous", k: "previous", PageUp: "previous",
-  " ": "pause", l: "like", s: "share", n: "hide", u: "undo", b: "block", f: "follow", d: "drawer", "?": "help", Escape: "close",
+  " ": "pause", u: "undo", b: "block", d: "drawer", "?": "help", Escape: "close",
 };
 const DOUBLE_MS = 300;
 const DOUBLE_PX = 48;
 
-/** Calls `act(action, point)` for keys and taps; `point` of a double tap, in card coordinates. */
-export function listen({ stage, act }) {
+/** Calls `act(action, of)` for keys and taps; `of`: the kind of an engagement, or where a double tap was, in card
+ * coordinates. */
+export function listen({ app, stage, act }) {
+  const kinds = new Map(app.buttons.map(({ key, kind }) => [key, kind]));
+  const keys = app.layout === "list" ? Object.entries(KEYS).filter(([key]) => !/Arrow|Page|^[ jk]$/.test(key)) : Object.entries(KEYS);
+  const actions = new Map(keys);
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const action = kinds.has(key) ? "engage" : actions.get(key);
     const pressing = event.target.closest?.("button, a, summary") && (event.key === " " || event.key === "Enter");
     const scrolling = event.target.closest?.(".drawer") && /Arrow|Page/.test(event.key);
     if (!action || pressing || scrolling || event.target.closest?.("input, textarea")) return;
     event.preventDefault();
     const moves = action === "next" || action === "previous";
-    if (!event.repeat || moves) act(action);
+    if (!event.repeat || moves) act(action, kinds.get(key));
   });
 
   let last = null;

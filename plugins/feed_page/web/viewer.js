@@ -3,7 +3,7 @@
 import { uuid } from "./events.js";
 import { read, subjectOf, userToken, write } from "./storage.js";
 
-const STORE = "swipe.viewer";
+const STORE = "feed.viewer";
 
 export class Viewer {
   constructor() {

@@ -1,6 +1,6 @@
 // Settings in local storage and the user token of a tab. Private browsing may forbid storage.
 
-const TOKEN = "swipe.token";
+const TOKEN = "feed.token";
 
 /** Reads a setting from local storage; null if absent or storage is forbidden. */
 export function read(name) {

@@ -1,28 +1,23 @@
 // Explanation of an item, as elements: sources, propensity, the model's predictions, and reasons.
 
+import { readable } from "./app.js";
 import { make, track } from "./dom.js";
-import { handleOf } from "./names.js";
-import { topicOfTag } from "./topics.js";
 
 const SOURCES = {
-  covisit: "watched along with yours", vector: "close to your taste", similar: "like what you watched", topic: "your topics", popular: "popular now",
-  fresh: "just published", trial: "new and on trial", segment: "liked by people like you", quota: "a place for new items",
-};
-const LABELS = {
-  long_view: "watch long", view: "watch", click: "look closer", like: "like", follow: "follow",
-  comment: "comment", share: "share", hide: "hide", skip: "skip", watch: "minutes watched",
+  covisit: "goes with yours", vector: "close to your taste", similar: "like your newest", topic: "your topics",
+  popular: "popular now", fresh: "just published", trial: "new and on trial", segment: "for people like you",
+  quota: "a place for new items", again: "yours before",
 };
 
-export function why(entry) {
-  const { item } = entry;
-  return [sources(item.sources ?? []), chances(item), expectations(item), reasons(item.reasons)]
+export function why(app, { item }) {
+  return [sources(item.sources ?? []), chances(item), expectations(app, item), reasons(app, item.reasons)]
     .filter(Boolean);
 }
 
 function sources(names) {
   const list = make("ul", "sources");
   for (const name of names) {
-    const chip = list.appendChild(make("li", "chip", SOURCES[name] ?? name.replaceAll("_", " ")));
+    const chip = list.appendChild(make("li", "chip", SOURCES[name] ?? readable(name)));
     chip.title = `source: ${name}`;
   }
   return names.length ? list : null;
@@ -40,8 +35,8 @@ function chances({ propensity, score, rank }) {
   return facts.childNodes.length ? facts : null;
 }
 
-function expectations({ predictions, reasons: asked }) {
-  const all = Object.entries(predictions ?? {}).filter(([, value]) => Number.isFinite(value));
+function expectations(app, { predictions, reasons: asked }) {
+  const all = Object.entries(predictions ?? {}).filter(([kind, value]) => app.has(kind) && Number.isFinite(value));
   if (!all.length) {
     const missing = asked ? "No model has scored this one yet." : "What the model expects comes with the next items.";
     return make("p", "quiet", missing);
@@ -51,38 +46,34 @@ function expectations({ predictions, reasons: asked }) {
   all.sort(([, a], [, b]) => b - a);
   for (const [name, value] of all.slice(0, 7)) {
     const row = list.appendChild(make("li"));
-    const chance = name !== "watch" && value <= 1;
     row.style.setProperty("--share", String(Math.max(0, Math.min(1, value))));
-    row.append(make("span", "label", LABELS[name] ?? name.replaceAll("_", " ")), track(),
-      make("span", "value", chance ? percent(value) : value.toFixed(2)));
-    if (name === "hide" || name === "skip") row.className = "bad";
+    row.append(make("span", "label", app.nameOf(name)), track(), make("span", "value", percent(value)));
+    if (app.kinds.get(name)?.label === "negative") row.className = "bad";
   }
   return list;
 }
 
-const PARTS = { profile: "all you watched", context: "where you are", popularity: "what others watch" };
+const PARTS = { profile: "what you did before", context: "where you are", popularity: "what others do" };
 
 /** Reasons: {feature, value, effect, met, liked}; the effect is what the score loses without it. */
-function reasons(list) {
+function reasons(app, list) {
   const shown = (list ?? []).slice(0, 6);
   if (!shown.length) return null;
   const largest = Math.max(...shown.map(({ effect = 0 }) => Math.abs(effect)), 1e-9);
-  const rows = shown.map((reason) => reasonRow(reason, largest));
+  const rows = shown.map((reason) => reasonRow(app, reason, largest));
   return make("div", "reasons", make("h3", "", "Why it is here: what the score loses without it"), make("ul", "", ...rows));
 }
 
-function reasonRow({ feature, value, effect = 0, met, liked = 0 }, largest) {
+function reasonRow(app, { feature, value, effect = 0, met, liked = 0 }, largest) {
   const row = make("li", effect < 0 ? "bad" : "");
   row.style.setProperty("--share", String(Math.abs(effect) / largest));
-  row.title = met === undefined ? "" : `met ${Math.round(met) || "less than one"} times, ${percent(liked)} watched long`;
+  row.title = met === undefined ? "" : `met ${Math.round(met) || "less than one"} times, ${app.main.name} ${percent(liked)}`;
   row.append(make("span", "label", reasonName(feature, value)), track(), make("span", "value", signed(effect)));
   return row;
 }
 
 function reasonName(feature, value) {
-  if (value === undefined) return PARTS[feature] ?? feature;
-  const topic = topicOfTag(value);
-  return feature === "author" ? `@${handleOf(value)}` : `${topic.emoji[0]} ${topic.name}`;
+  return value == null ? PARTS[feature] ?? readable(feature) : `${readable(feature)}: ${value}`;
 }
 
 const signed = (effect) => `${effect < 0 ? "−" : "+"}${Math.abs(effect).toFixed(3)}`;

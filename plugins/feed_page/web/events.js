@@ -8,7 +8,7 @@ const BATCH = 50;
 const MAX_QUEUED = 500; // the oldest are dropped beyond it, when the server is down for long
 const FIRST_WAIT_MS = 400;
 const LONGEST_WAIT_MS = 20_000;
-const STORE = "swipe.outbox";
+const STORE = "feed.outbox";
 
 export class Outbox extends EventTarget {
   /** Emits "accepted" (detail: events) and "state" (detail: {waiting, failing, rejected, lost}). */

@@ -1,21 +1,20 @@
-// The list of items: which one is on screen, which follow, and when to request more. Each answer reflects the latest
+// Items to swipe: which one is on screen, which follow, and when to request more. Each answer reflects the latest
 // swipes; after a strong signal the unseen tail is requested again.
 
 import { recommend } from "./api.js";
-import { dress, entryOf } from "./card.js";
+import { cardOf, dress, entryOf } from "./card.js";
 import { reducedMotion } from "./dom.js";
 
 const PAGE = 6;
 const LOW = 2; // remaining items at which the next page is requested
 const EXCLUDED = 100; // newest items that an answer must not repeat
 const SETTLE_MS = 120; // about the time until the session reflects a signal
-const STRONG = new Set(["long_view", "like", "follow", "share", "comment", "hide"]);
 
 export class Feed extends EventTarget {
   /** Emits "current" (detail: entry or null), "answer" (the server's answer) and "state" (detail: the state's name). */
-  constructor({ stage, player, viewer, explain }) {
+  constructor({ app, stage, player, viewer, explain }) {
     super();
-    Object.assign(this, { stage, player, viewer, explain });
+    Object.assign(this, { app, stage, player, viewer, explain });
     this.end = stage.querySelector(".end");
     this.watcher = new IntersectionObserver((seen) => this.#seen(seen), { root: stage, threshold: [0, 0.02, 0.6] });
     this.watcher.observe(this.end);
@@ -50,7 +49,7 @@ export class Feed extends EventTarget {
 
   /** Handles acknowledged events: a strong one outdates the unseen tail. */
   accepted(events) {
-    if (events.some((event) => STRONG.has(event.kind) && event.user_id === this.viewer.id)) this.outdate();
+    if (events.some((event) => this.app.strong.has(event.kind) && event.user_id === this.viewer.id)) this.outdate();
   }
 
   /** Requests the unseen tail again, once the session has what the viewer did. */
@@ -116,7 +115,7 @@ export class Feed extends EventTarget {
     }
     const { atEnd } = this;
     for (const item of fresh) {
-      const entry = entryOf(item, answer);
+      const entry = entryOf(this.app, item, answer, cardOf);
       entry.element.inert = true; // until it is on screen
       this.entries.push(entry);
       this.stage.insertBefore(entry.element, this.end);

@@ -8,7 +8,7 @@ export class Bars {
     this.rows = new Map(); // key → {element, weight}
   }
 
-  /** Shows rows of {key, label, emoji, hue, weight}, largest first. New ones fade in, absent ones leave. */
+  /** Shows rows of {key, label, icon, hue, weight}, largest first. New ones fade in, absent ones leave. */
   show(rows) {
     const before = this.#places();
     const largest = Math.max(1e-9, ...rows.map((row) => Math.abs(row.weight)));
@@ -23,10 +23,10 @@ export class Bars {
     this.#slide(before);
   }
 
-  #row({ key, label, emoji, hue, weight }, largest) {
+  #row({ key, label, icon, hue, weight }, largest) {
     let row = this.rows.get(key);
     if (!row) {
-      row = { element: rowElement(emoji, label, hue), weight: 0 };
+      row = { element: rowElement(icon, label, hue), weight: 0 };
       this.rows.set(key, row);
       requestAnimationFrame(() => row.element.classList.add("here"));
     }
@@ -62,8 +62,8 @@ export class Bars {
   }
 }
 
-function rowElement(emoji, label, hue) {
-  const parts = [["icon", emoji], ["label", label], ["change", ""], ["value", ""]];
+function rowElement(icon, label, hue) {
+  const parts = [["icon", icon], ["label", label], ["change", ""], ["value", ""]];
   const row = make("li", "bar", ...parts.map(([name, text]) => make("span", name, text)), track());
   row.style.setProperty("--hue", String(hue));
   return row;

@@ -24,6 +24,15 @@ export class Notices {
     this.feedFailing = false;
   }
 
+  /** Where a list is shown, what is said stands beside it. */
+  ofList() {
+    const find = (selector) => document.querySelector(selector);
+    this.endText = find('[data-list="message"]');
+    this.glance = find(".list .glance .step");
+    find(".list header").append(this.pill);
+    document.body.append(this.banner, find(".toast"));
+  }
+
   /** `undoable`: with a button that takes back what the text is about. */
   say(text, for_ms = TOAST_MS, undoable = false) {
     this.toast.querySelector("span").textContent = text;
@@ -51,7 +60,7 @@ export class Notices {
     if (state === "failed") this.feedFailing = true;
     const words = {
       first: "Finding something for you", more: "Finding the next one", ready: "",
-      empty: "That was everything. New things come up soon.", failed: "Your place is kept.",
+      empty: "That was everything", failed: "No list now",
     };
     this.endText.textContent = words[state] ?? "";
     this.#banner();
@@ -84,7 +93,7 @@ export class Notices {
   }
 
   #banner() {
-    const queued = this.waiting ? ` ${this.waiting} ${this.waiting === 1 ? "swipe is" : "swipes are"} kept and sent later.` : "";
+    const queued = this.waiting ? ` ${this.waiting} ${this.waiting === 1 ? "event is" : "events are"} kept and sent later.` : "";
     const text = !this.online ? `You are offline.${queued}`
       : this.failing || this.feedFailing ? `The server doesn’t answer. Trying again.${queued}` : "";
     this.banner.textContent = text;

@@ -63,13 +63,15 @@ export const recommend = (query) => request("/v1/recommend", { body: query });
 export const sendEvents = (events) => request("/v1/events", { body: { events } });
 export const session = (user_id) => request(`/v1/sessions/${encodeURIComponent(user_id)}`);
 export const status = () => request("/v1/status");
+export const definition = () => request("/v1/app");
+export const similar = (item_id, n) => request(`/v1/items/${encodeURIComponent(item_id)}/similar?n=${n}`);
 
 /** Has the browser send events even after the page closes. A beacon couldn't carry the token. */
 export const sendLast = (events) => request("/v1/events", { body: { events }, keepalive: true }).catch(() => {});
 
-/** Has no items of an author recommended to a viewer any more. */
-export async function block(user_id, author) {
-  const wish = { user_id, field: "author", value: author, wish: "block" };
+/** Has no items with a value in a field recommended to a viewer any more. */
+export async function block(user_id, { field, value }) {
+  const wish = { user_id, field, value, wish: "block" };
   const { accepted } = await request("/v1/preferences", { body: { preferences: [wish] } });
   if (!accepted) throw new ApiError("the wish is rejected", 422);
 }

@@ -50,7 +50,7 @@ export class Player {
     if (!entry || entry.viewed || (entry.watch_ms < SHOWN_MS && !entry.acted)) return;
     entry.viewed = true;
     const watch_ms = Math.round(entry.watch_ms);
-    if (moved && !entry.acted && watch_ms < Math.min(SKIPPED_MS, entry.cover.duration_ms / 4)) {
+    if (moved && !entry.acted && watch_ms < Math.min(SKIPPED_MS, entry.looks.duration_ms / 4)) {
       this.report(entry, "skip", watch_ms);
     }
     this.report(entry, "view", watch_ms);
@@ -101,7 +101,7 @@ export class Player {
     if (this.since === null) return;
     this.#account();
     const { entry } = this;
-    const length = entry.cover.duration_ms;
+    const length = entry.looks.duration_ms;
     if (!entry.long && entry.watch_ms >= Math.min(LONG_SHARE * length, LONG_MS)) {
       entry.long = true;
       this.report(entry, "long_view", Math.round(entry.watch_ms));
