@@ -1,11 +1,10 @@
-"""Runs an example as an app: writes its tables, imports them, and serves its page until Ctrl-C.
+"""Runs an example as an app: writes its tables, imports them, and serves it until Ctrl-C.
 
 Each step is the command that a person would type, in the folder of the app.
 """
 
 import argparse
 import csv
-import json
 import os
 import shutil
 import signal
@@ -30,15 +29,14 @@ class ExampleApp:
     """An app to run.
 
     ``tables``: rows by file, made when the folder has none. ``files``: the section of the definition that
-    reads them. ``learn``: newest rows to train from. ``routes``: the plug-in that serves its page.
-    ``prepare``: called with a client and the folder once the system answers.
+    reads them. ``learn``: newest rows to train from. ``prepare``: called with a client and the folder once
+    the system answers.
     """
 
     name: str
     definition: Path
     tables: Callable[[], Mapping[str, Rows]]
     files: Mapping[str, Any]
-    routes: str
     learn: int
     prepare: Callable[[Client, Path], None] = lambda client, folder: None
 
@@ -59,7 +57,7 @@ def write_folder(app: ExampleApp, folder: Path) -> None:
 
 def run(app: ExampleApp, folder: Path, port: int) -> None:
     """Serves the app until Ctrl-C; the first time it makes the data and imports them."""
-    command = _Commands(folder, port, app.routes)
+    command = _Commands(folder, port)
     try:
         if not (folder / REPORT).exists():
             shutil.rmtree(folder / STATE, ignore_errors=True)
@@ -70,7 +68,7 @@ def run(app: ExampleApp, folder: Path, port: int) -> None:
         key = (folder / STATE / "run" / "admin.key").read_text().strip()
         with Client(f"http://127.0.0.1:{port}", admin_key=key) as client:
             app.prepare(client, folder)
-        print(f"{app.name}: http://127.0.0.1:{port}/{app.name}/ (Ctrl-C ends it)", flush=True)
+        print(f"{app.name}: http://127.0.0.1:{port}/ (Ctrl-C ends it)", flush=True)
         signal.pause()
     except KeyboardInterrupt:
         pass
@@ -83,10 +81,9 @@ def run(app: ExampleApp, folder: Path, port: int) -> None:
 class _Commands:
     """Runs commands of ``recsys`` in the folder, with the settings of the app."""
 
-    def __init__(self, folder: Path, port: int, routes: str) -> None:
-        settings = {"SERVE__PORT": str(port), "SERVE__ROUTES": json.dumps([routes])}
+    def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder
-        self._environment = os.environ | {f"RECSYS__{k}": v for k, v in settings.items()}
+        self._environment = os.environ | {"RECSYS__SERVE__PORT": str(port)}
 
     def __call__(self, *arguments: str) -> None:
         command = [str(Path(sys.executable).with_name("recsys")), *arguments]

@@ -22,7 +22,6 @@ APP: Final = ExampleApp(
     definition=Path(__file__).with_name("app.yaml"),
     tables=made,
     files=FILES,
-    routes="examples.news.routes:add_routes",
     learn=10_000,
     prepare=remove_old,
 )

@@ -26,7 +26,6 @@ APP: Final = ExampleApp(
     definition=Path(__file__).with_name("app.yaml"),
     tables=made,
     files=FILES,
-    routes="examples.shop.routes:add_routes",
     learn=10_000,
 )
 

@@ -1,6 +1,5 @@
-"""The example apps without a system: tables that their definitions read, pages, and the order of commands."""
+"""The example apps without a system: tables that their definitions read, and the order of commands."""
 
-import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,8 @@ from examples.shop import __main__ as shop
 from examples.shop import tables as shop_tables
 from examples.shop.shop_world import ShopWorld
 from recsys.app.app_file import read_app
-from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import Engagement, Impression, Item
 from replay.datasets.open_dataset import open_dataset
-from tests.support.paths import ROOT
-from tests.support.serving.service_harness import World, run
 
 START_MS = 1_790_000_000_000
 NEWS = replace(news.APP, tables=lambda: news_tables.tables(NewsWorld(users=20, hours=3, start_ms=START_MS)))
@@ -93,47 +89,6 @@ def test_data_are_imported_once_and_the_system_always_ends(
     for _ in range(2):
         app_run.run(SHOP, tmp_path, 1)
     assert ran == ["import", "up", "down", "up", "down"]
-
-
-@pytest.mark.parametrize("app", [NEWS, SHOP], ids=lambda app: app.name)
-def test_the_page_and_its_files_are_served_to_everybody(tmp_path: Path, app: ExampleApp) -> None:
-    async def scenario(w: World) -> None:
-        page = await w.client.get(f"/{app.name}/")
-        assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-        for name in re.findall(r'(?:src|href)="([\w.]+)"', page.text):
-            assert (await w.client.get(f"/{app.name}/{name}")).status_code == 200, name
-        lost = await w.client.get(f"/{app.name}/nothing.js")
-        assert lost.status_code == 404 and "nothing.js" in lost.json()["error"]
-        assert (await w.client.get(f"/{app.name}/..%2Fapp.yaml")).status_code in (401, 404)
-
-    run(World(tmp_path, serve=ServeConfig(routes=(app.routes,))), scenario)
-
-
-def test_pages_need_no_other_host() -> None:
-    for folder in ("page", "news/page", "shop/page"):
-        for file in (ROOT / "examples" / folder).iterdir():
-            assert not re.search(r"https?://", file.read_text()), file
-
-
-def test_similar_products_are_a_list_whose_clicks_count(tmp_path: Path) -> None:
-    async def scenario(w: World) -> None:
-        listed = (await w.client.get("/shop/similar/v3?user_id=u1")).json()
-        ids = [item["item_id"] for item in listed["items"]]
-        assert len(ids) == 8 and "v3" not in ids
-        await w.written()
-        (impression,) = (e for e in w.events() if isinstance(e, Impression))
-        assert (impression.request_id, impression.surface) == (listed["request_id"], "similar")
-        click = {
-            "type": "engagement", "kind": "like", "user_id": "u1", "item_id": ids[0],
-            "time_ms": w.now_ms, "request_id": listed["request_id"], "token": listed["token"],
-        }  # fmt: skip
-        receipt = (await w.client.post("/v1/events", json={"events": [click]})).json()
-        assert (receipt["accepted"], receipt["unproven"]) == (1, 0)
-        assert (await w.client.get("/shop/similar/nothing?user_id=u1")).status_code == 404
-        long = await w.client.get(f"/shop/similar/v3?user_id={'u' * 257}")
-        assert long.status_code == 422 and "user_id" in long.text
-
-    run(World(tmp_path, serve=ServeConfig(routes=(SHOP.routes,))), scenario)
 
 
 def test_an_import_that_was_stopped_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

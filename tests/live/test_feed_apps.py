@@ -52,6 +52,8 @@ APPS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 OPEN = "return document.querySelector('.card.here') || document.querySelector('.tiles .tile')"
+LARGE = "document.documentElement.style.fontSize = '200%'"
+OUTLINE = "return getComputedStyle(document.activeElement).outlineStyle"
 BUTTONS = """
 const scope = document.body.dataset.layout === 'list' ? '.buttons' : '.rail';
 return [...document.querySelectorAll(`${scope} [data-act=engage]`)].map(button => button.dataset.name)"""
@@ -81,16 +83,43 @@ def start(browser: Browser, stub: FeedStub) -> None:
         browser.wait("return document.querySelectorAll('[data-list=similar] .tile').length === 8")
 
 
+def check(browser: Browser, state: str) -> None:
+    assert findings(browser) == [], state
+    assert not is_wide(browser), state
+
+
 @needs_axe()
 @pytest.mark.parametrize("stub", APPS, indirect=True)
 def test_the_page_of_any_app_has_no_finding_in_any_scheme_or_size(browser: Browser, stub: FeedStub) -> None:
     start(browser, stub)
     for name in ("light", "dark"):
         scheme(browser, name)
-        assert findings(browser) == [], name
-    browser.run("document.documentElement.style.fontSize = '200%'")
-    assert findings(browser) == [] and not is_wide(browser)
+        check(browser, name)
+    for _ in range(3):
+        browser.press("Tab")
+        assert browser.run(OUTLINE) == "solid"
+    browser.run(LARGE)
+    check(browser, "at 200 %")
     assert browser.console() == []
+
+
+@needs_axe()
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("stub", ["short_video"], indirect=True)
+def test_undo_drawer_and_help_have_no_finding(browser: Browser, stub: FeedStub, colours: str) -> None:
+    scheme(browser, colours)
+    start(browser, stub)
+    browser.wait("return !document.querySelector('.card.here .spinner')")
+    browser.press("h")
+    check(browser, "with the undo")
+    if browser.run("return document.body.dataset.drawer") == "closed":
+        browser.press("d")
+    check(browser, "with the drawer")
+    browser.press("?")
+    check(browser, "with the help")
+    browser.press("Escape")
+    browser.run(LARGE)
+    check(browser, "at 200 %")
 
 
 @pytest.mark.parametrize("stub", APPS, indirect=True)

@@ -1,4 +1,5 @@
-// The viewer: the user of the page's token, or a random id, stored in this browser until it is renewed.
+// The viewer: the user of the page's token, or the one of the address (`?user=u3`), or a random id, stored in this
+// browser until it is renewed.
 
 import { uuid } from "./events.js";
 import { read, subjectOf, userToken, write } from "./storage.js";
@@ -7,7 +8,8 @@ const STORE = "feed.viewer";
 
 export class Viewer {
   constructor() {
-    this.id = userToken ? subjectOf(userToken) : read(STORE) ?? this.#make();
+    const asked = new URLSearchParams(location.search).get("user");
+    this.id = userToken ? subjectOf(userToken) : asked || (read(STORE) ?? this.#make());
   }
 
   /** Becomes a new, unknown viewer. */
