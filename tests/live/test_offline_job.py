@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,15 @@ class Head:
     environment: dict[str, str]
 
     def ray_job(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [_BIN / "ray", "job", *words], env=self.environment, capture_output=True, text=True, timeout=200
-        )
+        """Tried again as long as the head's agent, which starts after the head itself, isn't there."""
+        until = time.monotonic() + 90
+        while True:
+            done = subprocess.run(
+                [_BIN / "ray", "job", *words], env=self.environment, capture_output=True, text=True, timeout=200
+            )
+            if "No available agent" not in done.stdout + done.stderr or time.monotonic() > until:
+                return done
+            time.sleep(1)
 
 
 @pytest.fixture(scope="module")
