@@ -22,11 +22,7 @@ def made() -> dict[str, Rows]:
 
 
 APP: Final = ExampleApp(
-    name="shop",
-    definition=Path(__file__).with_name("app.yaml"),
-    tables=made,
-    files=FILES,
-    learn=10_000,
+    name="shop", definition=Path(__file__).with_name("app.yaml"), tables=made, files=FILES, learn=10_000
 )
 
 if __name__ == "__main__":

@@ -480,7 +480,10 @@ class TestPhone:
             page.move()
         more = re.fullmatch(r"More (.+): \d of the next 6", line)
         assert more and more[1] in values
-        assert phone.run("return [...document.querySelectorAll('h1')].filter(h => h.checkVisibility()).length") == 1
+        assert (
+            phone.run("return [...document.querySelectorAll('h1')].filter(h => h.checkVisibility()).length")
+            == 1
+        )
 
     def test_text_of_twice_the_size_fits(self, phone: Browser, stub: FeedStub) -> None:
         page = Page(phone, stub)

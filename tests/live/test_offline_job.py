@@ -44,7 +44,11 @@ class Head:
         until = time.monotonic() + 90
         while True:
             done = subprocess.run(
-                [_BIN / "ray", "job", *words], env=self.environment, capture_output=True, text=True, timeout=200
+                [_BIN / "ray", "job", *words],
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=200,
             )
             if "No available agent" not in done.stdout + done.stderr or time.monotonic() > until:
                 return done
