@@ -84,6 +84,7 @@ def start(browser: Browser, stub: FeedStub) -> None:
 
 
 def check(browser: Browser, state: str) -> None:
+    browser.wait("return ['0', '1'].includes(getComputedStyle(document.querySelector('.toast')).opacity)")
     assert findings(browser) == [], state
     assert not is_wide(browser), state
 

@@ -77,9 +77,7 @@ def test_the_description_names_the_refusals_of_each_added_route(tmp_path: Path) 
         assert len(added) > 40 and {"get /shop/list", "post /rank/{model}"} < added.keys()
         assert {name for name, missing in added.items() if missing} <= own
 
-    serve = ServeConfig(
-        routes=(f"{__name__}:shop", *(f"examples.{app}.routes:add_routes" for app in ("news", "shop")))
-    )
+    serve = ServeConfig(routes=(f"{__name__}:shop",))
     run(World(tmp_path, serve=serve, compat=COMPAT), scenario)
 
 
