@@ -18,12 +18,13 @@ from runtime.control_room.connections import Connections, RoomConnection
 from runtime.control_room.system_watch import SystemWatch
 from runtime.supervision.launch_plan import CONTROL_KEY
 from serving.access.hosts import host_is_allowed
-from serving.control_room.curves import EVERY_MS, Curves
+from serving.control_room.curves import Curves
 from serving.control_room.hub import Hub
 from serving.control_room.picture import PictureBuilder
 from serving.control_room.room_app import build_room, is_key
 
 _START_S: Final = 10.0
+_IDLE_MS: Final = 15_000  # between two points of the curves while no page is open
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -98,10 +99,10 @@ class ControlRoom:
         self._reported = pictures
         beat.gauge("connections_ended", self._connections.ended)
         now_ms = machine_ms()
-        if not self.hub.pages and is_due(now_ms, self._observed_ms + EVERY_MS, EVERY_MS):
+        if not self.hub.pages and is_due(now_ms, self._observed_ms + _IDLE_MS, _IDLE_MS):
             self._observed_ms = now_ms
             with self._lock:
-                self._builder.curves.observe(self._watch.curve_samples(), now_ms)
+                self._builder.observe(now_ms)
 
 
 def _await_start(server: uvicorn.Server, thread: threading.Thread) -> None:

@@ -13,25 +13,24 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from recsys.app.kept_definition import kept_app
 from recsys.config.system_config import Config
 from recsys.log.protocol import Log
 from recsys.observability.catching_up import said
 from recsys.process.open_log import open_log
-from recsys.process.part_process import read_beat
 from runtime.control_room.control_history import ControlHistory, newest_dead_letters
 from runtime.control_room.experiment_panel import ExperimentPanel
 from runtime.supervision import run_file
 from runtime.supervision.api_client import ApiConnection
 from runtime.supervision.part_metrics import families
 from runtime.supervision.processes import alive
-from runtime.supervision.system_status import PartStatus, Status, observe_system
+from runtime.supervision.system_status import Status, observe_system
 from serving.control_room import exposition
 from serving.control_room.exposition import Samples
 
 _ALIVE_S: Final = 5.0  # between two checks of the supervisor's process
 _API_S: Final = 1.0  # for all API requests of one picture
 _REUSE_S: Final = 60.0  # how long the API's last samples stand in for missing ones
-_ALWAYS_FOLLOWED: Final = ("trainer", "joiner", "session-fold")  # parts whose curves never pause
 
 
 class SystemWatch:
@@ -39,6 +38,7 @@ class SystemWatch:
 
     def __init__(self, config: Config, log: Log) -> None:
         self._config, self._state = config, Path(config.state)
+        self._app = kept_app(config).name
         self._log, self._api = log, ApiConnection(config)
         self._control = ControlHistory(log)
         self._experiments = ExperimentPanel(config, lambda: open_log(config))
@@ -60,22 +60,12 @@ class SystemWatch:
             self._cached_s = time.monotonic()
         return self._cached | scraped | exposition.samples_of(families(self._status))
 
-    def curve_samples(self) -> Samples:
-        """Samples for the curves, from heartbeats alone: very cheap."""
-        names = [n for part in _ALWAYS_FOLLOWED for n in self._config.workers.names(part)]
-        parts = [
-            PartStatus(name=name, state="ready", counters=beat.counters, gauges=beat.gauges)
-            for name in names
-            if (beat := read_beat(self._state / "run" / f"{name}.json")) is not None
-        ]
-        status = Status(state=self._config.state, running=True, ready=True, parts=parts)
-        return exposition.samples_of(families(status))
-
     def panels(self) -> Mapping[str, Any]:
         """Everything of a picture that isn't a sample."""
         self._control.turn()
         status, control = self._status, self._control.panel()
         return {
+            "app": self._app,
             "running": status.running,
             "served": status.served and msgspec.to_builtins(status.served),
             "lost": status.lost,

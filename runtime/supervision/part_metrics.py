@@ -182,6 +182,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("judged", GAUGE, "Examples behind auc, normalized_entropy and calibration, 4,096 or more"),
         ("auc", GAUGE, "Prequential AUC of the first label, from bins of logits", "label"),
         ("normalized_entropy", GAUGE, "Prequential log loss divided by that of the base rate", "label"),
+        ("rate", GAUGE, "Part of the judged examples that have the label", "label"),
         ("calibration", GAUGE, "Prequential calibration: predicted over observed rate, by label", "label"),
         ("still_steps", GAUGE, "Steps with engagement since a row of a table moved, by table", "table"),
         ("spans_sent", GAUGE, "Trace spans of steps sent by worker 0, in this epoch since it started"),

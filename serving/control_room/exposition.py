@@ -42,6 +42,15 @@ def label_of(series: str, label: str) -> str:
     return rest.partition('"')[0] if separator else ""
 
 
+def without_label(series: str, label: str) -> str:
+    """The series without one of its labels. For values without quotes."""
+    name, _, labels = series.partition("{")
+    if f'{label}="' not in labels:
+        return series
+    kept = [pair for pair in labels.removesuffix("}").split(",") if not pair.startswith(f'{label}="')]
+    return f"{name}{{{','.join(kept)}}}" if kept else name
+
+
 def name_of(series: str) -> str:
     return series.partition("{")[0]
 

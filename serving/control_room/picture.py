@@ -75,18 +75,24 @@ class PictureBuilder:
 
     def build(self, now_ms: int) -> Picture:
         """Queries the source and builds the next picture."""
-        samples = self._source.samples()
-        asked = self._record_replica(samples, now_ms)
-        for _, replica_samples in self._replicas.values():
-            samples = replica_samples | samples
+        samples, asked, points = self.observe(now_ms)
         self._number += 1
         return Picture(
             number=self._number, time_ms=now_ms, asked=asked,
             samples={s: v if math.isfinite(v) else None for s, v in samples.items() if not _idle(s, v)},
-            rates=self._rates.observe(samples, now_ms), points=self.curves.observe(samples, now_ms),
+            rates=self._rates.observe(samples, now_ms), points=points,
             replicas={name: scraped_ms for name, (scraped_ms, _) in sorted(self._replicas.items())},
             panels=self._source.panels(),
         )  # fmt: skip
+
+    def observe(self, now_ms: int) -> tuple[Samples, str, Samples]:
+        """Queries the source and continues the curves; returns the samples of all replicas, the name of the
+        one that answered, and the added points."""
+        samples = self._source.samples()
+        asked = self._record_replica(samples, now_ms)
+        for _, replica_samples in self._replicas.values():
+            samples = replica_samples | samples
+        return samples, asked, self.curves.observe(samples, now_ms)
 
     def _record_replica(self, samples: Samples, now_ms: int) -> str:
         """Keeps a named replica's samples, since the next scrape may reach another; returns the name."""

@@ -205,13 +205,39 @@ class TestPage:
             and browser.run("return document.title") == "control room"
         )
 
+    def test_the_brand_is_the_name_of_the_app_and_the_last_hour_is_drawn(
+        self, browser: Browser, stub: ControlStub
+    ) -> None:
+        opened(browser, stub)
+        assert browser.run("return document.querySelector('.mark').textContent") == "shop control room"
+        counts = "[...document.querySelectorAll('#hour svg')].map(s => s.querySelectorAll('.curve').length)"
+        browser.wait(f"return {counts}.every(n => n > 0)")
+        assert browser.run(f"return {counts}") == [1, 1, 2, 1, 4, 1, 2, 2]
+        behind = browser.run("return document.querySelectorAll('#hour .legend')[4].innerText")
+        assert "events" in behind
+
+    def test_a_section_folds_by_its_heading_stays_folded_and_a_link_unfolds_it(
+        self, browser: Browser, stub: ControlStub
+    ) -> None:
+        opened(browser, stub)
+        fold = "document.querySelector('#shards h2 button')"
+        inside = "return document.querySelector('#shards .figures').checkVisibility()"
+        browser.run(f"{fold}.click()")
+        assert not browser.run(inside) and browser.run(f"return {fold}.ariaExpanded") == "false"
+        opened(browser, stub)
+        assert not browser.run(inside)
+        browser.run("document.querySelector('a[href=\"#shards\"]').click()")
+        browser.wait(inside)
+
     def test_an_empty_system_says_so(self, browser: Browser, stub: ControlStub) -> None:
         stub.look.now = {"recsys_system_running": 1.0}
         stub.look.panel = PANELS | {"served": None, "parts": []}
         opened(browser, stub)
         text = browser.run("return document.querySelector('main').innerText")
         assert (
-            "No swipes yet" in text
+            "No events yet" in text
+            and "Begins with the first list" in text
+            and "Begins after 200 learned examples" in text
             and "No replica answers yet" in text
             and "No shard answers yet" in text
             and "later snapshots score it again" in text

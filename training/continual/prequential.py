@@ -57,6 +57,7 @@ class Prequential:
             return {}
         entropy = -rate * math.log(rate) - (1 - rate) * math.log1p(-rate)
         return {
+            f"rate.{label}": rate,
             f"normalized_entropy.{label}": self._sums[f"loss.{label}"] / self.examples / entropy,
             f"calibration.{label}": self._sums.get(f"predicted.{label}", 0.0) / happened,
         }

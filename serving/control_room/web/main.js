@@ -5,6 +5,7 @@ import { Charts } from "./chart.js";
 import { drawLines } from "./lines.js";
 import { drawForgetting } from "./forgetting.js";
 import { Flow } from "./flow.js";
+import { bindFolds } from "./fold.js";
 import { bindForms } from "./inspect.js";
 import { drawPanels } from "./panels.js";
 import { beginRuler, drawRuler } from "./ruler.js";
@@ -48,6 +49,7 @@ function showGate(title, text, form) {
 function draw(picture) {
   room.picture = picture;
   if (room.hidden) { room.hidden = false; gate.hidden = true; }
+  put(part("app"), picture.panels.app);
   drawPanels(picture);
   drawLines(picture);
   drawExperiments(picture);
@@ -134,5 +136,6 @@ part("gate-form").addEventListener("submit", event => {
 window.addEventListener("hashchange", () => { if (takeKey() && !gate.hidden) stayConnected(); });
 bindForms(() => key);
 bindTips();
+bindFolds(room);
 showGate("The control room", "Connecting to the system.", false);
 stayConnected();

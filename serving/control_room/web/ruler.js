@@ -5,7 +5,7 @@ import { el, metric, part, redraw } from "./dom.js";
 
 const STEPS = [1, 2, 5];
 const MARKS = [
-  ["swipes", "acknowledged", "recsys_view_to_acknowledged_p95_ms"],
+  ["events", "acknowledged", "recsys_view_to_acknowledged_p95_ms"],
   ["session", "session", "recsys_session_fold_view_to_session_p95_ms"],
   ["example", "example", "recsys_joiner_view_to_example_p95_ms"],
   ["learned", "learned", "recsys_trainer_view_to_learned_p95_ms"],

@@ -71,7 +71,7 @@ def system(tmp_path: Path) -> tuple[Config, Log]:
     return config, log
 
 
-def test_workers_are_listed_one_by_one_and_their_curves_are_of_all(tmp_path: Path) -> None:
+def test_workers_are_listed_one_by_one_and_their_counters_are_of_all(tmp_path: Path) -> None:
     config = config_in(tmp_path, workers=WorkersConfig(session_fold=2))
     parts = []
     for number, name in enumerate(config.workers.names("session-fold")):
@@ -86,8 +86,8 @@ def test_workers_are_listed_one_by_one_and_their_curves_are_of_all(tmp_path: Pat
     log = open_log(config)
     create_topics(log, config)
     watch = SystemWatch(config, log)
-    assert watch.curve_samples()["recsys_session_fold_events_total"] == 21
     samples = watch.samples()
+    assert samples["recsys_session_fold_events_total"] == 21
     assert samples['recsys_part_ready{part="session-fold.1"}'] == 1
     listed = [part["name"] for part in watch.panels()["parts"]]
     assert listed == ["session-fold.0", "session-fold.1"]

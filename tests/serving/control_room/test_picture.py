@@ -112,22 +112,46 @@ def test_curves_keep_a_bounded_past_a_point_each_five_seconds() -> None:
     assert {b[0] - a[0] for a, b in zip(kept[auc], kept[auc][1:], strict=False)} == {5_000}
     for label in range(100):
         curves.observe({f'recsys_trainer_auc{{label="{label}"}}': 0.5}, 10**9 + 5_000 * label)
-    assert len(curves.all()) <= 40
+    assert len(curves.all()) <= 80
 
 
 def test_curves_of_those_that_ended_make_room_for_those_that_began() -> None:
     curves = Curves()
-    old, new = (f'recsys_view_to_served_p95_ms{{replica="{n}"}}' for n in ("old", "new"))
-    shards = {f'recsys_trainer_auc{{label="{n}"}}': 0.5 for n in range(38)}
-    curves.observe(shards | {old: 1.0}, 0)
-    curves.observe(shards | {f"{old} b": 1.0}, 5_000)
-    assert curves.observe(shards | {new: 1.0, f"{old} b": 2.0}, 10_000)[new] == 1.0
-    assert old not in curves.all() and f"{old} b" in curves.all()
-    two_hours_ms = 5_000 * POINTS
-    assert curves.observe({new: 2.0}, two_hours_ms + 9_000) == {new: 2.0}
-    assert set(curves.all()) == set(shards) | {new, f"{old} b"}
-    curves.observe({new: 2.0}, two_hours_ms + 20_000)
+    old, new, other = (f'recsys_source_recall{{source="{n}"}}' for n in ("old", "new", "other"))
+    labels = {f'recsys_trainer_auc{{label="{n}"}}': 0.5 for n in range(78)}
+    curves.observe(labels | {old: 1.0}, 0)
+    curves.observe(labels | {other: 1.0}, 5_000)
+    assert curves.observe(labels | {new: 1.0, other: 2.0}, 10_000)[new] == 1.0
+    assert old not in curves.all() and other in curves.all()
+    an_hour_ms = 5_000 * POINTS
+    assert curves.observe({new: 2.0}, an_hour_ms + 9_000) == {new: 2.0}
+    assert set(curves.all()) == set(labels) | {new, other}
+    curves.observe({new: 2.0}, an_hour_ms + 20_000)
     assert set(curves.all()) == {new}
+
+
+def test_a_counter_is_a_curve_of_its_rate_over_all_replicas() -> None:
+    curves, events = Curves(), 'recsys_events_total{status="accepted"}'
+    of = {n: f'recsys_events_total{{replica="{n}",status="accepted"}}' for n in ("r1", "r2")}
+    slowest = "recsys_answer_p99_ms"
+    turns = [
+        curves.observe(
+            {of["r1"]: a, of["r2"]: b, 'recsys_answer_p99_ms{replica="r1"}': a,
+             'recsys_answer_p99_ms{replica="r2"}': b, 'recsys_events_total{status="rejected"}': b},
+            time_ms,
+        )
+        for time_ms, a, b in [(0, 10.0, 100.0), (5_000, 20.0, 140.0), (20_000, 50.0, 140.0),
+                              (25_000, 0.0, 150.0)]
+    ]  # fmt: skip
+    assert [events in points for points in turns] == [
+        False,
+        True,
+        True,
+        False,
+    ]  # the last: a replica began anew
+    assert [turns[1][events], turns[2][events]] == [10.0, 2.0]
+    assert [points[slowest] for points in turns] == [100.0, 140.0, 140.0, 150.0]
+    assert set(curves.all()) == {events, slowest}
 
 
 def test_rates_of_what_is_told_no_more_are_dropped() -> None:

@@ -68,7 +68,7 @@ class MadeUp(ControlStub):
         for series, (begin, end, pace) in WAYS.items():
             its = [end + (begin - end) * math.exp(-n / pace) + 0.004 * math.sin(n / 8) for n in range(600)]
             points = [(now_ms - 5_000 * (600 - n), value) for n, value in enumerate(its)]
-            self.painter.curves._series[series] = deque(points, maxlen=1_440)
+            self.painter.curves._series[series] = deque(points, maxlen=720)
         super().start()
 
     def _samples(self) -> Samples:

@@ -46,9 +46,10 @@ OF_REPLICA = {
     "recsys_click_to_session_p95_ms": 38.4, "recsys_view_to_acknowledged_p95_ms": 912.4,
     "recsys_view_to_served_p95_ms": 2_380.1, "recsys_answer_p50_ms": 6.2, "recsys_answer_p99_ms": 21.9,
     "recsys_failed_share": 0.0, "recsys_degraded_share": 0.004,
+    'recsys_source_recall{source="popular"}': 0.31,
 }  # fmt: skip
 PANELS: dict[str, Any] = {
-    "running": True, "served": {"line": "main", "epoch": 2, "step": 1_234},
+    "app": "shop", "running": True, "served": {"line": "main", "epoch": 2, "step": 1_234},
     "lost": {}, "logs": "/srv/state/run", "letters": [], "experiments": [], "quarantined": ["a0", "a1"],
     "parts": [{"name": name, "state": "ready", "failure": ""} for name in PARTS],
     "control": {"live": None, "candidates": [], "decisions": [], "alarms": []},

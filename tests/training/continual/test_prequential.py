@@ -37,6 +37,7 @@ def test_figures_are_those_of_the_window_and_older_steps_leave() -> None:
     found = its.figures()
     assert found["judged"] == its.examples == 1_000
     assert found["auc.like"] == pytest.approx(exact.auc(p, happened), abs=0.004)
+    assert found["rate.like"] == pytest.approx(np.mean(happened))
     assert found["normalized_entropy.like"] == pytest.approx(exact.normalized_entropy(p, happened))
     assert found["calibration.like"] == pytest.approx(exact.calibration(p, happened))
 
