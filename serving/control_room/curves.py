@@ -84,12 +84,11 @@ def _followed(samples: Samples) -> tuple[Samples, Samples]:
     """Followed values and counters, of all replicas together."""
     current, counted = Samples(), Samples()
     for series, value in samples.items():
-        name = name_of(series)
-        if not math.isfinite(value) or not (name in FOLLOWED or name.endswith("_total")):
-            continue
         of_all = without_label(series, "replica")
+        if not math.isfinite(value):
+            continue
         if of_all in FOLLOWED_COUNTERS:
             counted[of_all] = counted.get(of_all, 0.0) + value
-        elif name in FOLLOWED:
+        elif name_of(of_all) in FOLLOWED:
             current[of_all] = max(current.get(of_all, value), value)
     return current, counted

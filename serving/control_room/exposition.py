@@ -47,8 +47,8 @@ def without_label(series: str, label: str) -> str:
     name, _, labels = series.partition("{")
     if f'{label}="' not in labels:
         return series
-    kept = [pair for pair in labels.removesuffix("}").split(",") if not pair.startswith(f'{label}="')]
-    return f"{name}{{{','.join(kept)}}}" if kept else name
+    others = [pair for pair in labels.removesuffix("}").split(",") if not pair.startswith(f'{label}="')]
+    return f"{name}{{{','.join(others)}}}" if others else name
 
 
 def name_of(series: str) -> str:

@@ -1,4 +1,4 @@
-// Helpers that create elements, and update them only where something changed.
+// Helpers that create elements, and update them only where something changed; the browser's storage.
 
 export const part = name => document.querySelector(`[data-part="${name}"]`);
 
@@ -36,4 +36,9 @@ export function redraw(element, data, draw) {
   drawn.set(element, key);
   element.replaceChildren(...draw());
   return true;
+}
+
+/** A storage of the window, such as "localStorage"; null where the browser forbids it. */
+export function storageOf(name) {
+  try { return window[name]; } catch { return null; }
 }

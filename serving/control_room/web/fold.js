@@ -1,7 +1,9 @@
 // Sections fold by their headings; which ones are folded is remembered in this browser.
 
+import { el, storageOf } from "./dom.js";
+
 const STORE = "control.folded";
-const storage = (() => { try { return localStorage; } catch { return null; } })(); // null: forbidden
+const storage = storageOf("localStorage");
 
 /** Makes the heading of every section below the loop a button that folds it. Links to a section unfold it. */
 export function bindFolds(root) {
@@ -18,9 +20,7 @@ export function bindFolds(root) {
     show(section);
   };
   for (const section of sections) {
-    const heading = section.querySelector("h2"), button = document.createElement("button");
-    button.type = "button";
-    button.append(...heading.childNodes);
+    const heading = section.querySelector("h2"), button = el("button", { type: "button" }, ...heading.childNodes);
     heading.append(button);
     button.addEventListener("click", () => fold(section, !folded.has(section.id)));
     show(section);

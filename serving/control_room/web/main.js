@@ -12,14 +12,14 @@ import { beginRuler, drawRuler } from "./ruler.js";
 import { listen } from "./stream.js";
 import { bindTips } from "./tips.js";
 import { drawExperiments } from "./experiments.js";
-import { part, put } from "./dom.js";
+import { part, put, storageOf } from "./dom.js";
 
 const KEY = "control.key";
 const HEADLINE = ["recsys_click_to_session_p95_ms", "recsys_click_to_served_p95_ms"];
 const RETRY_MS = [400, 800, 1500, 3000];
 const room = document.getElementById("room"), gate = document.getElementById("gate");
 const charts = new Charts(), flow = new Flow(document.querySelector(".flow"));
-const storage = (() => { try { return sessionStorage; } catch { return null; } })(); // null: forbidden
+const storage = storageOf("sessionStorage");
 let key = storage?.getItem(KEY) ?? "";
 const keep = given => { key = given; storage?.setItem(KEY, given); };
 let frozen = false, failures = 0, connection = new AbortController();

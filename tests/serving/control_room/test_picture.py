@@ -143,12 +143,8 @@ def test_a_counter_is_a_curve_of_its_rate_over_all_replicas() -> None:
         for time_ms, a, b in [(0, 10.0, 100.0), (5_000, 20.0, 140.0), (20_000, 50.0, 140.0),
                               (25_000, 0.0, 150.0)]
     ]  # fmt: skip
-    assert [events in points for points in turns] == [
-        False,
-        True,
-        True,
-        False,
-    ]  # the last: a replica began anew
+    # Before the last a replica began anew.
+    assert [events in points for points in turns] == [False, True, True, False]
     assert [turns[1][events], turns[2][events]] == [10.0, 2.0]
     assert [points[slowest] for points in turns] == [100.0, 140.0, 140.0, 150.0]
     assert set(curves.all()) == {events, slowest}

@@ -13,6 +13,7 @@ from collections import deque
 from pathlib import Path
 
 from runtime.supervision import launch_plan as plans
+from serving.control_room.curves import POINTS
 from serving.control_room.exposition import Samples
 from tests.support.pages.control_room_stub import KEY, ControlStub
 from tests.support.pages.webdriver import Browser
@@ -36,6 +37,7 @@ GAUGES = {
     "recsys_click_to_session_p95_ms": 28.0, "recsys_shadow_panels": 6.0,
     "recsys_trainer_judged": 4_180.0, 'recsys_part_lag{part="trainer",topic="steps"}': 1.0,
     'recsys_part_lag{part="joiner",topic="events"}': 4.0,
+    'recsys_trainer_rate{label="long_view"}': 0.31, 'recsys_trainer_rate{label="like"}': 0.06,
 }  # fmt: skip
 # Panels by age: how old in s, examples, AUC before, learned, now, and what was lost.
 PANELS = {
@@ -68,7 +70,7 @@ class MadeUp(ControlStub):
         for series, (begin, end, pace) in WAYS.items():
             its = [end + (begin - end) * math.exp(-n / pace) + 0.004 * math.sin(n / 8) for n in range(600)]
             points = [(now_ms - 5_000 * (600 - n), value) for n, value in enumerate(its)]
-            self.painter.curves._series[series] = deque(points, maxlen=720)
+            self.painter.curves._series[series] = deque(points, maxlen=POINTS)
         super().start()
 
     def _samples(self) -> Samples:
