@@ -4,7 +4,7 @@ An impression is scored with the state of its own time: sessions and counters of
 model version that would have been serving. A data set brings its lists.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -151,16 +151,19 @@ class Player:
         if changed := self.item_counters.take_changed():
             self.replica.popularity.update(*self.item_counters.counters.export(changed))
 
-    def fold(self, event: Event) -> None:
-        """Folds an event into sessions and counters without learning it: warm-up."""
+    def fold(self, event: Event, viewers: Collection[str] | None = None) -> None:
+        """Folds an event into sessions and counters without learning it: warm-up. ``viewers``: who have
+        sessions; None: all."""
         if isinstance(event, Impression):
             indices = self._indices(event)  # first: the keys may grow by it
             keys = self.replica.catalogue.keys[indices]
-            self.session(event.user_id).fold_impression(event, keys)
+            if viewers is None or str(event.user_id) in viewers:
+                self.session(event.user_id).fold_impression(event, keys)
             self.item_counters.impression(event, keys)
         elif isinstance(event, Engagement):
             keys_I = self.keys_of(event.item_id)
-            self.session(event.user_id).fold_engagement(event, keys_I)
+            if viewers is None or str(event.user_id) in viewers:
+                self.session(event.user_id).fold_engagement(event, keys_I)
             self.item_counters.engagement(event, keys_I)
             self.take_visits()
 

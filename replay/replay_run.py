@@ -323,7 +323,7 @@ def with_warm_up(
 
 
 def _fold_past(player: Player, past: Iterable[Event], progress: Progress) -> None:
-    fold = getattr(past, "fold_into", None)
+    fold, viewers = getattr(past, "fold_into", None), getattr(past, "viewers", None)
     if fold is None or not fold(player):
         for old in progress(iter(past)):
-            player.fold(old)
+            player.fold(old, viewers)

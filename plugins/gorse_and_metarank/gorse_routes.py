@@ -277,8 +277,9 @@ class GorseRoutes:
         return tuple(category_candidates(self._replica, category, seen, most, rules))
 
     def _indices_of(self, session: Session) -> Collection[int]:
-        """Catalogue indices of the items that a user saw or hid."""
-        keys = (*session.seen, *session.hidden)
+        """Catalogue indices of the items that a user hid, or saw where items don't repeat."""
+        seen = () if self._config.sessions.repeats else session.seen
+        keys = (*seen, *session.hidden)
         indices = map(self._replica.catalogue.index_of_key, keys)
         return {index for index in indices if index is not None}
 

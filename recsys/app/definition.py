@@ -142,9 +142,7 @@ class App:
         elif self.repeats:
             policy = replace(policy, sources=policy.sources | {"again": 20})
         join = replace(base.join, window_s=self.window_s)
-        sessions = replace(base.sessions, history=self.history)
-        if self.repeats:
-            sessions = replace(sessions, seen=0)
+        sessions = replace(base.sessions, history=self.history, repeats=self.repeats)
         if self.shown == BY_CLICK:
             base = replace(base, model=replace(base.model, **CLICK_RATES))
         slow_h = self.features.half_lives_h[-1]

@@ -335,11 +335,12 @@ def _words(label: Any) -> str:
 
 
 def _half_lives(columns: Columns, table: Interactions) -> list[str]:
-    """About a fiftieth and a fifth of the span of the data, without its outer hundredths."""
+    """About a fiftieth and all of the span of the data, without its outer hundredths: the slow counters hold
+    what viewers have always come back to."""
     times = sorted(_seconds(columns[table.time])) if table.time else []
     edge = len(times) // 100
     span_h = (times[-1 - edge] - times[edge]) / _HOUR_S if times else 0.0
-    fast, slow = min(max(span_h / 50, 1.0), 72.0), min(max(span_h / 5, 24.0), 1440.0)
+    fast, slow = min(max(span_h / 50, 1.0), 72.0), min(max(span_h, 24.0), 8760.0)
     return [f"{hours:.0f}h" for hours in (fast, slow)]
 
 

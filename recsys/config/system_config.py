@@ -49,7 +49,8 @@ class SessionConfig(Section):
     url: str = "embedded"
     cluster: bool = False  # url names a node of a Redis Cluster
     history: int = bounded(20, 1, 200)  # newest items of a viewer that the ranker reads
-    seen: int = bounded(500, 0)  # items not shown again
+    seen: int = bounded(500, 0)  # newest items of a viewer that are remembered
+    repeats: bool = False  # whether these may be shown again
     ttl_s: int = bounded(30 * 24 * 3600, 1)
 
 

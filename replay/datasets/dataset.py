@@ -53,4 +53,5 @@ class Dataset(Protocol):
 
     def warmup(self) -> Iterable[Event]:
         """Events from before the log, in time order, to warm up sessions and counters; often none.
-        Its ``fold_into(player)``, if there is one, folds them at once, or returns False."""
+        Its ``fold_into(player)``, if there is one, folds them at once, or returns False. Its ``viewers``, if
+        there are any, are those of later events: nobody asks for another's session."""

@@ -69,8 +69,8 @@ class _Unusable(ValueError):
 
 class MappedFiles(OfApp):
     """Events of tables; see ``Dataset``. ``shift_ms`` is added to every time. Of the rows from ``learned_ms``
-    on ``events`` are made, of those from ``warm_ms`` on before them ``warmup``. What comes from ``ends_ms``
-    on is as if the tables didn't have it."""
+    on ``events`` are made, of those before them ``warmup``. What comes from ``ends_ms`` on is as if the
+    tables didn't have it."""
 
     def __init__(
         self, app: App, files: DataFiles, paths: Sequence[Path], *, now_ms: int = MAX_TIME_MS,
@@ -89,7 +89,7 @@ class MappedFiles(OfApp):
         self.dead_letters: Counter[str] = Counter()
         self._met: dict[str, tuple[Id, int]] = {}  # items of interactions, with the first time
         self._listed: set[str] = set()  # items of tables
-        self.repeats = self.unlisted = self.shift_ms = self.warm_ms = self.learned_ms = 0
+        self.repeats = self.unlisted = self.shift_ms = self.learned_ms = 0
         self.ends_ms = MAX_TIME_MS
 
     @property
@@ -115,10 +115,14 @@ class MappedFiles(OfApp):
 
     def interactions(self) -> Iterator[Event]:
         """All of them, without items and users."""
-        yield from self._decoded(self._scan[0].read(0, self.ends_ms))
+        return self.rows_between(0, self.ends_ms)
 
-    def warmup(self) -> Iterator[Event]:
-        yield from self._decoded(self._scan[0].read(self.warm_ms, self.learned_ms))
+    def warmup(self) -> "_Past":
+        return _Past(self, self.learned_ms)
+
+    def rows_between(self, from_ms: int, until_ms: int) -> Iterator[Event]:
+        """Interactions of ``from_ms`` ≤ unshifted time < ``until_ms``."""
+        yield from self._decoded(self._scan[0].read(from_ms, until_ms))
 
     def _decoded(self, records: Iterable[tuple[int, bytes]]) -> Iterator[Event]:
         for _, same in groupby(records, itemgetter(0)):
@@ -309,6 +313,21 @@ class MappedFiles(OfApp):
         if not 0 <= now_ms <= self._latest_ms:
             raise _Unusable(f"{table.time}: expected 1970 to now, in {table.unit}", row[table.time])
         return now_ms
+
+
+class _Past:
+    """Rows before a time, and the ``viewers`` of later ones."""
+
+    def __init__(self, files: MappedFiles, until_ms: int) -> None:
+        self._files, self._until_ms = files, until_ms
+
+    def __iter__(self) -> Iterator[Event]:
+        return self._files.rows_between(0, self._until_ms)
+
+    @cached_property
+    def viewers(self) -> set[str]:
+        later = self._files.rows_between(self._until_ms, MAX_TIME_MS)
+        return {str(event.user_id) for event in later if isinstance(event, Impression | Engagement)}
 
 
 class _Spill:

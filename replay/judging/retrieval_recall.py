@@ -115,7 +115,7 @@ class RetrievalRecall:
         session = player.session(event.user_id)
         indices = [-1 if (i := catalogue.index_of(item)) is None else i for item in items]
         asked = [i for i in indices if self._lists.is_asked(user_id, i, now_ms)]
-        seen = set(session.seen)
+        seen = set[int]() if player.config.sessions.repeats else set(session.seen)
         wanted = [i for i in asked if i < 0 or int(catalogue.keys[i][0]) not in seen]
         self._counts["seen"] += len(items) - len(wanted)
         self._counts["targets"] += len(wanted)

@@ -1,8 +1,9 @@
 """Viewers of a log: before each row its user asks a system for a list; then the row is sent.
 
 Judged are the rows of one kind. A row of a list that the log has is sent in that list, which the system is
-asked to rank. Another row is sent in the list that was asked for, if that holds its item, else alone. A row
-of another kind goes with the row before it of the same user and item. Pure: the system is handed in."""
+asked to rank. Another row is sent in the list that was asked for, if that holds its item, else alone. A user
+asks once for the rows of a moment: whoever takes a basket sees one list before it. A row of another kind goes
+with the row before it of the same user and item. Pure: the system is handed in."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,8 @@ class LogViewers:
         self._ranked = OrderedDict[str, tuple[str, SystemList]]()
         # Request of the newest row of user and item.
         self._rows = OrderedDict[tuple[str, str], str]()
+        self._moment_ms = 0
+        self._asked: dict[str, SystemList] = {}  # for the moment's rows, by user
         self.counts = Counter[str]()
 
     def play(self, event: Event) -> None:
@@ -109,7 +112,7 @@ class LogViewers:
         request_id, served = self._ranked.get(row.request_id, (self._rows.get(pair, ""), None))
         if row.kind == self._label:
             if served is None:
-                served = self._recommend(row, {})
+                served = self._list_of_moment(row)
                 request_id = served.request_id if pair[1] in served.item_ids else ""
             self._judge.ask(row.user_id, row.time_ms, served.item_ids)
             self._judge.take(row.user_id, row.item_id, row.time_ms)
@@ -118,6 +121,14 @@ class LogViewers:
         self._system.send([row])
         self.counts["rows"] += 1
         self.counts["rows in a list"] += bool(request_id)
+
+    def _list_of_moment(self, row: Engagement) -> SystemList:
+        if row.time_ms != self._moment_ms:
+            self._moment_ms, self._asked = row.time_ms, {}
+        user_id = str(row.user_id)
+        if user_id not in self._asked:
+            self._asked[user_id] = self._recommend(row, {})
+        return self._asked[user_id]
 
     def _before(self, time_ms: int) -> None:
         self.publish()

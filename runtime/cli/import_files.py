@@ -101,7 +101,7 @@ def import_(
     app: Annotated[Path, Option(help="Definition of the app.")] = Path("app.yaml"),
     state: StateOverride = None,
     config: ConfigOption = "laptop",
-    learn: Annotated[int, Option(min=0, help="Newest rows to train from; 0: none.")] = 40_000,
+    learn: Annotated[int | None, Option(min=0, help="Newest rows to train from; 0: none.")] = None,
     keep_times: Annotated[bool, Option(help="Don't move old times to this week.")] = False,
     refused: Annotated[Path, Option(help="File for rows that aren't used.")] = Path("refused.csv"),
     report: Annotated[Path | None, Option(help="Write the report to this JSON file.")] = None,
@@ -110,7 +110,7 @@ def import_(
     """Writes files to the log of a state folder, each row once, and trains from the newest rows."""
     from replay.replay_report import with_bar  # imports torch
     from runtime.jobs.history_folds import HistoryFolds
-    from runtime.jobs.import_job import Importer
+    from runtime.jobs.import_job import Importer, rows_to_learn
 
     with ExitStack() as stack:
         stack.enter_context(exit_on(OSError, ValueError, LogLost, LogUnavailable, AlreadyRuns))
@@ -145,6 +145,7 @@ def import_(
         keep_definition(settings, definition, app)
         log = stack.enter_context(closing(open_log(settings)))
         create_topics(log, settings)
+        learn = rows_to_learn(definition) if learn is None else learn
         importer = Importer(definition, settings, log, clock, learn, with_bar, fold=HistoryFolds)
         result = importer.run(dataset, keep_times)
     if report is not None:

@@ -32,7 +32,7 @@ def rehearse(
     ] = None,
     rows: Annotated[int, Option(min=1, help="Most rows of the first kind of label.")] = 5_000,
     read: Annotated[float, Option(min=0, help="Lists a row that are asked for and only read.")] = 0.0,
-    learn: Annotated[int, Option(min=1, help="Rows before them to train from.")] = 40_000,
+    learn: Annotated[int | None, Option(min=1, help="Rows before them to train from.")] = None,
     report: Annotated[Path, Option(help="JSON file for the report.")] = Path("rehearsal.json"),
     page: Annotated[Path, Option(help="Page with the curves.")] = Path("rehearsal.html"),
 ) -> None:
@@ -42,6 +42,7 @@ def rehearse(
     from replay.predictions import write_report
     from replay.rehearsal.rehearsed_rows import RehearsalOptions
     from replay.replay_report import with_bar  # imports torch
+    from runtime.jobs.import_job import rows_to_learn
     from runtime.jobs.rehearsal import LogRehearsal, config_of, first_row_ms
     from runtime.reports.rehearsal_page import page_of
     from runtime.reports.retrieval_tables import print_rehearsal
@@ -66,8 +67,9 @@ def rehearse(
         Path(settings.state).mkdir(parents=True, exist_ok=True)
         keep_definition(settings, definition, app)
         result = LogRehearsal(
-            definition, settings, dataset, options, learn, with_bar, partial(_up, app), _down
-        ).run()
+            definition, settings, dataset, options, learn or rows_to_learn(definition), with_bar,
+            partial(_up, app), _down,
+        ).run()  # fmt: skip
         write_report(report, result)
         page.write_text(page_of(definition.name, result), "utf-8")
     print_rehearsal(Console(), result)

@@ -42,7 +42,9 @@ from training.lines.line import MAIN
 BATCH: Final = 5_000  # events that are appended together
 JUDGED: Final = 500  # engagements at which retrieval is measured, for each question
 _JUDGED_SHARE: Final = 0.2  # of the learned rows, the newest
-_WARM: Final = 4  # times as many rows before the learned ones are folded into sessions and counters
+_LEARN: Final = 40_000  # newest rows that are learned
+_LEARN_CLICKS: Final = 20_000  # each with a list of candidates; more taught MovieLens nothing
+_ENOUGH: Final = 4  # times the learned rows: fewer don't replace what a system has learned
 _LOOKED: Final = 100_000  # first lists and engagements, in which those without a list are counted
 _DAY_MS: Final = 86_400_000
 _WEEK_MS: Final = 7 * _DAY_MS
@@ -142,6 +144,11 @@ def events_after(log: Log, topic: str, offsets: Sequence[int]) -> Iterator[Event
                 yield decode(record.value)
 
 
+def rows_to_learn(app: App) -> int:
+    """Number of the newest rows that an import learns by default."""
+    return _LEARN_CLICKS if app.shown == BY_CLICK else _LEARN
+
+
 @dataclass(frozen=True)
 class Importer:
     """Imports into the ``log`` of a system that doesn't run. ``clock``: event time in ms. ``learn``: newest
@@ -200,7 +207,7 @@ class Importer:
         # A system that has learned goes on from there, and few rows don't replace what all taught.
         is_due = bool(report["new"] or not live or (before and (before.is_due or before.began)))
         if self.learn and is_due and self.log.end(STEPS, 0) == 0:
-            is_due = bool(live) and old < rows_before and len(times_ms) < _WARM * self.learn
+            is_due = bool(live) and old < rows_before and len(times_ms) < _ENOUGH * self.learn
             report |= {"missing": rows_before - old} if is_due else self._train(dataset)
         if folds:
             report["folded"] = folds.finish()
@@ -286,7 +293,6 @@ class Importer:
         """Replays the newest rows, and makes the weights the live epoch."""
         times = dataset.times_ms
         dataset.learned_ms = int(times[-min(self.learn, len(times))])
-        dataset.warm_ms = int(times[-min(_WARM * self.learn, len(times))])
         learned = times[times >= dataset.learned_ms]
         judged = learned[-max(1, int(len(learned) * _JUDGED_SHARE)) :]
         judge_from_ms = int(judged[0]) + dataset.shift_ms

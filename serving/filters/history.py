@@ -16,10 +16,13 @@ class Hidden(Filter):
 
 
 class Seen(Filter):
-    """Items that the viewer has seen. Where fewer items than requested would remain, they may come again: an
-    empty feed is worse. The last filter of the catalogue, since it counts what the others left."""
+    """Items that the viewer has seen, unless they may repeat. Where fewer items than requested would remain,
+    they come again: an empty feed is worse. The last filter of the catalogue, since it counts what the others
+    left."""
 
     def __call__(self, replica: Replica, query: Query, candidates: Candidates) -> Closed:
+        if replica.config.sessions.repeats:
+            return np.zeros(0, np.int64)
         seen, allowed = indices_of(replica.catalogue, query.session.seen), candidates.allowed
         assert allowed is not None, "seen items are closed in the catalogue alone"
         spare = allowed.count - query.request.n

@@ -5,6 +5,7 @@ import numpy as np
 from recsys.arrays.bitmap import Bitmap
 from recsys.features.families.visit import newest_visit
 from recsys.features.request_features import RequestFeatures
+from recsys.features.session import NOBODY
 from serving.query import Query
 from serving.replica.replica import Replica
 from serving.sources.source import Indices, Source
@@ -29,12 +30,20 @@ class CoVisits(Source):
 
 
 class Again(Source):
-    """Items of the viewer's history, newest first, where items may be shown again."""
+    """The viewer's own items, where these may be shown again: those with the most engagements first, of equal
+    ones the newest. Each is in the history, or engaged with and still remembered."""
 
     def __call__(
         self, replica: Replica, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int
     ) -> Indices:
-        keys = np.array([entry.keys[0] for entry in query.session.history], np.int64)[::-1]
-        indices = replica.catalogue.indices_of_keys(keys)
+        session, features = query.session, replica.features
+        if session.user_id == NOBODY:
+            return np.zeros(0, np.int64)
+        newest = [entry.keys[0] for entry in reversed(session.history)]
+        keys = np.array(list(dict.fromkeys((*newest, *reversed(session.seen)))), np.int64)
+        label = features.slow_counter(features.main_labels[0])
+        engaged = session.counters.read(keys, query.now_ms)[:, label]
+        own = np.flatnonzero((engaged > 0) | (np.arange(len(keys)) < len(set(newest))))
+        indices = replica.catalogue.indices_of_keys(keys[own[np.argsort(-engaged[own], kind="stable")]])
         indices = indices[indices >= 0]
         return indices[allowed[indices]]

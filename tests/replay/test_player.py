@@ -196,6 +196,18 @@ def test_a_warm_up_is_folded_and_not_learned() -> None:
     assert len(past.player.item_counters.counters) > 16
 
 
+def test_a_warm_up_counts_for_items_what_viewers_did_who_need_no_session() -> None:
+    all_of, some = Past(), Past()
+    for past, viewers in ((all_of, None), (some, {"u2"})):
+        for user in ("u1", "u2"):
+            past.player.fold(shown(f"r{user}", user, "v1", at_ms=START_MS), viewers)
+            past.player.fold(clicked(f"r{user}", user, "v1", START_MS + 10), viewers)
+    assert all_of.player.sessions.keys() == {"u1", "u2"} and some.player.sessions.keys() == {"u2"}
+    assert all_of.player.session("u2").pack() == some.player.session("u2").pack()
+    tables = [past.player.item_counters.counters.export() for past in (all_of, some)]
+    assert all(np.array_equal(*pair) for pair in zip(*tables, strict=True))
+
+
 def test_an_item_that_was_never_published_is_scored_and_may_come_later() -> None:
     past = Past()
     past.player.play(shown("r1", "u1", "strange", "v1", at_ms=START_MS))

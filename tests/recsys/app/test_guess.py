@@ -39,7 +39,7 @@ def test_ratings_become_likes_from_four_fifths_of_the_scale_on(tmp_path: Path) -
     assert app.labels == ("like",) and app.events["rate"].label == ""
     assert app.shown == "clicks" and not app.repeats
     assert app.features.trend and app.features.visit_s == 1800.0 and not app.features.last
-    assert app.features.half_lives_h == (47.0, 466.0)  # of 97 days
+    assert app.features.half_lives_h == (47.0, 2328.0)  # of 97 days
     _, ten = read(tmp_path, {"ratings.csv": ratings(10)})
     assert ten.interactions.at_least == 8.0
 

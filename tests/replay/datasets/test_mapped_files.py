@@ -54,9 +54,10 @@ def test_rows_come_in_time_order_and_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert (data.repeats, data.out_of_order, data.rows["interactions"]) == (1, 3, 5)
     assert seen(data.events()) == expected  # again, from the beginning
     assert seen(data.events(10_000, 30_000)) == expected[1:3]
-    data.learned_ms, data.warm_ms, data.shift_ms = 20_000, 10_000, 7_000
+    data.learned_ms, data.shift_ms = 20_000, 7_000
     assert [t for t, *_ in seen(data.events())] == [27_000, 37_000]
-    assert [t for t, *_ in seen(data.warmup())] == [17_000]
+    assert [t for t, *_ in seen(data.warmup())] == [12_000, 17_000]
+    assert data.warmup().viewers == {"b", "c"}
 
 
 def test_each_format_gives_the_same_events(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from recsys.events.event_types import SEEN, Engagement, Event, Impression, Item, ServedItem, User
 from recsys.events.hashing import Id
@@ -70,6 +71,14 @@ def played(system: FakeSystem, *events: Event, read: float = 0.0) -> FakeJudge:
     for event in events:
         viewers.play(event)
     return judge
+
+
+def test_a_user_asks_once_for_the_rows_of_a_moment() -> None:
+    system = FakeSystem("v1", "v2")
+    rows = did("v2"), did("v9"), did("v1"), replace(did("v1"), user_id="w"), did("v1", at_ms=5)
+    judge = played(system, *rows)
+    assert [call[-1] for call in system.calls if call[0] == "send"] == ["s1", "", "s1", "s2", "s3"]
+    assert [row[3] for row in judge.rows if row[0] == "ask"] == [("v1", "v2")] * 5
 
 
 def test_a_row_is_sent_in_the_list_that_has_its_item_else_alone() -> None:

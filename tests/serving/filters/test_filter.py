@@ -38,6 +38,14 @@ def test_what_was_seen_comes_again_rather_than_an_empty_feed_but_never_what_was_
     assert np.flatnonzero(wanted.mask()).tolist() == [0, 1, 2, 3, 5] and removed["seen"] == 0
 
 
+def test_what_was_seen_is_open_where_items_repeat() -> None:
+    replica = made(items=6)
+    replica.config = replace(replica.config, sessions=replace(replica.config.sessions, repeats=True))
+    query = Query(Request("u", 1), viewer(replica, seen=(0, 1)), policy(), NOW_MS)
+    wanted, removed = Pipeline(replica).allowed_items(query)
+    assert wanted.count == 6 and removed["seen"] == 0
+
+
 def test_of_an_empty_catalogue_nothing_is_wanted() -> None:
     replica = made(items=0, steps=0)
     session = viewer(replica)

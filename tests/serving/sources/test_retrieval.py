@@ -20,6 +20,7 @@ from serving.query import Query
 from serving.replica.replica import Replica
 from serving.request import Request
 from serving.scorers.probabilities import user_vector
+from serving.sources.history import Again
 from serving.sources.retrieval import BUILT_IN, Retrieval
 from serving.sources.topic import Topic, liked_groups
 from tests.support.serving.candidate_sources import names_by_index
@@ -192,11 +193,27 @@ def test_covisit_finds_items_of_the_same_viewers_those_of_liked_and_newer_entrie
     assert not collect(replica, {"covisit": 9}).sources
 
 
-def test_again_returns_the_viewer_s_own_items_newest_first() -> None:
+def test_again_returns_the_viewer_s_own_items_those_of_most_engagements_and_newer_ones_first() -> None:
     replica = made()
     assert list(collect(replica, {"again": 9}, liked=(3, 8, 5)).sources) == [5, 8, 3]
+    assert list(collect(replica, {"again": 9}, liked=(3, 8, 3, 5)).sources) == [3, 5, 8]
     assert list(collect(replica, {"again": 1}, np.arange(40) != 5, liked=(3, 8, 5)).sources) == [8]
     assert not collect(replica, {"again": 9}).sources
+
+
+def test_again_knows_items_that_the_history_no_longer_has_and_none_for_a_plain_list() -> None:
+    replica = made(items=100)
+    length = replica.features.history
+    session = session_of(replica, ((n, n == 2) for n in range(2, 3 + length)))
+    query = Query(Request("u"), session, policy(), NOW_MS, "r1")
+    allowed = Bitmap.of(np.ones(100, np.bool_))
+
+    def own(query: Query) -> list[int]:
+        viewer = Pipeline(replica).features.of(query)
+        return Again()(replica, query, viewer, allowed, 9).tolist()
+
+    assert own(query) == [2, *range(2 + length, 2, -1)]
+    assert own(replace(query, session=session.without_profile())) == []
 
 
 def test_places_of_items_found_twice_are_filled_up_to_the_sum_of_the_shares() -> None:
