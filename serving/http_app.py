@@ -7,6 +7,7 @@ with Retry-After. The app also serves the viewers' page, so that the page has on
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from fastapi import FastAPI, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
+from starlette.types import Scope
 
 from recsys import plugins
 from serving.access.access_layer import AccessLayer
@@ -97,7 +100,10 @@ def _add_layers(
     # A page of another origin reads a refusal only by the headers of the layer for origins.
     GATES[:] = [] if service.config.access.origins else [lists_gate(service.admission, metrics)]
     now_ms = service.live.timer_ms
-    app.add_middleware(AccessLayer, control=control, trail=trail, metrics=metrics, now_ms=now_ms)
+    app.add_middleware(
+        AccessLayer, control=control, trail=trail, metrics=metrics, now_ms=now_ms,
+        has_route=partial(_has_route, app),
+    )  # fmt: skip
     if origins := service.config.access.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -106,6 +112,11 @@ def _add_layers(
             allow_headers=["authorization", "content-type", "x-api-key"],
             expose_headers=["date", "retry-after"],
         )
+
+
+def _has_route(app: FastAPI, scope: Scope) -> bool:
+    asked = dict(scope, method="GET") if scope["method"] == "HEAD" else scope
+    return any(route.matches(asked)[0] == Match.FULL for route in app.routes)
 
 
 async def _call_once_ready(service: Service, on_ready: Callable[[], None]) -> None:

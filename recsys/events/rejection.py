@@ -3,6 +3,7 @@
 Knows JSON and msgspec's messages, but no event types.
 """
 
+import json
 import math
 import re
 import reprlib
@@ -25,9 +26,6 @@ _STEP: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 class Unquoted(str):
     """A value description that is shown without quotes."""
 
-    def __repr__(self) -> str:
-        return str(self)
-
 
 MISSING: Final = Unquoted("missing")
 
@@ -42,12 +40,31 @@ class Rejected(ValueError):
 
 
 class _Repr(reprlib.Repr):
-    """Bounded in depth, length and time, since values come from outside."""
+    """As JSON, for clients of any language. Bounded in depth, length and time, since values come from
+    outside."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxdict, self.maxlist = 3, 4, 4
         self.maxstring = self.maxother = SHOWN
+
+    def repr_str(self, x: str, level: int) -> str:
+        return json.dumps(x if len(x) <= SHOWN - 2 else f"{x[: SHOWN - 5]}...", ensure_ascii=False)
+
+    def repr_Unquoted(self, x: Unquoted, level: int) -> str:  # noqa: N802  # reprlib calls it by the type
+        return str(x)
+
+    def repr_NoneType(self, x: None, level: int) -> str:  # noqa: N802
+        return "null"
+
+    def repr_bool(self, x: bool, level: int) -> str:
+        return str(x).lower()
+
+    def repr_float(self, x: float, level: int) -> str:
+        return json.dumps(x)
+
+    def repr_tuple(self, x: tuple[object, ...], level: int) -> str:
+        return self.repr_list(list(x), level)
 
     def repr_int(self, x: int, level: int) -> str:
         # Python refuses to print integers of more than 4,300 digits.

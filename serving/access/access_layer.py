@@ -19,14 +19,15 @@ _CALLER: Final = "caller"  # in the ASGI scope
 
 
 class AccessLayer:
-    """ASGI middleware."""
+    """ASGI middleware. ``has_route``: whether anything answers a request; of a route that nobody lists, only
+    the admin would learn so."""
 
     def __init__(
         self, app: ASGIApp, control: AccessControl, trail: AuditTrail, metrics: RequestMetrics,
-        now_ms: Callable[[], int],
+        now_ms: Callable[[], int], has_route: Callable[[Scope], bool] = lambda scope: True,
     ) -> None:  # fmt: skip
         self._app, self._control, self._trail = app, control, trail
-        self._metrics, self._now_ms = metrics, now_ms
+        self._metrics, self._now_ms, self._has_route = metrics, now_ms, has_route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -35,7 +36,11 @@ class AccessLayer:
             if scope["type"] != "http":
                 raise Denied(403, "scope", "there are no web sockets here")
             caller = scope[_CALLER] = self._control.admit(scope)
-        except Denied as denied:
+        except Denied as error:
+            denied = error
+            if scope["type"] == "http" and denied.reason in ("key", "scope") and not self._has_route(scope):
+                text = f"there is no route {scope['method']} {scope['path'][:80]}: /docs lists them"
+                denied = Denied(404, "route", text)
             self._metrics.count_refused("access", denied.reason)
             fields = self._fields(scope, "")
             self._trail.refusal(self._now_ms(), **fields, status=denied.status, why=str(denied))

@@ -44,11 +44,7 @@ class Caller:
         """Raises Denied where the caller lacks the scope that a route needs."""
         if needed in self.scopes:
             return
-        key = (
-            "the admin key (/docs lists the routes that exist)"
-            if needed == ADMIN
-            else f"a key with the scope {needed}"
-        )
+        key = "the admin key" if needed == ADMIN else f"a key with the scope {needed}"
         text = f"{route[:80]} needs {key}"
         if not self.key_id:
             raise Denied(401, "key", f"{text}, sent as X-API-Key or Bearer: see `recsys keys add`")

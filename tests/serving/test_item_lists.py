@@ -171,7 +171,7 @@ def test_trending_with_one_half_life_is_refused_with_the_remedy(tmp_path: Path) 
         assert refused.json()["details"] == [
             {
                 "field": "features.half_lives",
-                "value": "(6.0,)",
+                "value": "[6.0]",
                 "expected": "two or more in the app's definition: engagements lately against the usual",
             }
         ]

@@ -61,7 +61,7 @@ async def test_a_declared_field_of_another_type_is_named(world: World) -> None:
         assert [result["status"] for result in results] == ["accepted", "rejected", "rejected"]
         assert results[1]["error"] == {
             "field": "fields.duration_ms",
-            "value": "'long'",
+            "value": '"long"',
             "expected": "a number",
         }
         assert results[2]["error"]["field"] == "fields.tags" and w.log.end(ITEMS, 0) == 61

@@ -131,7 +131,7 @@ async def test_without_disk_space_events_get_507_and_lists_go_on_without_being_l
         ("/v1/events", b'{"events": [1, ' + b"[" * 3000 + b"]" * 3000 + b"]}", 400),
         ("/v1/recommend", b'{"user_id": "u", "context": {"a": "' + b"x" * 65_536 + b'"}}', 422),
         ("/v1/recommend", b"", 422),
-        ("/v1/nothing", b"{}", 401),
+        ("/v1/nothing", b"{}", 404),
     ],
 )
 async def test_a_wrong_body_is_refused_clearly(world: World, path: str, body: bytes, status: int) -> None:

@@ -152,7 +152,7 @@ async def test_filters_hold_for_lists_and_rankings_and_wrong_ones_are_named(worl
             refused = await w.client.post(path, json=body)
             assert refused.status_code == 422
             [detail] = refused.json()["details"]
-            assert (detail["field"], detail["value"]) == ("filters.duration_ms", "'long'")
+            assert (detail["field"], detail["value"]) == ("filters.duration_ms", '"long"')
             assert detail["expected"].startswith("a number")
         many = {"user_id": "u1", "filters": {f"f{n}": 1 for n in range(11)}}
         assert (await w.client.post("/v1/recommend", json=many)).status_code == 422

@@ -40,7 +40,7 @@ async def test_only_an_app_whose_lists_are_shown_as_a_whole_takes_seen(tmp_path:
         answer = (await w.client.post("/v1/events", json={"events": [event]})).json()
         assert answer["results"][0]["status"] == "rejected"
         error = answer["results"][0]["error"]
-        assert (error["field"], error["value"]) == ("kind", "'seen'")
+        assert (error["field"], error["value"]) == ("kind", '"seen"')
         assert "click" in error["expected"] and "seen" not in error["expected"]
 
 
