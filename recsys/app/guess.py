@@ -38,7 +38,7 @@ _ROLES: Final = {
     "visit": r"session_?id",
 }
 _SHOWN: Final = r"impressions?|shown?|exposures?|served?|displayed"
-_NEGATIVE: Final = r".*(hide|dislike|skip|unlike|remove|block|report|unfollow|refund).*"
+_NEGATIVE: Final = r".*(hide|dislike|hate|downvote|skip|unlike|remove|block|report|unfollow|refund).*"
 _WEIGHTS: Final = {r".*(purchase|buy|bought|transaction|order|booked).*": 5, r".*(cart|basket).*": 3}
 _UNITS: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _CODE: Final = r".*_(id|code)|.*(category|genre|brand|type|section|topic|gender)"

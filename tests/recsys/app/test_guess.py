@@ -71,11 +71,13 @@ def test_kinds_of_event_have_labels_and_weights(tmp_path: Path) -> None:
 def test_columns_of_flags_are_labels_of_shown_items(tmp_path: Path) -> None:
     columns: Columns = {
         "user_id": [1, 1, 2, 2], "video_id": [1, 2, 3, 4], "time_ms": [1_700_000_000_000] * 4,
-        "is_click": [0, 1, 0, 1], "like": [0, 0, 0, 1], "request_id": ["a", "a", "b", "b"],
+        "is_click": [0, 1, 0, 1], "like": [0, 0, 0, 1], "is_hate": [1, 0, 0, 0],
+        "request_id": ["a", "a", "b", "b"],
     }  # fmt: skip
     app, files = read(tmp_path, {"log.jsonl": columns})
-    assert app.shown == "list" and app.labels == ("click", "like")
-    assert files.interactions.labels == {"is_click": "click", "like": "like"}
+    assert app.shown == "list" and app.labels == ("click", "like", "hate")
+    assert app.events["hate"].label == "negative"
+    assert files.interactions.labels == {"is_click": "click", "like": "like", "is_hate": "hate"}
     assert files.interactions.request == "request_id"
 
 
