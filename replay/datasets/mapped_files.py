@@ -321,6 +321,9 @@ class _Past:
     def __init__(self, files: MappedFiles, until_ms: int) -> None:
         self._files, self._until_ms = files, until_ms
 
+    def __len__(self) -> int:
+        return int(np.searchsorted(self._files.times_ms, self._until_ms))
+
     def __iter__(self) -> Iterator[Event]:
         return self._files.rows_between(0, self._until_ms)
 

@@ -57,6 +57,7 @@ class AskedLists:
         self._seen = NewestItems(_SEEN)
         self._moment_ms = 0
         self._moment: list[tuple[str, int]] = []  # its rows, which aren't learned yet
+        self._own = [simple for simple in self._lists if isinstance(simple, OwnItems)]
         self._of_moment: set[tuple[str, int]] = set()
         self.answers, self.rows = QuestionedAnswers(), 0
 
@@ -93,6 +94,14 @@ class AskedLists:
     def see(self, user_id: str, item: int) -> None:
         """Takes an engagement of another kind than the judged one."""
         self._seen.add(user_id, item)
+
+    def recall(self, user_id: str, item: int, time_ms: int) -> None:
+        """Takes an engagement of long ago, before any of ``learn``: only the viewer's own items learn it."""
+        self._visits.take(user_id, time_ms)
+        self._seen.add(user_id, item)
+        for own in self._own:
+            own.learn(user_id, item, time_ms)
+        self.rows += 1
 
     def learn(self, user_id: str, item: int, time_ms: int) -> None:
         """Takes an engagement of the judged kind. Time never goes back."""

@@ -8,6 +8,7 @@ the whole path; by question (see ``questions``) the path beside simple lists, on
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from operator import length_hint
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +37,7 @@ UNION: Final = "union"
 PATH: Final = "retrieved and ranked"
 SHOWN: Final = "shown of late, clicked or not"
 _SHOWN_H: Final = 1.0  # half-life
+_PAST: Final = 300_000  # newest rows before the replay that all lists learn: they hold little more
 
 
 class RetrievalRecall:
@@ -46,6 +48,7 @@ class RetrievalRecall:
     ) -> None:
         self._player, self._targets, self._lists = player, targets, lists
         self._past = iter(past)  # learned by the lists once the catalogue is there
+        self._long_ago = max(0, length_hint(past) - _PAST)  # rows of it
         self._label = player.features.schema.labels[0]
         self._policies = Policies(player.config.policy)
         self._groups: dict[str, Answers] = defaultdict(Answers)
@@ -56,8 +59,8 @@ class RetrievalRecall:
 
     def before(self, event: Event) -> None:
         if not isinstance(event, Item | User):
-            for old in self._past:
-                self._learn(old)
+            for n, old in enumerate(self._past):
+                self._learn(old, n < self._long_ago)
         if self._new is not None:
             self._learn(self._new)
             self._new = None
@@ -98,14 +101,15 @@ class RetrievalRecall:
             "curves": self._lists.answers.curves(),
         }
 
-    def _learn(self, event: Event) -> None:
+    def _learn(self, event: Event, is_long_ago: bool = False) -> None:
         if not isinstance(event, Engagement):
             return
         index = self._player.replica.catalogue.index_of(event.item_id)
         if index is None:
             return
         if event.kind == self._label:
-            self._lists.learn(str(event.user_id), index, event.time_ms)
+            take = self._lists.recall if is_long_ago else self._lists.learn
+            take(str(event.user_id), index, event.time_ms)
         else:
             self._lists.see(str(event.user_id), index)
 

@@ -25,6 +25,9 @@ class CoVisits(Source):
         indices = replica.catalogue.indices_of_keys(keys)
         present = np.flatnonzero(indices >= 0)
         may = present[allowed[indices[present]]]
+        if (surplus := len(may) - max(k, replica.config.serve.candidates)) > 0:
+            least = np.partition(scores[may], surplus)[surplus]
+            may = may[scores[may] >= least]  # of equal ones all: their keys decide
         best = may[np.lexsort((keys[may], -scores[may]))]
         return indices[best[: max(k, replica.config.serve.candidates)]]
 

@@ -112,7 +112,7 @@ def test_what_is_not_known_is_a_dead_letter(tmp_path: Path) -> None:
         ('{"type": "item",', r"jsonl:2: expected one JSON object"),
         ("[1]", r"jsonl:2: event: expected a JSON object"),
         ('{"type": "item", "time_ms": 0}', r"jsonl:2: item_id: expected .*required"),
-        ('{"type": "item", "time_ms": "x", "item_id": 1}', r"jsonl:2: time_ms: .*'x'"),
+        ('{"type": "item", "time_ms": "x", "item_id": 1}', r"jsonl:2: time_ms: .*\"x\""),
         (json.dumps(ITEM | {"fields": {"embedding": [1.0]}}), r"jsonl:2: fields.embedding: .* 2 "),
         (json.dumps({"item_id": 1}), r"jsonl:2: "),
     ],

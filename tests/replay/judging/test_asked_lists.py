@@ -8,6 +8,7 @@ import pytest
 from replay.judging.answers import OURS
 from replay.judging.asked_lists import AskedLists, Judge, simple_lists
 from replay.judging.questions import FIRST, NEW, NEXT
+from replay.judging.simple_lists import OwnItems
 
 HALF_HOUR_MS, DAY_MS = 1_800_000, 86_400_000
 
@@ -56,6 +57,17 @@ def test_an_item_that_the_viewer_had_is_asked_only_if_items_repeat(repeats: bool
     assert lists.is_asked("b", 1, 20)
     lists.ask("a", 20, [4], [0])
     assert ranks(lists, NEXT) == [5 if repeats else 3]
+
+
+def test_of_long_ago_the_viewer_s_own_items_are_known() -> None:
+    own, watcher = OwnItems(), Watcher()
+    lists = AskedLists(1_800.0, True, [watcher, own])
+    lists.recall("a", 3, 10)
+    lists.learn("a", 4, DAY_MS)
+    lists.ask("a", 2 * DAY_MS, [3], [0])
+    assert watcher.learned == [("a", 4, DAY_MS)]
+    assert own.scores("a", 0)[0].tolist() == [4, 3]
+    assert lists.rows == 2 and ranks(lists, FIRST) == [4]
 
 
 def test_lists_have_open_items_only() -> None:
