@@ -51,10 +51,10 @@ class _Repr(reprlib.Repr):
     def repr_str(self, x: str, level: int) -> str:
         return json.dumps(x if len(x) <= SHOWN - 2 else f"{x[: SHOWN - 5]}...", ensure_ascii=False)
 
-    def repr_Unquoted(self, x: Unquoted, level: int) -> str:  # noqa: N802  # reprlib calls it by the type
+    def repr_Unquoted(self, x: Unquoted, level: int) -> str:  # reprlib calls it by the type
         return str(x)
 
-    def repr_NoneType(self, x: None, level: int) -> str:  # noqa: N802
+    def repr_NoneType(self, x: None, level: int) -> str:
         return "null"
 
     def repr_bool(self, x: bool, level: int) -> str:
