@@ -29,7 +29,7 @@ from replay.datasets.table_rows import BadRow, Block, read_blocks
 from replay.judging.answers import is_behind
 from replay.predictions import write_report
 from runtime.cli.common import ConfigOption, StateOverride, exit_on
-from runtime.reports.tables import plain_table
+from runtime.reports.tables import plain_table, some_of
 from runtime.supervision import run_file
 from runtime.supervision.run_file import AlreadyRuns, holder, lock
 
@@ -185,7 +185,7 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
     if not result.get("folded", True):
         rows += [("sessions and counters", "not folded: `recsys up` folds them first, see above why")]
     if constant := result.get("constant_columns"):
-        rows += [("columns of one value, which teach nothing", ", ".join(constant))]
+        rows += [("columns of one value, which teach nothing", some_of(constant))]
     if "missing" in result:
         text = f"no: {result['missing']:,} rows of earlier imports are in none of these files; add "
         text += "theirs, or train from these alone, with --learn of a quarter of their number"

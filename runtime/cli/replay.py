@@ -21,7 +21,7 @@ from replay.replay_run import Outputs, ReplayOptions, ReplayResult, config_for, 
 from runtime.cli.common import ConfigOption, check_folders, exit_on, from_checkout
 from runtime.jobs.time_option import parse_time
 from runtime.reports.retrieval_tables import print_questions, retrieval_table
-from runtime.reports.tables import plain_table
+from runtime.reports.tables import plain_table, some_of
 
 _COLUMNS: Final = {
     "AUC": "auc", "by user": "grouped_auc", "in lists": "lists.auc", "nDCG": "lists.ndcg",
@@ -160,7 +160,7 @@ def _print(report: dict[str, Any], replayed: ReplayResult) -> None:
     if "against" in report:
         console.print(report["against"])
     if constant := report.get("constant_columns"):
-        console.print(f"columns of one value, which teach nothing: {', '.join(constant)}")
+        console.print(f"columns of one value, which teach nothing: {some_of(constant)}")
     if "retrieval" in report:
         console.print(retrieval_table(report["retrieval"]))
         print_questions(console, report["retrieval"])

@@ -23,13 +23,20 @@ def plain_table(
         title=title, box=None, pad_edge=False, header_style="bold", title_justify="left",
         show_header=any(names),
     )  # fmt: skip
-    for name in names:
+    for place, name in enumerate(names):
         table.add_column(
             name,
             justify="right" if name in right else "left",
             overflow="fold" if name in fold else "ellipsis",
-            min_width=longest if name == names[0] else None,
+            min_width=None if place else longest,
+            no_wrap=not place,  # else Rich narrows it with the others, and cuts these
         )
     for row in rows:
         table.add_row(*(c if hasattr(c, "__rich_console__") else Text(str(c)) for c in row))
     return table
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many there are more."""
+    more = [f"{len(names) - most:,} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
