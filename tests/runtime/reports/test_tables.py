@@ -19,7 +19,10 @@ def test_names_in_the_first_column_are_never_cut() -> None:
 
 def test_what_is_beside_a_long_name_is_wrapped_and_not_cut() -> None:
     output = StringIO()
-    rows = [("columns of one value, which teach nothing", "a few"), ("trained", "on the newest 20,011 rows " * 3)]
+    rows = [
+        ("columns of one value, which teach nothing", "a few"),
+        ("trained", "on the newest 20,011 rows " * 3),
+    ]
     Console(file=output, width=80).print(plain_table(("", ""), rows))
     words = " ".join(line[43:].strip() for line in output.getvalue().splitlines())
     assert words == " ".join(["a few", *["on the newest 20,011 rows"] * 3])
