@@ -8,7 +8,7 @@ process bit for bit; a difference is a fault of an adapter.
 
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -194,8 +194,8 @@ class BrokerPlayer(Player):
         self.loop.append(event)
         self.fold(event)
 
-    def fold(self, event: Event) -> None:
-        """The real folds read the event from the log."""
+    def fold(self, event: Event, viewers: Collection[str] | None = None) -> None:
+        """The real folds read the event from the log, for all viewers."""
         self._turn()
 
     def advance(self, now_ms: int) -> None:

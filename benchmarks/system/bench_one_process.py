@@ -82,8 +82,8 @@ def measure_one_process(options: OneProcessOptions, log_progress: Log) -> Figure
         figures: Figures = {"recommender": _caller(state, file, 0, options.seconds / 3)}
         log_progress(f"recommender: {figures['recommender']}")
         for name, command in (("serve", ["serve"]), ("up", ["up", "--detach"])):
-            with _server(command, file, state) as (system, found):
-                figures[name] = found | _under_load(system, options)
+            with _server(command, file, state) as (system, start):
+                figures[name] = start | _under_load(system, options)
             log_progress(f"{name}: {figures[name]}")
     what = f"{options.lists:g} lists and {options.events:g} events a second to each server"
     return {"what": what, "figures": figures}
@@ -97,8 +97,8 @@ def _caller(state: Path, file: Path, learned: int, seconds: float) -> Figures:
     began_s = time.time()
     command = [sys.executable, "-c", _PROGRAM, str(state), str(file), str(learned), str(seconds)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
-    found: Figures = json.loads(done.stdout)
-    return {"first_answer_s": round(found.pop("answered_s") - began_s, 2)} | found
+    figures: Figures = json.loads(done.stdout)
+    return {"first_answer_s": round(figures.pop("answered_s") - began_s, 2)} | figures
 
 
 def report_caller(feed: Client, answered_s: float, learned: float, seconds: float) -> None:
@@ -124,7 +124,7 @@ def _send(feed: Client, events: Sequence[Engagement]) -> int:
 
 
 def _rate(seconds: float, act: Callable[[int], int]) -> float:
-    """What ``act`` counts a second, called one time after the other."""
+    """Count of ``act`` a second, called one time after the other."""
     began_s, number, count = time.perf_counter(), 0, 0
     while time.perf_counter() - began_s < seconds:
         count += act(number)

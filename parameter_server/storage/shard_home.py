@@ -1,4 +1,4 @@
-"""Where the shards of a state folder have their files, and where they publish."""
+"""The places where the shards of a state folder have their files, and where they publish."""
 
 from collections.abc import Sequence
 from pathlib import Path

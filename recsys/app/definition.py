@@ -154,7 +154,7 @@ class App:
 
     @property
     def shown_as(self) -> dict[str, Any]:
-        """What a page needs of the definition, as ``/v1/app`` answers it (``AppOut``)."""
+        """The parts of the definition that a page needs, as ``/v1/app`` answers it (``AppOut``)."""
         watched = WATCHING if self.shown == BY_VIEW else ()
         opens = next((kind for kind in OPENING if kind in self.events and kind not in watched), None)
         kinds = [

@@ -221,7 +221,7 @@ class LineHold(msgspec.Struct, frozen=True, kw_only=True, tag="line_hold"):
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
     """Drift detected by a monitor of the director (training/drift/monitors.py). ``kind``: loss, calibration,
-    feature or share; ``what``: name of the number; ``at_ms``: event time. ``expected`` and ``found`` are
+    feature or share; ``what``: name of the number; ``at_ms``: event time. ``expected`` and ``measured`` are
     means of blocks, ``scale`` is the standard deviation of one block."""
 
     kind: str
@@ -229,7 +229,7 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
     at_ms: int
     step: int
     expected: float
-    found: float
+    measured: float
     scale: float
     detector: str
 

@@ -57,8 +57,9 @@ _HELP_OF_PLUGINS = {  # those of this distribution
 }
 # Modules of commands that aren't in ``runtime.cli.NAME``.
 _ELSEWHERE = {
-    "init": "runtime.cli.import_files",
-    "import": "runtime.cli.import_files",
+    **{name: f"runtime.cli.data.{name}" for name in ("rehearse", "replay", "offline")},
+    "init": "runtime.cli.data.import_files",
+    "import": "runtime.cli.data.import_files",
     "study": "benchmarks.study",
     "bench": "benchmarks.bench",
     **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),

@@ -54,7 +54,8 @@ def add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -
 
     @app.get("/v1/app", response_model=models.AppOut, responses=PROBLEMS)
     async def shown() -> Response:
-        """What a page needs of the app's definition: kinds of engagement, and the fields to show of items."""
+        """The parts of the app's definition that a page needs: kinds of engagement, and the fields to show of
+        items."""
         return json_response((await asyncio.to_thread(kept_app, service.config)).shown_as)
 
     @app.get("/v1/status", response_model=models.StatusOut, responses=PROBLEMS)

@@ -68,7 +68,7 @@ class _Connection:
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
         """Packed sessions, or what outlived them, in order; None without either."""
-        names, found = [str(user_id) for user_id in user_ids], dict[str, bytes | None]()
+        names, blobs = [str(user_id) for user_id in user_ids], dict[str, bytes | None]()
         for at in range(0, len(names), _AT_ONCE):
             some = names[at : at + _AT_ONCE]
             marks = ", ".join("?" * len(some))
@@ -77,8 +77,8 @@ class _Connection:
                 f"WHERE feature_set = ? AND user IN ({marks})"
             )
             with self._available("read"):
-                found |= dict(self._db.execute(query, (self._now_ms(), self._name, *some)))
-        return [expanded(found.get(name) or None) for name in names]
+                blobs |= dict(self._db.execute(query, (self._now_ms(), self._name, *some)))
+        return [expanded(blobs.get(name) or None) for name in names]
 
 
 class SqliteSessions(_Connection):
@@ -150,8 +150,8 @@ class SqliteFoldStore(_Connection):
         with self._available("read"):
             for user, until_ms, session, lasting in self._db.execute(query, (self._name,)):
                 if partition_of(user, count) in partitions:
-                    kept = expanded(session) if until_ms > now_ms else None
-                    yield user, kept or b"", expanded(lasting) or b""
+                    living = expanded(session) if until_ms > now_ms else None
+                    yield user, living or b"", expanded(lasting) or b""
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -186,16 +186,16 @@ def hand_over(source: SqliteFoldStore, target: FoldStore, share: Share = WHOLE) 
     count = len(position.events)
     own = share.partitions(count)
     start = FoldPosition(position.log_id, [0 if p in own else -1 for p in range(count)], 0)
-    copied, batch, kept = 0, dict[str, bytes](), dict[str, bytes]()
+    copied, batch, outliving = 0, dict[str, bytes](), dict[str, bytes]()
     for user, session, lasting in source.sessions_of(own, count):
-        batch[user], kept[user] = session, lasting
+        batch[user], outliving[user] = session, lasting
         copied += 1
         if len(batch) == _AT_ONCE:
-            target.commit(before, start, batch, (), kept)
-            before, batch, kept = start, {}, {}
+            target.commit(before, start, batch, (), outliving)
+            before, batch, outliving = start, {}, {}
     events = [offset if p in own else -1 for p, offset in enumerate(position.events)]
     after = FoldPosition(position.log_id, events, position.control)
-    target.commit(before, after, batch, (), kept)
+    target.commit(before, after, batch, (), outliving)
     return copied
 
 
@@ -203,5 +203,5 @@ def _is_ahead(position: FoldPosition, other: FoldPosition | None) -> bool:
     if other is None:
         return True
     pairs = zip(position.events, other.events, strict=True)
-    further = position.log_id == other.log_id and all(mine >= theirs for mine, theirs in pairs)
+    further = position.log_id == other.log_id and all(own >= before for own, before in pairs)
     return further and position.events != other.events

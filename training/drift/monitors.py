@@ -161,7 +161,8 @@ class ChangeMonitor:
         blocks = max(1, min(since, len(self._recent)))
         alarm = Alarm(
             kind=column.number.kind, what=column.number.what, at_ms=at_ms, step=step,
-            expected=float(expected), found=float(np.mean([means[at] for means in self._recent[-blocks:]])),
+            expected=float(expected),
+            measured=float(np.mean([means[at] for means in self._recent[-blocks:]])),
             scale=float(self._baseline.scale()[at]), detector=detector,
         )  # fmt: skip
         self._baseline.restart(at, blocks)

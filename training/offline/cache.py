@@ -230,7 +230,7 @@ def _schema(widths: dict[str, int], labels: int) -> pa.Schema:
     packed += [(name, pa.binary(4 * labels)) for name in ("labels", "arrived")]
     packed += [("taught", pa.binary(4 * (labels + 1)))]
     plain = [("time_ms", pa.int64()), ("ids", pa.uint64()), ("watch_ms", pa.float32()),
-             ("kept", pa.float32())]  # fmt: skip
+             ("sampling_rate", pa.float32())]  # fmt: skip
     return pa.schema(plain + packed)
 
 

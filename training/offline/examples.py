@@ -34,8 +34,8 @@ class OfflineExample(TrainingExample, kw_only=True, gc=False):
 class Examples:
     """N examples in order. The five columns of features are bytes (N, width), as in a ``FeatureBlock``.
 
-    ``time_ms``: event time, non-decreasing within a partition; ``ids``: a hash of the example's id; ``kept``:
-    sampling rate; ``arrived``: see ``TrainingExample``, 1 where a label is final; ``taught``: a teacher's
+    ``time_ms``: event time, non-decreasing within a partition; ``ids``: a hash of the example's id;
+    ``sampling_rate``; ``arrived``: see ``TrainingExample``, 1 where a label is final; ``taught``: a teacher's
     probabilities (N, L), NaN without a prediction.
     """
 
@@ -48,7 +48,7 @@ class Examples:
     dense: Bytes
     labels: NDArray[np.float32]
     watch_ms: NDArray[np.float32]
-    kept: NDArray[np.float32]
+    sampling_rate: NDArray[np.float32]
     arrived: NDArray[np.float32]
     taught: NDArray[np.float32]
 
@@ -82,7 +82,7 @@ def examples_of(
         ids=id_hash(ids.reshape(-1, 3)),
         labels=np.array([e.labels for e in examples], np.float32).reshape(-1, labels),
         watch_ms=np.array([e.watch_ms for e in examples], np.float32),
-        kept=np.array([e.sampling_rate for e in examples], np.float32),
+        sampling_rate=np.array([e.sampling_rate for e in examples], np.float32),
         arrived=np.where(final[:, None], np.float32(1), arrived.reshape(-1, labels)),
         taught=served_predictions(examples, labels + 1),
         **{name: _packed([getattr(block, name) for block in blocks]) for name in BLOCKS},

@@ -248,7 +248,7 @@ def _with_nan(state: Any) -> Any:
 def _scored(examples: Examples, probabilities_BL: Floats) -> tuple[Floats, Floats, Floats]:
     """Predictions and outcomes of the first label, and the number of examples each represents."""
     any_label = (examples.labels > 0).any(1)
-    weights = np.where(any_label, np.float32(1), 1 / examples.kept)
+    weights = np.where(any_label, np.float32(1), 1 / examples.sampling_rate)
     happened = (examples.labels[:, 0] > 0.5).astype(np.float32)
     return probabilities_BL[:, 0], happened, weights.astype(np.float32)
 

@@ -171,7 +171,7 @@ class OfflineTrainer:
 
 def lane_of(learner: Learner, examples: Examples) -> Lane:
     """A lane of examples with their final labels, and for a distiller their teacher's probabilities."""
-    targets = single_pass_targets(examples.labels, examples.kept, examples.arrived)
+    targets = single_pass_targets(examples.labels, examples.sampling_rate, examples.arrived)
     batch = examples.batch(learner.features)
     lane = learner.lane_of(batch, examples.labels, examples.watch_ms, targets)
     return with_teacher(lane, examples.taught) if isinstance(learner, Distiller) else lane

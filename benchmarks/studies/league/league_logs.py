@@ -10,7 +10,7 @@ from examples.news.make_log import make_log as make_news
 from examples.news.news_world import NewsWorld
 from examples.shop.make_log import make_log as make_shop
 from examples.shop.shop_world import ShopWorld
-from runtime.cli.import_files import init
+from runtime.cli.data.import_files import init
 
 
 def _baskets(folder: Path, seed: int) -> None:

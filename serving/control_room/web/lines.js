@@ -46,6 +46,6 @@ function drawDrift(control, now_ms, now) {
   const { alarms } = control;
   redraw(part("alarms"), [alarms, now], () => (alarms.length ? alarms.slice(0, 8).map(alarm => el("li", { data: { tone: "warn" }, title: `control, offset ${alarm.at}` },
     el("p", {}, el("b", {}, `${alarm.kind} of ${alarm.what}`), el("time", {}, ago(alarm.at_ms, now_ms))),
-    el("p", { class: "quiet" }, `${number(alarm.found)}, expected ${number(alarm.expected)} ± ${number(alarm.scale)}; step ${alarm.step}, ${alarm.detector}`)))
+    el("p", { class: "quiet" }, `${number(alarm.measured)}, expected ${number(alarm.expected)} ± ${number(alarm.scale)}; step ${alarm.step}, ${alarm.detector}`)))
     : [el("li", { class: "none" }, "No alarm on record.")]));
 }

@@ -57,7 +57,7 @@ def test_a_shift_is_one_alarm_and_then_the_usual() -> None:
     block, alarm = told
     assert 400 <= block < 410
     assert (alarm.kind, alarm.what, alarm.step) == ("feature", "1", block + 1)
-    assert abs(alarm.expected) < 0.6 and 2 < alarm.found < 4 and 0.8 < alarm.scale < 1.3
+    assert abs(alarm.expected) < 0.6 and 2 < alarm.measured < 4 and 0.8 < alarm.scale < 1.3
     assert alarm.detector == "page-hinkley"
 
 

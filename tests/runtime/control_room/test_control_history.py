@@ -42,7 +42,7 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
             line="cand-1", verdict="promote", to="canary", share=0.05, why="better", evidence={"auc": 0.01}
         ),
         Alarm(
-            kind="loss", what="like", at_ms=1, step=9, expected=0.5, found=0.7, scale=0.1, detector="adwin"
+            kind="loss", what="like", at_ms=1, step=9, expected=0.5, measured=0.7, scale=0.1, detector="adwin"
         ),
         Experiments(revision=3),
     )
@@ -52,7 +52,7 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
     assert found["decisions"][0]["evidence"] == {"auc": 0.01} and found["decisions"][0]["at"] == 2
     [candidate] = found["candidates"]
     assert (candidate["stage"], candidate["share"], candidate["why"]) == ("canary", 0.05, "better")
-    assert found["alarms"][0]["found"] == 0.7
+    assert found["alarms"][0]["measured"] == 0.7
     assert story.experiments.revision == 3
 
 

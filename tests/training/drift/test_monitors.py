@@ -68,7 +68,7 @@ def test_alarms_of_losses_and_calibration() -> None:
         ("loss", "like", 271, "page-hinkley"),
         ("calibration", "hide", 415, "page-hinkley"),
     ]
-    assert [(a.found, a.expected, a.scale) for a in alarms] == [
+    assert [(a.measured, a.expected, a.scale) for a in alarms] == [
         pytest.approx(numbers, rel=1e-6)
         for numbers in (
             (0.64345891, 0.60285307, 0.012944775),
@@ -89,7 +89,7 @@ def test_alarms_of_features_and_of_shares_of_frequent_keys() -> None:
         alarms += monitor.step(dense, {"author": author}, step * 600_000, step)
     figures = [(a.kind, a.what, a.step, a.detector) for a in alarms]
     assert figures == [("feature", "age", 102, "page-hinkley"), ("share", "author=0x1", 132, "page-hinkley")]
-    assert [(a.found, a.expected) for a in alarms] == [
+    assert [(a.measured, a.expected) for a in alarms] == [
         pytest.approx(numbers, rel=1e-6) for numbers in ((1.5345925, 1.0199944), (0.19333333, 0.49658925))
     ]
 

@@ -65,7 +65,7 @@ def test_an_alarm_is_told_and_changes_no_step(tmp_path) -> None:
     steps(log, CALM + 1, 8, loss=1.2)
     its.turn()
     alarms = said(log, Alarm)
-    assert {alarm.kind for alarm in alarms} == {"loss"} and alarms[0].found > 1.0
+    assert {alarm.kind for alarm in alarms} == {"loss"} and alarms[0].measured > 1.0
     assert alarms[0].expected == pytest.approx(0.6, abs=0.02) and alarms[0].step > CALM
     log.append(CONTROL, [Append(0, b"", pack({"type": "reaction", "rate": 3.0}))])  # of an earlier version
     append_examples(log, [example(n) for n in range(8)])

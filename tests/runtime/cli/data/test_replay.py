@@ -217,7 +217,7 @@ def configured(
     """The configuration that a command runs with."""
     asked: list[Config] = []
     monkeypatch.setattr(
-        "runtime.cli.replay._run", lambda _, options, config, *more: asked.append(config) or whole
+        "runtime.cli.data.replay._run", lambda _, options, config, *more: asked.append(config) or whole
     )
     result = run(data, *arguments)
     assert result.exit_code == 0, result.output
@@ -369,7 +369,9 @@ def test_a_warm_up_that_is_left_out_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     asked: list[ReplayOptions] = []
-    monkeypatch.setattr("runtime.cli.replay._run", lambda _, options, *more: asked.append(options) or whole)
+    monkeypatch.setattr(
+        "runtime.cli.data.replay._run", lambda _, options, *more: asked.append(options) or whole
+    )
     result = run(data, *arguments)
     assert result.exit_code == 0, result.output
     assert asked[0].warm_up is warm and ("skips the warm-up" in result.stderr) is told

@@ -85,7 +85,7 @@ def test_rows_of_an_item_again_are_counted_in_the_whole_file(
 ) -> None:
     """Of the second half, which repeats the first, the sample has one row in each block."""
     monkeypatch.setattr(table_rows, "ROWS", 100)
-    monkeypatch.setattr("runtime.cli.import_files._SAMPLE", 1)
+    monkeypatch.setattr("runtime.cli.data.import_files._SAMPLE", 1)
     pairs = [f"u{n},i{n % 7}" for n in range(300)]
     (folder / "log.csv").write_text("\n".join(["user,item", *pairs, *pairs[:100]]))
     result = recsys("init", "log.csv")
