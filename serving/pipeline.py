@@ -239,12 +239,12 @@ class Pipeline:
         allowed, n = candidates.allowed, query.request.n
         assert allowed is not None, "filter first"
         shares = self._shares(query) if shares is None else shares
-        sources, failed = self.retrieval.collect(query, candidates.features, allowed, shares)
-        if len(sources) < n:
-            for index in allowed.first(n * 5).tolist():
-                sources.setdefault(index, 1 << len(shares))
-        indices_N = np.fromiter(sources, np.int64, len(sources))
-        sources_N = np.fromiter(sources.values(), np.int64, len(sources))
+        indices_N, sources_N, failed = self.retrieval.collect(query, candidates.features, allowed, shares)
+        if len(indices_N) < n:
+            others = allowed.first(n * 5)
+            others = others[~np.isin(others, indices_N)]
+            indices_N = np.concatenate([indices_N, others])
+            sources_N = np.concatenate([sources_N, np.full(len(others), 1 << len(shares))])
         retrieved = candidates.listed(indices_N, sources_N, *shares, "any")
         return retrieved.degrade("retrieval") if failed else retrieved
 

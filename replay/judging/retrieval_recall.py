@@ -150,7 +150,7 @@ class RetrievalRecall:
             retrieved: Iterable[int] = ()
             if name != VECTOR or replica.step:
                 viewer = candidates.features
-                retrieved = pipeline.retrieval.collect(query, viewer, allowed, {name: KS[-1]})[0]
+                retrieved = pipeline.retrieval.collect(query, viewer, allowed, {name: KS[-1]})[0].tolist()
             places[name] = {item: rank for rank, item in enumerate(retrieved, 1)}
         indices = candidates.indices_N
         shortened = {k: {*indices[first_of_each(candidates.sources_N, k)].tolist()} for k in KS}

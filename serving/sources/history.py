@@ -1,6 +1,7 @@
 """Candidates from the viewer's history: items that its viewers visit too, and its items again."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
 from recsys.features.families.visit import newest_visit
@@ -22,14 +23,25 @@ class CoVisits(Source):
         if pause_s := replica.features.declared.visit_s:
             visit = len(newest_visit(history, pause_s, query.now_ms))
         keys, scores = replica.covisits.of_history(history, query.now_ms, visit)
-        indices = replica.catalogue.indices_of_keys(keys)
-        present = np.flatnonzero(indices >= 0)
-        may = present[allowed[indices[present]]]
-        if (surplus := len(may) - max(k, replica.config.serve.candidates)) > 0:
-            least = np.partition(scores[may], surplus)[surplus]
-            may = may[scores[may] >= least]  # of equal ones all: their keys decide
-        best = may[np.lexsort((keys[may], -scores[may]))]
-        return indices[best[: max(k, replica.config.serve.candidates)]]
+        most = max(k, replica.config.serve.candidates)
+        # Few of thousands are wanted: the others are looked at where these are closed.
+        for several in (2 * most, len(keys)):
+            near = _best(scores, several)
+            indices = replica.catalogue.indices_of_keys(keys[near])
+            may = np.flatnonzero(indices >= 0)
+            may = may[allowed[indices[may]]]
+            if len(may) >= most:
+                break
+        may = may[_best(scores[near[may]], most)]
+        return indices[may[np.lexsort((keys[near[may]], -scores[near[may]]))[:most]]]
+
+
+def _best(scores_N: NDArray[np.float64], k: int) -> Indices:
+    """Places of the k best, and of all that equal the last."""
+    surplus = len(scores_N) - k
+    if surplus <= 0:
+        return np.arange(len(scores_N))
+    return np.flatnonzero(scores_N >= np.partition(scores_N, surplus)[surplus])
 
 
 class Again(Source):

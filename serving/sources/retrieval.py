@@ -18,6 +18,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recsys import plugins
 from recsys.arrays.bitmap import Bitmap
 from recsys.features.request_features import RequestFeatures
@@ -27,10 +30,11 @@ from serving.query import Query
 from serving.replica.replica import Replica
 from serving.retrieval.retrieval_plan import SIMILAR, VECTOR, VectorQuery
 from serving.sources.history import Again, CoVisits
+from serving.sources.merging import Merging
 from serving.sources.nearest import Nearest, ToLiked, ToUser
 from serving.sources.newest import Fresh, Trial
 from serving.sources.popular import Popular, Segment
-from serving.sources.source import Checked, Source
+from serving.sources.source import Checked, Indices, Source
 from serving.sources.topic import Topic
 
 SEARCHING: Final[Mapping[str, Callable[[], Nearest]]] = {VECTOR: ToUser, SIMILAR: ToLiked}
@@ -46,19 +50,20 @@ class Retrieval:
 
     def __init__(self, replica: Replica, load: plugins.Load = plugins.load_version) -> None:
         self.replica, self._load, self._failures = replica, load, LogThrottle()
+        self._merge = Merging()
         self._searching: dict[str, Nearest] = {name: make() for name, make in SEARCHING.items()}
         self._sources: dict[str, Source] = {name: make() for name, make in BUILT_IN.items()}
         self._sources |= self._searching
 
     def collect(
         self, query: Query, viewer: RequestFeatures, allowed: Bitmap, shares: Mapping[str, int]
-    ) -> tuple[dict[int, int], list[str]]:
-        """Retrieves at most ``serve.candidates`` of the allowed items, by catalogue index with a bit for each
-        source, in the order of ``shares``; and names the sources that failed or lack the results of a shard.
+    ) -> tuple[Indices, NDArray[np.int64], list[str]]:
+        """Retrieves at most ``serve.candidates`` of the allowed items: their catalogue indices (N,) and a bit
+        for each source (N,), in the order of ``shares``; and names the sources that failed or lack the
+        results of a shard.
         """
-        sources, failed = dict[int, int](), list[str]()
-        rest = list[tuple[int, list[int]]]()
-        results, limit = query.shard_results, self.replica.config.serve.candidates
+        found, places, failed = list[Indices](), list[int](), list[str]()
+        results = query.shard_results
         missing = self.replica.index.missing if results is None else results.missing
         for place, (name, share) in enumerate(shares.items()):
             if share <= 0:
@@ -66,8 +71,8 @@ class Retrieval:
             try:
                 if name not in self._sources:
                     self._sources[name] = Checked(self._load(plugins.SOURCES, name))
-                indices = self._sources[name](self.replica, query, viewer, allowed, share)
-                retrieved = list(dict.fromkeys(indices.tolist()))
+                found.append(self._sources[name](self.replica, query, viewer, allowed, share))
+                places.append(place)
             except Exception:  # a broken index must not empty the feed
                 self._failures.exception(_log, "a source failed", query.now_ms / 1000, source=name)
                 failed.append(name)
@@ -75,18 +80,12 @@ class Retrieval:
             searching = self._searching.get(name) if missing else None
             if searching and searching.searches(self.replica, query.session):
                 failed.append(name)
-            for index in retrieved[:share]:
-                if index in sources or len(sources) < limit:
-                    sources[index] = sources.get(index, 0) | 1 << place
-            rest.append((1 << place, retrieved[share:]))
-        limit = min(limit, sum(share for share in shares.values() if share > 0))
-        for bit, left in rest:
-            free = limit - len(sources)
-            if free <= 0:
-                break
-            new = [index for index in left if index not in sources][:free]
-            sources.update(dict.fromkeys(new, bit))
-        return sources, failed
+        each, limit = [*shares.values()], self.replica.config.serve.candidates
+        budget = sum(share for share in each if share > 0)
+        merged = self._merge(
+            found, [each[p] for p in places], places, limit, budget, len(self.replica.catalogue)
+        )
+        return *merged, failed
 
     def vector_queries(
         self, session: Session, viewer: RequestFeatures, shares: Mapping[str, int]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from recsys.config.system_config import CovisitConfig
-from recsys.features.covisits import NEIGHBOURS, PREVIOUS, Covisits, Visits
+from recsys.features.covisits import COLUMNS, NEIGHBOURS, PREVIOUS, Covisits, Visits
 from recsys.features.families.visit import newest_visit
 from recsys.features.session import Entry
 
@@ -145,3 +145,19 @@ def test_a_visit_ends_with_a_pause() -> None:
     assert [e.keys[0] for e in newest_visit(history, 300.0, 11 * 60_000)] == [2, 3]
     assert [e.keys[0] for e in newest_visit(history, 420.0, 11 * 60_000)] == [0, 1, 2, 3]
     assert not newest_visit(history, 300.0, 16 * 60_000) and not newest_visit([], 300.0, 0)
+
+
+def test_scores_of_some_items_are_those_near_to_the_bit() -> None:
+    chance = np.random.default_rng(3)
+    covisits, items = Covisits(CovisitConfig()), chance.integers(1, 60, (400, COLUMNS)) << 12  # one chain
+    visits = items.copy()
+    visits[:, 0], visits[:, 1] = NOW_MS - 1000 * np.arange(400, 0, -1), 1
+    covisits.add(visits)
+    covisits.remove(np.array([5 << 12, 9 << 12]))
+    keys_N = np.array([n << 12 for n in (*range(60), 7, 7)] + [(3 << 12) + 1])
+    for seed in range(3):
+        history = [Entry("r", [int(item)], [float(item & 4096)], 0, 0) for item in items[seed]]
+        keys, scores = covisits.of_history(history, NOW_MS)
+        by_key = dict(zip(keys.tolist(), scores.tolist(), strict=True))
+        found = covisits.scores(keys_N, history, NOW_MS).tolist()
+        assert len(by_key) > 30 and found == [by_key.get(key, 0.0) for key in keys_N.tolist()]

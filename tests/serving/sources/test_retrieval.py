@@ -56,8 +56,9 @@ def collect(
     mask = np.ones(len(replica.catalogue), np.bool_) if wanted is None else wanted
     replica.config = replace(replica.config, serve=replace(replica.config.serve, candidates=limit))
     query = Query(Request("u"), its, policy(trust_after=50), NOW_MS, f"r{salt}")
-    bits, failed = Retrieval(replica).collect(query, user, Bitmap.of(mask), shares)
-    names = {index: [n for k, n in enumerate(shares) if of >> k & 1] for index, of in bits.items()}
+    *found, failed = Retrieval(replica).collect(query, user, Bitmap.of(mask), shares)
+    bits = zip(*(part.tolist() for part in found), strict=True)
+    names = {index: [n for k, n in enumerate(shares) if of >> k & 1] for index, of in bits}
     return Retrieved(names, failed)
 
 
@@ -256,13 +257,13 @@ def test_a_segment_has_its_favourites_among_the_popular_until_the_viewer_is_know
     user.user_U[replica.features.slot("profile").start] = own
     every = Bitmap.of(np.ones(40, np.bool_))
     query = Query(Request("u"), its, policy(), NOW_MS)
-    found, _ = Retrieval(replica).collect(query, user, every, {"segment": 1})
-    assert list(found) == [9]  # liked by one of theirs; by all, 7 is liked more
+    found, _, _ = Retrieval(replica).collect(query, user, every, {"segment": 1})
+    assert found.tolist() == [9]  # liked by one of theirs; by all, 7 is liked more
     known = viewer(replica, liked=tuple(range(25)))
     known.history = deque(known.history, maxlen=30)
     known.history.extend([known.history[-1]] * 20)
     query = replace(query, session=known)
-    assert not Retrieval(replica).collect(query, user, every, {"segment": 9})[0]
+    assert not len(Retrieval(replica).collect(query, user, every, {"segment": 9})[0])
 
 
 def shown_to(request_id: str, segment: int) -> Impression:
