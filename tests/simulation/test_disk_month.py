@@ -28,6 +28,7 @@ from recsys.log import sqlite_files
 from recsys.log.protocol import Append
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.disk_budget import Level, topic_bytes
+from recsys.process.malloc_tuning import return_freed_memory
 from recsys.process.space_file import SpaceReader
 from runtime.supervision.space_watch import SpaceWatch, bytes_by_kind
 from tests.support.seeds import LONG
@@ -124,6 +125,7 @@ class System:
 
 def memory() -> int:
     gc.collect()
+    return_freed_memory()  # tests before this one in the same process have left some
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
